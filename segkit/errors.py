@@ -1,0 +1,73 @@
+"""Every error that segkit raises on purpose.
+
+::
+
+    SegkitError                      the root: one clear line for the user
+    +-- UsageError                   what was asked for cannot be done, a ValueError          exit code 2
+    |   +-- TaskError                a task declaration that contradicts itself
+    |   +-- RecipeError              a recipe, or an override of it
+    |   +-- MissingFileError         also a FileNotFoundError
+    |   +-- OutputExistsError        also a FileExistsError
+    +-- DataError                    the files do not fit what they are used for, a ValueError exit code 1
+    |   +-- RasterError              a raster that cannot be read, also an OSError
+    |   +-- GridError                two grids that must be one
+    |   +-- LabelError               codes, fields or geometries of labels
+    |   +-- ModelFileError           a model file, or a scene that does not fit it
+    +-- OutputError                  what was written could not be finished, an OSError       exit code 1
+
+A message says what was found, what the rule is and what to do, and names the file, band, code or field.
+"""
+
+from __future__ import annotations
+
+
+class SegkitError(Exception):
+    """Root of all errors that segkit raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(SegkitError, ValueError):
+    """What was asked for cannot be done: an option, a path or a combination of them."""
+
+    exit_code = 2
+
+
+class TaskError(UsageError):
+    """A task declaration that contradicts itself."""
+
+
+class RecipeError(UsageError):
+    """A recipe, or an override of it, that is not valid."""
+
+
+class MissingFileError(UsageError, FileNotFoundError):
+    """A file or folder that was named and is not there."""
+
+
+class OutputExistsError(UsageError, FileExistsError):
+    """The output is there already and may not be overwritten."""
+
+
+class DataError(SegkitError, ValueError):
+    """The files are there, but do not fit what they are used for."""
+
+
+class RasterError(DataError, OSError):
+    """A raster that cannot be opened or read."""
+
+
+class GridError(DataError):
+    """Two grids that must be one and are not."""
+
+
+class LabelError(DataError):
+    """Codes, fields or geometries of labels that the task does not know."""
+
+
+class ModelFileError(DataError):
+    """A model file that cannot be used, or a scene that does not fit the model."""
+
+
+class OutputError(SegkitError, OSError):
+    """What was written could not be finished or verified."""

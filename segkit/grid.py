@@ -1,0 +1,168 @@
+"""Grid: where the pixels of a raster lie, and windows that cover it.
+
+Coordinates are those of GDAL: rows run down, columns run right, a pixel is an area, `transform` maps
+(column, row) of a pixel's upper-left corner to CRS coordinates. Windows are rasterio's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS as ProjCRS
+from pyproj import Transformer
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+# Two transforms are one when they place no corner of the raster further apart than this share of a pixel.
+_SAME_PIXEL = 1e-3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Shape, affine transform and CRS of a raster.
+
+    Parameters
+    ----------
+    height, width
+        Rows and columns, at least 1.
+    transform
+        Affine from (column, row) to CRS coordinates; may be rotated or south-up.
+    crs
+        None where the raster declares none.
+    """
+
+    height: int
+    width: int
+    transform: Affine
+    crs: CRS | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns), as numpy has it."""
+        return self.height, self.width
+
+    @property
+    def whole(self) -> Window:
+        """The window that is the grid."""
+        return Window(0, 0, self.width, self.height)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) of the outermost corners in CRS units, also for rotated and south-up grids."""
+        corners = [self.transform * (c, r) for c in (0, self.width) for r in (0, self.height)]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Lengths of a pixel's sides along a row and along a column, in CRS units."""
+        t = self.transform
+        return float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))
+
+    def part(self, window: Window) -> Grid:
+        """Return the grid of a window, which may reach beyond this one."""
+        shift = Affine.translation(window.col_off, window.row_off)
+        return Grid(int(window.height), int(window.width), self.transform * shift, self.crs)
+
+    def difference(self, other: Grid) -> str | None:
+        """Say how `other` differs from this grid, or None where both are the same to a thousandth of a pixel."""
+        found = []
+        if self.shape != other.shape:
+            found.append(f"{self.height} x {self.width} against {other.height} x {other.width} pixels")
+        if self.crs != other.crs:
+            found.append(f"CRS {crs_name(self.crs)} against {crs_name(other.crs)}")
+        elif not self._places_alike(other):
+            found.append(f"transform {_six(self.transform)} against {_six(other.transform)}")
+        return "; ".join(found) or None
+
+    def _places_alike(self, other: Grid) -> bool:
+        to_pixel = ~self.transform
+        height, width = max(self.height, other.height), max(self.width, other.width)
+        for corner in ((0, 0), (width, 0), (0, height), (width, height)):
+            column, row = to_pixel * (other.transform * corner)
+            if max(abs(column - corner[0]), abs(row - corner[1])) > _SAME_PIXEL:
+                return False
+        return True
+
+    def tiles(self, size: int) -> Iterator[Window]:
+        """Yield the windows of at most `size` x `size` pixels that cover the grid once, row by row."""
+        for row in range(0, self.height, size):
+            for column in range(0, self.width, size):
+                yield Window(column, row, min(size, self.width - column), min(size, self.height - row))
+
+    def hectares(self, window: Window | None = None) -> NDArray[np.float64]:
+        """True area of each pixel of a window (default: the whole grid), float64 of the window's shape.
+
+        Each pixel's corners are taken to an equal-area cylinder about the CRS's own ellipsoid, so degrees,
+        Web Mercator and UTM all give the area on the ground.
+
+        Raises
+        ------
+        ValueError
+            The grid has no CRS.
+        """
+        part = self.part(window or self.whole)
+        columns, rows = np.meshgrid(np.arange(part.width + 1.0), np.arange(part.height + 1.0))
+        x, y = equal_area(part.crs, *(part.transform * (columns, rows)))
+        # The shoelace formula over a quadrilateral: half the cross product of its diagonals.
+        dx1, dy1 = x[1:, 1:] - x[:-1, :-1], y[1:, 1:] - y[:-1, :-1]
+        dx2, dy2 = x[1:, :-1] - x[:-1, 1:], y[1:, :-1] - y[:-1, 1:]
+        return np.asarray(np.abs(dx1 * dy2 - dx2 * dy1) / 2 / 10_000, dtype=np.float64)
+
+
+def equal_area(
+    crs: CRS | None, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Take CRS coordinates to metres on a cylinder of equal area about the CRS's ellipsoid.
+
+    Areas in the result are areas on the ellipsoid (Lambert's cylindrical equal-area projection with the authalic
+    latitude; Snyder 1987, "Map Projections: A Working Manual", section 10). Meridians and parallels stay straight, so
+    the outline of pixels on a geographic grid keeps its area however long its edges are.
+
+    Raises
+    ------
+    ValueError
+        `crs` is None: coordinates without a CRS have no place on the ground.
+    """
+    if crs is None:
+        raise ValueError("coordinates without a CRS have no true area: assign a CRS first")
+    # Unrolled about the coordinates' own middle, so that the antimeridian does not cut them.
+    return _to_cylinder(crs.to_wkt(), _middle_longitude(crs.to_wkt(), x, y)).transform(x, y)  # type: ignore[no-any-return]
+
+
+def _middle_longitude(wkt: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
+    if not np.size(x):
+        return 0
+    crs = ProjCRS.from_wkt(wkt)
+    longitude = float(np.mean(x))
+    if not crs.is_geographic:
+        longitude, _ = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(longitude, np.mean(y))
+    return round(longitude) if np.isfinite(longitude) else 0
+
+
+@functools.lru_cache(maxsize=64)
+def _to_cylinder(wkt: str, middle: int) -> Transformer:
+    crs = ProjCRS.from_wkt(wkt)
+    if crs.ellipsoid is None:
+        raise ValueError(f"the CRS {crs.name} names no ellipsoid, so its pixels have no true area")
+    a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
+    # No datum is named, so none is shifted: same ellipsoid, same latitudes.
+    cylinder = ProjCRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
+    return Transformer.from_crs(crs, cylinder, always_xy=True)
+
+
+def crs_name(crs: CRS | None) -> str:
+    """Return `EPSG:32622` where there is a code, else the CRS's own name, else "none"."""
+    if crs is None:
+        return "none"
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else ProjCRS.from_wkt(crs.to_wkt()).name
+
+
+def _six(transform: Affine) -> str:
+    return "(" + ", ".join(f"{value:.10g}" for value in tuple(transform)[:6]) + ")"
