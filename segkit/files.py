@@ -38,7 +38,9 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     """
     output = Path(path)
     if not output.parent.is_dir():
-        raise UsageError(f"{output}: its folder {output.parent} does not exist; make it first (mkdir -p {output.parent})")
+        raise UsageError(
+            f"{output}: its folder {output.parent} does not exist; make it first (mkdir -p {output.parent})"
+        )
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name a file in it")
     if not os.access(output.parent, os.W_OK):

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyproj
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import CRS as ProjCRS
-from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
@@ -108,7 +107,8 @@ class Grid:
         """
         part = self.part(window or self.whole)
         columns, rows = np.meshgrid(np.arange(part.width + 1.0), np.arange(part.height + 1.0))
-        x, y = equal_area(part.crs, *(part.transform * (columns, rows)))
+        t = part.transform
+        x, y = equal_area(part.crs, t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f)
         # The shoelace formula over a quadrilateral: half the cross product of its diagonals.
         dx1, dy1 = x[1:, 1:] - x[:-1, :-1], y[1:, 1:] - y[:-1, :-1]
         dx2, dy2 = x[1:, :-1] - x[:-1, 1:], y[1:, :-1] - y[:-1, 1:]
@@ -132,28 +132,30 @@ def equal_area(
     if crs is None:
         raise ValueError("coordinates without a CRS have no true area: assign a CRS first")
     # Unrolled about the coordinates' own middle, so that the antimeridian does not cut them.
-    return _to_cylinder(crs.to_wkt(), _middle_longitude(crs.to_wkt(), x, y)).transform(x, y)  # type: ignore[no-any-return]
+    return _to_cylinder(crs.to_wkt(), _middle_longitude(crs.to_wkt(), x, y)).transform(x, y)
 
 
 def _middle_longitude(wkt: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
     if not np.size(x):
         return 0
-    crs = ProjCRS.from_wkt(wkt)
+    crs = pyproj.CRS.from_wkt(wkt)
     longitude = float(np.mean(x))
     if not crs.is_geographic:
-        longitude, _ = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(longitude, np.mean(y))
+        longitude, _ = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(
+            longitude, np.mean(y)
+        )
     return round(longitude) if np.isfinite(longitude) else 0
 
 
 @functools.lru_cache(maxsize=64)
-def _to_cylinder(wkt: str, middle: int) -> Transformer:
-    crs = ProjCRS.from_wkt(wkt)
+def _to_cylinder(wkt: str, middle: int) -> pyproj.Transformer:
+    crs = pyproj.CRS.from_wkt(wkt)
     if crs.ellipsoid is None:
         raise ValueError(f"the CRS {crs.name} names no ellipsoid, so its pixels have no true area")
     a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
     # No datum is named, so none is shifted: same ellipsoid, same latitudes.
-    cylinder = ProjCRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
-    return Transformer.from_crs(crs, cylinder, always_xy=True)
+    cylinder = pyproj.CRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
+    return pyproj.Transformer.from_crs(crs, cylinder, always_xy=True)
 
 
 def crs_name(crs: CRS | None) -> str:
@@ -161,7 +163,7 @@ def crs_name(crs: CRS | None) -> str:
     if crs is None:
         return "none"
     code = crs.to_epsg()
-    return f"EPSG:{code}" if code else ProjCRS.from_wkt(crs.to_wkt()).name
+    return f"EPSG:{code}" if code else pyproj.CRS.from_wkt(crs.to_wkt()).name
 
 
 def _six(transform: Affine) -> str:

@@ -57,7 +57,5 @@ class _Lines:
         self.last = now
         rate = self.done / (now - self.started)
         left = (self.total - self.done) / rate if rate else float("inf")
-        print(
-            f"{self.what}: {self.done:,.0f}/{self.total:,.0f} {self.unit}  {rate:,.2f} {self.unit}/s  {left:,.0f} s left",
-            file=sys.stderr,
-        )
+        done = f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
+        print(f"{self.what}: {done}  {rate:,.2f} {self.unit}/s  {left:,.0f} s left", file=sys.stderr)

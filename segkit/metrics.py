@@ -1,0 +1,119 @@
+"""Metrics: one accumulator of int64 counts, from which every metric derives.
+
+Counts are added tile by tile and scene by scene, so a metric is that of all pixels together and never a mean of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segkit.task import IGNORE, Task
+
+_BINS = 15  # equal-width bins of confidence: Guo et al. 2017, "On Calibration of Modern Neural Networks"
+
+
+class Confusion:
+    """Confusion of decided and true categories, and the reliability of the confidence in them.
+
+    Attributes
+    ----------
+    counts
+        int64 (P, K, K): plane, true category, decided category.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        size = len(task.categories)
+        self.counts: NDArray[np.int64] = np.zeros((task.planes, size, size), dtype=np.int64)
+        # What was decided how surely: pixels, summed confidence and right decisions per bin.
+        self._bins = np.zeros((_BINS, 3), dtype=np.float64)
+
+    def add(
+        self,
+        decided: NDArray[np.integer[Any]],
+        truth: NDArray[np.integer[Any]],
+        confidence: NDArray[np.floating[Any]] | None = None,
+    ) -> None:
+        """Count pixels.
+
+        Parameters
+        ----------
+        decided, truth
+            Category indices (P, ...) of one shape; where the truth is not known nothing is counted.
+        confidence
+            Probability of what was decided, of the same shape; without it there is no calibration error.
+        """
+        known = truth != IGNORE
+        size = self.counts.shape[1]
+        for plane in range(self.task.planes):
+            here = known[plane]
+            pairs = truth[plane][here].astype(np.int64) * size + decided[plane][here]
+            self.counts[plane] += np.bincount(pairs, minlength=size * size).reshape(size, size)
+        if confidence is not None:
+            sure = confidence[known].astype(np.float64)
+            place = np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
+            columns = (None, sure, (decided == truth)[known])
+            self._bins += np.stack([np.bincount(place, column, minlength=_BINS) for column in columns], axis=1)
+
+    def merge(self, other: Confusion) -> None:
+        """Add what another accumulator of the same task counted."""
+        self.counts += other.counts
+        self._bins += other._bins
+
+    def per_class(self) -> dict[str, dict[str, float | int | None]]:
+        """Return IoU, F1, precision, recall and support (true pixels) by name; None where a score is undefined."""
+        return {name: _scores(self.counts[plane], category) for name, plane, category in self.task.scored}
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything that was counted, ready for `metrics.json`; None where a score is undefined.
+
+        ``pixels`` counts decisions: one a pixel, or one a pixel and class where classes overlap. ``confusion.matrix``
+        has true categories as rows and decided ones as columns; where classes overlap it is a list of one
+        [[absent, false alarm], [missed, hit]] matrix per class.
+        """
+        per_class = self.per_class()
+        pixels = int(self.counts.sum())
+        right = int(np.trace(self.counts, axis1=1, axis2=2).sum())
+        matrices = self.counts.tolist()
+        return {
+            "overall_accuracy": right / pixels if pixels else None,
+            "mean_iou": _mean([scores["iou"] for scores in per_class.values()]),
+            "macro_f1": _mean([scores["f1"] for scores in per_class.values()]),
+            "ece": self._calibration_error(),
+            "pixels": pixels,
+            "per_class": per_class,
+            "confusion": {
+                "labels": list(per_class),
+                "matrix": matrices if self.task.planes > 1 else matrices[0],
+            },
+        }
+
+    def _calibration_error(self) -> float | None:
+        """Expected calibration error: mean |accuracy - confidence| of the bins, weighted by their pixels."""
+        pixels, sure, right = self._bins.T
+        return float(np.abs(right - sure).sum() / pixels.sum()) if pixels.sum() else None
+
+
+def _scores(counts: NDArray[np.int64], category: int) -> dict[str, float | int | None]:
+    hit = int(counts[category, category])
+    called, support = int(counts[:, category].sum()), int(counts[category].sum())
+    return {
+        "iou": _ratio(hit, called + support - hit),
+        "f1": _ratio(2 * hit, called + support),
+        "precision": _ratio(hit, called),
+        "recall": _ratio(hit, support),
+        "support": support,
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Sequence[float | int | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
