@@ -30,8 +30,9 @@ from segkit.grid import Grid
 
 # GDAL picks a driver by content, and some can read any other file or fetch a URL. These read only what they are given.
 _DRIVERS = ("GTiff", "JP2OpenJPEG", "HFA", "ENVI", "PNG")
-# GDAL's default block cache is a share of the machine's memory; a fixed one keeps memory independent of the scene.
-_GDAL_OPTIONS = {"GDAL_CACHEMAX": 128 * 2**20}
+# GDAL's default block cache is a share of the machine's memory; a fixed one (in MB) keeps memory independent of the
+# scene. GDAL asks the environment once, when it first reads a block.
+os.environ.setdefault("GDAL_CACHEMAX", "128")
 
 PathLike = str | os.PathLike[str]
 
@@ -49,10 +50,8 @@ def open_raster(path: PathLike) -> Iterator[DatasetReader]:
     """
     file = existing(path, "raster")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(**_GDAL_OPTIONS))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with _quiet(), rasterio.Env():
                 dataset = stack.enter_context(DatasetReader(str(file), driver=list(_DRIVERS)))
         except RasterioError as error:
             if file.is_dir():
@@ -340,7 +339,7 @@ def writing_map(path: PathLike, grid: Grid, form: MapFormat, *, overwrite: bool 
         The disk is full, or what was written does not read back the same.
     """
     target = check_output(path, overwrite=overwrite)
-    with staged(target) as part, rasterio.Env(**_GDAL_OPTIONS):
+    with staged(target) as part:
         working = part.with_name("working.tif")
         try:
             with _quiet(), _create(working, grid, form) as dataset:

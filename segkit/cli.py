@@ -1,0 +1,292 @@
+"""Command line: parses, calls one library function, prints what came out.
+
+Libraries are imported inside the commands, so that ``segkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from segkit.errors import SegkitError
+
+if TYPE_CHECKING:
+    from segkit.predict import Summary
+
+app = typer.Typer(
+    name="segkit",
+    help="Land-cover maps from GeoTIFFs: train, predict whole scenes without seams, export clean polygons.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(StrEnum):
+    """Where networks run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(StrEnum):
+    """In which numbers networks run."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class DemoTask(StrEnum):
+    """Tasks of the sample landscape."""
+
+    DEFORESTATION = "deforestation"
+    LANDCOVER = "landcover"
+    OVERLAPPING = "overlapping"
+
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (.yaml).")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors).")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: train.epochs=3. May be repeated.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")]
+Tile = Annotated[int, typer.Option(help="Side of the windows that the network sees, in pixels.")]
+Overlap = Annotated[int, typer.Option(help="Pixels that neighbouring windows share at least.")]
+OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
+InPrecision = Annotated[Precision, typer.Option(help="bf16 is faster where the hardware has it.")]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything goes.")] = Path("demo"),
+    task: Annotated[DemoTask, typer.Option(help="What to map.")] = DemoTask.DEFORESTATION,
+    minutes: Annotated[float, typer.Option(help="Roughly how long to train on two cores.")] = 3.0,
+) -> None:
+    """Do the whole job on a sample landscape: train, predict, evaluate, polygons, picture."""
+    from segkit.demo import demo as run
+
+    result = run(folder, task=task.value, minutes=minutes, show_progress=True)
+    print(result.render())
+
+
+@app.command()
+def check(recipe: RecipeFile, set_: Set = None) -> None:
+    """Show what a recipe would train on: grids, bands, codes, class shares, problems."""
+    from segkit.check import check as run
+    from segkit.recipe import Recipe
+
+    report = run(Recipe.load(recipe, set_ or ()), show_progress=True)
+    print(report.render())
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model: RUN/model.safetensors, RUN/metrics.json, the log and its picture."""
+    from segkit.train import train as run
+
+    result = run(recipe, output, resume=resume, overwrite=overwrite, overrides=set_ or (), show_progress=True)
+    _print_metrics(result.metrics)
+    print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
+
+
+@app.command()
+def evaluate(
+    model: ModelFile,
+    images: Annotated[str, typer.Option(help="Folder, file or glob of scenes.")],
+    labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
+    field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write metrics.json.")] = None,
+    tile: Tile = 1024,
+    overlap: Overlap = 128,
+    precision: InPrecision = Precision.AUTO,
+    device: OnDevice = Device.AUTO,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a model on labelled scenes: IoU, F1, precision, recall, calibration, confusion."""
+    from segkit.evaluate import evaluate as run
+    from segkit.recipe import LabelSource
+
+    result = run(
+        model,
+        images,
+        labels if field is None else LabelSource(path=labels, field=field),
+        output,
+        tile=tile,
+        overlap=overlap,
+        precision=precision.value,
+        device=device.value,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    _print_metrics(result)
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="GeoTIFFs, each a scene.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Map (.tif); a folder for several scenes.")],
+    stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
+    probabilities: Annotated[Path | None, typer.Option(help="Also write a band of probabilities per class.")] = None,
+    vector: Annotated[Path | None, typer.Option(help="Also write polygons (.gpkg, .shp, ...).")] = None,
+    aoi: Annotated[Path | None, typer.Option(help="Polygons that limit the map.")] = None,
+    tile: Tile = 1024,
+    overlap: Overlap = 128,
+    batch: Annotated[int | None, typer.Option(help="Windows of one forward pass; by default what suits.")] = None,
+    precision: InPrecision = Precision.AUTO,
+    device: OnDevice = Device.AUTO,
+    overwrite: Overwrite = False,
+) -> None:
+    """Map whole scenes of any size, without seams, as cloud-optimised GeoTIFFs."""
+    from segkit.predict import predict as run
+
+    summaries = run(
+        model,
+        [scenes] if stack else scenes,
+        output,
+        probabilities=probabilities,
+        vector=vector,
+        aoi=aoi,
+        tile=tile,
+        overlap=overlap,
+        batch=batch,
+        precision=precision.value,
+        device=device.value,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    for summary in summaries:
+        _print_summary(summary)
+
+
+@app.command()
+def vectorize(
+    map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
+    probabilities: Annotated[Path | None, typer.Option(help="Probabilities of the map, for mean_conf.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). May be repeated.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Background's polygons, too.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a map into polygons with true areas."""
+    from segkit.vector import vectorize as run
+
+    summary = run(
+        map_,
+        output,
+        probabilities=probabilities,
+        classes=classes,
+        background=background,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    rows = [
+        (name, f"{count:,}", "" if summary.hectares is None else f"{summary.hectares[name]:,.2f}")
+        for name, count in summary.polygons.items()
+    ]
+    _print_table(("class", "polygons", "hectares"), rows)
+    print(f"\n{summary.path}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from segkit.recipe import schema as run
+
+    print(json.dumps(run(), indent=2))
+
+
+def main() -> None:
+    """Run the command line: exit code 2 for usage, 1 for a failed job, 130 for Ctrl-C; a traceback only on --debug."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="segkit", standalone_mode=False)
+    except (KeyboardInterrupt, Abort):
+        code = _fail("interrupted; what was finished before is there, nothing is half-written", 130)
+    except TyperException as error:
+        command = next((argument for argument in arguments if not argument.startswith("-")), "")
+        help_ = f"segkit {command} --help" if command in _commands() else "segkit --help"
+        code = _fail(f"{error.format_message().rstrip('.')}; see {help_}", error.exit_code)
+    except SegkitError as error:
+        if debug:
+            raise
+        code = _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        text = str(error).strip().splitlines() or [""]
+        code = _fail(f"unexpected {type(error).__name__}: {text[0]}; run again with --debug to see where", 1)
+    sys.exit(code or 0)
+
+
+def _commands() -> set[str]:
+    return {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"segkit: {message}", file=sys.stderr)
+    return code
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    def number(value: float | int | None) -> str:
+        return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+    columns = ("iou", "f1", "precision", "recall", "support")
+    rows = [(name, *(number(scores[key]) for key in columns)) for name, scores in metrics["per_class"].items()]
+    _print_table(("class", *columns), rows)
+    told = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
+    print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in told))
+
+
+def _print_summary(summary: Summary) -> None:
+    print(f"{summary.path}")
+    rows = [
+        (name, f"{count:,}", "" if summary.hectares is None else f"{summary.hectares[name]:,.2f}")
+        for name, count in summary.pixels.items()
+    ]
+    _print_table(("class", "pixels", "hectares"), rows)
+    memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
+    print(f"{summary.seconds:.1f} s, {summary.mpx_per_second:.2f} Mpx/s{memory}\n")
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print columns: the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        first, *others = row
+        print(
+            "  ".join(
+                [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Tiles for the network: random crops to train, a grid of windows to validate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rasterio.windows import Window
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from segkit.data.augment import Augmentation
+from segkit.data.split import Area, pieces
+from segkit.errors import DataError
+from segkit.raster import SceneReader, Tile
+from segkit.task import IGNORE
+
+Batch = tuple[Tensor, Tensor, Tensor]  # pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W)
+
+_OPEN_SCENES = 64  # file handles are few, scenes may be many
+
+
+class _Readers:
+    """Open readers of the scenes in use; each worker process has its own."""
+
+    def __init__(self, areas: Sequence[Area]) -> None:
+        self._areas = areas
+        self._open: OrderedDict[int, tuple[contextlib.ExitStack, SceneReader]] = OrderedDict()
+
+    def __getitem__(self, place: int) -> SceneReader:
+        if place not in self._open:
+            stack = contextlib.ExitStack()
+            self._open[place] = stack, stack.enter_context(self._areas[place].sample.scene.open())
+            if len(self._open) > _OPEN_SCENES:
+                _, (oldest, _) = self._open.popitem(last=False)
+                oldest.close()
+        self._open.move_to_end(place)
+        return self._open[place][1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_areas": self._areas, "_open": OrderedDict()}
+
+
+class TrainTiles(Dataset[Batch]):
+    """Random square crops of training areas; crop number i of seed s is always the same, in whatever process.
+
+    Areas are cut into cells of half a tile. A cell is drawn with the number of its known label pixels as weight, and a
+    crop is laid at random around it, so that every known pixel is as likely as any other and no crop is without one.
+
+    Parameters
+    ----------
+    areas
+        To draw from.
+    size
+        Pixels along a side of the crop; where a scene is smaller, the rest is no data.
+    augmentation
+        None changes nothing.
+    seed
+        Of the draws.
+
+    Raises
+    ------
+    DataError
+        No pixel has a known label.
+    """
+
+    def __init__(self, areas: Sequence[Area], size: int, augmentation: Augmentation | None, seed: int) -> None:
+        self._areas, self._size, self._augmentation, self._seed = list(areas), size, augmentation, seed
+        self._readers = _Readers(self._areas)
+        self._cells = [
+            (place, cell) for place, area in enumerate(areas) for cell in pieces(area.windows, max(1, size // 2))
+        ]
+        known = np.array([self._known(place, cell) for place, cell in self._cells], dtype=np.float64)
+        if not known.any():
+            raise DataError("no pixel of the training areas is valid and has a known label; see segkit check")
+        self.pixels = int(known.sum())
+        self._upto = np.cumsum(known) / known.sum()
+
+    def _known(self, place: int, cell: Window) -> int:
+        _, planes = self._read(place, cell)
+        return int((planes != IGNORE).any(axis=0).sum())
+
+    def _read(self, place: int, window: Window) -> tuple[Tile, NDArray[np.int16]]:
+        area = self._areas[place]
+        tile, planes = self._readers[place].read(window), area.labels.read(window)
+        area.mask(tile, planes, window)
+        return tile, planes
+
+    def __getitem__(self, number: int) -> Batch:
+        """Return crop `number`: pixels float32 (C, S, S), valid bool (S, S), target planes int16 (P, S, S)."""
+        random = np.random.default_rng((self._seed, number))
+        drawn = int(np.searchsorted(self._upto, random.random() * self._upto[-1], side="right"))
+        place, cell = self._cells[drawn]
+        grid = self._areas[place].sample.scene.grid
+        row = self._origin(random, int(cell.row_off), int(cell.height), grid.height)
+        column = self._origin(random, int(cell.col_off), int(cell.width), grid.width)
+        tile, planes = self._read(place, Window(column, row, self._size, self._size))
+        if self._augmentation is not None:
+            tile, planes = self._augmentation(tile, planes, int(random.integers(2**31)))
+        return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(planes)
+
+    def _origin(self, random: np.random.Generator, start: int, length: int, extent: int) -> int:
+        """Draw where a crop begins that holds start..start+length and, if it can, does not leave 0..extent."""
+        first, last = start + length - self._size, start
+        if extent >= self._size:
+            first, last = max(first, 0), min(last, extent - self._size)
+        return int(random.integers(min(first, last), max(first, last) + 1))
+
+
+class EpochSampler(Sampler[int]):
+    """Numbers of the crops of an epoch, shared out among processes: no number occurs twice in a training."""
+
+    def __init__(self, crops: int, rank: int = 0, world: int = 1) -> None:
+        self._crops, self._rank, self._world, self._epoch = crops, rank, world, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move on to another epoch; Lightning calls this."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's numbers."""
+        first = self._epoch * self._crops
+        return iter(range(first + self._rank, first + self._crops, self._world))
+
+    def __len__(self) -> int:
+        """Return how many numbers this process gets."""
+        return len(range(self._rank, self._crops, self._world))
+
+
+class ValidationTiles(Dataset[Batch]):
+    """Windows that cover areas with every pixel known in one window only, each with some context around it."""
+
+    def __init__(self, areas: Sequence[Area], size: int) -> None:
+        self._areas, self._size, self._rim = list(areas), size, size // 8
+        self._readers = _Readers(self._areas)
+        self._cores = [
+            (place, core)
+            for place, area in enumerate(areas)
+            for core in pieces(area.windows, max(1, size - 2 * self._rim))
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return len(self._cores)
+
+    def __getitem__(self, number: int) -> Batch:
+        """Return window `number`, not known outside of its core."""
+        place, core = self._cores[number]
+        window = Window(core.col_off - self._rim, core.row_off - self._rim, self._size, self._size)
+        tile, planes = self._readers[place].read(window), self._areas[place].labels.read(window)
+        self._areas[place].mask(tile, planes, window)
+        rows = slice(self._rim, self._rim + int(core.height))
+        columns = slice(self._rim, self._rim + int(core.width))
+        target = np.full_like(planes, IGNORE)
+        target[:, rows, columns] = planes[:, rows, columns]
+        return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(target)

@@ -1,0 +1,452 @@
+"""Training: one recipe in, one run folder out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from segkit.data.augment import AUGMENTATIONS, Augmentation
+from segkit.data.sources import Sample, resolve
+from segkit.data.split import Area, split, whole
+from segkit.data.statistics import Statistics, balanced_weights
+from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
+from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
+from segkit.evaluate import score
+from segkit.files import staged
+from segkit.losses import LOSSES, combined
+from segkit.metrics import Confusion
+from segkit.model import Segmenter
+from segkit.predict.device import pick_device, pick_precision
+from segkit.recipe import Recipe, Source
+
+_MODEL, _METRICS, _LOG, _CURVES, _RECIPE = "model.safetensors", "metrics.json", "log.csv", "curves.png", "recipe.yaml"
+_CHECKPOINTS = "checkpoints"
+_LOGGED = ("loss", "val_iou", "val_f1", "val_accuracy")
+_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training left behind.
+
+    Parameters
+    ----------
+    folder
+        Holds all of it.
+    model
+        The model file with the best validation IoU.
+    metrics
+        Of that model on the validation areas, as in `metrics.json`.
+    """
+
+    folder: Path
+    model: Path
+    metrics: dict[str, Any]
+
+
+def train(
+    recipe: Recipe | str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    overrides: Sequence[str] = (),
+    show_progress: bool = False,
+) -> Run:
+    """Train a model.
+
+    Parameters
+    ----------
+    recipe
+        A recipe or its file.
+    output
+        The run folder; by default ``runs/NAME``. Made where its parent exists.
+    resume
+        Go on after the last finished epoch of this folder's run.
+    overwrite
+        Start anew where the folder holds a run.
+    overrides
+        ``"train.epochs=3"`` and the like, for a recipe file.
+    show_progress
+        Tell about each epoch on stderr.
+
+    Returns
+    -------
+    The run; its folder holds model.safetensors, metrics.json, log.csv, curves.png, recipe.yaml and checkpoints.
+
+    Raises
+    ------
+    UsageError, DataError
+        The recipe, the data or the folder do not allow it.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
+    _check_names(recipe)
+    precision, accelerator = _hardware(recipe)
+    folder = _open_folder(recipe, output, resume=resume, overwrite=overwrite)
+    lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
+    training, validation = areas(recipe)
+    statistics = Statistics.of(training, recipe.task, show_progress=show_progress)
+    weights = _weights(recipe, statistics)
+    segmenter = Segmenter(
+        recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
+    )
+    augmentation = Augmentation(recipe.train.augment, statistics.mean, statistics.std)
+    tiles = TrainTiles(training, recipe.train.tile_size, augmentation, recipe.train.seed)
+    steps = recipe.train.steps or max(1, round(tiles.pixels / recipe.train.tile_size**2 / recipe.train.batch_size))
+    module = _Training(segmenter, weights, steps * recipe.train.epochs)
+    data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), steps, accelerator)
+    last = folder / _CHECKPOINTS / "last.ckpt"
+    started = time.monotonic()
+    keeper = ModelCheckpoint(
+        folder / _CHECKPOINTS, "best", monitor="val_iou", mode="max", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [keeper, _Log(folder / _LOG)]
+    if recipe.train.early_stopping:
+        callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
+    if show_progress:
+        callbacks.append(RichProgressBar(leave=True) if sys.stderr.isatty() else _Lines(recipe.train.epochs))
+    with _quiet_lightning():
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=recipe.train.devices,
+            num_nodes=recipe.train.num_nodes,
+            strategy=recipe.train.strategy,
+            precision=_PRECISIONS[precision],  # type: ignore[arg-type]
+            max_epochs=recipe.train.epochs,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(folder, name="tensorboard", version="") if recipe.train.tensorboard else False,
+            default_root_dir=folder,
+            enable_progress_bar=show_progress and sys.stderr.isatty(),
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            gradient_clip_val=1.0,
+            use_distributed_sampler=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    minutes = (time.monotonic() - started) / 60
+    best = torch.load(keeper.best_model_path or last, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    if trainer.is_global_zero:
+        _finish(folder, module.segmenter, validation, minutes, int(best["epoch"]), trainer.current_epoch, accelerator)
+    trainer.strategy.barrier()
+    metrics = json.loads((folder / _METRICS).read_text())
+    return Run(folder, folder / _MODEL, metrics)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep what Lightning says about itself from the user: tips, devices, and advice on workers."""
+    talk = logging.getLogger("lightning.pytorch")
+    before = talk.level
+    talk.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Their number is chosen on purpose; the folder was checked before; Lightning's own use of torch.
+            for message in ("does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec"):
+                warnings.filterwarnings("ignore", message=f".*{message}")
+            yield
+    finally:
+        talk.setLevel(before)
+
+
+def areas(recipe: Recipe) -> tuple[list[Area], list[Area]]:
+    """Return what a recipe trains on and what it validates on.
+
+    Raises
+    ------
+    DataError
+        A sample has no labels, scenes differ in their number of bands, or there is nothing left to train on.
+    """
+    training = _samples(recipe, recipe.data.train, "data.train")
+    if isinstance(recipe.data.val, Source):
+        validation = _samples(recipe, recipe.data.val, "data.val")
+        parts = whole(training), whole(validation)
+    else:
+        parts = split(training, recipe.task, recipe.data.val)
+    counts = {len(area.sample.scene.bands): area.sample.scene for part in parts for area in part}
+    if len(counts) > 1:
+        found = ", ".join(f"{scene.paths[0]} has {count}" for count, scene in counts.items())
+        raise DataError(f"scenes differ in their number of bands: {found}; choose common ones in data.bands")
+    return parts
+
+
+def _samples(recipe: Recipe, source: Source, where: str) -> list[Sample]:
+    found = resolve(source, recipe.data, recipe.task)
+    labelled = [sample for sample in found.samples if sample.labels is not None]
+    if not labelled:
+        raise DataError(f"{where}: no scene has labels; images and labels pair by file stem, see segkit check")
+    return labelled
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse names that only the trainer knows, before anything is read."""
+    for name, share in recipe.train.loss.items():
+        if name not in LOSSES:
+            raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
+        if share < 0:
+            raise RecipeError(f"train.loss.{name}: {share} is negative; weights are 0 or more")
+    if not any(recipe.train.loss.values()):
+        raise RecipeError("train.loss: no loss has a weight above 0; use for instance {pixel: 1.0, dice: 1.0}")
+    if recipe.train.augment not in AUGMENTATIONS:
+        raise RecipeError(f"train.augment: {recipe.train.augment!r} is not known; use {', '.join(AUGMENTATIONS)}")
+    if isinstance(recipe.train.class_weights, Mapping):
+        for name in recipe.train.class_weights:
+            if name not in recipe.task.channel_names:
+                known = ", ".join(recipe.task.channel_names)
+                raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; it has {known}")
+    if recipe.train.tensorboard:
+        try:
+            import tensorboard  # type: ignore[import-untyped]  # noqa: F401
+        except ImportError as error:
+            raise UsageError("train.tensorboard needs the extra: pip install 'segkit[tensorboard]'") from error
+
+
+def _hardware(recipe: Recipe) -> tuple[str, str]:
+    """Choose precision and accelerator by what the machine has natively."""
+    device = pick_device(recipe.train.device)
+    if recipe.train.precision != "fp16":
+        return pick_precision(recipe.train.precision, device), device.type
+    if device.type == "cpu":
+        raise UsageError("train.precision: fp16 is for CUDA devices; use auto, bf16 or fp32 on a CPU")
+    return "fp16", device.type
+
+
+def _open_folder(recipe: Recipe, output: str | os.PathLike[str] | None, *, resume: bool, overwrite: bool) -> Path:
+    """Prepare the run folder, and never touch a run that is not meant."""
+    folder = Path(output) if output is not None else Path("runs") / recipe.name
+    if output is None:
+        folder.parent.mkdir(exist_ok=True)
+    if not folder.parent.is_dir():
+        raise UsageError(
+            f"{folder}: the folder {folder.parent} does not exist; make it first: mkdir -p {folder.parent}"
+        )
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+    stored = folder / _RECIPE
+    if resume:
+        if not (folder / _CHECKPOINTS / "last.ckpt").is_file():
+            raise UsageError(f"{folder}: holds no run with a finished epoch to resume; start it without --resume")
+        if stored.read_text() != text:
+            raise RecipeError(
+                f"{folder}: was started with another recipe ({_first_difference(stored.read_text(), text)}); "
+                "resume with the same recipe, or train into another folder"
+            )
+        return folder
+    if stored.exists() and not overwrite:
+        raise OutputExistsError(
+            f"{folder}: holds a run already; --resume goes on with it, --overwrite starts anew, -o names another folder"
+        )
+    folder.mkdir(exist_ok=True)
+    for old in (*(folder / _CHECKPOINTS).glob("*.ckpt"), folder / _LOG):
+        old.unlink(missing_ok=True)
+    with staged(stored) as part:
+        part.write_text(text)
+    return folder
+
+
+def _first_difference(old: str, new: str) -> str:
+    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
+        if before != after:
+            return f"{before.strip()!r} then, {after.strip()!r} now"
+    return "one is longer"
+
+
+def _weights(recipe: Recipe, statistics: Statistics) -> list[float] | None:
+    given = recipe.train.class_weights
+    if given is None:
+        return None
+    named = balanced_weights(statistics.counts, recipe.task) if given == "balanced" else given
+    return [named.get(name, 1.0) for name in recipe.task.channel_names]
+
+
+class _Training(lightning.LightningModule):
+    """Loss, optimiser and validation score of a segmenter."""
+
+    def __init__(self, segmenter: Segmenter, weights: Sequence[float] | None, steps: int) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.recipe = segmenter.recipe
+        self._loss = combined(self.recipe.train.loss, segmenter.task, weights)
+        self._steps = steps
+        self._confusion = Confusion(segmenter.task)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        pixels, valid, planes = batch
+        loss: Tensor = self._loss(self.segmenter(pixels, valid), planes)
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._confusion = Confusion(self.segmenter.task)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        pixels, valid, planes = batch
+        decided = self.segmenter.task.decide(self.segmenter.task.probabilities(self.segmenter(pixels, valid)))
+        # (N, P, H, W) to (P, N, H, W): planes first, as the accumulator has it.
+        self._confusion.add(decided.movedim(0, 1).cpu().numpy(), planes.movedim(0, 1).cpu().numpy())
+
+    def on_validation_epoch_end(self) -> None:
+        counts = torch.from_numpy(self._confusion.counts).to(self.device)
+        self._confusion.counts = self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()
+        summary = self._confusion.summary()
+        # All ranks hold the sum, so there is nothing left to join.
+        for name, key in (("val_iou", "mean_iou"), ("val_f1", "macro_f1"), ("val_accuracy", "overall_accuracy")):
+            self.log(name, math.nan if summary[key] is None else summary[key], rank_zero_only=False)
+
+    def configure_optimizers(self) -> Any:
+        setup = self.recipe.train
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim <= 1]  # biases and normalisation
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": setup.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=setup.learning_rate,
+        )
+        warm = max(1, round(setup.warmup * self._steps))
+
+        def rate(step: int) -> float:
+            """Warm up in a line, cool down along a half cosine (Loshchilov and Hutter 2017)."""
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self._steps - warm)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Loaders(lightning.LightningDataModule):
+    """Batches for each process of the training."""
+
+    def __init__(
+        self, recipe: Recipe, tiles: TrainTiles, validation: ValidationTiles, steps: int, accelerator: str
+    ) -> None:
+        super().__init__()
+        self._setup, self._tiles, self._validation, self._steps = recipe.train, tiles, validation, steps
+        # A CPU that trains has no cores to spare for loading.
+        spare = 0 if accelerator == "cpu" else min(8, (os.cpu_count() or 1) - 1)
+        workers = spare if recipe.train.workers is None else recipe.train.workers
+        self._options: dict[str, Any] = {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": accelerator == "cuda",
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer = self.trainer
+        assert trainer is not None
+        crops = self._steps * self._setup.batch_size * trainer.world_size
+        sampler = EpochSampler(crops, trainer.global_rank, trainer.world_size)
+        return DataLoader(self._tiles, self._setup.batch_size, sampler=sampler, drop_last=True, **self._options)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        trainer = self.trainer
+        assert trainer is not None
+        mine = range(trainer.global_rank, len(self._validation), trainer.world_size)
+        return DataLoader(self._validation, self._setup.batch_size, sampler=list(mine), **self._options)
+
+
+class _Log(Callback):
+    """One row of numbers an epoch in a CSV file; a resumed run goes on in the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        epoch = trainer.current_epoch + 1
+        row: dict[str, float] = {"epoch": epoch}
+        row |= {name: trainer.callback_metrics[name].item() for name in _LOGGED}
+        row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = time.monotonic() - self._started
+        rows = [old for old in read_log(self._path) if old["epoch"] < epoch] if self._path.exists() else []
+        with staged(self._path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer.writeheader()
+            writer.writerows({name: f"{value:.8g}" for name, value in each.items()} for each in (*rows, row))
+
+
+class _Lines(Callback):
+    """One line an epoch where there is no terminal to draw on."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
+            got = trainer.callback_metrics
+            print(
+                f"epoch {trainer.current_epoch + 1}/{self._epochs}  loss {got['loss']:.4f}  "
+                f"validation IoU {got['val_iou']:.4f}  accuracy {got['val_accuracy']:.4f}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Read a run's log.csv: one dict an epoch."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _finish(
+    folder: Path,
+    segmenter: Segmenter,
+    validation: Sequence[Area],
+    minutes: float,
+    best_epoch: int,
+    epochs: int,
+    accelerator: str,
+) -> None:
+    """Score the best weights as prediction will see them, and write the run's results, the model file last."""
+    confusion = score(segmenter, validation, device=accelerator)
+    segmenter.metrics = confusion.summary()
+    with staged(folder / _METRICS) as part:
+        part.write_text(json.dumps(segmenter.metrics, indent=2))
+    with staged(folder / _CURVES) as part:
+        _draw(folder / _LOG, part, best_epoch + 1)
+    segmenter.save(folder / _MODEL)
+
+
+def _draw(log: Path, picture: Path, best: int) -> None:
+    """Draw loss and validation score against the epoch."""
+    from matplotlib.figure import Figure
+
+    rows = read_log(log)
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["loss"] for row in rows], color="#0072b2")
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key, label, color in (("val_iou", "mean IoU", "#d55e00"), ("val_accuracy", "accuracy", "#009e73")):
+        right.plot(epochs, [row[key] for row in rows], color=color, label=label)
+    right.axvline(best, color="#888888", linestyle=":", label=f"kept: epoch {best}")
+    right.set(xlabel="epoch", ylabel="validation")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=120)
