@@ -77,12 +77,12 @@ def _root(
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything goes.")] = Path("demo"),
     task: Annotated[DemoTask, typer.Option(help="What to map.")] = DemoTask.DEFORESTATION,
-    minutes: Annotated[float, typer.Option(help="Roughly how long to train on two cores.")] = 3.0,
+    set_: Set = None,
 ) -> None:
     """Do the whole job on a sample landscape: train, predict, evaluate, polygons, picture."""
     from segkit.demo import demo as run
 
-    result = run(folder, task=task.value, minutes=minutes, show_progress=True)
+    result = run(folder, task=task.value, overrides=set_ or (), show_progress=True)
     print(result.render())
 
 

@@ -14,8 +14,11 @@ import numpy as np
 import pyproj
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj.crs import Ellipsoid
 from rasterio.crs import CRS
 from rasterio.windows import Window
+
+from segkit.errors import GridError
 
 # Two transforms are one when they place no corner of the raster further apart than this share of a pixel.
 _SAME_PIXEL = 1e-3
@@ -53,7 +56,7 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) of the outermost corners in CRS units, also for rotated and south-up grids."""
-        corners = [self.transform * (c, r) for c in (0, self.width) for r in (0, self.height)]
+        corners = [self.transform @ (c, r) for c in (0, self.width) for r in (0, self.height)]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
@@ -66,7 +69,7 @@ class Grid:
     def part(self, window: Window) -> Grid:
         """Return the grid of a window, which may reach beyond this one."""
         shift = Affine.translation(window.col_off, window.row_off)
-        return Grid(int(window.height), int(window.width), self.transform * shift, self.crs)
+        return Grid(int(window.height), int(window.width), self.transform @ shift, self.crs)
 
     def difference(self, other: Grid) -> str | None:
         """Say how `other` differs from this grid, or None where both are the same to a thousandth of a pixel."""
@@ -83,7 +86,7 @@ class Grid:
         to_pixel = ~self.transform
         height, width = max(self.height, other.height), max(self.width, other.width)
         for corner in ((0, 0), (width, 0), (0, height), (width, height)):
-            column, row = to_pixel * (other.transform * corner)
+            column, row = to_pixel @ (other.transform @ corner)
             if max(abs(column - corner[0]), abs(row - corner[1])) > _SAME_PIXEL:
                 return False
         return True
@@ -102,8 +105,8 @@ class Grid:
 
         Raises
         ------
-        ValueError
-            The grid has no CRS.
+        GridError
+            The CRS is missing, or has no place on the ground.
         """
         part = self.part(window or self.whole)
         columns, rows = np.meshgrid(np.arange(part.width + 1.0), np.arange(part.height + 1.0))
@@ -112,6 +115,9 @@ class Grid:
         # The shoelace formula over a quadrilateral: half the cross product of its diagonals.
         dx1, dy1 = x[1:, 1:] - x[:-1, :-1], y[1:, 1:] - y[:-1, :-1]
         dx2, dy2 = x[1:, :-1] - x[:-1, 1:], y[1:, :-1] - y[:-1, 1:]
+        around = 2 * np.pi * _on_earth(part.crs)[1].semi_major_metre
+        for dx in (dx1, dx2):
+            dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
         return np.asarray(np.abs(dx1 * dy2 - dx2 * dy1) / 2 / 10_000, dtype=np.float64)
 
 
@@ -122,23 +128,31 @@ def equal_area(
 
     Areas in the result are areas on the ellipsoid (Lambert's cylindrical equal-area projection with the authalic
     latitude; Snyder 1987, "Map Projections: A Working Manual", section 10). Meridians and parallels stay straight, so
-    the outline of pixels on a geographic grid keeps its area however long its edges are.
+    the outline of pixels on a geographic grid keeps its area however long its edges are. What reaches around the
+    cylinder's cut, opposite to the coordinates' middle, jumps by its girth.
 
     Raises
     ------
-    ValueError
-        `crs` is None: coordinates without a CRS have no place on the ground.
+    GridError
+        The CRS is missing, or has no place on the ground.
     """
-    if crs is None:
-        raise ValueError("coordinates without a CRS have no true area: assign a CRS first")
+    earthly, _ = _on_earth(crs)
     # Unrolled about the coordinates' own middle, so that the antimeridian does not cut them.
-    return _to_cylinder(crs.to_wkt(), _middle_longitude(crs.to_wkt(), x, y)).transform(x, y)
+    return _to_cylinder(earthly.to_wkt(), _middle_longitude(earthly, x, y)).transform(x, y)
 
 
-def _middle_longitude(wkt: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
+def _on_earth(crs: CRS | None) -> tuple[pyproj.CRS, Ellipsoid]:
+    if crs is None:
+        raise GridError("without a CRS there are no true areas; assign one first (gdal_edit.py -a_srs)")
+    found = pyproj.CRS.from_wkt(crs.to_wkt())
+    if found.ellipsoid is None:
+        raise GridError(f"the CRS {found.name} names no ellipsoid, so there are no true areas; warp to one that does")
+    return found, found.ellipsoid
+
+
+def _middle_longitude(crs: pyproj.CRS, x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
     if not np.size(x):
         return 0
-    crs = pyproj.CRS.from_wkt(wkt)
     longitude = float(np.mean(x))
     if not crs.is_geographic:
         longitude, _ = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(
@@ -150,8 +164,7 @@ def _middle_longitude(wkt: str, x: NDArray[np.float64], y: NDArray[np.float64]) 
 @functools.lru_cache(maxsize=64)
 def _to_cylinder(wkt: str, middle: int) -> pyproj.Transformer:
     crs = pyproj.CRS.from_wkt(wkt)
-    if crs.ellipsoid is None:
-        raise ValueError(f"the CRS {crs.name} names no ellipsoid, so its pixels have no true area")
+    assert crs.ellipsoid is not None  # see _on_earth
     a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
     # No datum is named, so none is shifted: same ellipsoid, same latitudes.
     cylinder = pyproj.CRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NodataShadowWarning
 from rasterio.features import rasterize
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -153,7 +155,9 @@ class _RasterLabels(Labels):
             dataset: DatasetReader = stack.enter_context(open_raster(self.path))
             if self.resample:
                 dataset = stack.enter_context(warped(dataset, self.grid, Resampling.nearest))
-            codes = self._integers(read_window(dataset, self.bands, window, masked=self.masked))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NodataShadowWarning)  # no-data counts, no alpha band
+                codes = self._integers(read_window(dataset, self.bands, window, masked=self.masked))
         ignore = (*self.ignore, _NOT_KNOWN)
         if len(codes) == 1:
             return self.task.encode(codes[0], ignore=ignore, source=self.path)

@@ -21,7 +21,7 @@ _SMOOTH = 1.0  # pixels; a class that is absent from a batch still pays for fals
 
 
 def pixel(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """Cross-entropy for a softmax head, binary cross-entropy for a sigmoid head: the weighted mean over known pixels."""
+    """Cross-entropy (softmax head) or binary cross-entropy (sigmoid head): the weighted mean over known pixels."""
     terms, weight = task.pixel_terms(logits, planes, weights)
     return _mean(terms, weight)
 

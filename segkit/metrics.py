@@ -79,6 +79,7 @@ class Confusion:
         pixels = int(self.counts.sum())
         right = int(np.trace(self.counts, axis1=1, axis2=2).sum())
         matrices = self.counts.tolist()
+        exclusive = len(per_class) == len(matrices) * len(self.task.categories)
         return {
             "overall_accuracy": right / pixels if pixels else None,
             "mean_iou": _mean([scores["iou"] for scores in per_class.values()]),
@@ -88,7 +89,7 @@ class Confusion:
             "per_class": per_class,
             "confusion": {
                 "labels": list(per_class),
-                "matrix": matrices if self.task.planes > 1 else matrices[0],
+                "matrix": matrices[0] if exclusive else matrices,
             },
         }
 

@@ -168,8 +168,8 @@ class Segmenter(nn.Module):
         """Write the model file; what was there before is replaced only by a complete file."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with staged(path) as part:
-            part.touch()  # safetensors would make a file that nobody else may read
             save_file(weights, part, metadata={_KEY: json.dumps(asdict(self.header))})
+            part.chmod(0o644)  # safetensors makes files that nobody else may read
             read_header(part)
 
 

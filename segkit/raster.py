@@ -18,6 +18,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
@@ -180,6 +181,8 @@ class Scene:
                     f"{files[0]}{' and the files stacked on it' if len(files) > 1 else ''}: band {band} was asked for, "
                     f"there are {len(stacked)} (counted from 1); correct the bands or the files"
                 )
+        if not chosen:
+            raise RasterError(f"{files[0]}: holds alpha bands only, which are masks; choose bands to use one as imagery")
         assert grid is not None
         names = tuple(stacked[band - 1][0] for band in chosen)
         return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample)
@@ -207,7 +210,8 @@ class Scene:
 
 def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> WarpedVRT:
     """Present an open raster on another grid; what lies outside of it is no data."""
-    masked = any(flag != [MaskFlags.all_valid] for flag in dataset.mask_flag_enums)
+    # GDAL shows what a no-data value or an alpha band hides; a mask band it heeds, but does not pass on.
+    masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
     return WarpedVRT(
         dataset,
         crs=grid.crs,
@@ -269,15 +273,17 @@ class _Source:
 
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         pixels = read_window(self.dataset, self.indexes, window, out_dtype="float32")
-        valid = np.isfinite(pixels).all(axis=0)
+        finite = np.isfinite(pixels)
         try:
             if self.whole_mask:
-                valid &= self.dataset.read_masks(self.indexes[0], window=window) > 0
+                valid = finite.all(axis=0) & (self.dataset.read_masks(self.indexes[0], window=window) > 0)
             elif self.band_masks:
                 shown = self.dataset.read_masks(self.indexes, window=window) > 0
-                # Float files declare NaN or a huge number; what it hides is not finite, or not shown.
-                valid &= shown.any(axis=0)
+                # The no-data value itself need not be finite: float files declare NaN, or a number beyond float32.
+                valid = (finite | ~shown).all(axis=0) & shown.any(axis=0)
                 pixels[~shown] = np.nan
+            else:
+                valid = finite.all(axis=0)
         except RasterioError as error:
             place = _place(window)
             raise RasterError(f"{self.dataset.name}: its mask cannot be read at {place} ({error})") from error
@@ -340,7 +346,7 @@ def writing_map(path: PathLike, grid: Grid, form: MapFormat, *, overwrite: bool 
     """
     target = check_output(path, overwrite=overwrite)
     with staged(target) as part:
-        working = part.with_name("working.tif")
+        working = part.with_name(f"working.{part.name}")
         try:
             with _quiet(), _create(working, grid, form) as dataset:
                 yield MapWriter(dataset)
@@ -355,8 +361,8 @@ def writing_map(path: PathLike, grid: Grid, form: MapFormat, *, overwrite: bool 
                     NUM_THREADS="ALL_CPUS",
                     OVERVIEW_RESAMPLING=form.overviews.upper(),
                 )
-        except RasterioError as error:
-            raise OutputError(f"{target} could not be written: {error}") from error
+        except (RasterioError, CPLE_BaseError) as error:
+            raise OutputError(f"{target} could not be written: {error}; is the disk full?") from error
         _verify(working, part, target, grid)
         working.unlink()
 
@@ -393,13 +399,18 @@ def _create(path: Path, grid: Grid, form: MapFormat) -> DatasetWriter:
 
 def _verify(working: Path, finished: Path, target: Path, grid: Grid) -> None:
     """Compare a finished COG with what was written, so that a full disk or a bad block is found now."""
-    with open_raster(working) as expected, open_raster(finished) as found:
-        difference = grid.difference(grid_of(found))
-        if difference or found.transform != grid.transform:
-            raise OutputError(f"{target}: the written map lies on another grid ({difference or 'transform'})")
-        for window in grid.tiles(2048):
-            if not np.array_equal(expected.read(window=window), found.read(window=window)):
-                raise OutputError(f"{target}: reads back differently at {_place(window)}; is the disk full or faulty?")
+    try:
+        with open_raster(working) as expected, open_raster(finished) as found:
+            difference = grid.difference(grid_of(found))
+            if difference or found.transform != grid.transform:
+                raise OutputError(f"{target}: the written map lies on another grid ({difference or 'transform'})")
+            for window in grid.tiles(2048):
+                if not np.array_equal(expected.read(window=window), found.read(window=window)):
+                    raise OutputError(
+                        f"{target}: reads back differently at {_place(window)}; is the disk full or faulty?"
+                    )
+    except (RasterError, RasterioError) as error:
+        raise OutputError(f"{target}: does not read back ({error}); is the disk full or faulty?") from error
 
 
 @contextlib.contextmanager

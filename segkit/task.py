@@ -197,7 +197,7 @@ class Task:
         return ((BACKGROUND,) if self.background else ()) + tuple(one.name for one in self.classes)
 
     @functools.cached_property
-    def _speaks_for(self) -> tuple[tuple[int, int], ...]:
+    def speaks_for(self) -> tuple[tuple[int, int], ...]:
         """(plane, category) of each channel."""
         if self.type == "multilabel":
             return tuple((plane, 1) for plane in range(self.planes))
@@ -207,14 +207,14 @@ class Task:
     @property
     def channels(self) -> int:
         """Output channels of the network."""
-        return len(self._speaks_for)
+        return len(self.speaks_for)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
         """What each channel's probability is about."""
         return tuple(
             self.classes[plane].name if self.type == "multilabel" else self.categories[category]
-            for plane, category in self._speaks_for
+            for plane, category in self.speaks_for
         )
 
     @property
@@ -328,8 +328,8 @@ class Task:
         valid
             bool (N, C, H, W).
         """
-        plane = planes[:, [p for p, _ in self._speaks_for]]
-        category = planes.new_tensor([c for _, c in self._speaks_for]).view(1, -1, 1, 1)
+        plane = planes[:, [p for p, _ in self.speaks_for]]
+        category = planes.new_tensor([c for _, c in self.speaks_for]).view(1, -1, 1, 1)
         return (plane == category).float(), plane != IGNORE
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -366,8 +366,8 @@ class Task:
         if self.head == "softmax":
             terms = -(logits.log_softmax(dim=1) * target).sum(dim=1, keepdim=True)
             return terms, (target * weight).sum(dim=1, keepdim=True)
-        # BCE(z, t) = softplus(z) - t z = max(z, 0) - t z + log(1 + exp(-|z|))
-        terms = logits.clamp(min=0) - target * logits + (-logits.abs()).exp().log1p()
+        # softplus(-z) where the class is, softplus(z) where it is not; softplus(z) = log(exp(z) + exp(0))
+        terms = (logits * (1 - 2 * target)).logaddexp(logits.new_zeros(()))
         return terms, valid * (1 + target * (weight - 1))
 
     def decide(self, probabilities: Tensor) -> Tensor:
@@ -384,7 +384,7 @@ class Task:
         """
         thresholds = self.thresholds
         if thresholds is None:
-            first = self._speaks_for[0][1]
+            first = self.speaks_for[0][1]
             return (probabilities.argmax(dim=1, keepdim=True) + first).short()
         p = probabilities[:, -len(thresholds) :]  # the classes; a softmax over two has background before
         reached = p >= p.new_tensor(thresholds).view(1, -1, 1, 1)
@@ -403,7 +403,7 @@ class Task:
             return probabilities.gather(1, planes.long())
         if self.planes > 1:
             return probabilities.where(planes == 1, 1 - probabilities)
-        first = self._speaks_for[0][1]
+        first = self.speaks_for[0][1]
         own = probabilities.gather(1, (planes.long() - first).clamp(min=0))
         return own.where(planes >= first, 1 - probabilities.amax(dim=1, keepdim=True))
 

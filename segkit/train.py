@@ -36,6 +36,7 @@ from segkit.losses import LOSSES, combined
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
 from segkit.predict.device import pick_device, pick_precision
+from segkit.raster import PathLike
 from segkit.recipe import Recipe, Source
 
 _MODEL, _METRICS, _LOG, _CURVES, _RECIPE = "model.safetensors", "metrics.json", "log.csv", "curves.png", "recipe.yaml"
@@ -64,8 +65,8 @@ class Run:
 
 
 def train(
-    recipe: Recipe | str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
+    recipe: Recipe | PathLike,
+    output: PathLike | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -101,7 +102,7 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     _check_names(recipe)
     precision, accelerator = _hardware(recipe)
-    folder = _open_folder(recipe, output, resume=resume, overwrite=overwrite)
+    folder = _check_folder(recipe, output, resume=resume, overwrite=overwrite)
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     training, validation = areas(recipe)
     statistics = Statistics.of(training, recipe.task, show_progress=show_progress)
@@ -115,7 +116,8 @@ def train(
     module = _Training(segmenter, weights, steps * recipe.train.epochs)
     data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), steps, accelerator)
     last = folder / _CHECKPOINTS / "last.ckpt"
-    started = time.monotonic()
+    if not resume:
+        _begin(folder, recipe)
     keeper = ModelCheckpoint(
         folder / _CHECKPOINTS, "best", monitor="val_iou", mode="max", save_last=True, enable_version_counter=False
     )
@@ -145,11 +147,10 @@ def train(
         trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    minutes = (time.monotonic() - started) / 60
     best = torch.load(keeper.best_model_path or last, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     if trainer.is_global_zero:
-        _finish(folder, module.segmenter, validation, minutes, int(best["epoch"]), trainer.current_epoch, accelerator)
+        _finish(folder, module.segmenter, validation, int(best["epoch"]) + 1, accelerator)
     trainer.strategy.barrier()
     metrics = json.loads((folder / _METRICS).read_text())
     return Run(folder, folder / _MODEL, metrics)
@@ -233,36 +234,42 @@ def _hardware(recipe: Recipe) -> tuple[str, str]:
     return "fp16", device.type
 
 
-def _open_folder(recipe: Recipe, output: str | os.PathLike[str] | None, *, resume: bool, overwrite: bool) -> Path:
-    """Prepare the run folder, and never touch a run that is not meant."""
-    folder = Path(output) if output is not None else Path("runs") / recipe.name
-    if output is None:
-        folder.parent.mkdir(exist_ok=True)
-    if not folder.parent.is_dir():
+def _check_folder(recipe: Recipe, output: PathLike | None, *, resume: bool, overwrite: bool) -> Path:
+    """Return the run folder, and refuse one that holds what is not meant."""
+    folder = Path("runs") / recipe.name if output is None else Path(output)
+    if output is not None and not folder.parent.is_dir():
         raise UsageError(
             f"{folder}: the folder {folder.parent} does not exist; make it first: mkdir -p {folder.parent}"
         )
-    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the run")
     stored = folder / _RECIPE
     if resume:
         if not (folder / _CHECKPOINTS / "last.ckpt").is_file():
             raise UsageError(f"{folder}: holds no run with a finished epoch to resume; start it without --resume")
-        if stored.read_text() != text:
+        if stored.read_text() != _text(recipe):
             raise RecipeError(
-                f"{folder}: was started with another recipe ({_first_difference(stored.read_text(), text)}); "
+                f"{folder}: was started with another recipe ({_first_difference(stored.read_text(), _text(recipe))}); "
                 "resume with the same recipe, or train into another folder"
             )
-        return folder
-    if stored.exists() and not overwrite:
+    elif stored.exists() and not overwrite:
         raise OutputExistsError(
             f"{folder}: holds a run already; --resume goes on with it, --overwrite starts anew, -o names another folder"
         )
-    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _begin(folder: Path, recipe: Recipe) -> None:
+    """Make the run folder; what an older run left to resume goes, its results stay until there are new ones."""
+    folder.mkdir(parents=True, exist_ok=True)
     for old in (*(folder / _CHECKPOINTS).glob("*.ckpt"), folder / _LOG):
         old.unlink(missing_ok=True)
-    with staged(stored) as part:
-        part.write_text(text)
-    return folder
+    with staged(folder / _RECIPE) as part:
+        part.write_text(_text(recipe))
+
+
+def _text(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
 
 
 def _first_difference(old: str, new: str) -> str:
@@ -413,22 +420,14 @@ def read_log(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _finish(
-    folder: Path,
-    segmenter: Segmenter,
-    validation: Sequence[Area],
-    minutes: float,
-    best_epoch: int,
-    epochs: int,
-    accelerator: str,
-) -> None:
+def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], best_epoch: int, accelerator: str) -> None:
     """Score the best weights as prediction will see them, and write the run's results, the model file last."""
     confusion = score(segmenter, validation, device=accelerator)
     segmenter.metrics = confusion.summary()
     with staged(folder / _METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
-        _draw(folder / _LOG, part, best_epoch + 1)
+        _draw(folder / _LOG, part, best_epoch)
     segmenter.save(folder / _MODEL)
 
 

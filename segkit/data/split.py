@@ -141,3 +141,13 @@ def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
                 height = min(size, int(window.row_off + window.height) - row)
                 width = min(size, int(window.col_off + window.width) - column)
                 yield Window(column, row, width, height)
+
+
+def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:
+    """Read what counts in areas, once, as tiles and target planes of at most `size` x `size` pixels."""
+    for area in areas:
+        with area.sample.scene.open() as reader:
+            for window in pieces(area.windows, size):
+                tile, planes = reader.read(window), area.labels.read(window)
+                area.mask(tile, planes, window)
+                yield tile, planes, window

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.data.split import Area, count_categories, pieces
+from segkit.data.split import Area, count_categories, read_pieces
 from segkit.errors import DataError
 from segkit.progress import progress
 from segkit.task import Task
-
-_PIECE = 1024  # pixels; memory does not depend on the scene
 
 
 @dataclass(frozen=True)
@@ -49,22 +47,18 @@ class Statistics:
         counts = np.zeros(task.planes * len(task.categories), dtype=np.int64)
         total = sum(int(window.width * window.height) for area in areas for window in area.windows)
         with progress("statistics", total / 1e6, "Mpx", show=show_progress) as advance:
-            for area in areas:
-                with area.sample.scene.open() as reader:
-                    for window in pieces(area.windows, _PIECE):
-                        tile, planes = reader.read(window), area.labels.read(window)
-                        area.mask(tile, planes, window)
-                        counts += count_categories(planes, task)
-                        for band, pixels in enumerate(tile.pixels):
-                            values = pixels[tile.valid & np.isfinite(pixels)].astype(np.float64)
-                            if values.size:
-                                joined = number[band] + values.size
-                                apart = values.mean() - mean[band]
-                                squares[band] += ((values - values.mean()) ** 2).sum()
-                                squares[band] += apart**2 * number[band] * values.size / joined
-                                mean[band] += apart * values.size / joined
-                                number[band] = joined
-                        advance(window.width * window.height / 1e6)
+            for tile, planes, window in read_pieces(areas):
+                counts += count_categories(planes, task)
+                for band, pixels in enumerate(tile.pixels):
+                    values = pixels[tile.valid & np.isfinite(pixels)].astype(np.float64)
+                    if values.size:
+                        joined = number[band] + values.size
+                        apart = values.mean() - mean[band]
+                        squares[band] += ((values - values.mean()) ** 2).sum()
+                        squares[band] += apart**2 * number[band] * values.size / joined
+                        mean[band] += apart * values.size / joined
+                        number[band] = joined
+                advance(window.width * window.height / 1e6)
         if not number.all():
             scene = areas[0].sample.scene
             empty = scene.band_names[int(np.argmin(number))]

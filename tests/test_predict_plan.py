@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segkit.errors import UsageError
+from segkit.predict.plan import Axis, fade, plan_axis
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, int, int, int, Axis]:
+    stride = draw(st.sampled_from([1, 2, 7, 32]))
+    overlap = draw(st.integers(0, 70))
+    tile = draw(st.integers(max(1, 2 * overlap, stride + 1), 300))
+    size = draw(st.integers(1, 3000))
+    return size, tile, overlap, stride, plan_axis(size, tile, overlap, stride)
+
+
+def weights(axis: Axis, size: int) -> np.ndarray:
+    """Weight of each window at each pixel, (windows, size)."""
+    each = np.zeros((len(axis.spans), size))
+    for own, span in zip(each, axis.spans, strict=True):
+        own[span.start : span.stop] = 1
+        if span.rise:
+            own[span.start : span.start + span.rise] = fade(span.rise)
+        if span.fall:
+            own[span.end : span.stop] = 1 - fade(span.fall)
+    return each
+
+
+@given(axes())
+def test_weights_of_all_windows_sum_to_one_at_every_pixel(case):
+    size, _, _, _, axis = case
+    np.testing.assert_allclose(weights(axis, size).sum(axis=0), 1, rtol=0, atol=1e-6)
+
+
+@given(axes())
+def test_at_most_two_windows_speak_for_a_pixel(case):
+    size, _, _, _, axis = case
+    assert ((weights(axis, size) > 0).sum(axis=0) <= 2).all()
+
+
+@given(axes())
+def test_finished_pixels_cover_the_axis_once_in_order(case):
+    size, _, _, _, axis = case
+    assert [pixel for span in axis.spans for pixel in range(span.start, span.end)] == list(range(size))
+    assert all(span.start < span.end for span in axis.spans)
+
+
+@given(axes())
+def test_windows_begin_on_the_stride_and_reach_beyond_the_rim_by_less_than_one(case):
+    size, tile, _, stride, axis = case
+    assert all(span.origin % stride == 0 for span in axis.spans)
+    assert axis.length % stride == 0
+    assert axis.length < min(tile, size) + stride
+    assert axis.spans[0].origin == 0
+    assert 0 <= axis.spans[-1].origin + axis.length - size < stride
+    assert all(span.origin < size for span in axis.spans)
+
+
+@given(axes())
+def test_neighbours_share_the_overlap_and_hand_over_in_its_middle(case):
+    _, _, overlap, _, axis = case
+    for one, following in zip(axis.spans, axis.spans[1:], strict=False):
+        end = one.origin + axis.length
+        assert end - following.origin >= overlap
+        assert one.fall == following.rise == axis.ramp <= overlap
+        assert following.origin <= following.start
+        assert one.stop <= end
+        assert abs((following.start - following.origin) - (end - one.stop)) <= 1
+        assert following.start + following.rise == one.stop
+
+
+@given(axes())
+def test_no_fewer_windows_would_do(case):
+    size, _, overlap, stride, axis = case
+    longest = (axis.length - overlap) // stride * stride
+    assert (len(axis.spans) - 2) * longest + axis.length < size or len(axis.spans) == 1
+
+
+def test_the_ramp_is_the_overlap_where_there_is_room():
+    assert plan_axis(10_000, 1024, 128, 32).ramp == 128
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 256])
+def test_a_small_axis_has_one_window_no_larger_than_needed(size):
+    axis = plan_axis(size, 256, 64, 32)
+    assert len(axis.spans) == 1
+    assert axis.length == -(-size // 32) * 32
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (64, -1), (64, 33), (32, 16)])
+def test_tilings_that_cannot_work_are_refused(tile, overlap):
+    with pytest.raises(UsageError, match=f"tile {tile} with overlap {overlap}"):
+        plan_axis(1000, tile, overlap, 32)
+
+
+def test_a_fade_rises_smoothly_and_is_its_own_complement():
+    rising = fade(16)
+    assert (np.diff(rising) > 0).all()
+    assert 0 < rising[0] < 0.01
+    np.testing.assert_allclose(rising + rising[::-1], 1, atol=1e-6)

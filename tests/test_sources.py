@@ -1,0 +1,165 @@
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segkit.data.sources import pair, resolve
+from segkit.errors import DataError, MissingFileError
+from segkit.recipe import Data, LabelSource, Source
+from segkit.task import LandClass, Task
+
+TASK = Task("binary", (LandClass("cleared", 1),))
+
+
+def write_raster(path, value=1, *, bands=1, left=600_000):
+    path.parent.mkdir(exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=bands, height=4, width=5, dtype="uint8", crs="EPSG:32622",
+        transform=Affine(10, 0, left, 0, -10, 200_000),
+    ) as dataset:  # fmt: skip
+        dataset.write(np.full((bands, 4, 5), value, dtype=np.uint8))
+    return str(path)
+
+
+def write_polygon(path, left):
+    box = shapely.box(left, 199_960, left + 50, 200_000)
+    pyogrio.raw.write(path, shapely.to_wkb(np.array([box])), [np.array(["cleared"])], ["kind"], geometry_type="Polygon",
+                      crs="EPSG:32622")  # fmt: skip
+    return str(path)
+
+
+def opened(source, **options):
+    return resolve(source, Data(train=source, **options), TASK)
+
+
+def names(source):
+    return [one.name for one in pair(source).pairs]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.sampled_from("abcdef"), min_size=1), st.sets(st.sampled_from("abcdef"), min_size=1))
+def test_files_pair_by_stem_and_the_others_are_listed(tmp_path_factory, images, labels):
+    folder = tmp_path_factory.mktemp("s")
+    for kind, stems, suffix in (("images", images, ".tif"), ("labels", labels, ".TIF")):
+        (folder / kind).mkdir()
+        for stem in stems:
+            (folder / kind / (stem + suffix)).touch()
+        (folder / kind / "a.tif.aux.xml").touch()
+        (folder / kind / "._a.tif").touch()
+    source = Source(images=str(folder / "images"), labels=str(folder / "labels"))
+    if not images & labels:
+        with pytest.raises(DataError, match="no image has a label of its name"):
+            pair(source)
+        return
+    found = pair(source)
+    assert [one.name for one in found.pairs] == sorted(images & labels)
+    assert all(Path(one.labels.path).stem == one.images[0].stem for one in found.pairs)
+    assert {path.stem for path in found.unmatched} == images ^ labels
+    assert len(found.unmatched) == len(images ^ labels)
+
+
+def test_folder_file_glob_and_list_find_the_same(tmp_path):
+    files = [write_raster(tmp_path / "images" / f"{stem}.tif") for stem in "ab"]
+    labels = [write_raster(tmp_path / "labels" / f"{stem}.tif") for stem in "ab"]
+    folder = pair(Source(images=str(tmp_path / "images"), labels=str(tmp_path / "labels")))
+    assert pair(Source(images=str(tmp_path / "images" / "*"), labels=str(tmp_path / "l*" / "*.tif"))) == folder
+    assert pair(Source(images=files, labels=labels)) == folder
+    assert pair(Source(images=files, labels=LabelSource(path=labels))) == folder
+    assert names(Source(images=files[0], labels=labels[0])) == ["a"]
+    with pytest.raises(DataError, match="two files are called 'a'"):
+        pair(Source(images=[files[0], labels[0]], labels=labels))
+
+
+def test_one_file_of_each_belong_together_but_not_by_chance_in_folders(tmp_path):
+    image, label = write_raster(tmp_path / "i" / "scene.tif"), write_raster(tmp_path / "l" / "truth.tif")
+    for images in (image, [image], [[image, image]]):
+        found = pair(Source(images=images, labels=label))
+        assert found.pairs[0].labels.path == label
+        assert not found.unmatched
+    for images, labels in ((str(tmp_path / "i"), label), (image, str(tmp_path / "l"))):
+        with pytest.raises(DataError, match="no image has a label of its name"):
+            pair(Source(images=images, labels=labels))
+
+
+def test_a_list_of_lists_stacks_files(tmp_path):
+    red, nir = write_raster(tmp_path / "d" / "s_1.tif", 3), write_raster(tmp_path / "d" / "s_2.tif", 4, bands=2)
+    label = write_raster(tmp_path / "l.tif")
+    sample = opened(Source(images=[[nir, red]], labels=label), bands=[1, 3]).samples[0]
+    assert sample.scene.read().pixels[:, 0, 0].tolist() == [4, 3]
+    globbed = pair(Source(images=[[str(tmp_path / "d" / "s_*.tif")]], labels=label))
+    assert [path.name for path in globbed.pairs[0].images] == ["s_1.tif", "s_2.tif"]
+
+
+def test_a_table_has_one_row_a_scene_and_paths_from_its_folder(tmp_path):
+    for name in ("d/x1.tif", "d/x2.tif", "d/y1.tif", "d/l.tif"):
+        write_raster(tmp_path / name)
+    table = tmp_path / "scenes.csv"
+    table.write_text("\ufeffname,image1,image2,label\nnorth,d/x1.tif,d/x2.tif,d/l.tif\n,d/y1.tif,,\n", encoding="utf-8")
+    found = pair(Source(table=str(table)))
+    assert [one.name for one in found.pairs] == ["north"]
+    assert [path.name for path in found.pairs[0].images] == ["x1.tif", "x2.tif"]
+    assert [path.name for path in found.unmatched] == ["y1.tif"]
+    both = pair(Source(table=str(table), labels=write_polygon(tmp_path / "p.gpkg", 600_000)))
+    assert [one.name for one in both.pairs] == ["north", "y1"]
+    assert opened(Source(table=str(table))).samples[0].labels is not None
+    for text, said in (
+        ("picture,label\na,b\n", "its columns are picture, label; it needs image"),
+        ("image,label\n", "holds no rows"),
+        ("image,label\n,b\n", "line 2 names no image"),
+    ):
+        table.write_text(text)
+        with pytest.raises(DataError, match=said):
+            pair(Source(table=str(table)))
+
+
+def test_named_polygons_serve_every_scene_they_meet(tmp_path):
+    images = [write_raster(tmp_path / "i" / f"{i}.tif", left=600_000 + 1_000 * i) for i in range(3)]
+    one, two = write_polygon(tmp_path / "p.gpkg", 600_000), write_polygon(tmp_path / "q.gpkg", 602_000)
+    found = opened(Source(images=str(tmp_path / "i"), labels=[one, two]))
+    assert [sample.scene.name for sample in found.samples] == ["0", "2"]
+    assert found.unmatched == (Path(images[1]),)
+    assert all((sample.labels.read(sample.scene.grid.whole) == 1).all() for sample in found.samples)
+    with pytest.raises(DataError, match="no polygon meets a scene"):
+        opened(Source(images=images[1], labels=[one, two]))
+
+
+def test_a_folder_of_vector_files_pairs_by_stem_and_keeps_its_instructions(tmp_path):
+    image = write_raster(tmp_path / "i" / "a.tif")
+    (tmp_path / "l").mkdir()
+    polygons = write_polygon(tmp_path / "l" / "a.gpkg", 600_000)
+    found = pair(Source(images=image, labels=LabelSource(path=str(tmp_path / "l"), field="kind")))
+    assert found.pairs[0].labels == LabelSource(path=polygons, field="kind")
+
+
+def test_without_labels_scenes_stand_alone(tmp_path):
+    image = write_raster(tmp_path / "a.tif")
+    table = tmp_path / "t.csv"
+    table.write_text("image\na.tif\n")
+    data = Data(train=Source(images=image, labels=image))
+    for source in (Source(images=image), Source(table=str(table))):
+        found = resolve(source, data, TASK)
+        assert [sample.labels for sample in found.samples] == [None]
+        assert not found.unmatched
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    image = write_raster(tmp_path / "a.tif")
+    (tmp_path / "empty").mkdir()
+    missing = str(tmp_path / "none")
+    for source in (
+        Source(images=missing, labels=image),
+        Source(images=image, labels=missing),
+        Source(table=missing + ".csv"),
+        Source(images=str(tmp_path / "empty"), labels=image),
+        Source(images=str(tmp_path / "*.jp2"), labels=image),
+    ):
+        with pytest.raises(MissingFileError, match=r"none|empty|\*\.jp2"):
+            pair(source)
+    with pytest.raises(MissingFileError, match=r"none\.gpkg"):
+        opened(Source(images=image, labels=missing + ".gpkg"))
