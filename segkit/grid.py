@@ -14,7 +14,6 @@ import numpy as np
 import pyproj
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj.crs import Ellipsoid
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
@@ -101,7 +100,7 @@ class Grid:
         """True area of each pixel of a window (default: the whole grid), float64 of the window's shape.
 
         Each pixel's corners are taken to an equal-area cylinder about the CRS's own ellipsoid, so degrees,
-        Web Mercator and UTM all give the area on the ground.
+        Web Mercator and UTM all give the area on the ground; NaN where the CRS has no place.
 
         Raises
         ------
@@ -112,12 +111,13 @@ class Grid:
         columns, rows = np.meshgrid(np.arange(part.width + 1.0), np.arange(part.height + 1.0))
         t = part.transform
         x, y = equal_area(part.crs, t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f)
+        around = 2 * np.pi * _on_earth(part.crs)[1]
         # The shoelace formula over a quadrilateral: half the cross product of its diagonals.
-        dx1, dy1 = x[1:, 1:] - x[:-1, :-1], y[1:, 1:] - y[:-1, :-1]
-        dx2, dy2 = x[1:, :-1] - x[:-1, 1:], y[1:, :-1] - y[:-1, 1:]
-        around = 2 * np.pi * _on_earth(part.crs)[1].semi_major_metre
-        for dx in (dx1, dx2):
-            dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
+        with np.errstate(invalid="ignore"):  # infinite where the CRS has no place
+            dx1, dy1 = x[1:, 1:] - x[:-1, :-1], y[1:, 1:] - y[:-1, :-1]
+            dx2, dy2 = x[1:, :-1] - x[:-1, 1:], y[1:, :-1] - y[:-1, 1:]
+            for dx in (dx1, dx2):
+                dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
         return np.asarray(np.abs(dx1 * dy2 - dx2 * dy1) / 2 / 10_000, dtype=np.float64)
 
 
@@ -128,26 +128,27 @@ def equal_area(
 
     Areas in the result are areas on the ellipsoid (Lambert's cylindrical equal-area projection with the authalic
     latitude; Snyder 1987, "Map Projections: A Working Manual", section 10). Meridians and parallels stay straight, so
-    the outline of pixels on a geographic grid keeps its area however long its edges are. What reaches around the
-    cylinder's cut, opposite to the coordinates' middle, jumps by its girth.
+    the outline of pixels on a geographic grid keeps its area however long its edges are. What reaches
+    across the cylinder's cut, opposite to the coordinates' middle, jumps by its girth.
 
     Raises
     ------
     GridError
         The CRS is missing, or has no place on the ground.
     """
-    earthly, _ = _on_earth(crs)
+    placed, *axes = _on_earth(crs)
     # Unrolled about the coordinates' own middle, so that the antimeridian does not cut them.
-    return _to_cylinder(earthly.to_wkt(), _middle_longitude(earthly, x, y)).transform(x, y)
+    return _to_cylinder(placed.to_wkt(), *axes, _middle_longitude(placed, x, y)).transform(x, y)
 
 
-def _on_earth(crs: CRS | None) -> tuple[pyproj.CRS, Ellipsoid]:
+def _on_earth(crs: CRS | None) -> tuple[pyproj.CRS, float, float]:
+    """Return the CRS and the semi-axes of its ellipsoid in metres."""
     if crs is None:
         raise GridError("without a CRS there are no true areas; assign one first (gdal_edit.py -a_srs)")
     found = pyproj.CRS.from_wkt(crs.to_wkt())
     if found.ellipsoid is None:
         raise GridError(f"the CRS {found.name} names no ellipsoid, so there are no true areas; warp to one that does")
-    return found, found.ellipsoid
+    return found, found.ellipsoid.semi_major_metre, found.ellipsoid.semi_minor_metre
 
 
 def _middle_longitude(crs: pyproj.CRS, x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
@@ -162,13 +163,10 @@ def _middle_longitude(crs: pyproj.CRS, x: NDArray[np.float64], y: NDArray[np.flo
 
 
 @functools.lru_cache(maxsize=64)
-def _to_cylinder(wkt: str, middle: int) -> pyproj.Transformer:
-    crs = pyproj.CRS.from_wkt(wkt)
-    assert crs.ellipsoid is not None  # see _on_earth
-    a, b = crs.ellipsoid.semi_major_metre, crs.ellipsoid.semi_minor_metre
+def _to_cylinder(wkt: str, a: float, b: float, middle: int) -> pyproj.Transformer:
     # No datum is named, so none is shifted: same ellipsoid, same latitudes.
     cylinder = pyproj.CRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
-    return pyproj.Transformer.from_crs(crs, cylinder, always_xy=True)
+    return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(wkt), cylinder, always_xy=True)
 
 
 def crs_name(crs: CRS | None) -> str:

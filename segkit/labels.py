@@ -255,8 +255,7 @@ def _open_vector(
     paths: Sequence[Path], source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int]
 ) -> Labels | None:
     k = len(task.classes)
-    nowhere = task.encode_masks(np.zeros((k, 1, 1), dtype=np.int16))
-    kinds = {BACKGROUND: k} if (nowhere != IGNORE).all() else {}
+    kinds = {BACKGROUND: k} if task.has_none else {}
     kinds |= {one.name: position for position, one in enumerate(task.classes)}
     polygons, meanings, notes = [], [], []
     for path in paths:

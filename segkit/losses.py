@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from segkit.task import Task
@@ -62,7 +63,7 @@ def combined(shares: Mapping[str, float], task: Task, weights: Sequence[float] |
     parts = [(LOSSES[name], share) for name, share in shares.items() if share]
 
     def loss(logits: Tensor, planes: Tensor) -> Tensor:
-        total = logits.new_zeros((), dtype=logits.float().dtype)
+        total = torch.zeros((), device=logits.device)
         for part, share in parts:
             total = total + share * part(task, logits, planes, weights)
         return total

@@ -153,6 +153,7 @@ class Scene:
             raise RasterError("a scene needs at least one file")
         grid: Grid | None = None
         stacked: list[tuple[str, bool]] = []
+        moved: set[int] = set()
         for file in files:
             with open_raster(file) as dataset:
                 if any(dtype.startswith("complex") for dtype in dataset.dtypes):
@@ -167,6 +168,8 @@ class Scene:
                     )
                 if difference and (grid.crs is None or own.crs is None):
                     raise GridError(f"{file}: without a CRS on both {files[0]} and {file} neither can be resampled")
+                if difference:
+                    moved.update(range(len(stacked) + 1, len(stacked) + dataset.count + 1))
                 prefix = f"{file.stem}:" if len(files) > 1 else ""
                 stacked += [
                     (f"{prefix}{description or index}", interpretation == ColorInterp.alpha)
@@ -181,8 +184,15 @@ class Scene:
                     f"{files[0]}{' and the files stacked on it' if len(files) > 1 else ''}: band {band} was asked for, "
                     f"there are {len(stacked)} (counted from 1); correct the bands or the files"
                 )
+            if band in moved and stacked[band - 1][1]:
+                raise GridError(
+                    f"band {band}, {stacked[band - 1][0]}, is marked as alpha, which hides other bands when its file "
+                    "is resampled; mark it as grey first (gdal_edit.py -colorinterp_N gray), or warp the file"
+                )
         if not chosen:
-            raise RasterError(f"{files[0]}: holds alpha bands only, which are masks; choose bands to use one as imagery")
+            raise RasterError(
+                f"{files[0]}: holds alpha bands only, which are masks; choose bands to use one as imagery"
+            )
         assert grid is not None
         names = tuple(stacked[band - 1][0] for band in chosen)
         return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample)

@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from segkit.errors import RecipeError
 from segkit.files import existing
-from segkit.task import BACKGROUND, IGNORE, Task
+from segkit.task import BACKGROUND, Task
 
 Location = tuple[str | int, ...]
 
@@ -233,6 +232,8 @@ class Recipe(_Part):
 
     name: Annotated[str, Field(min_length=1)]
     """Shown in reports and in the model file."""
+    license: str | None = None
+    """Under which the model may be used; kept in the model file."""
     task: Task
     """What is mapped; see `segkit.task.Task`."""
     data: Data
@@ -256,14 +257,12 @@ class Recipe(_Part):
         return self
 
     def _check_labels(self, labels: LabelSource, where: str) -> None:
-        nowhere = self.task.encode_masks(np.zeros((len(self.task.classes), 1, 1), dtype=np.int16))
-        has_none = bool((nowhere != IGNORE).all())  # a pixel may be in no class
-        names = [one.name for one in self.task.classes] + [BACKGROUND] * has_none
+        names = [one.name for one in self.task.classes] + [BACKGROUND] * self.task.has_none
         _known(names, (name for name in (labels.values or {}).values() if name is not None), f"{where}.values")
         _known(names, labels.priority or (), f"{where}.priority")
         if labels.priority and self.task.planes > 1:
             raise ValueError(f"{where}.priority: classes of a {self.task.type} task overlap, none wins; remove it")
-        if labels.outside == "background" and not has_none:
+        if labels.outside == "background" and not self.task.has_none:
             raise ValueError(f"{where}.outside is background, which the task has not; use ignore, or remove it")
 
     @classmethod

@@ -147,10 +147,11 @@ class Task:
         if not 0 <= self.background_value <= _HIGHEST_VALUE:
             raise TaskError(f"background_value is {self.background_value}; it lies between 0 and {_HIGHEST_VALUE}")
         for one in self.classes:
-            if self._has_none and one.value == self.background_value:
+            if self.has_none and one.value == self.background_value:
+                without = ", or task.background: false if there is none" if self.type == "multiclass" else ""
                 raise TaskError(
                     f"class {one.name!r} has the value {one.value}, which is background's; "
-                    "set task.background_value to background's code, or task.background: false if there is none"
+                    f"set task.background_value to background's code{without}"
                 )
             if self.background and one.name == BACKGROUND:
                 raise TaskError("'background' is not listed as a class: it is added by the task; remove it")
@@ -176,13 +177,13 @@ class Task:
                     )
 
     @property
-    def _has_none(self) -> bool:
+    def has_none(self) -> bool:
         """Whether a pixel may be in no class at all."""
         return self.type == "multilabel" or bool(self.background)
 
     @property
     def _by_threshold(self) -> bool:
-        return self._has_none and (self.head == "sigmoid" or self.type == "binary")
+        return self.has_none and (self.head == "sigmoid" or self.type == "binary")
 
     @functools.cached_property
     def planes(self) -> int:
@@ -254,13 +255,21 @@ class Task:
         LabelError
             A code that is none of these: it is never folded into another class.
         """
-        index = {self.background_value: -1} if self._has_none else {}
+        index = {self.background_value: -1} if self.has_none else {}
         index |= {one.value: position for position, one in enumerate(self.classes)}
+        known = sorted(index)
         unknown = -3
         index |= {int(code): -2 for code in ignore}
         found, inverse = np.unique(codes, return_inverse=True)
         position = np.array([index.get(int(code), unknown) for code in found], dtype=np.int16)
-        self._refuse_unknown(codes, found[position == unknown], index, source)
+        if (refused := found[position == unknown]).size:
+            hint = ""
+            if 0 in refused and not self.has_none:
+                hint = "; where 0 means that nobody looked, data.ignore, where it means no class, task.background: true"
+            raise LabelError(
+                f"{source}: code {_counted(codes, refused)} is not in the task, which knows "
+                f"{', '.join(map(str, known))}; list it under task.classes or data.ignore{hint}"
+            )
         position = position[inverse].reshape(codes.shape)
         if self.type == "multilabel":
             each = np.arange(self.planes, dtype=np.int16)[:, None, None]
@@ -284,7 +293,11 @@ class Task:
                 f"({', '.join(one.name for one in self.classes)}); give one 0/1 band per class, in this order"
             )
         not_known = np.isin(masks, list(ignore))
-        self._refuse_unknown(masks, np.setdiff1d(masks[~not_known], [0, 1]), {0: 0, 1: 1}, source)
+        if (refused := np.setdiff1d(masks[~not_known], [0, 1])).size:
+            raise LabelError(
+                f"{source}: code {_counted(masks, refused)} is neither 0 nor 1, which is all that a band per class "
+                "holds; list it under data.ignore, or give one band of class values"
+            )
         present = np.where(not_known, IGNORE, masks).astype(np.int16)
         if self.type == "multilabel":
             return present
@@ -297,21 +310,6 @@ class Task:
         some = holds.any(axis=0)
         category = np.where(some, holds.argmax(axis=0) + bool(self.background), 0 if self.background else IGNORE)
         return np.where(known | some, category, IGNORE).astype(np.int16)[None]
-
-    def _refuse_unknown(
-        self, codes: NDArray[Any], unknown: NDArray[Any], known: dict[int, int], source: object
-    ) -> None:
-        if not unknown.size:
-            return
-        counts = ", ".join(f"{int(code)} ({int((codes == code).sum())} pixels)" for code in unknown[:5])
-        more = f" and {unknown.size - 5} more" if unknown.size > 5 else ""
-        hint = ""
-        if 0 in unknown and not self._has_none:
-            hint = "; where 0 means that nobody looked, data.ignore, where it means no class, task.background: true"
-        raise LabelError(
-            f"{source}: code {counts}{more} is not in the task, which knows "
-            f"{', '.join(str(code) for code in sorted(known))}; list it under task.classes or data.ignore{hint}"
-        )
 
     def onehot(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each channel should say, and where that is known.
@@ -444,3 +442,9 @@ class Task:
             {"name": one.name, "value": one.value, "color": one.color or _PALETTE[position % len(_PALETTE)]}
             for position, one in enumerate(self.classes)
         )
+
+
+def _counted(codes: NDArray[Any], some: NDArray[Any]) -> str:
+    """List some codes with their pixels."""
+    counts = ", ".join(f"{int(code)} ({int((codes == code).sum())} pixels)" for code in some[:5])
+    return counts + (f" and {some.size - 5} more" if some.size > 5 else "")

@@ -180,7 +180,7 @@ def test_windows_without_a_valid_pixel_are_not_computed():
     scene.valid[:] = False
     scene.valid[50, 10] = True
     model = Network(8)
-    probabilities, valid, times = assemble(model, scene, tile=32, overlap=8)
+    probabilities, valid, times = assemble(model, scene, tile=32, overlap=8, batch=1)
     assert len(model.seen) == 1
     assert (times == 1).all()
     np.testing.assert_array_equal(valid, scene.valid)
@@ -248,6 +248,7 @@ def test_leaving_early_ends_the_thread():
     with contextlib.closing(predict_blocks(Network(8), scene, tile=32, overlap=8, batch=1, device="cpu")) as blocks:
         next(blocks)
     assert threading.active_count() == before
+    assert len(scene.threads) == 1, "opened and closed where it was read"
     assert len(scene.reads) <= 4
 
 

@@ -161,7 +161,7 @@ def test_without_a_crs_areas_are_null_and_that_is_said(tmp_path):
     assert frame["area_ha"].isna().all()
     with pytest.warns(UserWarning, match="area_ha stays empty"):
         summary = vectorize(path, tmp_path / "out.shp")
-    assert np.isnan(summary.hectares["1"])
+    assert summary.hectares is None
     assert read(tmp_path / "out.shp")["area_ha"].isna().all()
     with pytest.warns(UserWarning, match="area_ha"), pytest.raises(UsageError, match="GeoJSON holds longitude"):
         vectorize(path, tmp_path / "out.geojson")
@@ -371,12 +371,16 @@ def test_what_a_shapefile_cannot_hold_is_refused_and_a_geopackage_named(exclusiv
     assert not list(tmp_path.glob("out*"))
 
 
-def test_the_size_of_a_shapefile_is_not_underestimated(exclusive, tmp_path, monkeypatch):
-    vectorize(exclusive, tmp_path / "out.shp", background=True)
+@pytest.mark.parametrize("codes", [CODES, np.tile([0, 1], (5, 40)), np.indices((19, 19)).prod(axis=0) % 2 == 0])
+def test_the_size_of_a_shapefile_is_known_before(tmp_path, monkeypatch, codes):
+    path = write_raster(tmp_path / "map.tif", codes.astype(np.uint8))
+    vectorize(path, tmp_path / "out.shp")
     size = max((tmp_path / f"out{ending}").stat().st_size for ending in (".shp", ".dbf"))
-    monkeypatch.setattr("segkit.vector.write._SHAPEFILE_BYTES", size)
+    monkeypatch.setattr("segkit.vector.write._SHAPEFILE_BYTES", size * 0.9)
     with pytest.raises(UsageError, match="a shapefile holds 2 GB"):
-        vectorize(exclusive, tmp_path / "other.shp", background=True)
+        vectorize(path, tmp_path / "other.shp")
+    monkeypatch.setattr("segkit.vector.write._SHAPEFILE_BYTES", size * 1.5)
+    vectorize(path, tmp_path / "other.shp")
 
 
 def test_importing_is_cheap():

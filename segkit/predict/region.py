@@ -104,7 +104,7 @@ class PolygonRegion:
         return np.asarray(found, dtype=bool)
 
     def _meeting(self, part: Grid) -> NDArray[np.int64]:
-        corners = [part.transform * corner for corner in ((0, 0), (part.width, 0), part.shape[::-1], (0, part.height))]
+        corners = [part.transform @ corner for corner in ((0, 0), (part.width, 0), part.shape[::-1], (0, part.height))]
         found = self._tree.query(shapely.Polygon(corners), predicate="intersects")
         return np.asarray(found, dtype=np.int64)
 

@@ -98,7 +98,7 @@ def pixel_hectares(grid: Grid, window: Window) -> NDArray[np.float64]:
     the mean of its patch, which is right to a ten-thousandth, and in sums over many patches far better.
     """
     part = grid.part(window)
-    patches = Grid(-(-part.height // _PATCH), -(-part.width // _PATCH), part.transform * Affine.scale(_PATCH), part.crs)
+    patches = Grid(-(-part.height // _PATCH), -(-part.width // _PATCH), part.transform @ Affine.scale(_PATCH), part.crs)
     mean = patches.hectares() / _PATCH**2
     steps = max(np.abs(np.diff(mean, axis=axis)).max(initial=0) for axis in (0, 1))
     if min(mean.shape) < 2 or not steps < _ALIKE * mean.min():

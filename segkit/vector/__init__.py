@@ -40,12 +40,12 @@ class Summary:
     polygons
         How many polygons each class has, by its name.
     hectares
-        Their true area; NaN where it is not known, because the map has no CRS.
+        Their true area, or None where an `area_ha` is null.
     """
 
     path: Path
     polygons: dict[str, int]
-    hectares: dict[str, float]
+    hectares: dict[str, float] | None
 
 
 def vectorize(
@@ -79,11 +79,9 @@ def vectorize(
     names = list(dict.fromkeys(one.name for one in kept))
     write_polygons(frame, target, layers=names if multilabel else ())
     own = {name: frame[frame["class"] == name] for name in names}
-    return Summary(
-        target,
-        {name: len(rows) for name, rows in own.items()},
-        {name: float(rows["area_ha"].sum(skipna=False)) for name, rows in own.items()},
-    )
+    areas = {name: float(rows["area_ha"].sum()) for name, rows in own.items()}
+    counts = {name: len(rows) for name, rows in own.items()}
+    return Summary(target, counts, areas if frame["area_ha"].notna().all() else None)
 
 
 def polygons(

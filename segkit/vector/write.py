@@ -127,7 +127,7 @@ def _write_shapefile(frame: GeoDataFrame, path: Path, layer: str) -> None:
             f"{path.name}: {len(frame)} polygons with {vertices} vertices take {max(shapes, rows) / 2**30:.1f} GB, "
             f"a shapefile holds 2 GB; {way_out}"
         )
-    _write_ogr(frame, path, layer, driver="ESRI Shapefile", ENCODING="UTF-8")
+    _write_ogr(frame, path, layer, driver="ESRI Shapefile", encoding="UTF-8")
 
 
 def _write_geojson(frame: GeoDataFrame, path: Path, layer: str) -> None:

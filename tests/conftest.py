@@ -1,0 +1,44 @@
+"""What several test files need. Tests run side by side (pytest -n), so each process computes in one thread."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+UTM = Affine(10, 0, 600_000, 0, -10, 9_000_000)
+
+
+@pytest.fixture
+def shared():
+    """The folder of real imagery, beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here")
+    return SHARED
+
+
+@pytest.fixture
+def write_raster(tmp_path):
+    """Write an array (H, W) or (bands, H, W) as a GeoTIFF in tmp_path; returns its path."""
+
+    def write(name, array, *, crs="EPSG:32622", transform=UTM, mask=None, colorinterp=None, **profile):
+        bands = np.reshape(array, (-1, *np.shape(array)[-2:]))
+        profile = {"driver": "GTiff", "dtype": bands.dtype, "crs": crs, "transform": transform} | profile
+        count, height, width = bands.shape
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(tmp_path / name, "w", count=count, height=height, width=width, **profile) as dataset,
+        ):
+            if colorinterp:
+                dataset.colorinterp = colorinterp
+            dataset.write(bands)
+            if mask is not None:
+                dataset.write_mask(mask)
+        return tmp_path / name
+
+    return write

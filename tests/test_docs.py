@@ -1,0 +1,105 @@
+"""Every command that the documents show is run, in the order in which they show it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import yaml
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
+
+from segkit import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
+TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps": 1, "epochs": 1}
+# What a document takes for granted that another one makes.
+BEFORE = {"vectorize.md": ["segkit predict forest.safetensors scene.tif -o map.tif --probabilities chances.tif"]}
+
+
+def commands(document: Path) -> list[str]:
+    fences = re.findall(r"^```bash\n(.*?)^```", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [line for fence in fences for line in fence.splitlines() if line.startswith("segkit ")]
+
+
+def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0, line
+
+
+def write(path: Path, values: np.ndarray, **profile: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = {"crs": CRS.from_epsg(32721), "transform": from_origin(500_000, 8_900_000, 10, 10)}
+    count, height, width = values.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=count, dtype=values.dtype, **(place | profile)
+    ) as file:
+        file.write(values)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: the recipes with a tiny network, their data, and the files that documents name."""
+    root = tmp_path_factory.mktemp("workplace")
+    random = np.random.default_rng(0)
+    truth = np.kron(random.integers(0, 2, (1, 6, 6)), np.ones((1, 16, 16))).astype(np.uint8)
+    scene = (truth * np.int64(900) + random.integers(500, 700, (3, 96, 96))).astype(np.uint16)
+    for path in ("scene.tif", "north.tif", "south.tif", "data/deforestation/images/a.tif", "data/amazon/images/a.tif"):
+        write(root / path, scene)
+    for path in ("truth.tif", "data/deforestation/labels/a.tif", "data/amazon/labels/a.tif"):
+        write(root / path, truth)
+    district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
+    district.to_crs(4326).to_file(root / "district.gpkg")
+    for recipe in (ROOT / "configs").glob("*.yaml"):
+        content = yaml.safe_load(recipe.read_text())
+        content["model"] |= TINY_MODEL
+        content["train"] |= TINY_TRAINING
+        content["data"]["val"] = {"fraction": 0.3, "block": 32, "gap": 4}
+        (root / "configs").mkdir(exist_ok=True)
+        (root / "configs" / recipe.name).write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        run("segkit train configs/deforestation.yaml -o trained", patch)
+    shutil.copy(root / "trained" / "model.safetensors", root / "forest.safetensors")
+    return root
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = shutil.copytree(workplace, tmp_path / "here")
+    monkeypatch.chdir(here)
+    for line in [*BEFORE.get(document.name, []), *commands(document)]:
+        run(line, monkeypatch)
+
+
+def test_python_of_the_readme_runs(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shutil.copytree(workplace, tmp_path / "here"))
+    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE):
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_recipe_is_valid() -> None:
+    from segkit.recipe import Recipe
+
+    names = [Recipe.load(path).name for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    assert {"amazon", "deforestation", "landcover", "overlapping"} <= set(names)

@@ -1,0 +1,105 @@
+"""Imports go one way, downwards: the floors of docs/architecture.md."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import segkit
+
+HOUSE = Path(segkit.__file__).parent
+# A room is a file or a folder of segkit/.
+FLOORS = [
+    {"errors"},
+    {"task", "grid", "files", "progress"},
+    {"raster", "losses", "metrics"},
+    {"recipe", "labels", "model"},
+    {"data", "vector", "predict", "landscape"},
+    {"train", "evaluate", "baseline", "check", "demo", "picture", "assess", "report", "export", "cluster", "compare"},
+    {"cli", "__init__"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules():
+    """{dotted name below segkit: file}; a package is named like its folder."""
+    found = {}
+    for file in sorted(HOUSE.rglob("*.py")):
+        *folders, name = file.relative_to(HOUSE).with_suffix("").parts
+        found[".".join(folders if folders and name == "__init__" else [*folders, name])] = file
+    return found
+
+
+def imports(source, names):
+    """Names of segkit's modules that a source names, anywhere in it: in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: relative import; name the module in full"
+            wanted = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in wanted:
+            if name == "segkit" or name.startswith("segkit."):
+                below = name.split(".")[1:]
+                # The longest part that is a module: "from segkit.data import tiles", "from segkit.task import Task".
+                while below and ".".join(below) not in names:
+                    below.pop()
+                yield ".".join(below) or "__init__"
+
+
+def room(name):
+    return name.split(".")[0]
+
+
+def faults(sources):
+    """What is wrong with the house, one line each; `sources` is {module: source text}."""
+    graph = {name: set(imports(source, sources)) - {name} for name, source in sources.items()}
+    nameless = sorted({room(name) for name in graph} - FLOOR.keys())
+    if nameless:
+        return [f"segkit/{name} has no floor; give it one in FLOORS and in docs/architecture.md" for name in nameless]
+    found = [
+        f"{name} (floor {FLOOR[room(name)]}) imports {below} (floor {FLOOR[room(below)]})"
+        for name, belows in graph.items()
+        for below in sorted(belows)
+        if FLOOR[room(below)] > FLOOR[room(name)]
+    ]
+    # Neighbours may use each other, in one direction: rooms by rooms, and modules within a room.
+    rooms: dict[str, set[str]] = {}
+    for name, belows in graph.items():
+        rooms.setdefault(room(name), set()).update({room(below) for below in belows} - {room(name)})
+    for what in (rooms, graph):
+        try:
+            TopologicalSorter(what).prepare()
+        except CycleError as error:
+            found.append(f"imports run in a circle: {' -> '.join(reversed(error.args[1]))}")
+    return found
+
+
+def test_imports_only_go_down():
+    assert not faults({name: file.read_text() for name, file in modules().items()})
+
+
+@pytest.mark.parametrize(
+    ("sources", "fault"),
+    [
+        ({"grid": "def f():\n    from segkit.raster import Scene", "raster": ""}, "grid (floor 1) imports raster"),
+        ({"task": "if TYPE_CHECKING:\n    import segkit.model", "model": ""}, "task (floor 1) imports model"),
+        ({"losses": "from segkit import Task", "__init__": ""}, "losses (floor 2) imports __init__ (floor 6)"),
+        ({"train": "from segkit import cli", "cli": ""}, "train (floor 5) imports cli (floor 6)"),
+        ({"train": "import segkit.demo", "demo": "import segkit.train"}, "imports run in a circle: "),
+        ({"data.a": "import segkit.data.b", "data.b": "from segkit.data import a"}, "imports run in a circle: "),
+        (
+            {"predict.a": "import segkit.vector.b", "vector.b": "", "vector.c": "import segkit.predict.a"},
+            "imports run in a circle: ",
+        ),
+        ({"novel": ""}, "segkit/novel has no floor"),
+        ({"predict": "from segkit.vector.write import x", "vector.write": "", "vector": ""}, None),
+        ({"data.a": "from segkit.data.b import x", "data.b": "from segkit.task import Task", "task": ""}, None),
+    ],
+)
+def test_the_walk_finds_what_goes_up(sources, fault):
+    found = faults(sources)
+    assert (fault in found[0]) if fault else not found
