@@ -219,15 +219,10 @@ def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None
 
 
 def _class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...]:
-    """Name the counts (planes, categories) by the rows of the map's legend."""
-    known = counts.sum(axis=1)
-    if tuple(row["name"] for row in task.legend) == task.categories:
-        places = [(0, category) for category in range(len(task.categories))]
-    else:
-        places = list(task.speaks_for)
+    """Name the counts (planes, categories)."""
     return tuple(
-        ClassCount(row["name"], int(counts[place]), int(known[place[0]]))
-        for row, place in zip(task.legend, places, strict=True)
+        ClassCount(name, int(counts[plane, category]), int(counts[plane].sum()))
+        for name, plane, category in task.scored
     )
 
 

@@ -107,9 +107,13 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model: RUN/model.safetensors, RUN/metrics.json, the log and its picture."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     from segkit.train import train as run
 
     result = run(recipe, output, resume=resume, overwrite=overwrite, overrides=set_ or (), show_progress=True)
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return  # the first process of several speaks for all
     _print_metrics(result.metrics)
     print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
 

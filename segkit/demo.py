@@ -114,6 +114,8 @@ def demo(
     root = Path(folder)
     if not root.absolute().parent.is_dir():
         raise UsageError(f"{root}: the folder {root.parent} does not exist; make it first: mkdir -p {root.parent}")
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file; name a folder for the demo")
     root.mkdir(exist_ok=True)
     landscape = make_landscape(root / "landscape", width=width, height=height)
     written = root / f"{task}.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ from segkit.task import IGNORE
 
 def evaluate(
     model: Segmenter | PathLike,
-    images: str | Sequence[str | Sequence[str]],
-    labels: str | Sequence[str] | LabelSource,
+    images: PathLike | Sequence[PathLike | Sequence[PathLike]],
+    labels: PathLike | Sequence[PathLike] | LabelSource,
     output: PathLike | None = None,
     *,
     tile: int = 1024,
@@ -61,7 +62,7 @@ def evaluate(
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
     segmenter = model if isinstance(model, Segmenter) else load(model)
-    source = Source.model_validate({"images": images, "labels": labels})
+    source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
     found = resolve(source, segmenter.recipe.data, segmenter.task)
     samples = [sample for sample in found.samples if sample.labels is not None]
     if not samples:
@@ -80,6 +81,13 @@ def evaluate(
         with staged(target) as part:
             part.write_text(json.dumps(result, indent=2))
     return result
+
+
+def _text(paths: Any) -> Any:
+    """Write paths as a recipe does."""
+    if isinstance(paths, (str, os.PathLike)):
+        return os.fspath(paths)
+    return paths if isinstance(paths, LabelSource) else [_text(path) for path in paths]
 
 
 def score(segmenter: Segmenter, areas: Sequence[Area], *, show_progress: bool = False, **prediction: Any) -> Confusion:

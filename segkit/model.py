@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,8 +24,6 @@ from segkit.recipe import Model, Recipe
 
 _FORMAT = 1  # of the header; a reader refuses what is newer
 _KEY = "segkit"  # the one entry of the safetensors metadata
-# What pretrained files carry beside the encoder: the classifier that it was trained with.
-_CLASSIFIERS = ("fc.", "classifier.", "head.", "last_linear.", "_fc.", "norm.", "head_norm.", "conv_head.", "bn2.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ class Segmenter(nn.Module):
     recipe
         Names task and network.
     mean, std
-        One per input band; a standard deviation of 0 (a constant band) counts as 1.
+        One per input band. A band that varies by less than float32 resolves about its mean is a constant one, whose
+        standard deviation counts as 1.
     band_names
         Of the input bands.
     pretrained
@@ -102,7 +101,8 @@ class Segmenter(nn.Module):
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        scale = [value or 1.0 for value in std]
+        resolved = torch.finfo(torch.float32).eps
+        scale = [own if own > resolved * abs(middle) else 1.0 for middle, own in zip(mean, std, strict=True)]
         self.register_buffer("std", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.network = _network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
         self.stride: int = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
@@ -182,6 +182,8 @@ def read_header(path: PathLike) -> Header:
         The file is missing, damaged, or no segkit model.
     """
     file = existing(path, "model file")
+    if file.is_dir():
+        raise ModelFileError(f"{file} is a folder; name the model file in it (model.safetensors)")
     try:
         with safe_open(file, framework="pt") as stored:
             text = (stored.metadata() or {}).get(_KEY)
@@ -191,15 +193,16 @@ def read_header(path: PathLike) -> Header:
         raise ModelFileError(
             f"{file}: a safetensors file, but not one that segkit train wrote: its header has no recipe"
         )
-    fields = json.loads(text)
-    if fields.get("format") != _FORMAT:
-        raise ModelFileError(
-            f"{file}: its header has format {fields.get('format')}, this segkit {version('segkit')} reads {_FORMAT}; "
-            "update segkit"
-        )
-    for name in ("mean", "std", "band_names"):
-        fields[name] = tuple(fields[name])
-    return Header(**fields)
+    try:
+        fields = dict(json.loads(text))
+        found = fields.get("format")
+        if found == _FORMAT:
+            return Header(**fields | {name: tuple(fields[name]) for name in ("mean", "std", "band_names")})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(f"{file}: its header is damaged: {_first_line(error)}") from error
+    raise ModelFileError(
+        f"{file}: its header has format {found}, this segkit {version('segkit')} reads {_FORMAT}; update segkit"
+    )
 
 
 def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
@@ -211,12 +214,15 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
         The file is missing, damaged, or no segkit model.
     """
     header = read_header(path)
-    recipe = Recipe.from_dict(header.recipe)
-    segmenter = Segmenter(recipe, header.mean, header.std, header.band_names, pretrained=False)
+    try:
+        recipe = Recipe.from_dict(header.recipe)
+        segmenter = Segmenter(recipe, header.mean, header.std, header.band_names, pretrained=False)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: this segkit cannot use its header: {_first_line(error)}") from error
     try:
         segmenter.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise ModelFileError(f"{path}: its weights do not fit its recipe; was it edited? ({error})") from error
+        raise ModelFileError(f"{path}: its weights do not fit its recipe; was it edited?") from error
     segmenter.metrics = header.metrics
     segmenter.path = Path(path)
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -240,19 +246,23 @@ def _network(model: Model, bands: int, channels: int, *, pretrained: bool) -> nn
             known = ", ".join(sorted(options))
             raise RecipeError(f"model.options.{option}: {model.architecture} has no such option; it has {known}")
     weights = model.encoder_weights if pretrained else None
-    local = weights is not None and weights not in ("imagenet",)
+    local = weights not in (None, "imagenet")
+    published: str | bool | None = None if local else weights
+    if published and model.encoder.startswith("tu-"):
+        published = True  # timm has its own name for them
     try:
         network: nn.Module = smp.create_model(
             model.architecture,
             encoder_name=model.encoder,
-            encoder_weights=None if local else weights,
+            encoder_weights=published,
             in_channels=bands,
             classes=channels,
             **model.options,
         )
     except (KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
         what = f"{model.architecture} with encoder {model.encoder} and weights {weights}"
-        raise RecipeError(f"model: {what} cannot be built: {_first_line(error)}") from error
+        hint = "; without a network, name a local file in model.encoder_weights" if published else ""
+        raise RecipeError(f"model: {what} cannot be built: {_first_line(error)}{hint}") from error
     if local:
         _load_encoder(network.encoder, existing(str(weights), "file of encoder weights"), bands)  # type: ignore[arg-type]
     return network
@@ -264,24 +274,33 @@ _WIRED = {"encoder_name", "encoder_weights", "in_channels", "classes", "activati
 def _load_encoder(encoder: nn.Module, path: Path, bands: int) -> None:
     """Load pretrained weights from a local file into an encoder, its first layer adapted to the number of bands."""
     own = encoder.state_dict()
-    stored = _encoder_state(path, own)
-    for name, tensor in stored.items():
-        if name in own and tensor.ndim == 4 and tensor.shape[1] != own[name].shape[1] == bands:
-            stored[name] = _adapt_input(tensor, bands)
-    missing = sorted(name for name in own if name not in stored and not name.endswith("num_batches_tracked"))
-    wrong = sorted(name for name in own if name in stored and stored[name].shape != own[name].shape)
-    strange = sorted(name for name in stored if name not in own and not name.startswith(_CLASSIFIERS))
+    places = {_key(name): name for name in own}
+    stored = _encoder_state(path, next(iter(places)))
+    weights = {places[key]: tensor for key, tensor in stored.items() if key in places}
+    for name, tensor in weights.items():
+        if tensor.ndim == 4 and tensor.shape[1] != own[name].shape[1] == bands:
+            weights[name] = _adapt_input(tensor, bands)
+    missing = sorted(name for name in own if name not in weights and not name.endswith("num_batches_tracked"))
+    wrong = sorted(name for name in weights if weights[name].shape != own[name].shape)
+    # A classifier and deeper stages may be left over; more layers in a part that the encoder has are another encoder's.
+    parts = tuple({_key(name.removeprefix("model.").split(".")[0]) + "_" for name in own})
+    strange = sorted(key for key in stored if key not in places and key.startswith(parts))
     for what, names in (("lacks", missing), ("has other shapes for", wrong), ("has unknown", strange)):
         if names:
             raise ModelFileError(
                 f"{path}: does not fit the encoder: {what} {len(names)} of {len(own)} weights, first {names[0]}; "
                 "name the encoder that the file was made from in model.encoder"
             )
-    encoder.load_state_dict({name: stored.get(name, tensor) for name, tensor in own.items()})
+    encoder.load_state_dict(own | weights)
 
 
-def _encoder_state(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read a state dict; of a whole network only the encoder, whose names lose their prefix."""
+def _key(name: str) -> str:
+    """Write a weight's name so that timm's own files and smp's encoders, which wrap and flatten them, have the same."""
+    return name.removeprefix("model.").replace(".", "_")
+
+
+def _encoder_state(path: Path, first: str) -> dict[str, Tensor]:
+    """Read a state dict by key; of a whole network only the part that `first` lies in, without the part's prefix."""
     try:
         stored: Any = (
             load_file(path)
@@ -295,9 +314,9 @@ def _encoder_state(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stored = stored[wrapper]
     if not isinstance(stored, dict):
         raise ModelFileError(f"{path}: holds a {type(stored).__name__}, not a table of weights (a state dict)")
-    first = next(iter(own))
-    prefix = min((name.removesuffix(first) for name in stored if name.endswith(first)), key=len, default="")
-    return {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
+    found = {_key(str(name)): tensor for name, tensor in stored.items() if isinstance(tensor, Tensor)}
+    prefix = min((key.removesuffix(first) for key in found if key.endswith(first)), key=len, default="")
+    return {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
 
 
 def _adapt_input(weight: Tensor, bands: int) -> Tensor:

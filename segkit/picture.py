@@ -22,7 +22,7 @@ _STRETCH = (2, 98)  # percentiles of valid pixels that become black and white
 
 
 def composite(scene: Scene, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float64]:
-    """Return three bands of a scene as red, green and blue, float64 (H, W, 3) in 0..1; no data is grey.
+    """Return three bands of a scene as red, green and blue, float64 (H, W, 3) in 0..1; no data in a band is grey.
 
     Parameters
     ----------
@@ -31,11 +31,12 @@ def composite(scene: Scene, bands: Sequence[int], window: Window | None = None) 
     """
     tile = scene.read(window)
     image = np.empty((*tile.valid.shape, 3))
+    shown = tile.valid & np.isfinite(tile.pixels[[band - 1 for band in bands]]).all(axis=0)
     for place, band in enumerate(bands):
         pixels = tile.pixels[band - 1]
-        low, high = np.percentile(pixels[tile.valid], _STRETCH) if tile.valid.any() else (0, 1)
+        low, high = np.percentile(pixels[shown], _STRETCH) if shown.any() else (0, 1)
         image[..., place] = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
-    image[~tile.valid] = _UNKNOWN
+    image[~shown] = _UNKNOWN
     return image
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -21,10 +22,11 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from segkit.data.augment import AUGMENTATIONS, Augmentation
+from segkit.data.augment import Augmentation
 from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, split, whole
 from segkit.data.statistics import Statistics, balanced_weights
@@ -42,6 +44,9 @@ from segkit.recipe import Recipe, Source
 _MODEL, _METRICS, _LOG, _CURVES, _RECIPE = "model.safetensors", "metrics.json", "log.csv", "curves.png", "recipe.yaml"
 _CHECKPOINTS = "checkpoints"
 _LOGGED = ("loss", "val_iou", "val_f1", "val_accuracy")
+# Below this tile size a CPU loses more by converting weights to bf16 and back than it gains: steps with tiles of 64
+# pixels took 2.4 times as long as in fp32, with 256 pixels 0.7 times (resnet18 U-Net, AVX512-BF16).
+_WORTH_BF16 = 128
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -117,7 +122,7 @@ def train(
     data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), steps, accelerator)
     last = folder / _CHECKPOINTS / "last.ckpt"
     if not resume:
-        _begin(folder, recipe)
+        rank_zero_only(_begin)(folder, recipe)
     keeper = ModelCheckpoint(
         folder / _CHECKPOINTS, "best", monitor="val_iou", mode="max", save_last=True, enable_version_counter=False
     )
@@ -144,10 +149,9 @@ def train(
             use_distributed_sampler=False,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    best = torch.load(keeper.best_model_path or last, map_location="cpu", weights_only=True)
+        with _interruptible(trainer):
+            trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
+    best = torch.load(last.with_name("best.ckpt"), map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     if trainer.is_global_zero:
         _finish(folder, module.segmenter, validation, int(best["epoch"]) + 1, accelerator)
@@ -170,6 +174,19 @@ def _quiet_lightning() -> Iterator[None]:
             yield
     finally:
         talk.setLevel(before)
+
+
+@contextmanager
+def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt for the caller; Lightning exits, and leaves it ignored ever after."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
 
 
 def areas(recipe: Recipe) -> tuple[list[Area], list[Area]]:
@@ -203,15 +220,9 @@ def _samples(recipe: Recipe, source: Source, where: str) -> list[Sample]:
 
 def _check_names(recipe: Recipe) -> None:
     """Refuse names that only the trainer knows, before anything is read."""
-    for name, share in recipe.train.loss.items():
+    for name in recipe.train.loss:
         if name not in LOSSES:
             raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
-        if share < 0:
-            raise RecipeError(f"train.loss.{name}: {share} is negative; weights are 0 or more")
-    if not any(recipe.train.loss.values()):
-        raise RecipeError("train.loss: no loss has a weight above 0; use for instance {pixel: 1.0, dice: 1.0}")
-    if recipe.train.augment not in AUGMENTATIONS:
-        raise RecipeError(f"train.augment: {recipe.train.augment!r} is not known; use {', '.join(AUGMENTATIONS)}")
     if isinstance(recipe.train.class_weights, Mapping):
         for name in recipe.train.class_weights:
             if name not in recipe.task.channel_names:
@@ -227,8 +238,11 @@ def _check_names(recipe: Recipe) -> None:
 def _hardware(recipe: Recipe) -> tuple[str, str]:
     """Choose precision and accelerator by what the machine has natively."""
     device = pick_device(recipe.train.device)
-    if recipe.train.precision != "fp16":
-        return pick_precision(recipe.train.precision, device), device.type
+    wanted = recipe.train.precision
+    if wanted == "auto" and device.type == "cpu" and recipe.train.tile_size < _WORTH_BF16:
+        wanted = "fp32"
+    if wanted != "fp16":
+        return pick_precision(wanted, device), device.type
     if device.type == "cpu":
         raise UsageError("train.precision: fp16 is for CUDA devices; use auto, bf16 or fp32 on a CPU")
     return "fp16", device.type
@@ -237,6 +251,8 @@ def _hardware(recipe: Recipe) -> tuple[str, str]:
 def _check_folder(recipe: Recipe, output: PathLike | None, *, resume: bool, overwrite: bool) -> Path:
     """Return the run folder, and refuse one that holds what is not meant."""
     folder = Path("runs") / recipe.name if output is None else Path(output)
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return folder  # the first process of several looks after it
     if output is not None and not folder.parent.is_dir():
         raise UsageError(
             f"{folder}: the folder {folder.parent} does not exist; make it first: mkdir -p {folder.parent}"
@@ -317,9 +333,9 @@ class _Training(lightning.LightningModule):
         counts = torch.from_numpy(self._confusion.counts).to(self.device)
         self._confusion.counts = self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()
         summary = self._confusion.summary()
-        # All ranks hold the sum, so there is nothing left to join.
+        # All ranks hold the sum, so their mean changes nothing; Lightning wants it.
         for name, key in (("val_iou", "mean_iou"), ("val_f1", "macro_f1"), ("val_accuracy", "overall_accuracy")):
-            self.log(name, math.nan if summary[key] is None else summary[key], rank_zero_only=False)
+            self.log(name, math.nan if summary[key] is None else summary[key], sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         setup = self.recipe.train

@@ -166,7 +166,7 @@ def test_tally_takes_blocks_in_any_order():
     [
         Affine(0.1 + 1e-15, 0, 500_000.123456789, 0, -0.3, 9_000_000.987654321),
         Affine(10, 0, 500_000, 0, 10, 8_999_000),
-        UTM * Affine.rotation(31),
+        UTM @ Affine.rotation(31),
     ],
     ids=["odd", "south-up", "rotated"],
 )
@@ -262,6 +262,8 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     twin = write_scene(tmp_path / "other/scene.tif")
     there = tmp_path / "there.tif"
     there.write_text("precious")
+    layer = tmp_path / "other/layer.gpkg"
+    layer.write_text("precious")
     model = Network()
 
     def refused(error, match, scenes, output, **options):
@@ -270,6 +272,7 @@ def test_outputs_are_checked_before_any_work(tmp_path):
 
     refused(OutputExistsError, "--overwrite", scene, there)
     refused(OutputExistsError, "--overwrite", scene, tmp_path / "map.tif", probabilities=there)
+    refused(OutputExistsError, "layer.gpkg", scene, tmp_path / "map.tif", vector=layer)
     refused(UsageError, "does not exist", scene, tmp_path / "nowhere/map.tif")
     refused(UsageError, "does not exist", [scene, scene.parent / "b.tif"], tmp_path / "nowhere/maps")
     refused(UsageError, "ends in .tif", scene, tmp_path / "map.png")
@@ -345,12 +348,12 @@ def write_area(path, *polygons, crs="EPSG:32622", to="EPSG:4326"):
 
 def placed(transform, *pixel_corners):
     """A polygon of corners in (column, row)."""
-    return shapely.Polygon([transform * corner for corner in pixel_corners])
+    return shapely.Polygon([transform @ corner for corner in pixel_corners])
 
 
 @pytest.mark.parametrize(
     "transform",
-    [UTM, Affine(10, 0, 500_000, 0, 10, 8_999_000), UTM * Affine.rotation(31)],
+    [UTM, Affine(10, 0, 500_000, 0, 10, 8_999_000), UTM @ Affine.rotation(31)],
     ids=["north-up", "south-up", "rotated"],
 )
 def test_outside_the_area_of_interest_the_map_is_no_data(tmp_path, transform):
@@ -363,7 +366,7 @@ def test_outside_the_area_of_interest_the_map_is_no_data(tmp_path, transform):
     windows = model.calls
     values, _, valid = expected(model, scene)
     columns, rows = np.meshgrid(np.arange(120) + 0.5, np.arange(80) + 0.5)
-    inside = shapely.contains_xy(shapely.union(star, apart), *(transform * (columns, rows)))
+    inside = shapely.contains_xy(shapely.union(star, apart), *(transform @ (columns, rows)))
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), np.where(inside & valid, values, 255))
     predict(model, scene, tmp_path / "all.tif", batch=1, **FAST)
     assert windows < model.calls - windows - 1

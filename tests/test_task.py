@@ -168,9 +168,6 @@ def test_a_class_that_cannot_be_is_refused(declared, message):
         LandClass(*declared)
 
 
-# --- what the network learns from
-
-
 @pytest.mark.parametrize(
     ("p", "expected"),
     [
@@ -184,7 +181,7 @@ def test_the_log_losses_of_the_design(p, expected):
     planes = torch.tensor(y).argmax(dim=1)[:, None, None, None]
     task = Task("multiclass", (A, B, C), background=False)
     assert pixel(task, logits, planes).item() == pytest.approx(expected, rel=1e-6)
-    # One decision less: the likelihood of the same labels as three Bernoullis.
+    # A sigmoid head takes the same labels as nine Bernoullis.
     bernoulli = Task("multiclass", (A, B, C), head="sigmoid", background=False)
     odds = torch.tensor(p).logit()[:, :, None, None]
     chance = np.where(y, p, 1 - np.array(p))
@@ -247,9 +244,6 @@ def test_what_is_not_known_changes_nothing(task, poison):
     assert torch.equal(results[0][1], results[1][1])
 
 
-# --- labels in, maps out
-
-
 @settings(max_examples=40)
 @given(st.sampled_from(TASKS), st.data())
 def test_codes_to_planes_to_map_values_and_back(task, data):
@@ -297,7 +291,7 @@ def test_an_unknown_code_is_named_with_its_pixels_and_never_folded():
     )
     with pytest.raises(LabelError, match=r"code 10 \(1 pixels\), .*, 14 \(1 pixels\) and 15 more is not"):
         Task("binary", (A,)).encode(np.arange(10, 30).reshape(4, 5))
-    with pytest.raises(LabelError, match="where 0 means that nobody looked, data.ignore"):
+    with pytest.raises(LabelError, match="where 0 means that nobody looked"):
         Task("multiclass", (A, B), background=False).encode(codes % 3)
 
 
@@ -357,9 +351,6 @@ def test_what_is_scored():
     assert Task("multiclass", (A, B)).scored == ((BACKGROUND, 0, 0), ("a", 0, 1), ("b", 0, 2))
     assert Task("multiclass", (A, B), background=False).scored == (("a", 0, 0), ("b", 0, 1))
     assert Task("multilabel", (A, B)).scored == (("a", 0, 1), ("b", 1, 1))
-
-
-# --- a task as a value
 
 
 class Experiment(BaseModel):

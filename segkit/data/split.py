@@ -64,8 +64,9 @@ def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area
     """Divide samples into areas to train and areas to validate, by blocks.
 
     Every scene is cut into blocks of `rule.block` pixels. Blocks are drawn for validation until they hold the wanted
-    fraction of the known label pixels; of many draws the one is kept in which every category comes closest to that
-    fraction. Training sees nothing within `rule.gap` pixels of a validation block.
+    fraction of the known label pixels; of many draws the one is kept in which the fewest categories lack on one side,
+    and of these the one in which every category comes closest to that fraction. Training sees nothing within
+    `rule.gap` pixels of a validation block.
 
     Returns
     -------
@@ -103,17 +104,18 @@ def _draw(counts: NDArray[np.float64], rule: Split) -> NDArray[np.bool_]:
     random = np.random.default_rng(rule.seed)
     shares = counts / np.maximum(counts.sum(axis=0), 1)
     pixels = counts.sum(axis=1) / counts.sum()
-    best, least = np.zeros(len(counts), dtype=bool), np.inf
+    present = counts.sum(axis=0) > 0
+    best, least = np.zeros(len(counts), dtype=bool), (np.inf, np.inf)
     for _ in range(_DRAWS):
         order = random.permutation(len(counts))
         held = np.cumsum(pixels[order])
         take = min(max(1, int(np.argmin(np.abs(held - rule.fraction))) + 1), len(counts) - 1)
         drawn = np.zeros(len(counts), dtype=bool)
         drawn[order[:take]] = True
-        present = counts.sum(axis=0) > 0
-        miss = float(np.abs(shares[drawn].sum(axis=0) - rule.fraction)[present].sum())
-        if miss < least:
-            best, least = drawn, miss
+        one_sided = present & ~(counts[drawn].any(axis=0) & counts[~drawn].any(axis=0))
+        miss = np.abs(shares[drawn].sum(axis=0) - rule.fraction)[present].sum()
+        if (one_sided.sum(), miss) < least:
+            best, least = drawn, (one_sided.sum(), miss)
     return best
 
 

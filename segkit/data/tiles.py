@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -30,8 +31,12 @@ class _Readers:
     def __init__(self, areas: Sequence[Area]) -> None:
         self._areas = areas
         self._open: OrderedDict[int, tuple[contextlib.ExitStack, SceneReader]] = OrderedDict()
+        self._process = os.getpid()
 
     def __getitem__(self, place: int) -> SceneReader:
+        if self._process != os.getpid():
+            # A forked worker shares its parent's file handles, and with them the place where each reads next.
+            self._open, self._process = OrderedDict(), os.getpid()
         if place not in self._open:
             stack = contextlib.ExitStack()
             self._open[place] = stack, stack.enter_context(self._areas[place].sample.scene.open())
@@ -42,7 +47,7 @@ class _Readers:
         return self._open[place][1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_areas": self._areas, "_open": OrderedDict()}
+        return {"_areas": self._areas, "_open": OrderedDict(), "_process": self._process}
 
 
 class TrainTiles(Dataset[Batch]):
@@ -104,11 +109,9 @@ class TrainTiles(Dataset[Batch]):
         return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(planes)
 
     def _origin(self, random: np.random.Generator, start: int, length: int, extent: int) -> int:
-        """Draw where a crop begins that holds start..start+length and, if it can, does not leave 0..extent."""
-        first, last = start + length - self._size, start
-        if extent >= self._size:
-            first, last = max(first, 0), min(last, extent - self._size)
-        return int(random.integers(min(first, last), max(first, last) + 1))
+        """Draw where a crop begins that holds start..start+length, and lies in 0..extent or holds all of it."""
+        low, high = sorted((0, extent - self._size))
+        return int(random.integers(max(start + length - self._size, low), min(start, high) + 1))
 
 
 class EpochSampler(Sampler[int]):

@@ -290,13 +290,7 @@ def _decided(task: Task, blocks: Generator[Block], *, with_probabilities: bool) 
 
 
 def _map_format(task: Task, tags: dict[str, str]) -> MapFormat:
-    colors = None
-    if len(task.band_names) == 1:
-        # What is written for each category; the legend names the last ones (see `Tally`).
-        every = np.arange(len(task.categories))[None, None]
-        values = task.map_values(every, np.ones(every.shape[1:], dtype=bool)).ravel().tolist()
-        colors = {value: row["color"] for value, row in zip(values[-len(task.legend) :], task.legend, strict=True)}
-    return MapFormat(task.dtype, task.nodata, task.band_names, tags, colors)
+    return MapFormat(task.dtype, task.nodata, task.band_names, tags, task.colors)
 
 
 def _probabilities_format(task: Task, tags: dict[str, str]) -> MapFormat:

@@ -86,9 +86,7 @@ class Tally:
         )
 
     def _by_class(self, counts: NDArray[Any]) -> dict[str, Any]:
-        # The legend names the last categories of each plane: all of an exclusive task's, "present" of a multilabel's.
-        named = counts[:, -(len(self._task.legend) // self._task.planes) :].ravel().tolist()
-        return dict(zip((row["name"] for row in self._task.legend), named, strict=True))
+        return {name: counts[plane, category].item() for name, plane, category in self._task.scored}
 
 
 def pixel_hectares(grid: Grid, window: Window) -> NDArray[np.float64]:

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from rasterio.windows import Window
+from sklearn.utils.class_weight import compute_class_weight
+from synthetic import recipe_for, write_pair, write_raster
+
+from segkit.data.sources import resolve
+from segkit.data.split import Area, whole
+from segkit.data.statistics import Statistics, balanced_weights
+from segkit.errors import DataError
+from segkit.task import LandClass, Task
+
+NODATA = -9999.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("statistics")
+    write_pair(folder, "binary", "a", height=20, width=17)
+    return folder
+
+
+def sample_of(folder, pixels, labels=None):
+    write_raster(folder / "images" / "a.tif", pixels, nodata=NODATA)
+    if labels is not None:
+        write_raster(folder / "labels" / "a.tif", labels)
+    recipe = recipe_for(folder, "binary")
+    (sample,) = resolve(recipe.data.train, recipe.data, recipe.task).samples
+    return sample, recipe.task
+
+
+@given(
+    noise=arrays(np.float32, (2, 20, 17), elements=st.floats(-5, 5, width=32)),
+    offset=st.sampled_from([0, -3, 1e4, 1e6]),
+    scale=st.sampled_from([1, 1e-3, 100]),
+    gone=arrays(bool, (2, 20, 17)),
+    unfinished=arrays(bool, (2, 20, 17)),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_mean_and_deviation_are_those_of_all_seen_pixels_together(folder, noise, offset, scale, gone, unfinished):
+    pixels = (noise * scale + offset).astype(np.float32)
+    pixels[gone] = NODATA
+    pixels[unfinished] = np.nan
+    pixels[:, 0, 0] = offset  # one pixel is always there
+    sample, task = sample_of(folder, pixels)
+    hidden = Window(3, 4, 6, 5)
+    area = Area(sample, tuple(sample.scene.grid.tiles(7)), (hidden,))
+    found = Statistics.of([area], task)
+    seen = np.ones((20, 17), dtype=bool)
+    seen[hidden.toslices()] = False
+    valid = sample.scene.read().valid & seen
+    for band in range(2):
+        values = pixels[band][valid & np.isfinite(pixels[band]) & (pixels[band] != NODATA)].astype(np.float64)
+        tiny = np.abs(values).max() * 1e-13
+        assert found.mean[band] == pytest.approx(values.mean(), rel=1e-12, abs=1e-12)
+        assert found.std[band] == pytest.approx(values.std(), rel=1e-9, abs=tiny)
+
+
+def test_counts_are_known_pixels_of_each_category(tmp_path):
+    write_pair(tmp_path, "multiclass", "a")
+    write_pair(tmp_path, "multiclass", "b", height=40, width=50, seed=2)
+    recipe = recipe_for(tmp_path, "multiclass")
+    areas = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    expected = np.zeros((1, 3), dtype=int)
+    for area in areas:
+        codes = area.labels.read(area.sample.scene.grid.whole)[0][area.sample.scene.read().valid]
+        expected[0] += [(codes == category).sum() for category in range(3)]
+    np.testing.assert_array_equal(Statistics.of(areas, recipe.task).counts, expected)
+
+
+def test_a_band_without_a_pixel_is_named(tmp_path):
+    write_pair(tmp_path, "binary", "a", height=20, width=17)
+    pixels = np.ones((2, 20, 17), np.float32)
+    pixels[1] = NODATA
+    sample, task = sample_of(tmp_path, pixels)
+    with pytest.raises(DataError, match=r"band 2 has no valid pixel .* data\.bands"):
+        Statistics.of(whole([sample]), task)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task("binary", (LandClass("a", 1),)),
+        Task("multiclass", (LandClass("a", 1), LandClass("b", 2))),
+        Task("multiclass", (LandClass("a", 1), LandClass("b", 2), LandClass("c", 3)), background=False),
+        Task("multilabel", (LandClass("a", 1), LandClass("b", 2))),
+    ],
+    ids=lambda task: f"{task.type}-{len(task.channel_names)}",
+)
+def test_balanced_weights_are_those_of_sklearn(task):
+    counts = np.random.default_rng(0).integers(1, 500, (task.planes, len(task.categories)))
+    weights = balanced_weights(counts, task)
+    for name, (plane, category) in zip(task.channel_names, task.speaks_for, strict=True):
+        labels = np.repeat(np.arange(len(counts[plane])), counts[plane])
+        each = compute_class_weight("balanced", classes=np.arange(len(counts[plane])), y=labels)
+        assert weights[name] == pytest.approx(each[category])
+
+
+def test_a_class_that_never_occurs_weighs_one():
+    task = Task("multiclass", (LandClass("a", 1), LandClass("b", 2)))
+    assert balanced_weights(np.array([[30, 0, 10]]), task)["a"] == 1
