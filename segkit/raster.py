@@ -25,7 +25,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from segkit.errors import GridError, OutputError, RasterError
+from segkit.errors import GridError, OutputError, RasterError, UsageError
 from segkit.files import check_output, existing, staged
 from segkit.grid import Grid
 
@@ -150,7 +150,7 @@ class Scene:
         """
         files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
         if not files:
-            raise RasterError("a scene needs at least one file")
+            raise UsageError("no file was named; a scene has at least one file")
         grid: Grid | None = None
         stacked: list[tuple[str, bool]] = []
         moved: set[int] = set()
@@ -207,7 +207,9 @@ class Scene:
                 last = first + dataset.count
                 own = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
                 first = last
-                if self.grid.difference(grid_of(dataset)):
+                if difference := self.grid.difference(grid_of(dataset)):
+                    if not self.resample:
+                        raise GridError(f"{path}: lies on another grid than when it was looked at first ({difference})")
                     dataset = stack.enter_context(warped(dataset, self.grid, Resampling.bilinear))
                 sources.append(_Source(dataset, [place for place, _ in own], [index for _, index in own]))
             yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
@@ -245,7 +247,8 @@ class SceneReader:
         """Read one window; what reaches beyond the scene is no data.
 
         A pixel is valid where every file's mask (declared no-data value, mask band, alpha band) shows it in some
-        chosen band, and every chosen value is a finite number. A band that alone holds no data at a valid pixel is NaN.
+        chosen band, and every chosen value shown is a finite number. A band that alone holds no data at a valid pixel
+        is NaN.
 
         Raises
         ------
@@ -375,6 +378,9 @@ def writing_map(path: PathLike, grid: Grid, form: MapFormat, *, overwrite: bool 
             raise OutputError(f"{target} could not be written: {error}; is the disk full?") from error
         _verify(working, part, target, grid)
         working.unlink()
+    # What lies beside an older map of this name (statistics, overviews, a mask) would be taken for the new one's.
+    for ending in (".aux.xml", ".ovr", ".msk"):
+        target.with_name(target.name + ending).unlink(missing_ok=True)
 
 
 def _create(path: Path, grid: Grid, form: MapFormat) -> DatasetWriter:

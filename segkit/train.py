@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
@@ -319,6 +320,11 @@ class _Training(lightning.LightningModule):
         loss: Tensor = self._loss(self.segmenter(pixels, valid), planes)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout draws the same in an epoch that follows another one and in an epoch that --resume begins with.
+        place = (self.recipe.train.seed, self.current_epoch, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def on_validation_epoch_start(self) -> None:
         self._confusion = Confusion(self.segmenter.task)

@@ -2,8 +2,10 @@
 
 import numpy as np
 import rasterio
+import torch
 from affine import Affine
 
+from segkit.model import Segmenter
 from segkit.recipe import Recipe
 
 SMALLEST = {
@@ -75,3 +77,16 @@ def recipe_for(folder, kind, **changes):
     for part, values in changes.items():
         raw[part] = raw[part] | values
     return Recipe.from_dict(raw)
+
+
+def segmenter(folder, kind="binary", bands=3, *, mean=None, std=None, pretrained=True, **model):
+    """Return an untrained segmenter whose logits are neither 0 nor all alike."""
+    torch.manual_seed(0)
+    recipe = recipe_for(folder, kind, model=model)
+    names = [f"b{band}" for band in range(1, bands + 1)]
+    made = Segmenter(recipe, mean or [500.0] * bands, std or [50.0] * bands, names, pretrained=pretrained)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.02)
+            module.running_var.uniform_(0.05, 0.3)
+    return made.eval()

@@ -65,6 +65,13 @@ def test_hectares_of_a_window_are_those_of_the_whole(row, column, height, width)
     np.testing.assert_allclose(grid.hectares(Window(column, row, width, height)), here, rtol=1e-9)
 
 
+def test_the_antimeridian_does_not_cut_the_cylinder():
+    longitudes = np.arange(178, 183, 0.5)
+    x, y = equal_area(CRS.from_epsg(4326), longitudes, np.full(longitudes.size, -17.0))
+    np.testing.assert_allclose(np.diff(x), np.radians(0.5) * 6_378_137)
+    assert np.ptp(y) == 0
+
+
 def test_the_world_has_the_area_of_the_ellipsoid():
     f = 1 / 298.257223563
     e = math.sqrt(f * (2 - f))
@@ -93,8 +100,8 @@ def test_tiles_cover_each_pixel_once(height, width, size):
     grid = Grid(height, width, GRID.transform, UTM)
     seen = np.zeros(grid.shape, dtype=int)
     for window in grid.tiles(size):
-        assert 0 < window.height <= size
-        assert 0 < window.width <= size
+        assert 0 < window.height <= min(size, height - window.row_off)
+        assert 0 < window.width <= min(size, width - window.col_off)
         rows, columns = window.toslices()
         seen[rows, columns] += 1
     assert (seen == 1).all()

@@ -47,9 +47,9 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with progress("scene[2020]", 8, "Mpx") as advance:
+    with progress("scene[red]", 8, "Mpx") as advance:
         advance(8)
     assert capsys.readouterr().out == ""
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    assert "scene[2020]" in shown  # brackets in a file name are no markup
+    assert "scene[red]" in shown  # brackets in a file name are no markup
     assert "8/8 Mpx" in shown

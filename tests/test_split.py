@@ -89,18 +89,14 @@ def test_nothing_within_the_gap_of_validation_is_valid_or_known_in_training(two,
 
 @pytest.mark.parametrize("window", [Window(-20, -9, 64, 64), Window(30, 40, 64, 64), Window(85, 60, 8, 8)])
 def test_a_mask_is_the_same_at_every_window(two, window):
-    sample = two[0][0]
-    area = Area(sample, (sample.scene.grid.whole,), (Window(-5, 10, 30, 30), Window(60, 50, 100, 9)))
-    hidden = np.pad(painted([Window(0, 10, 25, 30), Window(60, 50, 30, 9)], (HEIGHT, WIDTH)), 100, constant_values=1)
-    tile = Tile(np.zeros((1, window.height, window.width), np.float32), np.ones((window.height, window.width), bool))
-    planes = np.zeros((1, window.height, window.width), np.int16)
-    area.mask(tile, planes, window)
-    expected = hidden[100 + window.row_off :, 100 + window.col_off :][: window.height, : window.width]
-    inside = maximum_filter(expected, 1) > 0
-    beyond = np.pad(np.zeros((HEIGHT, WIDTH), bool), 100, constant_values=True)[100 + window.row_off :][
-        : window.height, 100 + window.col_off :
-    ][:, : window.width]
-    np.testing.assert_array_equal(tile.valid[~beyond], ~inside[~beyond])
+    sample, beyond = two[0][0], 100
+    hidden = Window(-5, 10, 30, 30), Window(60, 50, 100, 9)
+    shifted = [Window(each.col_off + beyond, each.row_off + beyond, each.width, each.height) for each in hidden]
+    expected = painted(shifted, (300, 300))[beyond + window.row_off :, beyond + window.col_off :] > 0
+    shape = window.height, window.width
+    tile, planes = Tile(np.zeros((1, *shape), np.float32), np.ones(shape, bool)), np.zeros((1, *shape), np.int16)
+    Area(sample, (sample.scene.grid.whole,), hidden).mask(tile, planes, window)
+    np.testing.assert_array_equal(tile.valid, ~expected[: window.height, : window.width])
     np.testing.assert_array_equal(planes[0], np.where(tile.valid, 0, IGNORE))
 
 
@@ -116,7 +112,7 @@ def test_a_class_of_two_blocks_is_on_both_sides(tmp_path, kind, seed):
     labels = np.zeros((2 if kind == "multilabel" else 1, 96, 96), np.uint8)
     rare, common = (1, 1) if kind == "multilabel" else (9, 3)
     labels[0, 40:] = common
-    for row, column in ((5, 5), (70, 80)):
+    for row, column in ((20, 5), (70, 80)):
         labels[-1, row : row + 4, column : column + 4] = rare
     write_raster(tmp_path / "labels" / "a.tif", labels)
     samples, task = samples_in(tmp_path, kind)
@@ -126,7 +122,7 @@ def test_a_class_of_two_blocks_is_on_both_sides(tmp_path, kind, seed):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.8])
 def test_validation_holds_about_the_wanted_fraction(tmp_path, fraction):
-    write_pair(tmp_path, "binary", "a", height=256, width=256)
+    write_pair(tmp_path, "binary", "a", height=160, width=160)
     samples, task = samples_in(tmp_path, "binary")
     train, validation = split(samples, task, Split(fraction=fraction, block=16, gap=0))
     held, kept = shares(validation, task), shares(train, task)
@@ -135,7 +131,9 @@ def test_validation_holds_about_the_wanted_fraction(tmp_path, fraction):
 
 def test_the_seed_alone_decides(two):
     def drawn(seed):
-        return [(area.sample.scene.name, area.windows, area.hidden) for side in split(*two, rule(seed)) for area in side]
+        return [
+            (area.sample.scene.name, area.windows, area.hidden) for side in split(*two, rule(seed)) for area in side
+        ]
 
     def rule(seed):
         return Split(block=16, gap=8, seed=seed)
@@ -147,11 +145,13 @@ def test_the_seed_alone_decides(two):
 def test_one_labelled_block_cannot_be_split(tmp_path):
     write_pair(tmp_path, "binary", "a")
     labels = np.full((96, 96), 255, np.uint8)
-    labels[:8, 20:30] = 1
-    labels[labels == 1] = 7
+    labels[:8, 20:30] = 7
+    labels[:10, :10] = 0  # where the image holds no data
     write_raster(tmp_path / "labels" / "a.tif", labels)
     samples, task = samples_in(tmp_path, "binary")
-    with pytest.raises(DataError, match="have 1 blocks of 32 x 32 pixels with known labels, a split needs two"):
+    with pytest.raises(
+        DataError, match="1 blocks of 32 x 32 pixels hold valid pixels with known labels, a split needs two"
+    ):
         split(samples, task, Split(block=32))
 
 

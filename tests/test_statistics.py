@@ -80,6 +80,13 @@ def test_a_band_without_a_pixel_is_named(tmp_path):
         Statistics.of(whole([sample]), task)
 
 
+def test_where_nothing_is_left_to_train_on_that_is_said(tmp_path):
+    write_pair(tmp_path, "binary", "a", height=20, width=17)
+    sample, task = sample_of(tmp_path, np.ones((2, 20, 17), np.float32))
+    with pytest.raises(DataError, match=r"no pixel of the training areas is valid; .* data\.val\.gap"):
+        Statistics.of([Area(sample, (Window(0, 0, 5, 5),), (Window(-9, -9, 30, 30),))], task)
+
+
 @pytest.mark.parametrize(
     "task",
     [

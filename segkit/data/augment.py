@@ -19,6 +19,28 @@ _SHIFT = 0.1  # of the shift of a band, in its standard deviations
 _SHARED = 0.7  # share of gain and shift that all bands have in common: light and haze change bands together
 
 
+# Of albumentations' names: quarter turns, after a mirror or not.
+_SYMMETRIES = {
+    "e": (0, False),
+    "r90": (1, False),
+    "r180": (2, False),
+    "r270": (3, False),
+    "v": (0, True),
+    "hvt": (1, True),
+    "h": (2, True),
+    "t": (3, True),
+}
+
+
+class Symmetry(albumentations.D4):  # type: ignore[misc]
+    """One of the eight symmetries of the square, by numpy: OpenCV 5, which albumentations asks, has 128 bands."""
+
+    def apply(self, img: NDArray[Any], group_element: str, **_: Any) -> Any:
+        """Change an image (H, W, C) or a mask (H, W)."""
+        turns, mirrored = _SYMMETRIES[group_element]
+        return np.rot90(img[::-1] if mirrored else img, turns)
+
+
 class Radiometry(albumentations.ImageOnlyTransform):  # type: ignore[misc]
     """Random gain and shift of each band, for any number of bands, about the bands' own mean and deviation."""
 
@@ -44,11 +66,11 @@ def _none(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
 
 
 def _geometric(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
-    return [albumentations.D4(p=1.0)]
+    return [Symmetry(p=1.0)]
 
 
 def _default(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
-    return [albumentations.D4(p=1.0), Radiometry(mean, std)]
+    return [Symmetry(p=1.0), Radiometry(mean, std)]
 
 
 AUGMENTATIONS = {"none": _none, "geometric": _geometric, "default": _default}

@@ -64,9 +64,9 @@ def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area
     """Divide samples into areas to train and areas to validate, by blocks.
 
     Every scene is cut into blocks of `rule.block` pixels. Blocks are drawn for validation until they hold the wanted
-    fraction of the known label pixels; of many draws the one is kept in which the fewest categories lack on one side,
-    and of these the one in which every category comes closest to that fraction. Training sees nothing within
-    `rule.gap` pixels of a validation block.
+    fraction of the valid pixels with a known label. Of many draws that one is kept in which the fewest categories lack
+    on one side, and of these the one in which every category comes closest to that fraction. Training sees nothing
+    within `rule.gap` pixels of a validation block.
 
     Returns
     -------
@@ -75,15 +75,15 @@ def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area
     Raises
     ------
     DataError
-        Fewer than two blocks hold known labels.
+        Fewer than two blocks hold valid pixels with known labels.
     """
     blocks = [(place, window) for place, sample in enumerate(samples) for window in sample.scene.grid.tiles(rule.block)]
-    counts = np.array([_category_counts(samples[place], window, task) for place, window in blocks], dtype=np.float64)
+    counts = np.array([_known(Area(samples[place], (window,)), task) for place, window in blocks], dtype=np.float64)
     labelled = np.flatnonzero(counts.sum(axis=1))
     if len(labelled) < 2:
         raise DataError(
-            f"data.val: the samples have {len(labelled)} blocks of {rule.block} x {rule.block} pixels with known "
-            "labels, a split needs two; make data.val.block smaller, or give data.val images and labels of its own"
+            f"data.val: {len(labelled)} blocks of {rule.block} x {rule.block} pixels hold valid pixels with known labels, "
+            "a split needs two; make data.val.block smaller, or give data.val images and labels of its own"
         )
     chosen = _draw(counts[labelled], rule)
     validating = {int(index) for index in labelled[chosen]}
@@ -119,9 +119,8 @@ def _draw(counts: NDArray[np.float64], rule: Split) -> NDArray[np.bool_]:
     return best
 
 
-def _category_counts(sample: Sample, window: Window, task: Task) -> NDArray[np.int64]:
-    assert sample.labels is not None
-    return count_categories(sample.labels.read(window), task)
+def _known(area: Area, task: Task) -> NDArray[np.int64]:
+    return np.sum([count_categories(planes, task) for _, planes, _ in read_pieces([area])], axis=0, dtype=np.int64)
 
 
 def count_categories(planes: NDArray[np.int16], task: Task) -> NDArray[np.int64]:

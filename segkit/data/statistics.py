@@ -59,6 +59,11 @@ class Statistics:
                         mean[band] += apart * values.size / joined
                         number[band] = joined
                 advance(window.width * window.height / 1e6)
+        if not number.any():
+            raise DataError(
+                "no pixel of the training areas is valid; see segkit check, and make data.val.gap smaller where it "
+                "leaves nothing"
+            )
         if not number.all():
             scene = areas[0].sample.scene
             empty = scene.band_names[int(np.argmin(number))]

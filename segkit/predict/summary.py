@@ -13,6 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.errors import GridError
 from segkit.grid import Grid
 from segkit.task import Task
 
@@ -31,7 +32,7 @@ class Summary:
     pixels
         Of each class of the task's legend, by name; background's too, where the task has one.
     hectares
-        Their true area; None where the scene has no CRS.
+        Their true area; None where the scene has no CRS, or a local one.
     valid
         Pixels that were decided.
     seconds
@@ -59,7 +60,7 @@ class Tally:
         self._started = time.perf_counter()
         self._valid = 0
         self._pixels = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
-        self._hectares = None if grid.crs is None else np.zeros(self._pixels.shape)
+        self._hectares = np.zeros(self._pixels.shape) if _has_areas(grid) else None
 
     def add(self, planes: NDArray[np.integer[Any]], valid: NDArray[np.bool_], window: Window) -> None:
         """Count decided planes (P, H, W) of a window where `valid` (H, W) is true."""
@@ -87,6 +88,15 @@ class Tally:
 
     def _by_class(self, counts: NDArray[Any]) -> dict[str, Any]:
         return {name: counts[plane, category].item() for name, plane, category in self._task.scored}
+
+
+def _has_areas(grid: Grid) -> bool:
+    """Whether the grid's CRS says where on the ground its pixels lie."""
+    try:
+        grid.hectares(Window(0, 0, 1, 1))
+    except GridError:
+        return False
+    return True
 
 
 def pixel_hectares(grid: Grid, window: Window) -> NDArray[np.float64]:

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+
+from segkit.data.augment import AUGMENTATIONS, Augmentation
+from segkit.raster import Tile
+
+SIZE = 12
+BANDS = [1, 3, 6, 39, 224]
+
+
+def a_tile(bands, *, gone=True):
+    """Every pixel holds its own number, at another offset in each band; some are not valid, one is NaN in one band."""
+    number = np.arange(SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+    pixels = number + 1000 * np.arange(bands, dtype=np.float32)[:, None, None]
+    valid = np.random.default_rng(0).random((SIZE, SIZE)) > 0.2 * gone
+    pixels[:, ~valid] = np.nan
+    if gone:
+        pixels[-1, 0, 0] = np.nan
+    return Tile(pixels, valid)
+
+
+def planes_of(tile):
+    """Two planes that follow from the pixels' numbers."""
+    number = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
+    return np.stack([number % 5, np.where(tile.valid, number % 7, -1)]).astype(np.int16)
+
+
+def statistics(bands):
+    return np.arange(bands) * 1000.0 + 70, np.full(bands, 40.0)
+
+
+def arrays(changed):
+    tile, planes = changed
+    return tile.pixels, tile.valid, planes
+
+
+@pytest.mark.parametrize("bands", BANDS)
+@pytest.mark.parametrize("name", ["none", "geometric"])
+def test_pixels_mask_and_labels_move_together(name, bands):
+    tile = a_tile(bands, gone=False)
+    augment = Augmentation(name, *statistics(bands))
+    seen = set()
+    for seed in range(40):
+        pixels, valid, planes = arrays(augment(tile, planes_of(tile), seed))
+        assert pixels.dtype == np.float32
+        assert planes.dtype == np.int16
+        number = pixels[0].astype(int)
+        np.testing.assert_array_equal(pixels - pixels[:1], 1000 * np.arange(bands)[:, None, None] + 0 * pixels)
+        np.testing.assert_array_equal(np.sort(number.ravel()), np.arange(SIZE * SIZE))
+        np.testing.assert_array_equal(planes, np.stack([number % 5, number % 7]))
+        assert valid.all()
+        seen.add(number.tobytes())
+    assert len(seen) == (8 if name == "geometric" else 1)  # the symmetries of the square
+
+
+@pytest.mark.parametrize("bands", BANDS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_what_is_no_data_stays_so(name, bands):
+    tile = a_tile(bands)
+    augment = Augmentation(name, *statistics(bands))
+    for seed in range(10):
+        pixels, valid, planes = arrays(augment(tile, planes_of(tile), seed))
+        assert valid.dtype == bool
+        assert valid.sum() == tile.valid.sum()
+        np.testing.assert_array_equal(planes[1] == -1, ~valid)
+        np.testing.assert_array_equal(np.isnan(pixels).sum(axis=(1, 2)), np.isnan(tile.pixels).sum(axis=(1, 2)))
+        assert np.isnan(pixels[:, ~valid]).all()
+
+
+@pytest.mark.parametrize("bands", [1, 3, 224])
+def test_radiometry_is_a_gain_and_a_shift_of_each_band(bands):
+    """Nothing is clipped: the order and the proportions of the values stay, also far from the mean and below zero."""
+    tile = a_tile(bands, gone=False)
+    tile = Tile(tile.pixels - 1000, tile.valid)
+    mean, std = statistics(bands)
+    augment = Augmentation("default", mean - 1000, std)
+    gains = []
+    for seed in range(30):
+        pixels, _, _ = arrays(augment(tile, planes_of(tile), seed))
+        for before, after in zip(tile.pixels.reshape(bands, -1), np.sort(pixels.reshape(bands, -1)), strict=True):
+            gain, shift = np.polyfit(before - before.mean(), after, 1)
+            np.testing.assert_allclose(after, gain * (before - before.mean()) + shift, atol=0.05)
+            gains.append(gain)
+    assert 0.85 < np.mean(gains) < 1.15
+    assert 0.01 < np.std(gains) < 0.3
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_seed_alone_decides(name):
+    tile = a_tile(6)
+    augment = Augmentation(name, *statistics(6))
+    first = arrays(augment(tile, planes_of(tile), 3))
+    augment(tile, planes_of(tile), 4)
+    for again in (augment, Augmentation(name, *statistics(6))):
+        for one, other in zip(first, arrays(again(tile, planes_of(tile), 3)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_none_changes_nothing():
+    tile = a_tile(3)
+    for one, other in zip(
+        arrays(Augmentation("none", *statistics(3))(tile, planes_of(tile), 1)),
+        arrays((tile, planes_of(tile))),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,307 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.metrics import confusion_matrix, jaccard_score
+from synthetic import recipe_for, write_pair
+
+from segkit.data.tiles import TrainTiles
+from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
+from segkit.losses import LOSSES
+from segkit.model import load, read_header
+from segkit.recipe import Recipe
+from segkit.task import IGNORE
+from segkit.train import _Log, areas, read_log, train
+
+KINDS = ["binary", "multiclass", "multilabel"]
+LONG = {"epochs": 3, "steps": 20}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """{kind: folder of two scenes}."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    for kind, folder in folders.items():
+        for seed, name in enumerate(("a", "b")):
+            write_pair(folder, kind, name, seed=seed)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """{kind: a finished run}."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {kind: train(recipe_for(data[kind], kind, train=LONG), folder / kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_separable_classes_are_learned_in_seconds(runs, kind):
+    assert runs[kind].metrics["mean_iou"] > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_holds_all_that_was_learned(runs, data, kind):
+    run, recipe = runs[kind], recipe_for(data[kind], kind, train=LONG)
+    names = {"model.safetensors", "metrics.json", "log.csv", "curves.png", "recipe.yaml", "checkpoints"}
+    assert {path.name for path in run.folder.iterdir()} == names
+    assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert Recipe.load(run.folder / "recipe.yaml") == recipe
+    log = read_log(run.folder / "log.csv")
+    assert [row["epoch"] for row in log] == [1, 2, 3]
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics == read_header(run.model).metrics
+    # The scores of an epoch are of cut windows, those of the run of whole scenes.
+    assert run.metrics["mean_iou"] == pytest.approx(max(row["val_iou"] for row in log), abs=0.03)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metrics_are_those_of_the_model_on_the_validation_blocks(runs, data, kind):
+    """Oracle: one forward pass over each whole scene, and scikit-learn."""
+    model = load(runs[kind].model)
+    task, decided, true = model.task, [], []
+    for area in areas(recipe_for(data[kind], kind))[1]:
+        window = area.sample.scene.grid.whole
+        tile, planes = area.sample.scene.read(window), area.labels.read(window)
+        counted = np.zeros(tile.valid.shape, dtype=bool)
+        for block in area.windows:
+            counted[block.toslices()] = True
+        with torch.inference_mode():
+            logits = model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
+        found = task.decide(task.probabilities(logits))[0].numpy()
+        here = counted & tile.valid & (planes != IGNORE).all(axis=0)
+        decided.append(found[:, here])
+        true.append(planes[:, here])
+    decided, true = np.concatenate(decided, axis=1), np.concatenate(true, axis=1)
+    metrics = runs[kind].metrics
+    if kind == "multilabel":
+        scores = jaccard_score(true.T, decided.T, average=None)
+    else:
+        scores = jaccard_score(true[0], decided[0], average=None)
+        np.testing.assert_array_equal(metrics["confusion"]["matrix"], confusion_matrix(true[0], decided[0]))
+    assert metrics["pixels"] == true.size
+    np.testing.assert_allclose([one["iou"] for one in metrics["per_class"].values()], scores)
+
+
+class _Crops:
+    """Records the numbers of the crops that a training draws."""
+
+    def __init__(self, monkeypatch):
+        self.numbers, original = [], TrainTiles.__getitem__
+        monkeypatch.setattr(TrainTiles, "__getitem__", lambda tiles, i: (self.numbers.append(i), original(tiles, i))[1])
+
+
+def test_every_epoch_draws_other_crops(data, tmp_path, monkeypatch):
+    crops = _Crops(monkeypatch)
+    train(recipe_for(data["binary"], "binary"), tmp_path / "run")
+    assert sorted(crops.numbers) == list(range(2 * 3 * 4))  # epochs x steps x batch
+
+
+def same_weights(one, other):
+    mine, theirs = load_file(one), load_file(other)
+    return mine.keys() == theirs.keys() and all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
+
+
+def without_seconds(folder):
+    return [row | {"seconds": 0} for row in read_log(folder / "log.csv")]
+
+
+def interrupt(monkeypatch, epoch):
+    """Press Ctrl-C when an epoch (counted from 0) begins."""
+
+    def strike(log, trainer, module):
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Log, "on_train_epoch_start", strike)
+
+
+PYRAMID = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 16}
+
+
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data, tmp_path, monkeypatch):
+    recipe = recipe_for(
+        data["binary"],
+        "binary",
+        model={"architecture": "fpn", "options": PYRAMID},  # with dropout
+        train={"epochs": 4, "early_stopping": 4},
+    )
+    straight = train(recipe, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "resumed")
+        assert signal.getsignal(signal.SIGINT) is before  # Lightning leaves it ignored
+    assert {path.name for path in (tmp_path / "resumed").iterdir()} == {"checkpoints", "log.csv", "recipe.yaml"}
+    crops = _Crops(monkeypatch)
+    resumed = train(recipe, tmp_path / "resumed", resume=True)
+    assert min(crops.numbers) == 2 * 3 * 4
+    assert without_seconds(resumed.folder) == without_seconds(straight.folder)
+    assert same_weights(resumed.model, straight.model)
+    assert resumed.metrics == straight.metrics
+    # What is finished may be resumed, too: nothing is left to do.
+    assert train(recipe, tmp_path / "resumed", resume=True).metrics == straight.metrics
+    assert without_seconds(resumed.folder) == without_seconds(straight.folder)
+
+
+def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(data["binary"], "binary").to_dict()))
+    command = [sys.executable, "-m", "segkit.cli", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=said, stdout=said)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    *epochs, last = (tmp_path / "said").read_text().splitlines()
+    assert last == "segkit: interrupted; what was finished before is there, nothing is half-written"
+    assert all(line.startswith("epoch ") for line in epochs)
+    done = len(read_log(tmp_path / "run/log.csv"))
+    command[-1] = f"train.epochs={done}"
+    refused = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "was started with another recipe ('epochs: 500' then, " in refused.stderr
+
+
+def test_resume_needs_a_run_of_the_same_recipe(data, tmp_path, runs):
+    with pytest.raises(UsageError, match="holds no run with a finished epoch to resume; start it without --resume"):
+        train(recipe_for(data["binary"], "binary"), tmp_path / "none", resume=True)
+    with pytest.raises(RecipeError, match="'learning_rate: 0.01' then, 'learning_rate: 0.02' now"):
+        train(
+            recipe_for(data["binary"], "binary", train=LONG | {"learning_rate": 0.02}),
+            runs["binary"].folder,
+            resume=True,
+        )
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_not_overwritten_by_accident(data, runs):
+    before = contents(runs["binary"].folder)
+    with pytest.raises(OutputExistsError, match="holds a run already; --resume goes on with it, --overwrite starts"):
+        train(recipe_for(data["binary"], "binary"), runs["binary"].folder)
+    assert contents(runs["binary"].folder) == before
+
+
+def test_the_old_model_stays_until_there_is_a_new_one(data, tmp_path, monkeypatch):
+    recipe = recipe_for(data["binary"], "binary", train={"epochs": 2, "steps": 1})
+    run = train(recipe, tmp_path / "run")
+    before = {name: (run.folder / name).read_bytes() for name in ("model.safetensors", "metrics.json", "curves.png")}
+    other = recipe_for(data["binary"], "binary", train={"epochs": 2, "steps": 1, "seed": 1})
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(other, run.folder, overwrite=True)
+    assert {name: (run.folder / name).read_bytes() for name in before} == before
+    assert len(read_log(run.folder / "log.csv")) == 1
+    train(other, run.folder, overwrite=True)
+    assert run.model.read_bytes() != before["model.safetensors"]
+
+
+def test_training_stops_when_nothing_gets_better(data, tmp_path):
+    recipe = recipe_for(
+        data["binary"], "binary", train={"epochs": 30, "steps": 1, "learning_rate": 1e-12, "early_stopping": 2}
+    )
+    epochs = [row["epoch"] for row in read_log(train(recipe, tmp_path / "run").folder / "log.csv")]
+    assert len(epochs) < 12
+
+
+def first_loss(folder, kind, tmp_path, **changes):
+    recipe = recipe_for(folder, kind, train={"epochs": 1, "steps": 2} | changes)
+    return read_log(train(recipe, tmp_path / "run", overwrite=True).folder / "log.csv")[0]["loss"]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_every_loss_trains(data, tmp_path, kind, name):
+    assert np.isfinite(first_loss(data[kind], kind, tmp_path, loss={name: 1.0}))
+
+
+def test_class_weights_count(data, tmp_path):
+    losses = {
+        str(weights): first_loss(data["multiclass"], "multiclass", tmp_path, loss={"pixel": 1.0}, class_weights=weights)
+        for weights in (None, "balanced", {"water": 50.0}, {"water": 1.0, "forest": 1.0, "background": 1.0})
+    }
+    plain, balanced, given, ones = losses.values()
+    assert plain == pytest.approx(ones)
+    assert len({round(value, 5) for value in (plain, balanced, given)}) == 3
+
+
+def test_tensorboard_gets_its_events(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    first_loss(data["binary"], "binary", tmp_path, tensorboard=True)
+    assert list((tmp_path / "run/tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"dize": 1.0}}, "train.loss: 'dize' is not known; use pixel, focal, dice, jaccard, tversky"),
+        ({"precision": "fp16"}, "fp16 is for CUDA devices"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_read(data, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        train(recipe_for(data["binary"], "binary", train=changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sigmoid_head_has_no_weight_for_background(data, tmp_path):
+    recipe = recipe_for(
+        data["multiclass"], "multiclass", task={"head": "sigmoid"}, train={"class_weights": {"background": 2.0}}
+    )
+    with pytest.raises(RecipeError, match="'background' is not a class of this task; it has water, forest"):
+        train(recipe, tmp_path / "run")
+
+
+def test_the_folder_of_the_run_is_checked_first(data, tmp_path):
+    recipe = recipe_for(data["binary"], "binary")
+    with pytest.raises(UsageError, match=r"the folder .*missing does not exist; make it first: mkdir -p"):
+        train(recipe, tmp_path / "missing" / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file; name a folder for the run"):
+        train(recipe, tmp_path / "file")
+
+
+def test_a_gap_that_leaves_nothing_is_an_error(data, tmp_path):
+    recipe = recipe_for(data["binary"], "binary", data={"val": {"fraction": 0.5, "block": 32, "gap": 96}})
+    with pytest.raises(DataError, match=r"no pixel of the training areas is valid.*data\.val\.gap"):
+        train(recipe, tmp_path / "run")
+
+
+def test_scenes_of_other_bands_cannot_train_together(tmp_path):
+    write_pair(tmp_path, "binary", "a")
+    write_pair(tmp_path, "binary", "b")
+    recipe = recipe_for(tmp_path, "binary")
+    import rasterio
+
+    with rasterio.open(tmp_path / "images/b.tif") as dataset:
+        pixels, profile = dataset.read([1, 2]), dataset.profile
+    with rasterio.open(tmp_path / "images/b.tif", "w", **profile | {"count": 2}) as dataset:
+        dataset.write(pixels)
+    with pytest.raises(DataError, match=r"scenes differ in their number of bands: .*a.tif has 3, .*b.tif has 2"):
+        areas(recipe)
+
+
+def test_several_processes_share_one_run(data, tmp_path):
+    """Each process calls train; only the first may look after the folder."""
+    recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps": 2, "devices": 2})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    command = [sys.executable, "-m", "segkit.cli", "train", "recipe.yaml", "-o", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"USE_LIBUV": "0"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mean_iou") == 1
+    with (tmp_path / "run/log.csv").open() as log:
+        assert len(list(csv.DictReader(log))) == 1
