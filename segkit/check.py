@@ -188,34 +188,31 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
 
 
 def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None]) -> tuple[SceneCheck, list[str]]:
-    """Count a scene's valid and labelled pixels and classes; also say what is wrong with it."""
+    """Count a scene's valid and labelled pixels and classes, as far as it can be read; also say what is wrong."""
     scene, labels = sample.scene, sample.labels
     assert labels is not None
     counts = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
-    valid = labelled = broken = 0
-    first = ""
+    valid = labelled = 0
+    found = []
     with scene.open() as reader:
         for window in scene.grid.tiles(_WINDOW):
             try:
                 shown = reader.read(window).valid
                 planes = np.where(shown, labels.read(window), np.int16(IGNORE))
             except SegkitError as error:
-                broken += 1
-                first = first or str(error)
-            else:
-                valid += int(shown.sum())
-                labelled += int((planes != IGNORE).any(axis=0).sum())
-                counts += count_categories(planes, task).reshape(counts.shape)
+                found.append(str(error))
+                break
+            valid += int(shown.sum())
+            labelled += int((planes != IGNORE).any(axis=0).sum())
+            counts += count_categories(planes, task).reshape(counts.shape)
             advance(window.height * window.width)
     result = SceneCheck(
         part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, _class_counts(counts, task)
     )
-    if broken:
-        return result, [first + (f" (and in {broken - 1} more parts of it)" if broken > 1 else "")]
-    if not labelled:
+    if not found and not labelled:
         why = "no label is known where it holds data" if valid else "it holds no data"
-        return result, [f"{scene.paths[0]}: {why}; correct the labels, or leave it out"]
-    return result, []
+        found.append(f"{scene.paths[0]}: {why}; correct the labels, or leave it out")
+    return result, found
 
 
 def _class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...]:

@@ -30,6 +30,9 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+
 class Device(StrEnum):
     """Where networks run."""
 
@@ -232,7 +235,7 @@ def main() -> None:
     try:
         code = app(args=arguments, prog_name="segkit", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
-        code = _fail("interrupted; what was finished before is there, nothing is half-written", 130)
+        code = _INTERRUPTED
     except TyperException as error:
         command = next((argument for argument in arguments if not argument.startswith("-")), "")
         help_ = f"segkit {command} --help" if command in _commands() else "segkit --help"
@@ -246,6 +249,8 @@ def main() -> None:
             raise
         text = str(error).strip().splitlines() or [""]
         code = _fail(f"unexpected {type(error).__name__}: {text[0]}; run again with --debug to see where", 1)
+    if code == _INTERRUPTED:  # typer makes this code of Ctrl-C itself
+        _fail("interrupted; what was finished before is there, nothing is half-written", code)
     sys.exit(code or 0)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from segkit.task import BACKGROUND, IGNORE, Task
 
 VECTOR_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml")
 
+_COUNTED_AT_ONCE = 2048  # pixels along a side
 _NOT_KNOWN = int(np.iinfo(np.int64).min)  # beside every code that a label raster can hold
 _POLYGON_TYPES = {3: "Polygon", 6: "MultiPolygon"}
 _TYPES = ("Point", "LineString", "LinearRing", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon", "Collection")
@@ -151,17 +153,29 @@ class _RasterLabels(Labels):
     resample: bool
 
     def _read(self, window: Window) -> NDArray[np.int16]:
+        codes = self._codes(window)
+        ignore = (*self.ignore, _NOT_KNOWN)
+        if len(codes) > 1:
+            return self.task.encode_masks(codes, ignore=ignore, source=self.path)
+        try:
+            return self.task.encode(codes[0], ignore=ignore, source=self.path)
+        except LabelError:
+            # The same is said again of the whole file, so that the codes and their pixels are all.
+            counts: Counter[int] = Counter()
+            for part in self.grid.tiles(_COUNTED_AT_ONCE):
+                some, times = np.unique(self._codes(part), return_counts=True)
+                counts.update(dict(zip(some.tolist(), times.tolist(), strict=True)))
+            found, pixels = np.array([*counts.items()], dtype=np.int64).T
+            return self.task.encode(found[None], ignore=ignore, source=self.path, pixels=pixels[None])
+
+    def _codes(self, window: Window) -> NDArray[np.int64]:
         with contextlib.ExitStack() as stack:
             dataset: DatasetReader = stack.enter_context(open_raster(self.path))
             if self.resample:
                 dataset = stack.enter_context(warped(dataset, self.grid, Resampling.nearest))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NodataShadowWarning)  # no-data counts, no alpha band
-                codes = self._integers(read_window(dataset, self.bands, window, masked=self.masked))
-        ignore = (*self.ignore, _NOT_KNOWN)
-        if len(codes) == 1:
-            return self.task.encode(codes[0], ignore=ignore, source=self.path)
-        return self.task.encode_masks(codes, ignore=ignore, source=self.path)
+                return self._integers(read_window(dataset, self.bands, window, masked=self.masked))
 
     def _integers(self, found: NDArray[Any]) -> NDArray[np.int64]:
         values, hidden = np.ma.getdata(found), np.ma.getmaskarray(found)

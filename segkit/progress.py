@@ -29,12 +29,26 @@ def progress(what: str, total: float, unit: str = "", *, show: bool = True) -> I
 @contextmanager
 def _bar(what: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Done(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = f"  {_count(task.speed)} {unit}/s" if task.speed else ""
+            return Text(f"{_count(task.completed)}/{_count(task.total or 0)} {unit}{speed}")
 
     columns = (
         TextColumn("{task.description}", markup=False),  # file names may hold brackets
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        Done(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
@@ -57,5 +71,10 @@ class _Lines:
         self.last = now
         rate = self.done / (now - self.started)
         left = (self.total - self.done) / rate if rate else float("inf")
-        done = f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
-        print(f"{self.what}: {done}  {rate:,.2f} {self.unit}/s  {left:,.0f} s left", file=sys.stderr)
+        done = f"{_count(self.done)}/{_count(self.total)} {self.unit}"
+        print(f"{self.what}: {done}  {_count(rate)} {self.unit}/s  {left:,.0f} s left", file=sys.stderr)
+
+
+def _count(number: float) -> str:
+    """Write whole numbers and large ones without decimals, others with three digits."""
+    return f"{number:,.0f}" if number >= 100 or number == round(number) else f"{number:.3g}"

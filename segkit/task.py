@@ -233,7 +233,12 @@ class Task:
         return tuple(0.5 if one.threshold is None else one.threshold for one in self.classes)
 
     def encode(
-        self, codes: NDArray[np.integer[Any]], *, ignore: Iterable[int] = (), source: object = "labels"
+        self,
+        codes: NDArray[np.integer[Any]],
+        *,
+        ignore: Iterable[int] = (),
+        source: object = "labels",
+        pixels: NDArray[np.integer[Any]] | None = None,
     ) -> NDArray[np.int16]:
         """Turn label codes into target planes.
 
@@ -245,6 +250,8 @@ class Task:
             Codes that mean "not known"; they win over background's code.
         source
             Named in errors.
+        pixels
+            How many pixels each code stands for, (H, W), where that is not one; told in errors.
 
         Returns
         -------
@@ -267,7 +274,7 @@ class Task:
             if 0 in refused and not self.has_none:
                 hint = "; where 0 means that nobody looked, data.ignore, where it means no class, task.background: true"
             raise LabelError(
-                f"{source}: code {_counted(codes, refused)} is not in the task, which knows "
+                f"{source}: code {_counted(codes, refused, pixels)} is not in the task, which knows "
                 f"{', '.join(map(str, known))}; list it under task.classes or data.ignore{hint}"
             )
         position = position[inverse].reshape(codes.shape)
@@ -453,7 +460,8 @@ class Task:
         )
 
 
-def _counted(codes: NDArray[Any], some: NDArray[Any]) -> str:
+def _counted(codes: NDArray[Any], some: NDArray[Any], pixels: NDArray[Any] | None = None) -> str:
     """List some codes with their pixels."""
-    counts = ", ".join(f"{int(code)} ({int((codes == code).sum())} pixels)" for code in some[:5])
+    each = np.ones_like(codes) if pixels is None else pixels
+    counts = ", ".join(f"{int(code)} ({int(each[codes == code].sum())} pixels)" for code in some[:5])
     return counts + (f" and {some.size - 5} more" if some.size > 5 else "")

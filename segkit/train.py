@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import lightning.pytorch as lightning
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -39,6 +39,7 @@ from segkit.losses import LOSSES, combined
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
 from segkit.predict.device import pick_device, pick_precision
+from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.recipe import Recipe, Source
 
@@ -131,7 +132,7 @@ def train(
     if recipe.train.early_stopping:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
     if show_progress:
-        callbacks.append(RichProgressBar(leave=True) if sys.stderr.isatty() else _Lines(recipe.train.epochs))
+        callbacks.append(_Show(steps, recipe.train.epochs))
     with _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -143,7 +144,7 @@ def train(
             callbacks=callbacks,
             logger=TensorBoardLogger(folder, name="tensorboard", version="") if recipe.train.tensorboard else False,
             default_root_dir=folder,
-            enable_progress_bar=show_progress and sys.stderr.isatty(),
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             gradient_clip_val=1.0,
@@ -317,14 +318,12 @@ class _Training(lightning.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         pixels, valid, planes = batch
+        # Dropout draws the same at a step whether the run was resumed before it or not.
+        place = (self.recipe.train.seed, self.global_step, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         loss: Tensor = self._loss(self.segmenter(pixels, valid), planes)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
         return loss
-
-    def on_train_epoch_start(self) -> None:
-        # Dropout draws the same in an epoch that follows another one and in an epoch that --resume begins with.
-        place = (self.recipe.train.seed, self.current_epoch, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def on_validation_epoch_start(self) -> None:
         self._confusion = Confusion(self.segmenter.task)
@@ -419,11 +418,20 @@ class _Log(Callback):
             writer.writerows({name: f"{value:.8g}" for name, value in each.items()} for each in (*rows, row))
 
 
-class _Lines(Callback):
-    """One line an epoch where there is no terminal to draw on."""
+class _Show(Callback):
+    """A bar over all steps, and a line for each epoch."""
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+    def __init__(self, steps: int, epochs: int) -> None:
+        self._steps, self._epochs = steps, epochs
+        self._open = ExitStack()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        show = progress("train", self._steps * self._epochs, "steps", show=trainer.is_global_zero)
+        self._advance = self._open.enter_context(show)
+        self._advance(trainer.global_step)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._advance(1)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -434,6 +442,9 @@ class _Lines(Callback):
                 file=sys.stderr,
                 flush=True,
             )
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self._open.close()
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -398,3 +398,14 @@ def test_labels_on_another_crs_are_refused():
     grid = grid_at(DATA / "zurich" / "images" / "1091-322_00.tif")
     with pytest.raises(GridError, match="lies on another grid"):
         read(str(DATA / "zurich" / "bad_label_1091-322_00.tif"), BINARY, grid)
+
+
+def test_an_unknown_code_is_counted_in_the_whole_file(write_raster):
+    codes = np.ones((40, 50), dtype=np.uint8)
+    codes[::2], codes[5, 7] = 9, 4
+    task = Task("binary", (LandClass("class", 1),))
+    path = write_raster("codes.tif", codes)
+    with open_raster(path) as dataset:
+        labels = open_labels(LabelSource(path=str(path)), task, grid_of(dataset))
+    with pytest.raises(LabelError, match=r"codes.tif: code 4 \(1 pixels\), 9 \(1000 pixels\) is not in .* 0, 1;"):
+        labels.read(Window(0, 0, 3, 3))

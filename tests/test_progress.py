@@ -29,8 +29,8 @@ def test_off_a_terminal_a_line_every_ten_seconds(clock, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "predict: 60/1,000 Mpx  5.00 Mpx/s  188 s left",
-        "predict: 120/1,000 Mpx  5.00 Mpx/s  176 s left",
+        "predict: 60/1,000 Mpx  5 Mpx/s  188 s left",
+        "predict: 120/1,000 Mpx  5 Mpx/s  176 s left",
     ]
 
 

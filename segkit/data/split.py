@@ -82,8 +82,8 @@ def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area
     labelled = np.flatnonzero(counts.sum(axis=1))
     if len(labelled) < 2:
         raise DataError(
-            f"data.val: {len(labelled)} blocks of {rule.block} x {rule.block} pixels hold valid pixels with known labels, "
-            "a split needs two; make data.val.block smaller, or give data.val images and labels of its own"
+            f"data.val: {len(labelled)} blocks of {rule.block} x {rule.block} pixels hold valid pixels with known "
+            "labels, a split needs two; make data.val.block smaller, or give data.val images and labels of its own"
         )
     chosen = _draw(counts[labelled], rule)
     validating = {int(index) for index in labelled[chosen]}
@@ -120,7 +120,7 @@ def _draw(counts: NDArray[np.float64], rule: Split) -> NDArray[np.bool_]:
 
 
 def _known(area: Area, task: Task) -> NDArray[np.int64]:
-    return np.sum([count_categories(planes, task) for _, planes, _ in read_pieces([area])], axis=0, dtype=np.int64)
+    return np.asarray(sum(count_categories(planes, task) for _, planes, _ in read_pieces([area])), dtype=np.int64)
 
 
 def count_categories(planes: NDArray[np.int16], task: Task) -> NDArray[np.int64]:
