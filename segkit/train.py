@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import signal
 import sys
 import time
 import warnings
@@ -180,15 +179,13 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt for the caller; Lightning exits, and leaves it ignored ever after."""
-    before = signal.getsignal(signal.SIGINT)
+    """Let Ctrl-C be a KeyboardInterrupt for the caller; Lightning makes it an exit."""
     try:
         yield
     except SystemExit:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, before)
-        raise KeyboardInterrupt from None
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def areas(recipe: Recipe) -> tuple[list[Area], list[Area]]:

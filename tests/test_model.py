@@ -204,27 +204,25 @@ def state(name="resnet10t"):
     return timm.create_model(name).state_dict()
 
 
-WRAPPED = {
-    "timm": lambda weights: weights,
-    "smp encoder": lambda weights: {f"model.{name}": tensor for name, tensor in weights.items()},
-    "checkpoint": lambda weights: {
-        "epoch": 3,
-        "state_dict": {f"module.encoder.{name}": tensor for name, tensor in weights.items()} | {"head": torch.ones(1)},
-    },
+def prefixed(weights, prefix):
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+STORED = {
+    "timm.safetensors": save_file,
+    "timm.pth": torch.save,
+    "encoder.pth": lambda weights, path: torch.save(prefixed(weights, "model."), path),
+    "checkpoint.pth": lambda weights, path: torch.save(
+        {"epoch": 3, "state_dict": prefixed(weights, "module.encoder.") | {"head": torch.ones(1)}}, path
+    ),
 }
 
 
 @pytest.mark.parametrize("bands", [1, 3, 5, 6])
-@pytest.mark.parametrize("wrap", WRAPPED)
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_encoder_weights_from_a_file(tmp_path, bands, wrap, suffix):
-    path, weights = tmp_path / f"weights{suffix}", state()
-    if suffix == ".pth":
-        torch.save(WRAPPED[wrap](weights), path)
-    elif wrap == "timm":
-        save_file(weights, path)
-    else:
-        pytest.skip("safetensors hold one flat table")
+@pytest.mark.parametrize("name", STORED)
+def test_encoder_weights_from_a_file(tmp_path, bands, name):
+    path, weights = tmp_path / name, state()
+    STORED[name](weights, path)
     recipe = recipe_for(tmp_path, "binary", model={"encoder_weights": str(path)})
     encoder = Segmenter(recipe, [0.0] * bands, [1.0] * bands, [str(band) for band in range(bands)]).network.encoder
     found = {name.removeprefix("model."): tensor for name, tensor in encoder.state_dict().items()}
@@ -245,8 +243,9 @@ def test_files_of_timm_fit_its_encoders(tmp_path, name):
     torch.save(state(name), tmp_path / "weights.pth")
     weights = str(tmp_path / "weights.pth")
     model = segmenter(tmp_path, architecture="fpn", encoder=f"tu-{name}", options={}, encoder_weights=weights)
-    stored = [tensor.tolist() for tensor in state(name).values()]
-    assert all(parameter.tolist() in stored for parameter in model.network.encoder.parameters())
+    stored = list(state(name).values())
+    for parameter in model.network.encoder.parameters():
+        assert any(torch.equal(parameter, tensor) for tensor in stored)
 
 
 WRONG = {
@@ -272,7 +271,7 @@ def test_weights_of_a_deeper_encoder_are_refused(tmp_path):
 
 def test_a_file_of_weights_that_is_text_or_missing(tmp_path):
     (tmp_path / "w.pth").write_text("no weights")
-    with pytest.raises(ModelFileError, match="w.pth: not a file of weights"):
+    with pytest.raises(ModelFileError, match=r"w\.pth: not a file of weights"):
         segmenter(tmp_path, encoder_weights=str(tmp_path / "w.pth"))
     with pytest.raises(MissingFileError, match="no such file of encoder weights"):
         segmenter(tmp_path, encoder_weights=str(tmp_path / "v.pth"))

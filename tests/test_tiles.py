@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 from segkit.data.augment import Augmentation
 from segkit.data.sources import resolve
 from segkit.data.split import Area, split, whole
-from segkit.data.tiles import EpochSampler, TrainTiles, ValidationTiles
+from segkit.data.tiles import EpochSampler, TrainTiles, ValidationTiles, _Readers
 from segkit.errors import DataError
 from segkit.recipe import Split
 from segkit.task import IGNORE
@@ -28,7 +30,7 @@ def made(tmp_path_factory):
         coordinates = np.stack([np.full(shape, place), *np.indices(shape)]).astype(np.uint16) + 1
         coordinates[:, :10, :10] = 0
         write_raster(folder / "images" / f"{name}.tif", coordinates, nodata=0)
-        labels = np.where(np.random.default_rng(place).random(shape) < 0.05, 3, 255).astype(np.uint8)
+        labels = np.where(np.random.default_rng(place).random(shape) < 0.01, 3, 255).astype(np.uint8)
         labels[-1, -1] = 9
         write_raster(folder / "labels" / f"{name}.tif", labels)
     recipe = recipe_for(folder, "multiclass")
@@ -75,10 +77,18 @@ def test_a_crop_is_the_same_in_any_order_and_process(areas):
     again = TrainTiles(areas, SIZE, augmentation, seed=5)
     for number in reversed(numbers):
         assert same(as_arrays(again[number]), straight[number])
-    # The parent has files open, which its workers must not go on reading from.
     loader = DataLoader(tiles, batch_size=1, sampler=numbers, num_workers=2)
     for number, batch in enumerate(loader):
         assert same([part[0] for part in as_arrays(batch)], straight[number])
+
+
+def test_a_forked_worker_opens_its_own_files(areas, monkeypatch):
+    """With a file handle, processes share the place where it is read next."""
+    readers = _Readers(areas)
+    own = readers[0]
+    assert readers[0] is own
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert readers[0] is not own
 
 
 def test_numbers_and_seeds_give_different_crops(areas):

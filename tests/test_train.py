@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, jaccard_score
-from synthetic import recipe_for, write_pair
+from synthetic import recipe_for, write_pair, write_raster
 
 from segkit.data.tiles import TrainTiles
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
@@ -81,14 +81,15 @@ def test_metrics_are_those_of_the_model_on_the_validation_blocks(runs, data, kin
         decided.append(found[:, here])
         true.append(planes[:, here])
     decided, true = np.concatenate(decided, axis=1), np.concatenate(true, axis=1)
-    metrics = runs[kind].metrics
+    metrics, few = runs[kind].metrics, 2e-3  # pixels on the edge, where the machine computes in other numbers
     if kind == "multilabel":
         scores = jaccard_score(true.T, decided.T, average=None)
     else:
         scores = jaccard_score(true[0], decided[0], average=None)
-        np.testing.assert_array_equal(metrics["confusion"]["matrix"], confusion_matrix(true[0], decided[0]))
+        matrix = confusion_matrix(true[0], decided[0])
+        np.testing.assert_allclose(metrics["confusion"]["matrix"], matrix, atol=few * true.size)
     assert metrics["pixels"] == true.size
-    np.testing.assert_allclose([one["iou"] for one in metrics["per_class"].values()], scores)
+    np.testing.assert_allclose([one["iou"] for one in metrics["per_class"].values()], scores, atol=2 * few)
 
 
 class _Crops:
@@ -124,7 +125,7 @@ def interrupt(monkeypatch, epoch):
     monkeypatch.setattr(_Log, "on_train_epoch_start", strike)
 
 
-PYRAMID = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 16}
+PYRAMID = {"decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32}
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data, tmp_path, monkeypatch):
@@ -140,7 +141,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data, tmp_path, monk
         before = signal.getsignal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "resumed")
-        assert signal.getsignal(signal.SIGINT) is before  # Lightning leaves it ignored
+        assert signal.getsignal(signal.SIGINT) is before  # not ignored for ever after
     assert {path.name for path in (tmp_path / "resumed").iterdir()} == {"checkpoints", "log.csv", "recipe.yaml"}
     crops = _Crops(monkeypatch)
     resumed = train(recipe, tmp_path / "resumed", resume=True)
@@ -176,7 +177,7 @@ def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
 def test_resume_needs_a_run_of_the_same_recipe(data, tmp_path, runs):
     with pytest.raises(UsageError, match="holds no run with a finished epoch to resume; start it without --resume"):
         train(recipe_for(data["binary"], "binary"), tmp_path / "none", resume=True)
-    with pytest.raises(RecipeError, match="'learning_rate: 0.01' then, 'learning_rate: 0.02' now"):
+    with pytest.raises(RecipeError, match=r"'learning_rate: 0\.01' then, 'learning_rate: 0\.02' now"):
         train(
             recipe_for(data["binary"], "binary", train=LONG | {"learning_rate": 0.02}),
             runs["binary"].folder,
@@ -210,15 +211,22 @@ def test_the_old_model_stays_until_there_is_a_new_one(data, tmp_path, monkeypatc
     assert run.model.read_bytes() != before["model.safetensors"]
 
 
-def test_training_stops_when_nothing_gets_better(data, tmp_path):
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(data, tmp_path):
     recipe = recipe_for(
         data["binary"], "binary", train={"epochs": 30, "steps": 1, "learning_rate": 1e-12, "early_stopping": 2}
     )
-    epochs = [row["epoch"] for row in read_log(train(recipe, tmp_path / "run").folder / "log.csv")]
-    assert len(epochs) < 12
+    run = train(recipe, tmp_path / "run")
+    scores = [row["val_iou"] for row in read_log(run.folder / "log.csv")]
+    assert len(scores) < 12
+    assert scores.index(max(scores)) == len(scores) - 3
+    best = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == len(scores) - 3
+    for name, tensor in load_file(run.model).items():
+        assert torch.equal(tensor, best["state_dict"][f"segmenter.{name}"])
 
 
 def first_loss(folder, kind, tmp_path, **changes):
+    """The mean loss of a short first epoch."""
     recipe = recipe_for(folder, kind, train={"epochs": 1, "steps": 2} | changes)
     return read_log(train(recipe, tmp_path / "run", overwrite=True).folder / "log.csv")[0]["loss"]
 
@@ -284,15 +292,9 @@ def test_a_gap_that_leaves_nothing_is_an_error(data, tmp_path):
 def test_scenes_of_other_bands_cannot_train_together(tmp_path):
     write_pair(tmp_path, "binary", "a")
     write_pair(tmp_path, "binary", "b")
-    recipe = recipe_for(tmp_path, "binary")
-    import rasterio
-
-    with rasterio.open(tmp_path / "images/b.tif") as dataset:
-        pixels, profile = dataset.read([1, 2]), dataset.profile
-    with rasterio.open(tmp_path / "images/b.tif", "w", **profile | {"count": 2}) as dataset:
-        dataset.write(pixels)
+    write_raster(tmp_path / "images/b.tif", np.ones((2, 96, 96), np.uint16))
     with pytest.raises(DataError, match=r"scenes differ in their number of bands: .*a.tif has 3, .*b.tif has 2"):
-        areas(recipe)
+        areas(recipe_for(tmp_path, "binary"))
 
 
 def test_several_processes_share_one_run(data, tmp_path):

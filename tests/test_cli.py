@@ -1,0 +1,278 @@
+import json
+import subprocess
+import sys
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from synthetic import recipe_for, segmenter, write_pair, write_raster
+
+from segkit import cli
+from segkit.errors import UsageError
+
+COMMANDS = ["check", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
+
+
+@pytest.fixture
+def segkit(monkeypatch, capsys, tmp_path):
+    """Run the command line in tmp_path; returns exit code, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["segkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capsys.readouterr()
+        return caught.value.code, said.out, said.err
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Two pairs, a recipe and a model in tmp_path."""
+    write_pair(tmp_path, "binary", "a")
+    write_pair(tmp_path, "binary", "b", seed=1)
+    recipe = recipe_for(tmp_path, "binary", train={"epochs": 1, "steps": 1})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    segmenter(tmp_path).save(tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def write_recipe(place, change):
+    text = (place / "recipe.yaml").read_text()
+    changed = text.replace(*change)
+    assert changed != text
+    (place / "recipe.yaml").write_text(changed)
+
+
+def shifted(place):
+    write_raster(place / "labels" / "a.tif", np.zeros((96, 96), np.uint8), left=500_010)
+
+
+# What a new user may do wrong: {case: (what is done to the folder, the command, exit code, what the line says)}
+PREDICT = ("predict", "model.safetensors")
+BAD = {
+    "no recipe": (
+        None,
+        ("train", "recipes.yaml"),
+        2,
+        "recipes.yaml: no such recipe; check the spelling and the folder",
+    ),
+    "no images": (
+        None,
+        ("train", "recipe.yaml", "--set", "data.train.images=imges"),
+        2,
+        "imges: no such file; check the spelling",
+    ),
+    "typo": (
+        lambda place: write_recipe(place, ("batch_size", "batch_sise")),
+        ("check", "recipe.yaml"),
+        2,
+        "recipe.yaml: train.batch_sise: unknown key; did you mean batch_size?",
+    ),
+    "typo in --set": (
+        None,
+        ("train", "recipe.yaml", "--set", "train.epoch=3"),
+        2,
+        "--set train.epoch=3: train.epoch: unknown key; did you mean epochs?",
+    ),
+    "wrong type": (
+        None,
+        ("train", "recipe.yaml", "--set", "train.epochs=many"),
+        2,
+        '--set train.epochs=many: train.epochs: found "many"; must be a whole number',
+    ),
+    "unknown loss": (
+        None,
+        ("train", "recipe.yaml", "--set", "train.loss={dise: 1}"),
+        2,
+        "train.loss: 'dise' is not known; use pixel, focal, dice, jaccard, tversky",
+    ),
+    "unknown encoder": (
+        None,
+        ("train", "recipe.yaml", "--set", "model.encoder=resnet19"),
+        2,
+        "model.encoder: 'resnet19' is not known; use tu- and a timm name, or one of densenet121, ",
+    ),
+    "wrong option": (None, ("train", "recipe.yaml", "--epochs", "3"), 2, "No such option: --epochs"),
+    "missing argument": (None, ("train",), 2, "Missing argument 'RECIPE'; see segkit train --help"),
+    "wrong choice": (None, ("demo", "--task", "trees"), 2, "'trees' is not one of "),
+    "unknown command": (None, ("tarin",), 2, "No such command 'tarin'"),
+    "other grids": (
+        shifted,
+        ("train", "recipe.yaml"),
+        1,
+        "labels/a.tif lies on another grid than its image (transform",
+    ),
+    "unknown code": (
+        lambda place: write_raster(place / "labels" / "a.tif", np.full((96, 96), 3, np.uint8)),
+        ("train", "recipe.yaml"),
+        1,
+        "labels/a.tif: code 3 (9216 pixels) is not in the task, which knows 0, 7",
+    ),
+    "no output folder": (
+        None,
+        ("train", "recipe.yaml", "-o", "runs/first/run"),
+        2,
+        "runs/first/run: the folder runs/first does not exist; make it first: mkdir -p runs/first",
+    ),
+    "predict into no folder": (
+        None,
+        (*PREDICT, "images/a.tif", "-o", "maps/a.tif"),
+        2,
+        "maps/a.tif: its folder maps does not exist; make it first (mkdir -p maps)",
+    ),
+    "no scene": (None, (*PREDICT, "images/z.tif", "-o", "map.tif"), 2, "images/z.tif: no such raster"),
+    "no model": (None, ("predict", "m.safetensors", "images/a.tif", "-o", "map.tif"), 2, "no such model file"),
+    "text as model": (
+        None,
+        ("predict", "recipe.yaml", "images/a.tif", "-o", "map.tif"),
+        1,
+        "recipe.yaml: not a model file (.safetensors), or damaged",
+    ),
+    "folder as model": (
+        None,
+        ("predict", "images", "images/a.tif", "-o", "map.tif"),
+        1,
+        "images is a folder; name the model file in it (model.safetensors)",
+    ),
+    "other bands": (
+        lambda place: write_raster(place / "two.tif", np.ones((2, 64, 64), np.uint16)),
+        (*PREDICT, "two.tif", "-o", "map.tif"),
+        1,
+        "two.tif: has 2 bands, the model model.safetensors was trained on 3 (b1, b2, b3)",
+    ),
+    "text as scene": (
+        lambda place: (place / "text.tif").write_text("no raster"),
+        (*PREDICT, "text.tif", "-o", "map.tif"),
+        1,
+        "text.tif: not a raster that segkit reads (GTiff, JP2OpenJPEG, HFA, ENVI, PNG)",
+    ),
+    "map exists": (
+        lambda place: (place / "map.tif").write_text(""),
+        (*PREDICT, "images/a.tif", "-o", "map.tif"),
+        2,
+        "map.tif is there already; add --overwrite to replace it",
+    ),
+    "a scene as map": (None, ("vectorize", "images/a.tif", "out.gpkg"), 1, "images/a.tif"),
+    "no labels": (
+        None,
+        ("evaluate", "model.safetensors", "--images", "images", "--labels", "labls"),
+        2,
+        "labls: no such file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "command", "code", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_that_says_what_to_do(segkit, place, spoil, command, code, message):
+    if spoil:
+        spoil(place)
+    before = set(place.rglob("*"))
+    found, out, err = segkit(*command)
+    lines = [line for line in err.splitlines() if not line.startswith("epoch")]
+    assert (found, out, len(lines)) == (code, "", 1), err
+    assert lines[0].startswith("segkit: ")
+    assert message in lines[0]
+    assert "unexpected" not in lines[0]
+    assert set(place.rglob("*")) == before
+
+
+def test_debug_shows_where(segkit, place, monkeypatch, capsys):
+    for arguments in (["--debug", "train", "none.yaml"], ["train", "none.yaml", "--debug"]):
+        monkeypatch.setattr(sys, "argv", ["segkit", *arguments])
+        with pytest.raises(UsageError, match=r"none\.yaml: no such recipe"):
+            cli.main()
+        assert capsys.readouterr().err == ""  # Python prints the traceback
+
+
+def test_a_surprise_is_told_in_one_line_too(segkit, place, monkeypatch):
+    def surprise(*_, **__):
+        raise ZeroDivisionError("by zero\nand more")
+
+    monkeypatch.setattr("segkit.recipe.schema", surprise)
+    code, _, err = segkit("schema")
+    assert code == 1
+    assert err == "segkit: unexpected ZeroDivisionError: by zero; run again with --debug to see where\n"
+
+
+@pytest.mark.parametrize("where", [KeyboardInterrupt, EOFError])
+def test_ctrl_c_is_130(segkit, monkeypatch, where):
+    def stop(*_, **__):
+        raise where
+
+    monkeypatch.setattr("segkit.recipe.schema", stop)
+    code, _, err = segkit("schema")
+    assert code == 130
+    assert err.strip() == "segkit: interrupted; what was finished before is there, nothing is half-written"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(segkit, command):
+    code, out, err = segkit(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: segkit {command}" in out
+
+
+def test_the_help_names_every_command(segkit):
+    code, out, _ = segkit("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in out
+    assert "Usage: segkit" in segkit()[1] + segkit()[2]
+
+
+def test_help_loads_no_library():
+    code = (
+        "import sys; sys.argv = ['segkit', '--help']; from segkit.cli import main\n"
+        "try: main()\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stderr.split()) & {"torch", "rasterio", "numpy", "rich", "pydantic", "lightning", "geopandas"}
+
+
+def test_the_schema_is_one_and_fits_a_recipe(segkit, place):
+    code, out, _ = segkit("schema")
+    assert code == 0
+    schema = json.loads(out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text())
+    jsonschema.validate(recipe, schema)
+    recipe["train"]["batch_sise"] = 3
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(recipe, schema)
+
+
+def test_the_whole_job(segkit, place):
+    """check, train, evaluate, predict, vectorize: what each prints, and that the next one can use what it wrote."""
+    code, out, _ = segkit("check", "recipe.yaml")
+    assert code == 0
+    assert "problems: 0" in out
+    code, out, err = segkit("train", "recipe.yaml", "-o", "run", "--set", "train.epochs=2")
+    assert code == 0
+    assert [line[:9] for line in err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert "model run/model.safetensors" in out
+    assert "mean_iou" in out
+    code, again, err = segkit(
+        "evaluate", "run/model.safetensors", "--images", "images", "--labels", "labels", "-o", "m.json"
+    )
+    assert (code, err) == (0, "")
+    assert "cleared" in again
+    assert json.loads((place / "m.json").read_text())["pixels"] > 10_000
+    code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "map.tif", "--vector", "v.gpkg")
+    assert (code, err) == (0, "")
+    assert "Mpx/s" in out
+    code, out, err = segkit("vectorize", "map.tif", "out.shp", "--background")
+    assert (code, err) == (0, "")
+    assert "background" in out
+    assert {"map.tif", "v.gpkg", "out.shp"} <= {path.name for path in place.iterdir()}
+
+
+def test_a_check_that_finds_a_problem_fails(segkit, place):
+    shifted(place)
+    code, out, _ = segkit("check", "recipe.yaml")
+    assert code == 1
+    assert "lies on another grid" in out
