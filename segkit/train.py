@@ -121,13 +121,15 @@ def train(
     steps = recipe.train.steps or max(1, round(tiles.pixels / recipe.train.tile_size**2 / recipe.train.batch_size))
     module = _Training(segmenter, weights, steps * recipe.train.epochs)
     data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), steps, accelerator)
-    last = folder / _CHECKPOINTS / "last.ckpt"
+    best, last = (folder / _CHECKPOINTS / name for name in ("best.ckpt", "last.ckpt"))
     if not resume:
         rank_zero_only(_begin)(folder, recipe)
-    keeper = ModelCheckpoint(
-        folder / _CHECKPOINTS, "best", monitor="val_iou", mode="max", save_last=True, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [keeper, _Log(folder / _LOG)]
+    # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best.
+    callbacks: list[Callback] = [
+        _Log(folder / _LOG),
+        ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False),
+        ModelCheckpoint(last.parent, last.stem, enable_version_counter=False),
+    ]
     if recipe.train.early_stopping:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
     if show_progress:
@@ -152,10 +154,10 @@ def train(
         )
         with _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    best = torch.load(last.with_name("best.ckpt"), map_location="cpu", weights_only=True)
-    module.load_state_dict(best["state_dict"])
+    kept = torch.load(best, map_location="cpu", weights_only=True)
+    module.load_state_dict(kept["state_dict"])
     if trainer.is_global_zero:
-        _finish(folder, module.segmenter, validation, int(best["epoch"]) + 1, accelerator)
+        _finish(folder, module.segmenter, validation, int(kept["epoch"]) + 1, accelerator)
     trainer.strategy.barrier()
     metrics = json.loads((folder / _METRICS).read_text())
     return Run(folder, folder / _MODEL, metrics)

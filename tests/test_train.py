@@ -221,6 +221,8 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(data, tmp_pa
     assert scores.index(max(scores)) == len(scores) - 3
     best = torch.load(run.folder / "checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] == len(scores) - 3
+    # To resume, the last epoch is kept, too, though it is not better.
+    assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == len(scores) - 1
     for name, tensor in load_file(run.model).items():
         assert torch.equal(tensor, best["state_dict"][f"segmenter.{name}"])
 
