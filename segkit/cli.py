@@ -124,8 +124,9 @@ def train(
 @app.command()
 def evaluate(
     model: ModelFile,
-    images: Annotated[str, typer.Option(help="Folder, file or glob of scenes.")],
+    images: Annotated[list[str], typer.Option(help="Folder, file or glob of scenes. May be repeated.")],
     labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
+    stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write metrics.json.")] = None,
     tile: Tile = 1024,
@@ -140,7 +141,7 @@ def evaluate(
 
     result = run(
         model,
-        images,
+        [images] if stack else images[0] if len(images) == 1 else images,
         labels if field is None else LabelSource(path=labels, field=field),
         output,
         tile=tile,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.windows import Window, intersect, intersection
+from rasterio.windows import Window
 
-from segkit.data.sources import resolve
-from segkit.data.split import Area, whole
+from segkit.data.sources import Sample, resolve
+from segkit.data.split import Area, shared, whole
 from segkit.errors import DataError
 from segkit.files import check_output, staged
 from segkit.metrics import Confusion
@@ -20,7 +21,7 @@ from segkit.model import Segmenter, load
 from segkit.predict.engine import predict_blocks
 from segkit.progress import progress
 from segkit.raster import PathLike
-from segkit.recipe import LabelSource, Source
+from segkit.recipe import LabelSource, Recipe, Source
 from segkit.task import IGNORE
 
 
@@ -63,10 +64,7 @@ def evaluate(
     target = None if output is None else check_output(output, overwrite=overwrite)
     segmenter = model if isinstance(model, Segmenter) else load(model)
     source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
-    found = resolve(source, segmenter.recipe.data, segmenter.task)
-    samples = [sample for sample in found.samples if sample.labels is not None]
-    if not samples:
-        raise DataError(f"{images} and {labels}: no scene has labels; images and labels pair by file stem")
+    samples = labelled_samples(source, segmenter.recipe, "evaluate", show_progress=show_progress)
     confusion = score(
         segmenter,
         whole(samples),
@@ -88,6 +86,24 @@ def _text(paths: Any) -> Any:
     if isinstance(paths, (str, os.PathLike)):
         return os.fspath(paths)
     return paths if isinstance(paths, LabelSource) else [_text(path) for path in paths]
+
+
+def labelled_samples(source: Source, recipe: Recipe, where: str, *, show_progress: bool = False) -> list[Sample]:
+    """Open the scenes of a source that have labels; with progress, list on stderr what has no partner.
+
+    Raises
+    ------
+    DataError
+        No scene has labels; `where` is named.
+    """
+    found = resolve(source, recipe.data, recipe.task)
+    labelled = [sample for sample in found.samples if sample.labels is not None]
+    if not labelled:
+        raise DataError(f"{where}: no scene has labels; images and labels pair by file stem, see segkit check")
+    if found.unmatched and show_progress:
+        listed = ", ".join(str(path) for path in found.unmatched)
+        print(f"{where}: left out, without a partner: {listed}", file=sys.stderr)
+    return labelled
 
 
 def score(segmenter: Segmenter, areas: Sequence[Area], *, show_progress: bool = False, **prediction: Any) -> Confusion:
@@ -117,8 +133,5 @@ class _Windows:
     def mask(self, window: Window) -> NDArray[np.bool_]:
         inside = np.zeros((int(window.height), int(window.width)), dtype=bool)
         for own in self._windows:
-            if intersect([own, window]):
-                part = intersection([own, window])
-                row, column = int(part.row_off - window.row_off), int(part.col_off - window.col_off)
-                inside[row : row + int(part.height), column : column + int(part.width)] = True
+            inside[shared(own, window)] = True
         return inside

@@ -27,12 +27,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segkit.data.augment import Augmentation
-from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, split, whole
 from segkit.data.statistics import Statistics, balanced_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
-from segkit.evaluate import score
+from segkit.evaluate import labelled_samples, score
 from segkit.files import staged
 from segkit.losses import LOSSES, combined
 from segkit.metrics import Confusion
@@ -110,7 +109,7 @@ def train(
     precision, accelerator = _hardware(recipe)
     folder = _check_folder(recipe, output, resume=resume, overwrite=overwrite)
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
-    training, validation = areas(recipe)
+    training, validation = areas(recipe, show_progress=show_progress)
     statistics = Statistics.of(training, recipe.task, show_progress=show_progress)
     weights = _weights(recipe, statistics)
     segmenter = Segmenter(
@@ -118,9 +117,8 @@ def train(
     )
     augmentation = Augmentation(recipe.train.augment, statistics.mean, statistics.std)
     tiles = TrainTiles(training, recipe.train.tile_size, augmentation, recipe.train.seed)
-    steps = recipe.train.steps or max(1, round(tiles.pixels / recipe.train.tile_size**2 / recipe.train.batch_size))
-    module = _Training(segmenter, weights, steps * recipe.train.epochs)
-    data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), steps, accelerator)
+    module = _Training(segmenter, weights)
+    data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), accelerator)
     best, last = (folder / _CHECKPOINTS / name for name in ("best.ckpt", "last.ckpt"))
     if not resume:
         rank_zero_only(_begin)(folder, recipe)
@@ -133,7 +131,7 @@ def train(
     if recipe.train.early_stopping:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
     if show_progress:
-        callbacks.append(_Show(steps, recipe.train.epochs))
+        callbacks.append(_Show(recipe.train.epochs))
     with _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -190,17 +188,17 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
         raise
 
 
-def areas(recipe: Recipe) -> tuple[list[Area], list[Area]]:
-    """Return what a recipe trains on and what it validates on.
+def areas(recipe: Recipe, *, show_progress: bool = False) -> tuple[list[Area], list[Area]]:
+    """Return what a recipe trains on and what it validates on; what has no partner is told where progress is.
 
     Raises
     ------
     DataError
         A sample has no labels, scenes differ in their number of bands, or there is nothing left to train on.
     """
-    training = _samples(recipe, recipe.data.train, "data.train")
+    training = labelled_samples(recipe.data.train, recipe, "data.train", show_progress=show_progress)
     if isinstance(recipe.data.val, Source):
-        validation = _samples(recipe, recipe.data.val, "data.val")
+        validation = labelled_samples(recipe.data.val, recipe, "data.val", show_progress=show_progress)
         parts = whole(training), whole(validation)
     else:
         parts = split(training, recipe.task, recipe.data.val)
@@ -209,14 +207,6 @@ def areas(recipe: Recipe) -> tuple[list[Area], list[Area]]:
         found = ", ".join(f"{scene.paths[0]} has {count}" for count, scene in counts.items())
         raise DataError(f"scenes differ in their number of bands: {found}; choose common ones in data.bands")
     return parts
-
-
-def _samples(recipe: Recipe, source: Source, where: str) -> list[Sample]:
-    found = resolve(source, recipe.data, recipe.task)
-    labelled = [sample for sample in found.samples if sample.labels is not None]
-    if not labelled:
-        raise DataError(f"{where}: no scene has labels; images and labels pair by file stem, see segkit check")
-    return labelled
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -307,12 +297,11 @@ def _weights(recipe: Recipe, statistics: Statistics) -> list[float] | None:
 class _Training(lightning.LightningModule):
     """Loss, optimiser and validation score of a segmenter."""
 
-    def __init__(self, segmenter: Segmenter, weights: Sequence[float] | None, steps: int) -> None:
+    def __init__(self, segmenter: Segmenter, weights: Sequence[float] | None) -> None:
         super().__init__()
         self.segmenter = segmenter
         self.recipe = segmenter.recipe
         self._loss = combined(self.recipe.train.loss, segmenter.task, weights)
-        self._steps = steps
         self._confusion = Confusion(segmenter.task)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -349,13 +338,14 @@ class _Training(lightning.LightningModule):
             [{"params": decayed, "weight_decay": setup.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=setup.learning_rate,
         )
-        warm = max(1, round(setup.warmup * self._steps))
+        steps = int(self.trainer.estimated_stepping_batches)
+        warm = max(1, round(setup.warmup * steps))
 
         def rate(step: int) -> float:
             """Warm up in a line, cool down along a half cosine (Loshchilov and Hutter 2017)."""
             if step < warm:
                 return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self._steps - warm)))
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -364,11 +354,9 @@ class _Training(lightning.LightningModule):
 class _Loaders(lightning.LightningDataModule):
     """Batches for each process of the training."""
 
-    def __init__(
-        self, recipe: Recipe, tiles: TrainTiles, validation: ValidationTiles, steps: int, accelerator: str
-    ) -> None:
+    def __init__(self, recipe: Recipe, tiles: TrainTiles, validation: ValidationTiles, accelerator: str) -> None:
         super().__init__()
-        self._setup, self._tiles, self._validation, self._steps = recipe.train, tiles, validation, steps
+        self._setup, self._tiles, self._validation = recipe.train, tiles, validation
         # A CPU that trains has no cores to spare for loading.
         spare = 0 if accelerator == "cpu" else min(8, (os.cpu_count() or 1) - 1)
         workers = spare if recipe.train.workers is None else recipe.train.workers
@@ -381,7 +369,10 @@ class _Loaders(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         trainer = self.trainer
         assert trainer is not None
-        crops = self._steps * self._setup.batch_size * trainer.world_size
+        together = self._setup.batch_size * trainer.world_size
+        crops = together * (
+            self._setup.steps or max(1, round(self._tiles.pixels / self._setup.tile_size**2 / together))
+        )
         sampler = EpochSampler(crops, trainer.global_rank, trainer.world_size)
         return DataLoader(self._tiles, self._setup.batch_size, sampler=sampler, drop_last=True, **self._options)
 
@@ -420,12 +411,12 @@ class _Log(Callback):
 class _Show(Callback):
     """A bar over all steps, and a line for each epoch."""
 
-    def __init__(self, steps: int, epochs: int) -> None:
-        self._steps, self._epochs = steps, epochs
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
         self._open = ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        show = progress("train", self._steps * self._epochs, "steps", show=trainer.is_global_zero)
+        show = progress("train", trainer.estimated_stepping_batches, "steps", show=trainer.is_global_zero)
         self._advance = self._open.enter_context(show)
         self._advance(trainer.global_step)
 

@@ -276,3 +276,21 @@ def test_a_check_that_finds_a_problem_fails(segkit, place):
     code, out, _ = segkit("check", "recipe.yaml")
     assert code == 1
     assert "lies on another grid" in out
+
+
+def test_several_dates_are_one_scene_to_evaluate(segkit, place):
+    segmenter(place, bands=6).save(place / "two.safetensors")
+    dates = ["--images", "images/a.tif", "--images", "images/b.tif", "--labels", "labels/a.tif"]
+    code, out, err = segkit("evaluate", "two.safetensors", "--stack", *dates)
+    assert (code, err) == (0, "")
+    assert "pixels 8,8" in out  # one scene of 96 x 93 known pixels, less the no-data corner
+    code, _, err = segkit("evaluate", "two.safetensors", *dates)
+    assert code == 1
+    assert "has 3 bands" in err
+
+
+def test_what_has_no_partner_is_told(segkit, place):
+    (place / "labels/b.tif").unlink()
+    code, _, err = segkit("evaluate", "model.safetensors", "--images", "images", "--labels", "labels")
+    assert code == 0
+    assert err == "evaluate: left out, without a partner: images/b.tif\n"

@@ -13,9 +13,9 @@ HOUSE = Path(segkit.__file__).parent
 FLOORS = [
     {"errors"},
     {"task", "grid", "files", "progress"},
-    {"raster", "losses", "metrics"},
+    {"raster", "losses", "metrics", "landscape"},
     {"recipe", "labels", "model"},
-    {"data", "vector", "predict", "landscape"},
+    {"data", "vector", "predict"},
     {"train", "evaluate", "baseline", "check", "demo", "picture", "assess", "report", "export", "cluster", "compare"},
     {"cli", "__init__"},
 ]

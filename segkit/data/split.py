@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.windows import Window, intersect, intersection
+from rasterio.windows import Window
 
 from segkit.data.sources import Sample
 from segkit.errors import DataError
@@ -46,13 +46,22 @@ class Area:
     def mask(self, tile: Tile, planes: NDArray[np.int16], window: Window) -> None:
         """Make what must not be seen no data and not known, in place, in a tile and target planes read at `window`."""
         for hidden in self.hidden:
-            if intersect([hidden, window]):
-                part = intersection([hidden, window])
-                rows = slice(int(part.row_off - window.row_off), int(part.row_off - window.row_off + part.height))
-                columns = slice(int(part.col_off - window.col_off), int(part.col_off - window.col_off + part.width))
-                tile.valid[rows, columns] = False
-                planes[:, rows, columns] = IGNORE
+            rows, columns = shared(hidden, window)
+            tile.valid[rows, columns] = False
+            planes[:, rows, columns] = IGNORE
         planes[:, ~tile.valid] = IGNORE
+
+
+def shared(one: Window, window: Window) -> tuple[slice, slice]:
+    """Return the rows and columns of `window` that lie in another one; empty where they do not meet."""
+
+    def overlap(first: float, length: float, own: float, size: float) -> slice:
+        return slice(int(max(first - own, 0)), int(max(min(first + length - own, size), 0)))
+
+    return (
+        overlap(one.row_off, one.height, window.row_off, window.height),
+        overlap(one.col_off, one.width, window.col_off, window.width),
+    )
 
 
 def whole(samples: Sequence[Sample]) -> list[Area]:
