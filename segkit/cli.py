@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -232,6 +233,7 @@ def schema() -> None:
 def main() -> None:
     """Run the command line: exit code 2 for usage, 1 for a failed job, 130 for Ctrl-C; a traceback only on --debug."""
     debug = "--debug" in sys.argv
+    warnings.showwarning = _warn
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="segkit", standalone_mode=False)
@@ -257,6 +259,11 @@ def main() -> None:
 
 def _commands() -> set[str]:
     return {command.callback.__name__ for command in app.registered_commands if command.callback is not None}
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line, without the place in the code."""
+    print(f"segkit: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> int:

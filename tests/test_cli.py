@@ -294,3 +294,16 @@ def test_what_has_no_partner_is_told(segkit, place):
     code, _, err = segkit("evaluate", "model.safetensors", "--images", "images", "--labels", "labels")
     assert code == 0
     assert err == "evaluate: left out, without a partner: images/b.tif\n"
+
+
+def test_a_warning_is_one_line(segkit, place):
+    write_raster(place / "map.tif", np.ones((4, 4), np.uint8), crs=None)
+    said = subprocess.run(
+        [sys.executable, "-m", "segkit.cli", "vectorize", "map.tif", "out.gpkg"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stderr.startswith("segkit: warning: map.tif: area_ha stays empty")
+    assert said.stderr.count("\n") == 1
