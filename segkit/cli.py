@@ -214,11 +214,7 @@ def vectorize(
         overwrite=overwrite,
         show_progress=True,
     )
-    rows = [
-        (name, f"{count:,}", "" if summary.hectares is None else f"{summary.hectares[name]:,.2f}")
-        for name, count in summary.polygons.items()
-    ]
-    _print_table(("class", "polygons", "hectares"), rows)
+    _print_areas("polygons", summary.polygons, summary.hectares)
     print(f"\n{summary.path}")
 
 
@@ -284,13 +280,16 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 def _print_summary(summary: Summary) -> None:
     print(f"{summary.path}")
-    rows = [
-        (name, f"{count:,}", "" if summary.hectares is None else f"{summary.hectares[name]:,.2f}")
-        for name, count in summary.pixels.items()
-    ]
-    _print_table(("class", "pixels", "hectares"), rows)
+    _print_areas("pixels", summary.pixels, summary.hectares)
     memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
     print(f"{summary.seconds:.1f} s, {summary.mpx_per_second:.2f} Mpx/s{memory}\n")
+
+
+def _print_areas(counted: str, counts: dict[str, int], hectares: dict[str, float] | None) -> None:
+    rows = [
+        (name, f"{count:,}", "" if hectares is None else f"{hectares[name]:,.2f}") for name, count in counts.items()
+    ]
+    _print_table(("class", counted, "hectares"), rows)
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -17,6 +17,7 @@ from segkit.data.sources import resolve
 from segkit.data.split import Area, whole
 from segkit.errors import UsageError
 from segkit.evaluate import evaluate
+from segkit.files import check_folder
 from segkit.landscape import OVERLAPPING, Cover, Part, make_landscape
 from segkit.picture import colored, composite, panels, read_map
 from segkit.predict import predict
@@ -111,11 +112,7 @@ def demo(
     if task not in _RECIPES:
         raise UsageError(f"task {task!r} is not known; use {', '.join(_RECIPES)}")
     started = time.monotonic()
-    root = Path(folder)
-    if not root.absolute().parent.is_dir():
-        raise UsageError(f"{root}: the folder {root.parent} does not exist; make it first: mkdir -p {root.parent}")
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"{root} is a file; name a folder for the demo")
+    root = check_folder(folder, "demo")
     root.mkdir(exist_ok=True)
     landscape = make_landscape(root / "landscape", width=width, height=height)
     written = root / f"{task}.yaml"

@@ -37,10 +37,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
         The file is there and `overwrite` is false.
     """
     output = Path(path)
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"{output}: its folder {output.parent} does not exist; make it first (mkdir -p {output.parent})"
-        )
+    check_parent(output)
     if output.is_dir():
         raise UsageError(f"{output} is a folder; name a file in it")
     if not os.access(output.parent, os.W_OK):
@@ -48,6 +45,30 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     if output.exists() and not overwrite:
         raise OutputExistsError(f"{output} is there already; add --overwrite to replace it, or name another file")
     return output
+
+
+def check_parent(path: Path) -> None:
+    """Raise a UsageError where the folder that `path` is to lie in does not exist."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first (mkdir -p {path.parent})")
+
+
+def check_folder(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path` if it is a folder or can become one.
+
+    Raises
+    ------
+    UsageError
+        It is a file, or its own folder does not exist; `what` it is for is named.
+    """
+    folder = Path(path)
+    if not folder.parent.is_dir():
+        raise UsageError(
+            f"{folder}: the folder {folder.parent} does not exist; make it first: mkdir -p {folder.parent}"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the {what}")
+    return folder
 
 
 @contextmanager

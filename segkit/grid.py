@@ -91,10 +91,8 @@ class Grid:
         return True
 
     def tiles(self, size: int) -> Iterator[Window]:
-        """Yield the windows of at most `size` x `size` pixels that cover the grid once, row by row."""
-        for row in range(0, self.height, size):
-            for column in range(0, self.width, size):
-                yield Window(column, row, min(size, self.width - column), min(size, self.height - row))
+        """Return the windows of at most `size` x `size` pixels that cover the grid once, row by row."""
+        return cut(self.whole, size)
 
     def hectares(self, window: Window | None = None) -> NDArray[np.float64]:
         """True area of each pixel of a window (default: the whole grid), float64 of the window's shape.
@@ -119,6 +117,14 @@ class Grid:
             for dx in (dx1, dx2):
                 dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
         return np.asarray(np.abs(dx1 * dy2 - dx2 * dy1) / 2 / 10_000, dtype=np.float64)
+
+
+def cut(window: Window, size: int) -> Iterator[Window]:
+    """Cut a window into pieces of at most `size` x `size` pixels, row by row."""
+    bottom, right = int(window.row_off + window.height), int(window.col_off + window.width)
+    for row in range(int(window.row_off), bottom, size):
+        for column in range(int(window.col_off), right, size):
+            yield Window(column, row, min(size, right - column), min(size, bottom - row))
 
 
 def equal_area(

@@ -32,7 +32,7 @@ from segkit.data.statistics import Statistics, balanced_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
 from segkit.evaluate import labelled_samples, score
-from segkit.files import staged
+from segkit.files import check_folder, staged
 from segkit.losses import LOSSES, combined
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
@@ -244,12 +244,8 @@ def _check_folder(recipe: Recipe, output: PathLike | None, *, resume: bool, over
     folder = Path("runs") / recipe.name if output is None else Path(output)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return folder  # the first process of several looks after it
-    if output is not None and not folder.parent.is_dir():
-        raise UsageError(
-            f"{folder}: the folder {folder.parent} does not exist; make it first: mkdir -p {folder.parent}"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder for the run")
+    if output is not None or folder.exists():  # runs/ is made when there is something to put in
+        check_folder(folder, "run")
     stored = folder / _RECIPE
     if resume:
         if not (folder / _CHECKPOINTS / "last.ckpt").is_file():

@@ -58,6 +58,17 @@ def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
     write_raster(folder / "labels" / f"{name}.tif", labels.astype(np.uint8))
 
 
+def read_whole(area):
+    """Read an area's whole scene: tile, target planes, and which pixels (H, W) lie in its windows."""
+    window = area.sample.scene.grid.whole
+    tile, planes = area.sample.scene.read(window), area.labels.read(window)
+    area.mask(tile, planes, window)
+    counted = np.zeros(tile.valid.shape, dtype=bool)
+    for own in area.windows:
+        counted[own.toslices()] = True
+    return tile, planes, counted
+
+
 def recipe_for(folder, kind, **changes):
     """Return a recipe on the pairs in a folder; changes are merged into its parts."""
     raw = {

@@ -3,7 +3,7 @@ import pytest
 import rasterio
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import confusion_matrix
-from synthetic import recipe_for, write_pair, write_raster
+from synthetic import read_whole, recipe_for, write_pair, write_raster
 
 from segkit.baseline import LinearDiscriminant
 from segkit.data.sources import resolve
@@ -15,12 +15,7 @@ def pixels_of(areas):
     """Known pixels (n, bands) and their categories (P, n), by whole reads."""
     pixels, categories = [], []
     for area in areas:
-        window = area.sample.scene.grid.whole
-        tile, planes = area.sample.scene.read(window), area.labels.read(window)
-        area.mask(tile, planes, window)
-        counted = np.zeros(tile.valid.shape, dtype=bool)
-        for own in area.windows:
-            counted[own.toslices()] = True
+        tile, planes, counted = read_whole(area)
         here = counted & (planes != IGNORE).all(axis=0)
         pixels.append(tile.pixels[:, here].T)
         categories.append(planes[:, here])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 from scipy.ndimage import maximum_filter
-from synthetic import recipe_for, write_pair, write_raster
+from synthetic import read_whole, recipe_for, write_pair, write_raster
 from torch.utils.data import DataLoader
 
 from segkit.data.augment import Augmentation
@@ -42,12 +42,7 @@ def known_pixels(areas):
     found = set()
     for area in areas:
         place = list(SHAPES).index(area.sample.scene.name)
-        window = area.sample.scene.grid.whole
-        tile, planes = area.sample.scene.read(window), area.labels.read(window)
-        area.mask(tile, planes, window)
-        counted = np.zeros(tile.valid.shape, dtype=bool)
-        for own in area.windows:
-            counted[own.toslices()] = True
+        _, planes, counted = read_whole(area)
         found |= {(place, *where) for where in np.argwhere(counted & (planes[0] != IGNORE)).tolist()}
     return found
 

@@ -11,6 +11,7 @@ from rasterio.windows import Window
 
 from segkit.data.sources import Sample
 from segkit.errors import DataError
+from segkit.grid import cut
 from segkit.labels import Labels
 from segkit.raster import Tile
 from segkit.recipe import Split
@@ -146,11 +147,7 @@ def _grown(window: Window, gap: int) -> Window:
 def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
     """Cut windows into pieces of at most `size` x `size` pixels."""
     for window in windows:
-        for row in range(int(window.row_off), int(window.row_off + window.height), size):
-            for column in range(int(window.col_off), int(window.col_off + window.width), size):
-                height = min(size, int(window.row_off + window.height) - row)
-                width = min(size, int(window.col_off + window.width) - column)
-                yield Window(column, row, width, height)
+        yield from cut(window, size)
 
 
 def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.errors import SegkitError, UsageError
-from segkit.files import check_output
+from segkit.files import check_output, check_parent
 from segkit.predict.summary import Summary, Tally
 from segkit.progress import progress
 from segkit.raster import MapFormat, PathLike, writing_map
@@ -200,10 +200,7 @@ def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None], *, ov
 def _make_folder(folder: Path, scenes: int) -> None:
     if folder.suffix or folder.is_file():
         raise UsageError(f"{folder}: there are {scenes} scenes, whose outputs need a folder; name one, not a file")
-    if not folder.parent.is_dir():
-        raise UsageError(
-            f"{folder}: its folder {folder.parent} does not exist; make it first (mkdir -p {folder.parent})"
-        )
+    check_parent(folder)
     folder.mkdir(exist_ok=True)
 
 
