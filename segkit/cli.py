@@ -50,6 +50,12 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class Augmentation(StrEnum):
+    """Test-time augmentation."""
+
+    D4 = "d4"
+
+
 class DemoTask(StrEnum):
     """Tasks of the sample landscape."""
 
@@ -64,8 +70,8 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: train.epochs=3. May be repeated.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")]
-Tile = Annotated[int, typer.Option(help="Side of the windows that the network sees, in pixels.")]
-Overlap = Annotated[int, typer.Option(help="Pixels that neighbouring windows share at least.")]
+Tile = Annotated[int | None, typer.Option(help="Side of the windows that the network sees at most, in pixels.")]
+Overlap = Annotated[int | None, typer.Option(help="Pixels that neighbouring windows share at least.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
 InPrecision = Annotated[Precision, typer.Option(help="bf16 is faster where the hardware has it.")]
 
@@ -130,8 +136,8 @@ def evaluate(
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write metrics.json.")] = None,
-    tile: Tile = 1024,
-    overlap: Overlap = 128,
+    tile: Tile = None,
+    overlap: Overlap = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
     overwrite: Overwrite = False,
@@ -158,37 +164,51 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFile,
-    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="GeoTIFFs, each a scene.")],
+    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="Rasters, folders or globs of them.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Map (.tif); a folder for several scenes.")],
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
     probabilities: Annotated[Path | None, typer.Option(help="Also write a band of probabilities per class.")] = None,
+    confidence: Annotated[Path | None, typer.Option(help="Also write the probability of what was decided.")] = None,
     vector: Annotated[Path | None, typer.Option(help="Also write polygons (.gpkg, .shp, ...).")] = None,
     aoi: Annotated[Path | None, typer.Option(help="Polygons that limit the map.")] = None,
-    tile: Tile = 1024,
-    overlap: Overlap = 128,
+    tile: Tile = None,
+    overlap: Overlap = None,
     batch: Annotated[int | None, typer.Option(help="Windows of one forward pass; by default what suits.")] = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
+    exact: Annotated[bool, typer.Option("--exact", help="As in one pass over the whole scene; slower.")] = False,
+    tta: Annotated[Augmentation | None, typer.Option(help="d4: average over 8 turns and flips.")] = None,
+    vrt: Annotated[bool, typer.Option("--vrt", help="Open virtual rasters (.vrt), which can read any file.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map whole scenes of any size, without seams, as cloud-optimised GeoTIFFs."""
+    from segkit.errors import ScenesError
     from segkit.predict import predict as run
 
-    summaries = run(
-        model,
-        [scenes] if stack else scenes,
-        output,
-        probabilities=probabilities,
-        vector=vector,
-        aoi=aoi,
-        tile=tile,
-        overlap=overlap,
-        batch=batch,
-        precision=precision.value,
-        device=device.value,
-        overwrite=overwrite,
-        show_progress=True,
-    )
+    try:
+        summaries = run(
+            model,
+            [scenes] if stack else scenes,
+            output,
+            probabilities=probabilities,
+            confidence=confidence,
+            vector=vector,
+            aoi=aoi,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            precision=precision.value,
+            device=device.value,
+            exact=exact,
+            tta=None if tta is None else tta.value,
+            vrt=vrt,
+            overwrite=overwrite,
+            show_progress=True,
+        )
+    except ScenesError as failed:
+        for summary in failed.summaries:
+            _print_summary(summary)
+        raise
     for summary in summaries:
         _print_summary(summary)
 
@@ -279,10 +299,16 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
-    print(f"{summary.path}")
+    done = not summary.seconds
+    print(f"{summary.path}" + (" was finished already by the same request; nothing to do" if done else ""))
     _print_areas("pixels", summary.pixels, summary.hectares)
-    memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
-    print(f"{summary.seconds:.1f} s, {summary.mpx_per_second:.2f} Mpx/s{memory}\n")
+    choice = summary.choice
+    agreement = "" if choice.agreement is None else f" ({choice.agreement:.2%} decided as in fp32)"
+    print(f"tile {choice.tile}, overlap {choice.overlap}, {choice.precision}{agreement}")
+    if not done:
+        memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
+        resumed = f", {summary.resumed} of {summary.bands} bands taken over" if summary.resumed else ""
+        print(f"{summary.seconds:.1f} s, {summary.mpx_per_second:.2f} Mpx/s{memory}{resumed}\n")
 
 
 def _print_areas(counted: str, counts: dict[str, int], hectares: dict[str, float] | None) -> None:

@@ -122,7 +122,7 @@ def demo(
 
     images, labels = _heldout(task, landscape.heldout)
     map_, chances = root / task / "map.tif", root / task / "probabilities.tif"
-    predict(run.model, images, map_, probabilities=chances, tile=512, overwrite=True, show_progress=show_progress)
+    predict(run.model, images, map_, probabilities=chances, overwrite=True, show_progress=show_progress)
     layer, shapefile = root / task / "polygons.gpkg", root / task / "polygons.shp"
     for output in (layer, shapefile):
         vectorize(map_, output, probabilities=chances, overwrite=True)

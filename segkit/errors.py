@@ -14,11 +14,15 @@
     |   +-- LabelError               codes, fields or geometries of labels
     |   +-- ModelFileError           a model file, or a scene that does not fit it
     +-- OutputError                  what was written could not be finished, an OSError       exit code 1
+    +-- ScenesError                  some of several scenes; tells which, keeps the others'   exit code 1
 
 A message says what was found, what the rule is and what to do, and names the file, band, code or field.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class SegkitError(Exception):
@@ -71,3 +75,11 @@ class ModelFileError(DataError):
 
 class OutputError(SegkitError, OSError):
     """What was written could not be finished or verified."""
+
+
+class ScenesError(SegkitError):
+    """Some of several scenes could not be done; `summaries` are those of the others."""
+
+    def __init__(self, message: str, summaries: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.summaries = list(summaries)

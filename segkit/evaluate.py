@@ -18,7 +18,10 @@ from segkit.errors import DataError
 from segkit.files import check_output, staged
 from segkit.metrics import Confusion
 from segkit.model import Segmenter, load
+from segkit.predict.choice import Options, choose, windows_at_once
+from segkit.predict.device import pick_device
 from segkit.predict.engine import predict_blocks
+from segkit.predict.network import Runner
 from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.recipe import LabelSource, Recipe, Source
@@ -31,8 +34,8 @@ def evaluate(
     labels: PathLike | Sequence[PathLike] | LabelSource,
     output: PathLike | None = None,
     *,
-    tile: int = 1024,
-    overlap: int = 128,
+    tile: int | None = None,
+    overlap: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
@@ -65,15 +68,8 @@ def evaluate(
     segmenter = model if isinstance(model, Segmenter) else load(model)
     source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
     samples = labelled_samples(source, segmenter.recipe, "evaluate", show_progress=show_progress)
-    confusion = score(
-        segmenter,
-        whole(samples),
-        tile=tile,
-        overlap=overlap,
-        device=device,
-        precision=precision,
-        show_progress=show_progress,
-    )
+    options = Options(tile=tile, overlap=overlap, device=device, precision=precision)
+    confusion = score(segmenter, whole(samples), options, show_progress=show_progress)
     result = confusion.summary()
     if target is not None:
         with staged(target) as part:
@@ -106,15 +102,24 @@ def labelled_samples(source: Source, recipe: Recipe, where: str, *, show_progres
     return labelled
 
 
-def score(segmenter: Segmenter, areas: Sequence[Area], *, show_progress: bool = False, **prediction: Any) -> Confusion:
-    """Count decisions against labels in areas, streamed; `prediction` goes to `predict_blocks`."""
-    task = segmenter.task
+def score(
+    segmenter: Segmenter, areas: Sequence[Area], options: Options | None = None, *, show_progress: bool = False
+) -> Confusion:
+    """Count decisions against labels in areas, streamed; what `options` leave open is chosen at the first one."""
+    options = options or Options()
+    task, device = segmenter.task, pick_device(options.device)
     confusion = Confusion(task)
     total = sum(int(window.width * window.height) for area in areas for window in area.windows) / 1e6
+    choice = runner = None
     with progress("evaluate", total, "Mpx", show=show_progress) as advance:
         for area in areas:
-            region = _Windows(area.windows)
-            for block in predict_blocks(segmenter, area.sample.scene, region=region, **prediction):
+            scene, region = area.sample.scene, _Windows(area.windows)
+            if choice is None or runner is None:
+                choice = choose(segmenter, scene, options, region)
+                runner = Runner(segmenter, device, choice.precision, tta=choice.tta is not None)
+            tiling = choice.tiling(scene.grid, segmenter.stride)
+            batch = options.batch or windows_at_once(segmenter, choice, tiling, device)
+            for block in predict_blocks(runner, scene, tiling, batch=batch, region=region):
                 if block.valid.any():
                     decided = task.decide(block.probabilities[None])
                     confidence = task.confidence(block.probabilities[None], decided)[0].cpu().numpy()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from segkit.errors import ModelFileError, RecipeError
 from segkit.files import existing, staged
@@ -24,6 +29,14 @@ from segkit.recipe import Model, Recipe
 
 _FORMAT = 1  # of the header; a reader refuses what is newer
 _KEY = "segkit"  # the one entry of the safetensors metadata
+_GLOBAL: Literal["global"] = "global"  # the reach of a network that looks at all of its window
+# What a network raises for a size that it does not take.
+_REFUSALS = (RuntimeError, AssertionError, ValueError)
+# Two float32 runs of one network differ by less than this share of the largest logit: by 1e-6 to 2e-5, where one that
+# computes something else differs by 5e-3 and more.
+_ROUNDING = 1e-4
+# Lengths of the strips on which the reach is measured; half of the last one is the largest reach that is found.
+_STRIPS = (2048, 8192)
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Header:
         UTC, ISO 8601.
     format
         Of this header.
+    reach
+        As `Segmenter.reach`, "global" where that is None; None where it was not measured.
     """
 
     recipe: dict[str, Any]
@@ -56,6 +71,12 @@ class Header:
     versions: dict[str, str]
     created: str
     format: int = _FORMAT
+    reach: int | Literal["global"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a reach."""
+        if not (self.reach in (None, _GLOBAL) or (isinstance(self.reach, int) and self.reach >= 0)):
+            raise ValueError(f"reach is {self.reach!r}, not a number of pixels or {_GLOBAL!r}")
 
 
 class Segmenter(nn.Module):
@@ -100,11 +121,13 @@ class Segmenter(nn.Module):
         self.bands = len(mean)
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
+        self._reach: int | Literal["global"] | None = None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         resolved = torch.finfo(torch.float32).eps
         scale = [own if own > resolved * abs(middle) else 1.0 for middle, own in zip(mean, std, strict=True)]
         self.register_buffer("std", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.network = _network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
+        self._takes: torch.dtype | None = None  # what the network is given, if not its own kind
         self.stride: int = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
@@ -121,17 +144,69 @@ class Segmenter(nn.Module):
         -------
         float32 (N, channels, H, W), for any H and W: sizes that the stride does not divide are padded and cut.
         """
-        pixels = (pixels - self.mean) / self.std
-        pixels = pixels.where(valid[:, None] & pixels.isfinite(), pixels.new_zeros(()))
+        height, width = pixels.shape[-2:]
+        # Nothing but what the network holds of its input is held while it runs.
+        logits: Tensor = self.network(self._input(pixels, valid))
+        return logits[..., :height, :width].float()
+
+    def _input(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Return what the network takes: normalised, 0 where nothing is known, of a size that its stride divides."""
+        pixels = (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])
         height, width = pixels.shape[-2:]
         below, right = -height % self.stride, -width % self.stride
         if below or right:
             pixels = functional.pad(pixels, (0, right, 0, below), mode="replicate")
-        logits: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
-        return logits[..., :height, :width].float()
+        return pixels.to(dtype=self._takes, memory_format=torch.channels_last)
 
-    def scene(self, paths: PathLike | Sequence[PathLike]) -> Scene:
+    @property
+    def reach(self) -> int | None:
+        """How far a pixel's influence on the logits goes, in pixels along an axis; measured once, kept in the file.
+
+        An output that lies further than this from every end of its window is the same in a larger window. None where
+        no distance suffices, because the network looks at all of its window: it pools or attends over it, or stretches
+        with it.
+        """
+        if self._reach is None:
+            self._reach = _measure_reach(self.network, self.stride, self.bands)
+        return self._reach if isinstance(self._reach, int) else None
+
+    @property
+    def context(self) -> int | None:
+        """Pixels along a side of the windows that a network without a finite reach was trained with, else None."""
+        return self.recipe.train.tile_size if self.reach is None else None
+
+    @torch.no_grad()
+    def prepared(self, device: torch.device, precision: str) -> Segmenter:
+        """Return a copy made for predicting, which says the same in less time; this segmenter stays as it is.
+
+        Parameters
+        ----------
+        device
+            Where the copy computes.
+        precision
+            "fp32", or "bf16": the network computes in bf16, all around it in float32.
+        """
+        prepared = copy.deepcopy(self).cpu().float().eval()
+        # All architectures of smp take 128 pixels; transformers of a fixed size only the one that they were built for.
+        sides = [-(-side // self.stride) * self.stride for side in (128, self.recipe.train.tile_size)]
+        noise = torch.Generator().manual_seed(0)
+        samples = [torch.randn(1, self.bands, side, side, generator=noise) for side in sides]
+        prepared.network = _folded(prepared.network, samples).to(memory_format=torch.channels_last)
+        if precision == "bf16":
+            # Weights are bf16, too, since autocast converts them in each pass; unless an operation wants float32.
+            network = copy.deepcopy(prepared.network).to(device, torch.bfloat16)
+            pure = _small_run(network, [sample.to(device, torch.bfloat16) for sample in samples]) is not None
+            prepared.network = network if pure else _Autocast(prepared.network)
+            prepared._takes = torch.bfloat16 if pure else None
+        return prepared.to(device)
+
+    def scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
         """Describe a scene with the bands and the resampling that the model was trained with.
+
+        Parameters
+        ----------
+        paths, vrt
+            As for `Scene.of`.
 
         Raises
         ------
@@ -139,7 +214,7 @@ class Segmenter(nn.Module):
             The scene does not have the model's bands.
         """
         data = self.recipe.data
-        scene = Scene.of(paths, bands=data.bands, resample=data.resample)
+        scene = Scene.of(paths, bands=data.bands, resample=data.resample, vrt=vrt)
         self.check_scene(scene)
         return scene
 
@@ -150,6 +225,15 @@ class Segmenter(nn.Module):
                 f"{scene.paths[0]}: has {len(scene.bands)} bands, the model {self.path or self.recipe.name} was "
                 f"trained on {self.bands} ({', '.join(self.band_names)}); give a scene with these, in this order"
             )
+
+    def fingerprint(self) -> str:
+        """Return a hash of what decides the logits: recipe, normalisation and weights."""
+        known = [self.recipe.to_dict(), self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        digest = sha256(json.dumps(known).encode())
+        for name, tensor in self.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def header(self) -> Header:
@@ -162,6 +246,7 @@ class Segmenter(nn.Module):
             metrics=self.metrics,
             versions={name: version(name) for name in ("segkit", "torch", "segmentation-models-pytorch", "timm")},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            reach=self._reach,
         )
 
     def save(self, path: PathLike) -> None:
@@ -224,8 +309,129 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     except RuntimeError as error:
         raise ModelFileError(f"{path}: its weights do not fit its recipe; was it edited?") from error
     segmenter.metrics = header.metrics
+    segmenter._reach = header.reach
     segmenter.path = Path(path)
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def _folded(network: nn.Module, samples: Sequence[Tensor]) -> nn.Module:
+    """Return a copy with each BatchNorm2d folded into the Conv2d whose output it takes, or the network itself.
+
+    Which one takes what is seen in a run. A run shows only what goes through modules, so the copy is compared with the
+    network, and not used where something else took such an output, too.
+    """
+    from timm.layers.norm_act import BatchNormAct2d
+
+    folded = copy.deepcopy(network)
+    # What remains of a normalisation that is folded.
+    rest: dict[nn.BatchNorm2d, nn.Module] = {}
+    for module in folded.modules():
+        if isinstance(module, BatchNormAct2d):
+            rest[module] = nn.Sequential(module.drop, module.act)
+        elif type(module) is nn.BatchNorm2d:
+            rest[module] = nn.Identity()
+    made: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # by identity, which holds while the tensor is kept
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    runs: Counter[nn.Module] = Counter()
+
+    def convolved(conv: nn.Conv2d, _: Any, output: Tensor) -> None:
+        runs[conv] += 1
+        made[id(output)] = conv, output, output._version
+
+    def normalising(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        runs[norm] += 1
+        if id(inputs[0]) in made:
+            conv, output, version = made[id(inputs[0])]
+            if output._version == version:  # no activation changed it in place
+                pairs.append((conv, norm))
+
+    hooks = [module.register_forward_hook(convolved) for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    hooks += [norm.register_forward_pre_hook(normalising) for norm in rest]
+    accepted = _small_run(folded, samples)
+    for hook in hooks:
+        hook.remove()
+    if accepted is None:
+        return network  # the prediction will tell what it does not take
+    done: dict[nn.Module, nn.Module] = {}
+    for conv, norm in pairs:
+        if runs[conv] == runs[norm] == 1 and norm.running_mean is not None and norm.running_var is not None:
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            done[norm] = rest[norm]
+    for parent in list(folded.modules()):
+        for name, child in parent.named_children():
+            if child in done:
+                setattr(parent, name, done[child])
+    sample, before = accepted
+    return folded if _alike(folded(sample), before) else network
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two runs of a network differ only as float32 rounds."""
+    return bool((one - other).abs().max() <= _ROUNDING * other.abs().max())
+
+
+def _small_run(network: nn.Module, samples: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Return the first sample that a network takes, and what it makes of it."""
+    for sample in samples:
+        with suppress(*_REFUSALS):
+            return sample, network(sample)
+    return None
+
+
+class _Autocast(nn.Module):
+    """A network some of whose operations want float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            return self.network(pixels)  # type: ignore[no-any-return]
+
+
+def _measure_reach(network: nn.Module, stride: int, bands: int) -> int | Literal["global"]:
+    """Measure `Segmenter.reach` with NaN, which every operation passes on, whatever the weights.
+
+    It is an upper bound, less than a stride above the true reach.
+    """
+    network = copy.deepcopy(network).cpu().float().eval()
+    with torch.inference_mode(), suppress(*_REFUSALS):
+        reaches = [_reach_along(network, stride, bands, turned=turned) for turned in (False, True)]
+        finite = [reach for reach in reaches if reach is not None]
+        return max(finite) if len(finite) == 2 else _GLOBAL
+    return _GLOBAL  # it takes no strips
+
+
+def _reach_along(network: nn.Module, stride: int, bands: int, *, turned: bool) -> int | None:
+    """Measure the reach along a strip of some rows, or, turned, of columns; None where it has no end."""
+    rows = max(2 * stride, 64)
+
+    def run(strip: Tensor) -> Tensor:
+        strip = strip.mT if turned else strip
+        out: Tensor = network(strip.contiguous(memory_format=torch.channels_last))
+        return out.mT if turned else out
+
+    for length in _STRIPS:
+        strip = torch.zeros(1, bands, rows, length)
+        start = length // 2 // stride * stride
+        strip[..., start : start + stride] = torch.nan
+        met: list[int] = run(strip).isnan().any(dim=(0, 1, 2)).nonzero().flatten().tolist()
+        if not met or met[0] == 0 or met[-1] == length - 1:
+            continue
+        reach = max(start + stride - 1 - met[0], met[-1] - start)
+        # Some networks see so far only, but from other places in another window: the mesh of shifted windows, or an
+        # interpolation whose corners are those of the window.
+        margin = (reach // stride + 1) * stride
+        strip = torch.randn(1, bands, rows, 4 * margin + 4 * stride, generator=torch.Generator().manual_seed(0))
+        inner = slice(margin, margin + 2 * stride)
+        part = strip[..., stride : stride + 2 * margin + 2 * stride]
+        if _alike(run(part)[..., inner], run(strip)[..., stride:][..., inner]):
+            return reach
+    return None
 
 
 def _network(model: Model, bands: int, channels: int, *, pretrained: bool) -> nn.Module:

@@ -1,7 +1,7 @@
 """Rasters: the only file that opens imagery, and the only one that writes maps.
 
 A `Scene` is one or more files on one grid. It is read window by window as `Tile`s, by a `SceneReader` that belongs to
-one thread. Maps are written window by window and finished as cloud-optimised GeoTIFFs.
+one thread. A map is written part by part, each window by window, and assembled to a cloud-optimised GeoTIFF.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
+from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
@@ -26,7 +29,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from segkit.errors import GridError, OutputError, RasterError, UsageError
-from segkit.files import check_output, existing, staged
+from segkit.files import check_output, existing, staged, sync
 from segkit.grid import Grid
 
 # GDAL picks a driver by content, and some can read any other file or fetch a URL. These read only what they are given.
@@ -35,12 +38,20 @@ _DRIVERS = ("GTiff", "JP2OpenJPEG", "HFA", "ENVI", "PNG")
 # scene. GDAL asks the environment once, when it first reads a block.
 os.environ.setdefault("GDAL_CACHEMAX", "128")
 
+_EXACT = ("uint8", "int8", "uint16", "int16")  # in float32
+_WHOLE_NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+
 PathLike = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def open_raster(path: PathLike) -> Iterator[DatasetReader]:
+def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]:
     """Open one raster file for reading.
+
+    Parameters
+    ----------
+    vrt
+        Whether it may be a virtual raster, which can read any other file or URL.
 
     Raises
     ------
@@ -53,10 +64,16 @@ def open_raster(path: PathLike) -> Iterator[DatasetReader]:
     with contextlib.ExitStack() as stack:
         try:
             with _quiet(), rasterio.Env():
-                dataset = stack.enter_context(DatasetReader(str(file), driver=list(_DRIVERS)))
+                drivers = [*_DRIVERS, "VRT"] if vrt else list(_DRIVERS)
+                dataset = stack.enter_context(DatasetReader(str(file), driver=drivers))
         except RasterioError as error:
             if file.is_dir():
                 raise RasterError(f"{file} is a folder, not a raster; name a file") from error
+            if not vrt and _is_vrt(file):
+                raise RasterError(
+                    f"{file}: is a virtual raster (VRT), which can read any other file or URL; "
+                    "if you trust it, add --vrt (vrt=True), or convert it to GeoTIFF"
+                ) from error
             known = ", ".join(_DRIVERS)
             raise RasterError(
                 f"{file}: not a raster that segkit reads ({known}); convert it to GeoTIFF ({error})"
@@ -118,6 +135,7 @@ class Scene:
     bands: tuple[int, ...]
     band_names: tuple[str, ...]
     resample: bool
+    vrt: bool = False
 
     @classmethod
     def of(
@@ -126,6 +144,7 @@ class Scene:
         *,
         bands: Sequence[int] | None = None,
         resample: bool = False,
+        vrt: bool = False,
         name: str | None = None,
     ) -> Scene:
         """Describe the scene that files make up.
@@ -138,6 +157,8 @@ class Scene:
             1-based numbers in the stack, counted through all files. By default all but alpha bands, which are masks.
         resample
             Whether files on another grid are warped to the first one's (bilinear).
+        vrt
+            Whether files may be virtual rasters, which can read any other file or URL.
         name
             By default the first file's stem.
 
@@ -155,7 +176,7 @@ class Scene:
         stacked: list[tuple[str, bool]] = []
         moved: set[int] = set()
         for file in files:
-            with open_raster(file) as dataset:
+            with open_raster(file, vrt=vrt) as dataset:
                 if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                     raise RasterError(f"{file}: holds complex numbers; make amplitude or phase bands first")
                 own = grid_of(dataset)
@@ -195,7 +216,7 @@ class Scene:
             )
         assert grid is not None
         names = tuple(stacked[band - 1][0] for band in chosen)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample)
+        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
@@ -203,7 +224,7 @@ class Scene:
         with contextlib.ExitStack() as stack:
             sources, first = [], 1
             for path in self.paths:
-                dataset = stack.enter_context(open_raster(path))
+                dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
                 last = first + dataset.count
                 own = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
                 first = last
@@ -263,11 +284,10 @@ class SceneReader:
         if top >= bottom or left >= right:
             return tile
         inside = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)
-        tile.valid[top:bottom, left:right] = True
+        inner = np.ones((bottom - top, right - left), dtype=bool)
         for source in self._sources:
-            pixels, valid = source.read(inside)
-            tile.pixels[source.places, top:bottom, left:right] = pixels
-            tile.valid[top:bottom, left:right] &= valid
+            inner &= source.read(inside, tile.pixels[:, top:bottom, left:right])
+        tile.valid[top:bottom, left:right] = inner
         return tile
 
 
@@ -284,23 +304,38 @@ class _Source:
         self.whole_mask = MaskFlags.per_dataset in flags and not (MaskFlags.alpha in flags and chosen_alpha)
         self.band_masks = MaskFlags.nodata in flags and not self.whole_mask
 
-    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        pixels = read_window(self.dataset, self.indexes, window, out_dtype="float32")
-        finite = np.isfinite(pixels)
+    def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Fill this file's places in a stack (C, H, W), and return where it holds data."""
+        own = stack[self.places[0] : self.places[-1] + 1]
+        direct = len(own) == len(self.places) and self.places == sorted(self.places) and own.flags.c_contiguous
+        room = own if direct else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
+        pixels = read_window(self.dataset, self.indexes, window, out=room)
         try:
+            known = np.ones(pixels.shape[1:], dtype=bool)
+            shown = np.full(known.shape, not self.band_masks)
             if self.whole_mask:
-                valid = finite.all(axis=0) & (self.dataset.read_masks(self.indexes[0], window=window) > 0)
-            elif self.band_masks:
-                shown = self.dataset.read_masks(self.indexes, window=window) > 0
-                # The no-data value itself need not be finite: float files declare NaN, or a number beyond float32.
-                valid = (finite | ~shown).all(axis=0) & shown.any(axis=0)
-                pixels[~shown] = np.nan
-            else:
-                valid = finite.all(axis=0)
+                shown &= self.dataset.read_masks(self.indexes[0], window=window) > 0
+            # Band by band, since masks of all bands at once are a quarter of the pixels' memory each.
+            for index, band in zip(self.indexes, pixels, strict=True):
+                finite = True if self.dataset.dtypes[index - 1] in _WHOLE_NUMBERS else np.isfinite(band)
+                if self.band_masks:
+                    nodata = self.dataset.nodatavals[index - 1]
+                    exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT
+                    # GDAL's mask costs another look at the file.
+                    hidden = band == nodata if exact else self.dataset.read_masks(index, window=window) == 0
+                    # The no-data value itself need not be finite: float files declare NaN, or one beyond float32.
+                    known &= finite | hidden
+                    shown |= ~hidden
+                    band[hidden] = np.nan
+                else:
+                    known &= finite
         except RasterioError as error:
-            place = _place(window)
-            raise RasterError(f"{self.dataset.name}: its mask cannot be read at {place} ({error})") from error
-        return pixels, valid
+            where = _place(window)
+            raise RasterError(f"{self.dataset.name}: its mask cannot be read at {where} ({error})") from error
+        if not direct:
+            stack[self.places] = pixels
+        known &= shown
+        return known
 
 
 @dataclass(frozen=True)
@@ -310,7 +345,7 @@ class MapFormat:
     Parameters
     ----------
     dtype, nodata
-        Of every band.
+        Of every band. float32 with NaN is for what is not finished yet.
     band_names
         Their descriptions; one band each.
     tags
@@ -324,7 +359,7 @@ class MapFormat:
     """
 
     dtype: np.dtype[Any]
-    nodata: int
+    nodata: float
     band_names: tuple[str, ...]
     tags: Mapping[str, str]
     colors: Mapping[int, str] | None = None
@@ -332,59 +367,83 @@ class MapFormat:
     overviews: str = "mode"
 
 
-class MapWriter:
-    """Takes the windows of a map in any order; made by `writing_map`."""
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a map: a file of the map's width whose first row is the map's row `row`."""
 
-    def __init__(self, dataset: DatasetWriter) -> None:
+    path: Path
+    row: int
+
+
+class MapWriter:
+    """Takes the windows of a part in any order, each pixel at most once; made by `writing_part`."""
+
+    def __init__(self, dataset: DatasetWriter, path: Path, grid: Grid) -> None:
         self._dataset = dataset
+        self._path = path
+        self._grid = grid
+        self._sums: list[tuple[Window, int]] = []
 
     def write(self, values: NDArray[Any], window: Window) -> None:
-        """Write values (bands, H, W) of a window of (H, W) pixels."""
-        self._dataset.write(values, window=window)
+        """Write values (bands, H, W) of a window of (H, W) pixels.
+
+        Raises
+        ------
+        OutputError
+            The disk is full.
+        """
+        stored = np.ascontiguousarray(values, dtype=self._dataset.dtypes[0])
+        if stored.dtype.kind == "f":
+            # Not every NaN has the bits of the one that stands for blocks that hold nothing else.
+            stored = np.where(np.isnan(stored), stored.dtype.type(np.nan), stored)
+        with _telling(self._path):
+            self._dataset.write(stored, window=window)
+        self._sums.append((window, zlib.crc32(stored.data)))
+
+    def _finish(self) -> None:
+        """Close the file and compare what it holds with what was written: GDAL closes on a full disk silently.
+
+        Raises
+        ------
+        OutputError
+            They differ.
+        """
+        with _telling(self._path):
+            self._dataset.close()
+            sync(self._path)
+        with _reading_back(self._path), open_raster(self._path) as found:
+            _check_grid(self._path, self._grid, found)
+            for window, expected in self._sums:
+                if zlib.crc32(read_window(found, found.indexes, window).data) != expected:
+                    raise _differs(self._path, window)
 
 
 @contextlib.contextmanager
-def writing_map(path: PathLike, grid: Grid, form: MapFormat, *, overwrite: bool = False) -> Iterator[MapWriter]:
-    """Write a map as a cloud-optimised GeoTIFF on `grid`.
+def writing_part(path: Path, grid: Grid, form: MapFormat) -> Iterator[MapWriter]:
+    """Write a part of a map as a plain GeoTIFF on `grid`, the part's own.
 
-    Windows go to a working file beside the target; windows never written are no data. When the block ends, the COG is
-    made from it, re-opened, compared with it block by block, and renamed. When it raises, nothing is left.
+    Windows never written are no data. When the block ends, the file is read back and lies on the disk. When it raises,
+    the file is gone. Of `form`, the file has the type, the no-data value and as many bands as there are names;
+    `assemble` sees to the rest.
 
     Raises
     ------
-    UsageError, OutputExistsError
-        The target cannot be written, or is there and `overwrite` is false.
     OutputError
         The disk is full, or what was written does not read back the same.
     """
-    target = check_output(path, overwrite=overwrite)
-    with staged(target) as part:
-        working = part.with_name(f"working.{part.name}")
-        try:
-            with _quiet(), _create(working, grid, form) as dataset:
-                yield MapWriter(dataset)
-            with _quiet():
-                rasterio.shutil.copy(
-                    working,
-                    part,
-                    driver="COG",
-                    COMPRESS="DEFLATE",
-                    BLOCKSIZE=512,
-                    BIGTIFF="IF_SAFER",
-                    NUM_THREADS="ALL_CPUS",
-                    OVERVIEW_RESAMPLING=form.overviews.upper(),
-                )
-        except (RasterioError, CPLE_BaseError) as error:
-            raise OutputError(f"{target} could not be written: {error}; is the disk full?") from error
-        _verify(working, part, target, grid)
-        working.unlink()
-    # What lies beside an older map of this name (statistics, overviews, a mask) would be taken for the new one's.
-    for ending in (".aux.xml", ".ovr", ".msk"):
-        target.with_name(target.name + ending).unlink(missing_ok=True)
+    with contextlib.ExitStack() as undo:
+        undo.callback(path.unlink, missing_ok=True)
+        with _telling(path), _quiet():
+            dataset = _create(path, grid, form)
+        undo.callback(_abandon, dataset)
+        writer = MapWriter(dataset, path, grid)
+        yield writer
+        writer._finish()
+        undo.pop_all()
 
 
 def _create(path: Path, grid: Grid, form: MapFormat) -> DatasetWriter:
-    dataset = rasterio.open(
+    return rasterio.open(
         path,
         "w",
         driver="GTiff",
@@ -396,37 +455,160 @@ def _create(path: Path, grid: Grid, form: MapFormat) -> DatasetWriter:
         transform=grid.transform,
         nodata=form.nodata,
         tiled=True,
-        blockxsize=512,
-        blockysize=512,
-        compress="DEFLATE",
-        zlevel=1,
+        # Windows do not end where blocks do. Small blocks bound what is written twice when a block leaves GDAL's cache
+        # half full; none is much higher than a part of few rows.
+        blockxsize=256,
+        blockysize=min(256, -(-grid.height // 16) * 16),
         bigtiff="IF_SAFER",
         interleave="band",
+        sparse_ok=True,
+        # Numbers of many bits take long to compress and hardly shrink.
+        **({} if form.dtype.kind == "f" else {"compress": "DEFLATE", "zlevel": 1}),
     )
+
+
+def _abandon(dataset: DatasetWriter) -> None:
+    with contextlib.suppress(RasterioError, CPLE_BaseError, OSError):
+        dataset.close()
+
+
+def assemble(path: PathLike, grid: Grid, form: MapFormat, parts: Sequence[Part], *, overwrite: bool = False) -> None:
+    """Make a map of its parts: a cloud-optimised GeoTIFF on `grid`.
+
+    The file is made beside the target, re-opened, compared with the parts pixel by pixel, and renamed. When that
+    fails, nothing is left.
+
+    Parameters
+    ----------
+    parts
+        They cover the grid's rows exactly once, in any order.
+
+    Raises
+    ------
+    UsageError, OutputExistsError
+        The target cannot be written, or is there and `overwrite` is false.
+    RasterError
+        A part cannot be opened.
+    OutputError
+        The disk is full, a part is damaged, or what was written does not read back the same.
+    """
+    target = check_output(path, overwrite=overwrite)
+    mosaic = _vrt(grid, form, parts)
+    # NUM_THREADS is for packing blocks; without this, GDAL reads them and makes overviews in one thread.
+    with staged(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+        with _telling(target), _open_vrt(mosaic, grid, form) as dataset:
+            rasterio.shutil.copy(
+                dataset,
+                finished,
+                driver="COG",
+                COMPRESS="DEFLATE",
+                LEVEL=1,  # the default, 6, takes more than twice as long to save a seventh
+                PREDICTOR="YES" if form.overviews == "average" else "NO",  # numbers are like their neighbours
+                BLOCKSIZE=512,
+                BIGTIFF="IF_SAFER",
+                NUM_THREADS="ALL_CPUS",
+                OVERVIEW_RESAMPLING=form.overviews.upper(),
+            )
+        _verify(finished, target, grid, parts)
+        # What lies beside an older map of this name (statistics, overviews, a mask) would be taken for the new one's.
+        # The new one may come with an .aux.xml of its own: a CRS for which GeoTIFF has no keys.
+        for ending in (".aux.xml", ".ovr", ".msk"):
+            target.with_name(target.name + ending).unlink(missing_ok=True)
+
+
+def _vrt(grid: Grid, form: MapFormat, parts: Sequence[Part]) -> str:
+    """Return the XML of a virtual raster that shows parts as one map's pixels."""
+    placed, row = [], 0
+    for part in sorted(parts, key=lambda part: part.row):
+        with open_raster(part.path) as dataset:
+            size = f'xSize="{grid.width}" ySize="{dataset.height}"'
+            assert (part.row, dataset.width) == (row, grid.width), f"{part} does not follow row {row}"
+            row += dataset.height
+        file = f'<SourceFilename relativeToVRT="0">{escape(str(part.path))}</SourceFilename>'
+        rectangles = f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="0" yOff="{part.row}" {size}/>'
+        placed.append((file, rectangles))
+    assert row == grid.height, f"parts end at row {row} of {grid.height}"
+    kind = typename_fwd[dtype_rev[form.dtype.name]]
+    bands = (
+        # With blocks as those of the COG, GDAL makes overviews in larger pieces.
+        f'<VRTRasterBand band="{band}" dataType="{kind}" blockXSize="512" blockYSize="512">'
+        + "".join(
+            f"<SimpleSource>{file}<SourceBand>{band}</SourceBand>{rectangles}</SimpleSource>"
+            for file, rectangles in placed
+        )
+        + "</VRTRasterBand>"
+        for band in range(1, len(form.band_names) + 1)
+    )
+    return f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">{"".join(bands)}</VRTDataset>'
+
+
+def _open_vrt(xml: str, grid: Grid, form: MapFormat) -> DatasetWriter:
+    """Open the XML of a virtual raster and say of it in memory what the map is to say."""
+    with _quiet():
+        dataset = rasterio.open(xml, "r+", driver="VRT")
+        if grid.crs is not None:
+            dataset.crs = grid.crs
+        dataset.transform = grid.transform
+    dataset.nodata = form.nodata
     dataset.update_tags(**form.tags)
     dataset.descriptions = form.band_names
+    # Left to itself, GDAL takes three bands of bytes for colours and a fourth for a mask of the others.
+    dataset.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (dataset.count - 1)
     if form.scale != 1:
         dataset.scales = (form.scale,) * dataset.count
     if form.colors is not None:
-        colormap = {value: _rgba(color) for value, color in form.colors.items()}
-        dataset.write_colormap(1, colormap | {form.nodata: (0, 0, 0, 0)})
+        dataset.write_colormap(1, {value: _rgba(color) for value, color in form.colors.items()})
     return dataset
 
 
-def _verify(working: Path, finished: Path, target: Path, grid: Grid) -> None:
-    """Compare a finished COG with what was written, so that a full disk or a bad block is found now."""
+def _verify(finished: Path, target: Path, grid: Grid, parts: Sequence[Part]) -> None:
+    """Compare a finished map with its parts, so that a full disk or a bad block is found now."""
+    with _reading_back(target), open_raster(finished) as found:
+        _check_grid(target, grid, found)
+        for part in parts:
+            with open_raster(part.path) as expected:
+                for window in grid_of(expected).tiles(1024):
+                    place = Window(window.col_off, part.row + window.row_off, window.width, window.height)
+                    wanted = read_window(expected, expected.indexes, window)
+                    got = read_window(found, found.indexes, place)
+                    if not np.array_equal(wanted.view(np.uint8), got.view(np.uint8)):  # bit by bit: NaN is NaN
+                        raise _differs(target, place)
+
+
+def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:
+    difference = grid.difference(grid_of(found))
+    if difference or found.transform != grid.transform:
+        raise OutputError(
+            f"{path}: what was written lies on another grid ({difference or 'transform'}); "
+            "GeoTIFF cannot hold the scene's, so warp the scene to another CRS first"
+        )
+
+
+@contextlib.contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Tell what GDAL and the system say of a file that is written."""
     try:
-        with open_raster(working) as expected, open_raster(finished) as found:
-            difference = grid.difference(grid_of(found))
-            if difference or found.transform != grid.transform:
-                raise OutputError(f"{target}: the written map lies on another grid ({difference or 'transform'})")
-            for window in grid.tiles(2048):
-                if not np.array_equal(expected.read(window=window), found.read(window=window)):
-                    raise OutputError(
-                        f"{target}: reads back differently at {_place(window)}; is the disk full or faulty?"
-                    )
-    except (RasterError, RasterioError) as error:
-        raise OutputError(f"{target}: does not read back ({error}); is the disk full or faulty?") from error
+        yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
+
+
+@contextlib.contextmanager
+def _reading_back(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RasterError as error:
+        raise OutputError(f"{path}: does not read back ({error}); is the disk full or faulty?") from error
+
+
+def _differs(path: Path, window: Window) -> OutputError:
+    return OutputError(f"{path}: reads back differently at {_place(window)}; is the disk full or faulty?")
+
+
+def _is_vrt(file: Path) -> bool:
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        return b"<VRTDataset" in stream.read(1024)  # as GDAL recognises it
+    return False
 
 
 @contextlib.contextmanager

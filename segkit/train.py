@@ -36,6 +36,7 @@ from segkit.files import check_folder, staged
 from segkit.losses import LOSSES, combined
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
+from segkit.predict.choice import Options
 from segkit.predict.device import pick_device, pick_precision
 from segkit.progress import progress
 from segkit.raster import PathLike
@@ -115,6 +116,9 @@ def train(
     segmenter = Segmenter(
         recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
     )
+    # Known before hours go into it, and kept in the model file.
+    if segmenter.context is not None and show_progress:
+        rank_zero_only(_tell_context)(segmenter)
     augmentation = Augmentation(recipe.train.augment, statistics.mean, statistics.std)
     tiles = TrainTiles(training, recipe.train.tile_size, augmentation, recipe.train.seed)
     module = _Training(segmenter, weights)
@@ -282,6 +286,15 @@ def _first_difference(old: str, new: str) -> str:
     return "one is longer"
 
 
+def _tell_context(segmenter: Segmenter) -> None:
+    model = segmenter.recipe.model
+    print(
+        f"model: {model.architecture} with {model.encoder} looks at all of its window, so maps are made with windows "
+        f"of train.tile_size ({segmenter.context} pixels) and may show where these meet",
+        file=sys.stderr,
+    )
+
+
 def _weights(recipe: Recipe, statistics: Statistics) -> list[float] | None:
     given = recipe.train.class_weights
     if given is None:
@@ -441,7 +454,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], best_epoch: int, accelerator: str) -> None:
     """Score the best weights as prediction will see them, and write the run's results, the model file last."""
-    confusion = score(segmenter, validation, device=accelerator)
+    confusion = score(segmenter, validation, Options(device=accelerator))
     segmenter.metrics = confusion.summary()
     with staged(folder / _METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))

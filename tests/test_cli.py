@@ -124,7 +124,7 @@ BAD = {
         2,
         "maps/a.tif: its folder maps does not exist; make it first (mkdir -p maps)",
     ),
-    "no scene": (None, (*PREDICT, "images/z.tif", "-o", "map.tif"), 2, "images/z.tif: no such raster"),
+    "no scene": (None, (*PREDICT, "images/z.tif", "-o", "map.tif"), 2, "images/z.tif: no such file"),
     "no model": (None, ("predict", "m.safetensors", "images/a.tif", "-o", "map.tif"), 2, "no such model file"),
     "text as model": (
         None,

@@ -1,9 +1,70 @@
+import errno
 import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
 
 import pytest
 
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
-from segkit.files import check_output, existing, staged
+from segkit.files import check_output, discard, existing, locked, remove_leftovers, scratch, staged
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="no locks, no fork")
+
+
+def alone(function, *arguments):
+    """Run a function of a test file in a process of its own, which has no threads and so may fork."""
+    code = f"import sys, {function.__module__} as tests; tests.{function.__name__}(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def forked(work):
+    """Start a function in a forked child; returns the child's id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            sys.stdout.flush()
+        except BaseException:  # noqa: BLE001 - a child must never go on with its parent's work
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def killed_at_every_step(work, prepare, check):
+    """Prepare, kill `work` before its nth change of the file system, check; for n = 0, 1, ... until none is left."""
+
+    def die_at(step):
+        def hook(event, details):
+            nonlocal step
+            changing = event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR)
+            if changing or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock"):
+                step -= 1
+                if step == -1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+
+    for step in count():
+        prepare()
+        _, status = os.waitpid(forked(lambda: (die_at(step), work())), 0)  # noqa: B023 - used at once
+        assert status in (0, signal.SIGKILL), f"step {step}: {status}"
+        try:
+            check()
+        except BaseException:
+            print(f"killed at step {step}", file=sys.stderr)
+            raise
+        if status == 0:
+            print(step)
+            return
 
 
 def test_existing_returns_the_path_or_says_where_it_looked(tmp_path, monkeypatch):
@@ -82,3 +143,210 @@ def test_a_disk_that_fails_is_an_output_error(tmp_path, monkeypatch):
     ):
         part.write_text("all")
     assert not list(tmp_path.iterdir())
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def write_in_steps(target):
+    """Write "new", and say when it is half done; then wait for a line before going on."""
+    with staged(target) as part:
+        part.write_text("half")
+        print(part.parent.name, flush=True)
+        sys.stdin.readline()
+        part.write_text("new")
+
+
+def start_writing(target):
+    """Start `write_in_steps` in another process; returns it and the folder that it works in."""
+    command = [sys.executable, "-c", "import sys, test_files; test_files.write_in_steps(sys.argv[1])", str(target)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=Path(__file__).parent, stdin=pipe, stdout=pipe, text=True)
+    return process, process.stdout.readline().strip()
+
+
+@unix
+@pytest.mark.parametrize("name", ["map.tif", "[map] (1)*.tif"])
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, name):
+    target = tmp_path / name
+    process, orphan = start_writing(target)
+    process.kill()
+    process.communicate()
+    other = tmp_path / ".other.tif.0123abcd.part"  # for another name, so not this write's business
+    other.mkdir()
+    mine = tmp_path / f".{name}.old.part"
+    mine.mkdir()
+    assert names(tmp_path) == {orphan, other.name, mine.name}
+    with staged(target) as part:
+        assert names(tmp_path) == {part.parent.name, other.name, mine.name}
+        part.write_text("new")
+    assert names(tmp_path) == {name, other.name, mine.name}
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == {name, mine.name}
+
+
+@unix
+def test_what_another_process_or_this_one_works_on_stays(tmp_path):
+    target = tmp_path / "map.tif"
+    process, theirs = start_writing(target)
+    with staged(target) as outer:
+        with staged(target) as inner:
+            assert names(tmp_path) == {theirs, outer.parent.name, inner.parent.name}
+            inner.write_text("inner")
+        outer.write_text("outer")
+    assert target.read_text() == "outer"
+    process.communicate("\n")
+    assert process.returncode == 0
+    assert target.read_text() == "new"
+    assert names(tmp_path) == {"map.tif"}
+
+
+def lock_under_a_living_child(folder):
+    folder, said = Path(folder), Path(folder, "said")
+
+    def parent():
+        def child():
+            said.write_text(str(os.getpid()))
+            time.sleep(100)
+
+        with locked(folder):
+            forked(child)
+            while not said.exists() or not said.read_text():
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.waitpid(forked(parent), 0)
+    child = int(said.read_text())
+    try:
+        with locked(folder) as held:
+            assert held
+    finally:
+        os.kill(child, signal.SIGKILL)  # fails if it is not alive: then nothing was tested
+
+
+@unix
+def test_a_child_that_outlives_its_killed_parent_holds_no_lock(tmp_path):
+    alone(lock_under_a_living_child, tmp_path)
+
+
+@unix
+def test_a_lock_is_held_once_and_only_on_the_folder_that_is_there(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with locked(folder) as held:
+        assert held
+        with pytest.raises(BlockingIOError), locked(folder):
+            pass
+        discard(folder)
+        with pytest.raises(FileNotFoundError), locked(folder):
+            pass
+        folder.mkdir()
+        with locked(folder) as held:
+            assert held
+    with locked(folder) as held:
+        assert held
+
+
+@unix
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_is_removed_while_its_lock_is_taken_is_not_locked(tmp_path, monkeypatch, anew):
+    import fcntl
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    flock = fcntl.flock
+
+    def late(*arguments):
+        monkeypatch.undo()
+        discard(folder)
+        if anew:
+            folder.mkdir()
+            (folder / ".lock").touch()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BlockingIOError if anew else FileNotFoundError), locked(folder):
+        pass
+
+
+@unix
+def test_where_there_are_no_locks_nothing_is_cleaned(tmp_path, monkeypatch):
+    import fcntl
+
+    def none(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(tmp_path) as held:
+        assert not held
+    (tmp_path / ".lock").unlink()
+    target = tmp_path / "map.tif"
+    with staged(target) as first:
+        first.write_text("first")
+        with staged(target) as second:
+            second.write_text("second")
+    assert target.read_text() == "first"
+    assert names(tmp_path) == {"map.tif"}
+
+
+def kill_at_every_step_of_a_write(folder):
+    folder = Path(folder)
+    target = folder / "map.tif"
+
+    def prepare():
+        target.write_text("old")
+
+    def write():
+        with staged(target) as part:
+            part.write_text("new")
+            part.with_suffix(".tfw").write_text("part")
+
+    def check():
+        assert target.read_text() in ("old", "new")
+        assert target.read_text() == "old" or (folder / "map.tfw").read_text() == "part"
+        write()
+        assert target.read_text() == "new"
+        assert names(folder) == {"map.tif", "map.tfw"}
+        (folder / "map.tfw").unlink()
+
+    killed_at_every_step(write, prepare, check)
+
+
+@unix
+def test_a_write_that_is_killed_anywhere_is_whole_or_not_there_and_leaves_nothing_for_long(tmp_path):
+    assert int(alone(kill_at_every_step_of_a_write, tmp_path)) > 5
+
+
+def write_at_the_same_time(folder):
+    target = Path(folder, "map.tif")
+
+    def write():
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            with staged(target) as part:
+                part.write_text("all")
+
+    writers = [forked(write) for _ in range(4)]
+    assert [os.waitpid(writer, 0)[1] for writer in writers] == [0] * 4
+    assert target.read_text() == "all"
+    assert names(target.parent) == {"map.tif"}
+
+
+@unix
+def test_processes_that_write_one_file_do_not_take_each_other_for_leftovers(tmp_path):
+    alone(write_at_the_same_time, tmp_path)
+
+
+def test_a_discarded_folder_goes_under_its_own_name_at_once(tmp_path, monkeypatch):
+    folder = tmp_path / "band"
+    folder.mkdir()
+    (folder / "file").write_text("")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    discard(folder)
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert names(tmp_path)
+    with scratch(tmp_path, "band"):
+        pass
+    assert not names(tmp_path)

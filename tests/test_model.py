@@ -1,14 +1,20 @@
 import json
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from segmentation_models_pytorch.encoders import _utils as smp_utils
 from synthetic import SMALLEST, recipe_for, segmenter, write_raster
+from timm.layers import BatchNormAct2d
+from torch import nn
+from torch.nn import functional
 
 from segkit.errors import MissingFileError, ModelFileError, RecipeError, SegkitError
 from segkit.model import Segmenter, load, read_header
@@ -141,6 +147,7 @@ BROKEN = {
     "newer": (lambda path, _, header, __: write(path, header | {"format": 2}), "format 2, .* reads 1; update segkit"),
     "recipe": (lambda path, _, header, __: write(path, header | {"recipe": {}}), "cannot use its header: recipe: "),
     "bands": (lambda path, _, header, __: write(path, header | {"mean": [1]}), "cannot use its header"),
+    "reach": (lambda path, _, header, __: write(path, header | {"reach": -1}), "its header is damaged: reach is -1, "),
     "weights": (lambda path, _, header, __: write(path, header), "its weights do not fit its recipe"),
 }
 
@@ -290,3 +297,285 @@ def test_published_weights_without_a_network(tmp_path, monkeypatch, encoder, opt
                 monkeypatch.setattr(module, name, offline)
     with pytest.raises(SegkitError, match="weights imagenet cannot be built: no network; without a network, name a"):
         segmenter(tmp_path, encoder=encoder, options=options, encoder_weights="imagenet")
+
+
+CPU = torch.device("cpu")
+SCSE = {"encoder_depth": 3, "decoder_channels": [32, 16, 16], "decoder_attention_type": "scse"}
+PREPARED = {
+    **{architecture: (architecture, encoder, {}) for architecture, encoder in ARCHITECTURES.items()},
+    "unet": ("unet", "resnet18", {}),
+    "unet-scse": ("unet", "tu-resnet10t", SCSE),
+    "unet-efficientnet": ("unet", "efficientnet-b0", {}),
+    "unet-mobilenetv3": ("unet", "tu-mobilenetv3_small_100", {}),
+    "unet-convnext": ("unet", "tu-convnext_atto", {}),
+    "dpt": ("dpt", "tu-vit_tiny_patch16_224", {}),  # takes 224 pixels only
+}
+
+
+def probabilities(model, pixels, valid):
+    return model.task.probabilities(logits(model, pixels, valid))
+
+
+def norms(model):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.network.modules())
+
+
+@pytest.mark.parametrize(("architecture", "encoder", "options"), PREPARED.values(), ids=PREPARED)
+def test_a_prepared_model_says_the_same(tmp_path, architecture, encoder, options):
+    model = segmenter(tmp_path, "multiclass", architecture=architecture, encoder=encoder, options=options)
+    side = 224 if architecture == "dpt" else 128
+    model.recipe = recipe_for(tmp_path, "multiclass", train={"tile_size": side})
+    lively(model)
+    before = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
+    exact, rounded = model.prepared(CPU, "fp32"), model.prepared(CPU, "bf16")
+    assert model.training
+    assert not exact.training
+    assert not rounded.training
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert norms(exact) < norms(model) or not norms(model)
+    assert {weight.dtype for weight in rounded.parameters()} == {torch.bfloat16}
+    image = an_image(height=side, width=side)
+    true = probabilities(model.eval(), *image)
+    assert true.std(dim=(2, 3)).max() > 1e-4
+    torch.testing.assert_close(probabilities(exact, *image), true, rtol=0, atol=1e-4)
+    near = logits(rounded, *image)
+    assert near.dtype == torch.float32
+    assert not torch.equal(near, logits(model, *image))
+    assert (model.task.probabilities(near) - true).abs().mean() < 0.02
+
+
+def test_normalisation_stays_float32_in_bf16(tmp_path):
+    """Values whose differences bf16 does not hold."""
+    model = segmenter(tmp_path, mean=[10_000.0] * 3, std=[4.0] * 3)
+    pixels, valid = an_image()
+    pixels = 10_000 + (pixels - 500) / 50 * 4
+    near, true = (probabilities(one, pixels, valid) for one in (model.prepared(CPU, "bf16"), model))
+    assert (near - true).abs().mean() < 0.02
+
+
+def holding(tmp_path, network, stride=1):
+    """A segmenter of a hand-made network of 3 bands and 2 channels."""
+    model = segmenter(tmp_path)
+    model.network, model.stride = network.eval(), stride
+    return lively(model)
+
+
+def lively(model):
+    """Give normalisations statistics and weights as after a training; some start as zeros that hide their layer."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_var, module.weight):
+                if tensor is not None:
+                    tensor.data.uniform_(0.5, 1.5)
+            for tensor in (module.running_mean, module.bias):
+                if tensor is not None:
+                    tensor.data.normal_(std=0.2)
+    return model
+
+
+def conv(inputs=3, outputs=2, **options):
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **options)
+
+
+class Wired(nn.Module):
+    """A network whose layers are wired by hand."""
+
+    def __init__(self, wiring, **layers):
+        super().__init__()
+        self.wiring = wiring
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, pixels):
+        return self.wiring(self.layers, pixels)
+
+
+WIRED = {
+    # wiring, layers, norms that remain
+    "pair": (lambda m, x: m.b(m.a(x)), {"a": conv(), "b": nn.BatchNorm2d(2)}, 0),
+    "no bias": (lambda m, x: m.b(m.a(x)), {"a": conv(bias=False), "b": nn.BatchNorm2d(2, affine=False)}, 0),
+    "activation": (lambda m, x: m.b(m.a(x)), {"a": conv(), "b": BatchNormAct2d(2)}, 0),
+    "in place": (lambda m, x: m.d(m.c(m.b(functional.relu_(m.a(x))))),
+                 {"a": conv(), "b": nn.BatchNorm2d(2), "c": conv(2, 2), "d": nn.BatchNorm2d(2)}, 1),
+    "between": (lambda m, x: m.b(m.a(x).tanh()), {"a": conv(), "b": nn.BatchNorm2d(2)}, 1),
+    "two takers": (lambda m, x: m.b(y := m.a(x)) + y, {"a": conv(), "b": nn.BatchNorm2d(2)}, 1),
+    "two norms": (lambda m, x: m.b(y := m.a(x)) + m.c(y),
+                  {"a": conv(), "b": nn.BatchNorm2d(2), "c": nn.BatchNorm2d(2)}, 2),
+    "conv twice": (lambda m, x: m.b(m.a(m.a(x))), {"a": conv(3, 3), "b": nn.BatchNorm2d(3)}, 1),
+    "norm twice": (lambda m, x: m.b(m.a(x)) + m.b(m.c(x)), {"a": conv(), "b": nn.BatchNorm2d(2), "c": conv()}, 1),
+    "batch's own": (lambda m, x: m.b(m.a(x)), {"a": conv(), "b": nn.BatchNorm2d(2, track_running_stats=False)}, 1),
+    "beside": (lambda m, x: m.b(m.a(x)) + m.d(m.c(x).tanh()),
+               {"a": conv(), "b": nn.BatchNorm2d(2), "c": conv(), "d": nn.BatchNorm2d(2)}, 1),
+    "none": (lambda m, x: m.a(x), {"a": conv()}, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wiring", "layers", "remaining"), WIRED.values(), ids=WIRED)
+def test_only_what_can_be_folded_is(tmp_path, wiring, layers, remaining):
+    torch.manual_seed(0)
+    model = holding(tmp_path, Wired(wiring, **layers))
+    prepared = model.prepared(CPU, "fp32")
+    assert norms(prepared) == remaining
+    image = an_image()
+    torch.testing.assert_close(logits(prepared, *image), logits(model, *image), atol=1e-4, rtol=1e-4)
+
+
+def test_a_network_with_an_operation_that_wants_float32_computes_the_rest_in_bf16(tmp_path):
+    kernel = torch.randn(2, 4, 1, 1)  # no parameter: it stays float32 when the network is converted
+    wiring = lambda m, x: functional.conv2d(m.b(m.a(x)), kernel)  # noqa: E731
+    model = holding(tmp_path, Wired(wiring, a=conv(3, 4), b=nn.BatchNorm2d(4)))
+    made = []
+    rounded = model.prepared(CPU, "bf16")
+    rounded.network.network.layers.a.register_forward_hook(lambda _, __, output: made.append(output.dtype))
+    image = an_image()
+    near, true = logits(rounded, *image), logits(model, *image)
+    assert made == [torch.bfloat16]
+    assert near.dtype == torch.float32
+    torch.testing.assert_close(near, true, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(logits(model.prepared(CPU, "fp32"), *image), true, atol=1e-4, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data())
+def test_the_reach_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_factory, data):
+    layers, stride = [], 1
+    for _ in range(data.draw(st.integers(1, 4))):
+        kernel, step, dilation = (data.draw(st.sampled_from(of)) for of in ([1, 3, 5], [1, 1, 2], [1, 2, 4]))
+        padding = dilation * (kernel // 2)
+        pooled = step == 2 and data.draw(st.booleans())
+        layers.append(nn.Conv2d(3, 3, kernel, 1 if pooled else step, padding, dilation))
+        layers += [nn.Hardswish(), *[nn.MaxPool2d(3, 2, 1)] * pooled]
+        stride *= step
+    network = nn.Sequential(*layers, nn.Upsample(scale_factor=stride), conv(3, 2)).double()
+    image = torch.randn(1, 3, 256, 256, dtype=torch.float64)
+    cell = range(128, 128 + stride)
+    with torch.inference_mode():
+        before = network(image)
+        reaches = []
+        for row in cell:
+            for column in cell:
+                changed = image.clone()
+                changed[..., row, column] += 100 * torch.randn(3)
+                rows, columns = (network(changed) != before).any(dim=(0, 1)).nonzero(as_tuple=True)
+                reaches += [*(rows - row).abs().tolist(), *(columns - column).abs().tolist()]
+    reach = holding(tmp_path_factory.mktemp("reach"), network, stride).reach
+    # A pixel that a maximum or an activation hides does not count in this run.
+    pooled = any(isinstance(layer, nn.MaxPool2d) for layer in layers)
+    assert max(reaches) <= reach < max(reaches) + stride + (4 * stride if pooled else 0)
+
+
+def test_beyond_its_reach_a_pixel_changes_no_bit(tmp_path):
+    model = lively(segmenter(tmp_path)).double()
+    reach = model.reach
+    pixels, valid = an_image(height=16, width=512)
+    pixels, valid = pixels.double(), valid | True
+    changed = pixels.clone()
+    changed[..., 256:264] += 500
+    hit = (logits(model, changed, valid) != logits(model, pixels, valid)).any(dim=(0, 1, 2)).nonzero()
+    distances = (hit - 263).abs().max(), (hit - 256).abs().max()
+    assert reach - model.stride < max(distances) <= reach
+
+
+def test_what_lies_further_from_a_window_s_end_than_the_reach_is_as_in_the_whole(tmp_path):
+    model = lively(segmenter(tmp_path))
+    pixels, valid = an_image(height=400, width=400)
+    whole = logits(model, pixels, valid)
+    margin, cut = model.reach + 1, slice(8 * 17, 8 * 35)
+    part = logits(model, pixels[..., cut, cut], valid[..., cut, cut])
+    inner, same = slice(margin, 144 - margin), slice(8 * 17 + margin, 8 * 35 - margin)
+    torch.testing.assert_close(part[..., inner, inner], whole[..., same, same], rtol=0, atol=1e-5)
+    near = slice(margin // 2, 144 - margin // 2)
+    wider = slice(8 * 17 + margin // 2, 8 * 35 - margin // 2)
+    assert (part[..., near, near] - whole[..., wider, wider]).abs().max() > 1e-4
+
+
+REACHES = {
+    "3x3": (conv(), 1, 1),
+    "dilated": (nn.Conv2d(3, 2, 3, padding=7, dilation=7), 1, 7),
+    "wide": (nn.Conv2d(3, 2, (1, 9), padding=(0, 4)), 1, 4),
+    "high": (nn.Conv2d(3, 2, (9, 1), padding=(4, 0)), 1, 4),
+    "to the right": (nn.Sequential(nn.ZeroPad2d((5, 0, 0, 0)), nn.Conv2d(3, 2, (1, 6))), 1, 5),
+    "to the left": (nn.Sequential(nn.ZeroPad2d((0, 5, 0, 0)), nn.Conv2d(3, 2, (1, 6))), 1, 5),
+    "far": (nn.Sequential(*[nn.Conv2d(3, 3, (1, 3), padding=(0, 900), dilation=900)] * 3), 1, 2700),
+    "global pool": (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Upsample(scale_factor=8)), 8, None),
+    "rows pooled": (nn.AdaptiveAvgPool2d((1, None)), 1, None),
+    "group norm": (nn.GroupNorm(1, 3), 1, None),
+    "batch's own": (nn.BatchNorm2d(3, track_running_stats=False), 1, None),
+    "corners": (nn.Sequential(conv(stride=2), nn.UpsamplingBilinear2d(scale_factor=2)), 2, None),
+    "one size": (nn.Sequential(nn.Flatten(2), nn.Linear(64, 64), nn.Unflatten(2, (8, 8))), 1, None),
+}
+
+
+class Pooled(nn.Module):
+    """Adds what a pooling says to each pixel."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, pixels):
+        return pixels + functional.interpolate(self.pool(pixels), pixels.shape[-2:])
+
+
+@pytest.mark.parametrize(("network", "stride", "reach"), REACHES.values(), ids=REACHES)
+def test_the_reach_of_single_layers(tmp_path, network, stride, reach):
+    network = Pooled(network) if isinstance(network, nn.AdaptiveAvgPool2d) else network
+    model = holding(tmp_path, network, stride)
+    modes = [module.training for module in network.modules()]
+    assert model.reach == reach
+    assert model.context == (32 if reach is None else None)
+    assert [module.training for module in network.modules()] == modes
+
+
+WHOLE = {"unetplusplus": False, "linknet": False, "segformer": True, "pan": True, "fpn": True, "deeplabv3plus": True}
+
+
+@pytest.mark.parametrize(("architecture", "everything"), WHOLE.items(), ids=WHOLE)
+def test_networks_that_look_at_all_of_their_window_are_recognised(tmp_path, architecture, everything):
+    """Also segformer with a convolutional encoder, whose interpolation is pinned to the window's corners."""
+    assert (
+        segmenter(tmp_path, architecture=architecture, encoder="mobilenet_v2", options={}).reach is None
+    ) == everything
+
+
+def test_attention_over_the_window_is_recognised(tmp_path):
+    assert segmenter(tmp_path).reach is not None
+    assert segmenter(tmp_path, options=SCSE).reach is None
+
+
+@pytest.mark.parametrize(("options", "stored"), [(SMALLEST["options"], 54), (SCSE, "global")])
+def test_the_reach_is_measured_once_and_kept_in_the_file(tmp_path, options, stored):
+    model = segmenter(tmp_path, options=options)
+    file = tmp_path / "m.safetensors"
+    model.save(file)
+    assert read_header(file).reach is None
+    measured = model.reach
+    model.save(file)
+    assert read_header(file).reach == stored
+    assert load(file).reach == measured
+    other = asdict(read_header(file)) | {"reach": 7}
+    save_file(load_file(file), file, metadata={"segkit": json.dumps(other)})
+    assert load(file).reach == 7
+
+
+def test_a_file_from_before_reaches_were_kept(tmp_path):
+    file = tmp_path / "m.safetensors"
+    model = segmenter(tmp_path)
+    model.save(file)
+    header = asdict(read_header(file))
+    del header["reach"]
+    save_file(load_file(file), file, metadata={"segkit": json.dumps(header)})
+    assert load(file).reach == model.reach
+
+
+def test_the_fingerprint_is_of_what_decides_the_logits(tmp_path):
+    model = segmenter(tmp_path)
+    prints = [model.fingerprint()]
+    model.save(tmp_path / "m.safetensors")
+    model.metrics = {"mean_iou": 1.0}
+    assert {load(tmp_path / "m.safetensors").fingerprint(), model.fingerprint()} == set(prints)
+    model.std[0, 1] *= 2
+    prints.append(model.fingerprint())
+    next(model.network.parameters()).data.view(-1)[0] += 1e-3
+    prints.append(model.fingerprint())
+    assert all(one != other for one, other in pairwise(prints))

@@ -1,10 +1,15 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
 from segkit.errors import UsageError
-from segkit.predict.plan import Axis, fade, plan_axis
+from segkit.grid import Grid
+from segkit.predict import plan
+from segkit.predict.plan import Axis, fade, plan_axis, plan_tiling
 
 
 @st.composite
@@ -13,7 +18,8 @@ def axes(draw: st.DrawFn) -> tuple[int, int, int, int, Axis]:
     overlap = draw(st.integers(0, 70))
     tile = draw(st.integers(max(1, 2 * overlap, stride + 1), 300))
     size = draw(st.integers(1, 3000))
-    return size, tile, overlap, stride, plan_axis(size, tile, overlap, stride)
+    ramp = draw(st.integers(0, overlap) | st.none())
+    return size, tile, overlap, stride, plan_axis(size, tile, overlap, stride, ramp=ramp)
 
 
 def weights(axis: Axis, size: int) -> np.ndarray:
@@ -71,15 +77,70 @@ def test_neighbours_share_the_overlap_and_hand_over_in_its_middle(case):
         assert following.start + following.rise == one.stop
 
 
+def reached(windows: int, length: int, overlap: int, stride: int) -> int:
+    """Pixels that so many windows can cover."""
+    return (windows - 1) * ((length - overlap) // stride * stride) + length
+
+
 @given(axes())
-def test_no_fewer_windows_would_do(case):
-    size, _, overlap, stride, axis = case
-    longest = (axis.length - overlap) // stride * stride
-    assert (len(axis.spans) - 2) * longest + axis.length < size or len(axis.spans) == 1
+def test_fewer_or_shorter_windows_would_not_do(case):
+    size, tile, overlap, stride, axis = case
+    windows, longest = len(axis.spans), -(-tile // stride) * stride
+    assert reached(windows, axis.length, overlap, stride) >= size
+    assert windows == 1 or reached(windows - 1, longest, overlap, stride) < size
+    assert axis.length == stride or reached(windows, axis.length - stride, overlap, stride) < size
 
 
-def test_the_ramp_is_the_overlap_where_there_is_room():
+@given(axes())
+def test_fixed_windows_keep_their_length(case):
+    size, tile, overlap, stride, axis = case
+    fixed = plan_axis(size, tile, overlap, stride, fixed=True)
+    assert fixed.length == -(-tile // stride) * stride
+    assert len(fixed.spans) == len(axis.spans)
+    assert [pixel for span in fixed.spans for pixel in range(span.start, span.end)] == list(range(size))
+
+
+def test_the_ramp_is_as_long_as_asked_where_there_is_room():
     assert plan_axis(10_000, 1024, 128, 32).ramp == 128
+    assert plan_axis(10_000, 1024, 128, 32, ramp=64).ramp == 64
+
+
+@given(axes(), axes(), st.integers(1, 2**17), st.integers(1, 2000))
+def test_bands_and_groups_are_all_windows_in_order(one, other, pixels, columns):
+    tiling = plan.Tiling(one[-1], other[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_BAND_PIXELS", pixels)
+        patch.setattr(plan, "_COLUMNS_AT_ONCE", columns)
+        bands, groups = tiling.bands, tiling.groups
+    assert [span for band in bands for span in band.spans] == list(one[-1].spans)
+    assert [span for group in groups for span in group] == list(other[-1].spans)
+    assert [band.index for band in bands] == list(range(len(bands)))
+    assert all(len(group) == 1 or group[-1].stop - group[0].start <= columns for group in groups)
+    assert all((band.stop - band.start) * other[0] >= pixels for band in bands[:-1])
+
+
+@given(axes(), st.integers(1, 2**14))
+def test_what_bands_finish_and_what_they_share_cover_the_rows_once(case, pixels):
+    tiling = plan.Tiling(case[-1], plan_axis(7, 8, 0, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_BAND_PIXELS", pixels)
+        bands = tiling.bands
+    rows = []
+    for band in bands:
+        rows += range(band.start - band.spans[0].rise, band.start) if band.index else []
+        assert band.start < band.stop
+        rows += range(band.start, band.stop)
+    assert rows == list(range(case[0]))
+    for upper, lower in pairwise(bands):
+        assert upper.stop == lower.spans[0].start
+        assert upper.spans[-1].fall == lower.spans[0].rise
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_pixel_cost_is_window_pixels_by_scene_pixels(height, width):
+    tiling = plan_tiling(Grid(height, width, Affine.identity(), None), 64, 16, 8)
+    windows = len(tiling.rows.spans) * len(tiling.columns.spans)
+    assert tiling.pixel_cost == pytest.approx(windows * tiling.rows.length * tiling.columns.length / (height * width))
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 256])

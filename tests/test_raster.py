@@ -1,6 +1,12 @@
+import dataclasses
+import itertools
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
+from segkit import raster
 from segkit.errors import (
     GridError,
     MissingFileError,
@@ -25,7 +32,7 @@ from segkit.errors import (
     UsageError,
 )
 from segkit.grid import Grid
-from segkit.raster import MapFormat, Scene, grid_of, open_raster, writing_map
+from segkit.raster import MapFormat, Part, Scene, assemble, grid_of, open_raster, writing_part
 
 COUNT = np.arange(1, 61, dtype="uint8").reshape(3, 4, 5)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -38,20 +45,36 @@ CLASSES = MapFormat(
 
 
 def test_what_is_no_raster_file_is_refused(tmp_path, write_raster):
-    text, folder, vrt = tmp_path / "text.tif", tmp_path / "folder.tif", tmp_path / "vrt.tif"
+    text, folder = tmp_path / "text.tif", tmp_path / "folder.tif"
     text.write_text("not a raster")
     folder.mkdir()
-    rasterio.shutil.copy(write_raster("a.tif", COUNT), vrt, driver="VRT")
-    with rasterio.open(vrt) as dataset:  # GDAL would follow it to any file
-        assert dataset.driver == "VRT"
     for path, error, words in [
         (tmp_path / "none.tif", MissingFileError, "no such raster"),
         (folder, RasterError, "is a folder, not a raster; name a file"),
         (text, RasterError, r"text\.tif: not a raster that segkit reads \(GTiff, "),
-        (vrt, RasterError, r"vrt\.tif: not a raster that segkit reads"),
     ]:
         with pytest.raises(error, match=words):
             Scene.of(path)
+
+
+def test_a_virtual_raster_is_read_on_request_only(tmp_path, write_raster):
+    vrt, source = tmp_path / "a vrt.tif", write_raster("a.tif", COUNT)
+    rasterio.shutil.copy(source, vrt, driver="VRT")
+    with rasterio.open(vrt) as dataset:  # GDAL would follow it to any file
+        assert dataset.driver == "VRT"
+    for ask in (Scene.of, lambda path: Scene.of([source, path]), lambda path: open_raster(path).__enter__()):
+        with pytest.raises(RasterError, match=r"a vrt\.tif: is a virtual .*can read any other file or URL;.*add --vrt"):
+            ask(vrt)
+    scene = Scene.of([source, vrt], vrt=True)
+    assert np.array_equal(scene.read().pixels, np.concatenate([COUNT, COUNT]))
+    with pytest.raises(RasterError, match="add --vrt"):
+        dataclasses.replace(scene, vrt=False).read()
+    assert not Scene.of(source).vrt
+    # What is no VRT is not asked to be trusted.
+    (tmp_path / "text.tif").write_text("not a raster")
+    for trust in (True, False):
+        with pytest.raises(RasterError, match="not a raster that segkit reads"):
+            Scene.of(tmp_path / "text.tif", vrt=trust)
 
 
 def test_complex_numbers_and_control_points_are_refused(tmp_path, write_raster):
@@ -267,11 +290,25 @@ def test_an_odd_file_opens_with_a_sane_mask_or_is_refused(path):
     assert known[:, tile.valid].any(axis=0).all()
 
 
-def write_map(path, values, grid=GRID, form=CLASSES, **options):
-    with writing_map(path, grid, form, **options) as out:
+def write_part(path, values, grid=GRID, form=CLASSES):
+    with writing_part(path, grid, form) as out:
         for window in grid.tiles(32):
-            rows, columns = window.toslices()
-            out.write(values[:, rows, columns], window)
+            out.write(values[:, *window.toslices()], window)
+
+
+def write_parts(folder, values, rows, grid=GRID, form=CLASSES):
+    """Write a map's values (bands, H, W) in parts that are cut at `rows`."""
+    parts = []
+    for top, bottom in itertools.pairwise([0, *rows, grid.height]):
+        parts.append(Part(folder / f"{top}.tif", top))
+        own = grid.part(Window(0, top, grid.width, bottom - top))
+        write_part(parts[-1].path, values[:, top:bottom], own, form)
+    return parts
+
+
+def write_map(path, values, grid=GRID, form=CLASSES, *, rows=(), **options):
+    with tempfile.TemporaryDirectory() as folder:
+        assemble(path, grid, form, write_parts(Path(folder), values, rows, grid, form), **options)
 
 
 def random_map(grid=GRID, bands=1, high=9):
@@ -280,9 +317,11 @@ def random_map(grid=GRID, bands=1, high=9):
 
 def test_a_map_is_a_cog_that_says_what_it_holds(tmp_path):
     values = random_map().astype("uint8")
-    write_map(tmp_path / "map.tif", values)
+    write_map(tmp_path / "map.tif", values, rows=[32])
     with rasterio.open(tmp_path / "map.tif") as dataset:
         assert np.array_equal(dataset.read(), values)
+        assert dataset.driver == "GTiff"
+        assert dataset.colorinterp == (ColorInterp.palette,)
         assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert grid_of(dataset) == GRID
         assert dataset.dtypes == ("uint8",)
@@ -298,12 +337,30 @@ def test_a_map_is_a_cog_that_says_what_it_holds(tmp_path):
 def test_a_map_of_many_bands_and_a_scale(tmp_path):
     form = MapFormat(np.dtype("uint8"), 255, ("a", "b"), {}, scale=1 / 254, overviews="average")
     values = random_map(bands=2, high=255).astype("uint8")
-    write_map(tmp_path / "p.tif", values, form=form)
+    write_map(tmp_path / "p.tif", values, form=form, rows=[7, 40])
     with rasterio.open(tmp_path / "p.tif") as dataset:
         assert np.array_equal(dataset.read(), values)
         assert dataset.descriptions == ("a", "b")
         assert dataset.scales == (1 / 254, 1 / 254)
         assert dataset.nodatavals == (255, 255)
+
+
+@pytest.mark.parametrize("overviews", ["mode", "average"])
+@pytest.mark.parametrize("bands", [1, 3, 4, 5])
+def test_no_band_is_taken_for_a_colour_or_for_a_mask_of_the_others(tmp_path, bands, overviews):
+    """GDAL takes four bands of bytes for red, green, blue and alpha, which it averages in another way."""
+    grid = Grid(600, 700, UTM, GRID.crs)
+    values = random_map(grid, bands, 250).astype("uint8")
+    values[-1] = 0
+    form = MapFormat(np.dtype("uint8"), 255, tuple("abcde"[:bands]), {}, overviews=overviews)
+    write_map(tmp_path / "map.tif", values, grid, form)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert dataset.colorinterp == (ColorInterp.gray, *[ColorInterp.undefined] * (bands - 1))
+    with rasterio.open(tmp_path / "map.tif", overview_level=0) as overview:
+        assert not overview.read(bands).any()
+        if overviews == "average":
+            means = values[:-1].reshape(-1, 300, 2, 350, 2).mean(axis=(2, 4))
+            assert np.abs(overview.read()[:-1] - means).max(initial=0) <= 0.5
 
 
 def test_a_map_of_many_classes(tmp_path):
@@ -313,21 +370,26 @@ def test_a_map_of_many_classes(tmp_path):
         assert (dataset.dtypes, dataset.nodata) == (("uint16",), 65535)
         assert np.array_equal(dataset.read(), random_map(high=60_000))
         assert dataset.colormap(1)[300] == (0, 0, 255, 255)
+        assert dataset.colormap(1)[65535] == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("overviews", "found"), [("mode", {0, 200}), ("average", {0, 50, 100, 150, 200})])
 def test_overviews_of_classes_are_classes(tmp_path, overviews, found):
     grid = Grid(600, 700, UTM, GRID.crs)
     form = MapFormat(np.dtype("uint8"), 255, ("class",), {}, overviews=overviews)
-    write_map(tmp_path / "map.tif", random_map(grid, high=2) * 200, grid, form)
+    write_map(tmp_path / "map.tif", random_map(grid, high=2) * 200, grid, form, rows=[299])
     with rasterio.open(tmp_path / "map.tif", overview_level=0) as overview:
         assert set(np.unique(overview.read(1))) == found
 
 
 def test_windows_never_written_are_no_data_in_overviews_too(tmp_path):
     grid = Grid(1300, 1100, UTM, GRID.crs)
-    with writing_map(tmp_path / "map.tif", grid, CLASSES) as out:
+    parts = [Part(tmp_path / "0.tif", 0), Part(tmp_path / "600.tif", 600)]
+    with writing_part(parts[0].path, grid.part(Window(0, 0, 1100, 600)), CLASSES) as out:
         out.write(np.full((1, 300, 200), 7, "uint8"), Window(0, 0, 200, 300))
+    with writing_part(parts[1].path, grid.part(Window(0, 600, 1100, 700)), CLASSES):
+        pass
+    assemble(tmp_path / "map.tif", grid, CLASSES, parts)
     with rasterio.open(tmp_path / "map.tif") as dataset:
         values = dataset.read(1)
         assert (values[:300, :200] == 7).all()
@@ -345,39 +407,167 @@ def test_windows_never_written_are_no_data_in_overviews_too(tmp_path):
         "south-up": (Affine(0.1, 0, 0.3, 0, 0.7, -2.1), 32722),
         "rotated": (UTM @ Affine.rotation(12.3) @ Affine.shear(3, 1), 32622),
         "mirrored": (UTM @ Affine.scale(-1, 1), 32622),
+        "across the dateline": (Affine(0.1, 0, 179.7, 0, -0.1, 66.6), 4326),
         "no CRS": (UTM, None),
         "nowhere": (Affine.identity(), None),
+        "flipped": (Affine(1, 0, 0, 0, -1, 0), None),
     }.values(),
 )
-@pytest.mark.parametrize("shape", [(1, 1), (1, 37), (33, 2)])
-def test_a_map_lies_where_its_scene_lies_to_the_last_bit(tmp_path, transform, crs, shape):
+@pytest.mark.parametrize(("shape", "rows"), [((1, 1), []), ((1, 37), []), ((33, 2), []), ((33, 2), [1, 13])])
+def test_a_map_lies_where_its_scene_lies_to_the_last_bit(tmp_path, transform, crs, shape, rows):
     grid = Grid(*shape, transform, CRS.from_epsg(crs) if crs else None)
     values = random_map(grid).astype("uint8")
-    write_map(tmp_path / "map.tif", values, grid)
+    write_map(tmp_path / "map.tif", values, grid, rows=rows)
     with open_raster(tmp_path / "map.tif") as dataset:
         assert grid_of(dataset) == grid
         assert tuple(dataset.transform) == tuple(transform)
         assert np.array_equal(dataset.read(), values)
 
 
-@pytest.mark.parametrize("name", ["working.tif", "map.of.2020.tiff", "ß [1].tif"])
-def test_any_file_name_will_do(tmp_path, name):
+def test_a_crs_that_geotiff_has_no_keys_for_stays_beside_the_map(tmp_path):
+    crs = CRS.from_string("+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18")
+    grid = Grid(*GRID.shape, Affine(0.1, 0, 0, 0, -0.1, 0), crs)
+    (tmp_path / "map.tif.aux.xml").write_text("<PAMDataset/>")
+    write_map(tmp_path / "map.tif", random_map(grid), grid)
+    with rasterio.open(tmp_path / "map.tif") as dataset:
+        assert grid_of(dataset) == grid
+
+
+NAMES = ["working.tif", "map.of.2020.tiff", "ß [1].tif", 'a&amp;b <i>\'"%20".tif', "?x=1#y;z:.tif", "  a  b .tif "]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_file_name_will_do(tmp_path, monkeypatch, name):
     write_map(tmp_path / name, random_map())
     with rasterio.open(tmp_path / name) as dataset:
         assert np.array_equal(dataset.read(), random_map())
     assert [path.name for path in tmp_path.iterdir()] == [name]
+    folder = tmp_path / f"{name}.bands"
+    folder.mkdir()
+    parts = write_parts(folder, 0 * random_map(), [20])
+    monkeypatch.chdir(tmp_path)
+    parts = [Part(part.path.relative_to(tmp_path).rename(folder / f"{part.row}{name}"), part.row) for part in parts]
+    assemble(name, GRID, CLASSES, parts, overwrite=True)
+    with rasterio.open(tmp_path / name) as dataset:
+        assert not dataset.read().any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_part_holds_what_was_written_and_else_no_data(tmp_path_factory, data):
+    """Windows of any cut of the rows and columns, in any order, some of them never."""
+    dtype, nodata = data.draw(st.sampled_from([("uint8", 255), ("uint16", 65535), ("float32", np.nan)]))
+    height, width, bands = (data.draw(st.integers(1, most)) for most in (40, 600, 3))
+    down, right = (
+        itertools.pairwise(sorted({0, size, *data.draw(st.lists(st.integers(0, size), max_size=4))}))
+        for size in (height, width)
+    )
+    windows = [Window.from_slices(*cell) for cell in itertools.product(down, right)]
+    windows = data.draw(st.permutations(windows))[data.draw(st.integers(0, len(windows))) :]
+    random = np.random.default_rng(0)
+    expected = np.full((bands, height, width), nodata, dtype)
+    path = tmp_path_factory.mktemp("part") / "part.tif"
+    form = MapFormat(np.dtype(dtype), nodata, tuple("abc"[:bands]), {})
+    with writing_part(path, Grid(height, width, UTM, GRID.crs), form) as out:
+        for window in windows:
+            values = random.integers(0, 9, (bands, int(window.height), int(window.width))).astype(dtype)
+            values[random.random(values.shape) < 0.3] = nodata
+            expected[:, *window.toslices()] = values
+            out.write(values, window)
+            values[:] = 77  # the array is the caller's again
+    with rasterio.open(path) as dataset:
+        assert np.array_equal(dataset.read(), expected, equal_nan=dtype == "float32")
+        assert np.array_equal(dataset.nodatavals, [nodata] * bands, equal_nan=True)
+        assert dataset.dtypes == (dtype,) * bands
+        assert grid_of(dataset) == Grid(height, width, UTM, GRID.crs)
+
+
+def test_any_nan_is_no_data(tmp_path):
+    """A NaN that a processor computes has a sign, which numpy's has not; GDAL keeps it or not."""
+    grid = Grid(16, 600, UTM, GRID.crs)
+    values = np.full((1, 16, 600), np.nan, "float32")
+    values[:, :, 300:] = -np.float32(np.nan)
+    values[:, 0, 0] = np.inf
+    write_part(tmp_path / "part.tif", values, grid, MapFormat(np.dtype("float32"), np.nan, ("p",), {}))
+    with rasterio.open(tmp_path / "part.tif") as dataset:
+        assert np.array_equal(dataset.read(), values, equal_nan=True)
+
+
+def test_a_strip_of_few_rows_takes_little_more_room_than_its_numbers(tmp_path):
+    values = np.random.default_rng(0).random((2, 20, 2048), dtype="float32")
+    form = MapFormat(values.dtype, np.nan, ("a", "b"), {})
+    write_part(tmp_path / "strip.tif", values, Grid(20, 2048, UTM, GRID.crs), form)
+    assert (tmp_path / "strip.tif").stat().st_size < 1.7 * values.nbytes
+    with rasterio.open(tmp_path / "strip.tif") as dataset:
+        assert dataset.compression is None  # it would take long and gain little
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_parts_in_any_cut_and_order_make_the_same_map(tmp_path_factory, data):
+    dtype, nodata = data.draw(st.sampled_from([("uint8", 255), ("uint16", 65535), ("float32", np.nan)]))
+    height, width, bands = (data.draw(st.integers(1, most)) for most in (700, 40, 3))
+    rows = sorted(data.draw(st.sets(st.integers(1, height - 1), max_size=5))) if height > 1 else []
+    grid = Grid(height, width, UTM, GRID.crs)
+    values = random_map(grid, bands, 200).astype(dtype)
+    values[:, : height // 3] = nodata
+    form = MapFormat(np.dtype(dtype), nodata, tuple("abc"[:bands]), {})
+    folder = tmp_path_factory.mktemp("parts")
+    parts = write_parts(folder, values, rows, grid, form)
+    assemble(folder / "map.tif", grid, form, data.draw(st.permutations(parts)))
+    with rasterio.open(folder / "map.tif") as dataset:
+        assert np.array_equal(dataset.read(), values, equal_nan=dtype == "float32")
+        assert grid_of(dataset) == grid
+
+
+def test_parts_that_do_not_cover_the_rows_once_are_the_programmers_fault(tmp_path):
+    a, b, c = write_parts(tmp_path, random_map(), [20, 50])
+    for parts in ([a, c], [a, b], [b, c], [a, b, b, c], [a, Part(b.path, 21), c], [a, Part(b.path, 19), c], []):
+        with pytest.raises(AssertionError, match="row"):
+            assemble(tmp_path / "map.tif", GRID, CLASSES, parts)
+    with pytest.raises(AssertionError, match="row 0"):
+        assemble(tmp_path / "map.tif", Grid(70, 89, UTM, GRID.crs), CLASSES, [a, b, c])
+
+
+def test_a_part_that_is_damaged_or_gone_makes_no_map(tmp_path):
+    folder = tmp_path / "bands"
+    folder.mkdir()
+    a, b = write_parts(folder, random_map(), [35])
+    (tmp_path / "map.tif").write_text("old")
+    whole = b.path.read_bytes()
+    for content, error, words in [
+        (whole[:-500], OutputError, r"map\.tif could not be written: .*35\.tif"),
+        (b"", RasterError, r"35\.tif: not a raster"),
+        (None, MissingFileError, r"35\.tif: no such raster"),
+    ]:
+        b.path.unlink() if content is None else b.path.write_bytes(content)
+        with pytest.raises(error, match=words):
+            assemble(tmp_path / "map.tif", GRID, CLASSES, [a, b], overwrite=True)
+        assert sorted((path.name, path.read_text()) for path in tmp_path.glob("*.*")) == [("map.tif", "old")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, RasterError])
+def test_a_part_that_is_interrupted_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), writing_part(tmp_path / "part.tif", GRID, CLASSES) as out:  # noqa: PT012
+        out.write(random_map()[:, :5], Window(0, 0, 90, 5))
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, RasterError])
-def test_a_map_that_is_interrupted_leaves_nothing(tmp_path, there, error):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_map_that_is_interrupted_leaves_what_was_there(tmp_path, monkeypatch, there, error):
     path = tmp_path / "map.tif"
     if there:
         path.write_text("old")
-    with pytest.raises(error), writing_map(path, GRID, CLASSES, overwrite=True) as out:  # noqa: PT012
-        out.write(random_map()[:, :5], Window(0, 0, 90, 5))
-        assert not there or path.read_text() == "old"
+
+    def interrupted(source, target, **options):
+        Path(target).write_text("half")
         raise error
+
+    monkeypatch.setattr(rasterio.shutil, "copy", interrupted)
+    with pytest.raises(OutputError if error is OSError else error):
+        write_map(path, random_map(), overwrite=True)
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("map.tif", "old")] * there
 
 
@@ -395,6 +585,9 @@ def test_a_map_is_not_overwritten_unasked(tmp_path):
         write_map(tmp_path / "no" / "map.tif", random_map())
 
 
+TWO = MapFormat(np.dtype("uint8"), 255, ("a", "b"), {})
+
+
 def moved(path):
     with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
         dataset.transform = UTM @ Affine.translation(1e-9, 0)
@@ -402,7 +595,7 @@ def moved(path):
 
 def changed(path):
     with rasterio.open(path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
-        dataset.write(np.array([[250]], "uint8"), 1, window=Window(44, 33, 1, 1))
+        dataset.write(np.array([[250]], "uint8"), dataset.count, window=Window(44, 33, 1, 1))
 
 
 def cut(path):
@@ -416,8 +609,8 @@ def emptied(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (moved, "the written map lies on another grid"),
-        (changed, "reads back differently at rows 0 to 70, columns 0 to 90"),
+        (moved, "what was written lies on another grid"),
+        (changed, "reads back differently at rows 20 to 70, columns 0 to 90"),
         (cut, "does not read back"),
         (emptied, "does not read back"),
     ],
@@ -431,48 +624,127 @@ def test_damage_is_found_before_the_map_has_its_name(tmp_path, monkeypatch, dama
 
     monkeypatch.setattr(rasterio.shutil, "copy", faulty)
     with pytest.raises(OutputError, match=rf"map\.tif: .*{words}"):
-        write_map(tmp_path / "map.tif", random_map())
+        write_map(tmp_path / "map.tif", random_map(bands=2), form=TWO, rows=[20])
+    assert not list(tmp_path.iterdir())
+
+
+def missed(path):
+    """A block that a full disk took is no data."""
+    path.unlink()
+    with writing_part(path, GRID, TWO):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (moved, "what was written lies on another grid"),
+        (changed, "reads back differently at rows 32 to 64, columns 32 to 64"),
+        (missed, "reads back differently at rows 0 to 32, columns 0 to 32"),
+        (cut, "does not read back"),
+        (emptied, "does not read back"),
+    ],
+)
+def test_damage_to_a_part_is_found_when_it_ends(tmp_path, monkeypatch, damage, words):
+    sync, damaged = raster.sync, []
+
+    def faulty(path):
+        sync(path)
+        if not damaged:
+            damaged.append(path)
+            damage(path)
+
+    monkeypatch.setattr(raster, "sync", faulty)
+    with pytest.raises(OutputError, match=rf"part\.tif: .*{words}"):
+        write_part(tmp_path / "part.tif", random_map(bands=2), form=TWO)
+    assert damaged
     assert not list(tmp_path.iterdir())
 
 
 FULL_DISK = """
 import resource, signal, sys
+from pathlib import Path
 import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from segkit.errors import OutputError
 from segkit.grid import Grid
-from segkit.raster import MapFormat, writing_map
+from segkit.raster import MapFormat, Part, assemble, writing_part
 
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, what = Path(sys.argv[1]), sys.argv[2]
 grid = Grid(1100, 1100, Affine(10, 0, 0, 0, -10, 0), CRS.from_epsg(32622))
 noise = np.random.default_rng(0).integers(0, 255, (1, 1100, 1100), dtype="uint8")
-for kilobytes in (50, 600, 1240, 1400):  # never enough; some stop the working file, some the finished one
+form = MapFormat(np.dtype("uint8"), 255, ("class",), {})
+strip = MapFormat(np.dtype("float32"), float("nan"), ("a",), {})
+
+def part(path, form):
+    with writing_part(path, grid, form) as out:
+        for window in grid.tiles(512):
+            out.write(noise[:, *window.toslices()].astype(form.dtype), window)
+
+def limit(kilobytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1000, resource.RLIM_INFINITY))
-    try:
-        with writing_map(sys.argv[1], grid, MapFormat(np.dtype("uint8"), 255, ("class",), {})) as out:
-            for window in grid.tiles(512):
-                out.write(noise[:, *window.toslices()], window)
-    except OutputError as error:
-        print(kilobytes, error)
+
+if what != "part":
+    part(folder / "bands" / "0.tif", form)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL if what == "killed" else signal.SIG_IGN)
+for kilobytes in map(int, sys.argv[3:]):
+    limit(kilobytes)
+    for own in (form, strip) if what == "part" else (form,):
+        try:
+            if what == "part":
+                part(folder / "bands" / "1.tif", own)
+            else:
+                assemble(folder / "map.tif", grid, form, [Part(folder / "bands" / "0.tif", 0)])
+        except OutputError as error:
+            print(kilobytes, error)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
-def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path):
+def at_a_limit(folder, what, *kilobytes, **environment):
     """A file that may not grow stands for a disk that is full."""
-    command = [sys.executable, "-c", FULL_DISK, tmp_path / "map.tif"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["50", "600", "1240", "1400"], done.stderr
-    assert done.stdout.count("is the disk full") == 4
-    assert not list(tmp_path.iterdir())
+    (folder / "bands").mkdir()
+    command = [sys.executable, "-c", FULL_DISK, folder, what, *map(str, kilobytes)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
-def test_what_lies_beside_an_older_map_goes_with_it(tmp_path):
-    target, beside = tmp_path / "map.tif", tmp_path / "map.tif.aux.xml"
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+@pytest.mark.parametrize("cache", ["128", "1"])  # MB; the larger one is emptied when the file is closed
+def test_a_full_disk_is_an_output_error_and_leaves_no_part(tmp_path, cache):
+    done = at_a_limit(tmp_path, "part", 0, 50, 600, 1200, GDAL_CACHEMAX=cache)
+    told = [line.split()[0] for line in done.stdout.splitlines()]
+    assert told == ["0", "0", "50", "50", "600", "600", "1200", "1200"], done.stderr
+    assert done.stdout.count("is the disk full") == 8
+    assert not list((tmp_path / "bands").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_a_full_disk_is_an_output_error_and_leaves_no_map(tmp_path):
+    done = at_a_limit(tmp_path, "map", 0, 50, 300, 600, 1240, 1400)  # some stop the overviews, some the map
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["0", "50", "300", "600", "1240", "1400"], done
+    assert done.stdout.count("is the disk full") == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["bands"]
+    assert [path.name for path in (tmp_path / "bands").iterdir()] == ["0.tif"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+@pytest.mark.parametrize("kilobytes", [50, 1000])  # of the overviews, of the map
+def test_a_killed_assembly_leaves_files_in_its_hidden_folder_only(tmp_path, kilobytes):
+    done = at_a_limit(tmp_path, "killed", kilobytes)
+    assert done.returncode == -signal.SIGXFSZ, done
+    assert [path.name for path in (tmp_path / "bands").iterdir()] == ["0.tif"]
+    (hidden,) = (path for path in tmp_path.iterdir() if path.name != "bands")
+    assert hidden.name.startswith(".map.tif.")
+    assert any(path.suffix == ".tmp" for path in hidden.iterdir())  # GDAL's own
+    write_map(tmp_path / "map.tif", random_map())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bands", "map.tif"]
+
+
+@pytest.mark.parametrize("ending", [".aux.xml", ".ovr", ".msk"])
+def test_what_lies_beside_an_older_map_goes_with_it(tmp_path, ending):
+    beside = tmp_path / f"map.tif{ending}"
     for _ in range(2):
-        with writing_map(target, Grid(8, 8, UTM, CRS.from_epsg(32622)), CLASSES, overwrite=True) as writer:
-            writer.write(np.ones((1, 8, 8), dtype=np.uint8), Window(0, 0, 8, 8))
+        write_map(tmp_path / "map.tif", random_map(), overwrite=True)
         assert not beside.exists()
         beside.write_text("<PAMDataset/>")
 

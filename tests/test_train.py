@@ -133,7 +133,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data, tmp_path, monk
         data["binary"],
         "binary",
         model={"architecture": "fpn", "options": PYRAMID},  # with dropout
-        train={"epochs": 4, "early_stopping": 4},
+        train={"epochs": 4, "early_stopping": 4, "tile_size": 64},
     )
     straight = train(recipe, tmp_path / "straight")
     with monkeypatch.context() as patch:
@@ -225,6 +225,18 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(data, tmp_pa
     assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == len(scores) - 1
     for name, tensor in load_file(run.model).items():
         assert torch.equal(tensor, best["state_dict"][f"segmenter.{name}"])
+
+
+def test_a_network_that_looks_at_all_of_its_window_is_told_first_and_in_the_file(data, tmp_path, runs, capsys):
+    assert isinstance(read_header(runs["binary"].model).reach, int)
+    options = {"encoder_depth": 3, "decoder_channels": [32, 16, 16], "decoder_attention_type": "scse"}
+    recipe = recipe_for(data["binary"], "binary", model={"options": options}, train={"epochs": 1, "steps": 1})
+    run = train(recipe, tmp_path / "run", show_progress=True)
+    said = capsys.readouterr().err
+    told = "unet with tu-resnet10t looks at all of its window, so maps are made with windows of train.tile_size (32 p"
+    assert said.count(told) == 1
+    assert said.index(told) < said.index("epoch 1/1")
+    assert read_header(run.model).reach == "global"
 
 
 def first_loss(folder, kind, tmp_path, **changes):

@@ -124,7 +124,7 @@ def pair(source: Source) -> Pairing:
     if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
         return Pairing((*pairs, *(replace(scene, labels=labels) for scene in scenes)), ())
 
-    files = [file for path in named for file in _expand(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
+    files = [file for path in named for file in expand(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
     one_image = len(scenes) == 1 and (not isinstance(source.images, str) or Path(source.images).is_file())
     if one_image and files == named[:1]:
         by_image, by_label = {"": scenes[0]}, {"": files[0]}
@@ -147,9 +147,9 @@ def _scenes(images: str | Sequence[str | Sequence[str]]) -> list[Pair]:
     scenes = []
     for item in _listed(images):
         if isinstance(item, str):
-            scenes += [Pair(file.stem, (file,), None) for file in _expand(Path(item), "images", RASTER_SUFFIXES)]
+            scenes += [Pair(file.stem, (file,), None) for file in expand(Path(item), "images", RASTER_SUFFIXES)]
         else:
-            stack = tuple(file for path in item for file in _expand(Path(path), "images", RASTER_SUFFIXES))
+            stack = tuple(file for path in item for file in expand(Path(path), "images", RASTER_SUFFIXES))
             scenes.append(Pair(stack[0].stem, stack, None))
     return scenes
 
@@ -176,8 +176,14 @@ def _table(path: Path) -> list[Pair]:
     return scenes
 
 
-def _expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files that a path means: those in a folder, those a glob finds, or itself."""
+def expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files that a path means: those in a folder, those a glob finds, or itself.
+
+    Raises
+    ------
+    MissingFileError
+        The path leads nowhere, or none of its files has one of the suffixes; `what` they are for is named.
+    """
     if path.is_dir():
         found: Iterable[Path] = path.iterdir()
     elif not path.exists() and glob.has_magic(str(path)):

@@ -1,44 +1,35 @@
 """Predict: scenes to maps.
 
-`engine` turns a scene into finished blocks of probabilities, along windows that `plan` lays out and in the `region`
-that is asked for; here the blocks are decided, written and counted (`summary`).
+Here requests are checked. `work` does a scene: `choice` settles how, `plan` lays out windows and gathers their rows
+into bands, `engine` turns a band into finished blocks of probabilities, `band` decides them into files, and the
+`journal` keeps these until the map is whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import warnings
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rasterio.windows import Window
-
-from segkit.errors import SegkitError, UsageError
-from segkit.files import check_output, check_parent
-from segkit.predict.summary import Summary, Tally
-from segkit.progress import progress
-from segkit.raster import MapFormat, PathLike, writing_map
-from segkit.task import Task
+from segkit.errors import OutputExistsError, RasterError, ScenesError, SegkitError, UsageError
+from segkit.files import check_output, check_parent, existing
+from segkit.predict.summary import Summary, peak_memory
+from segkit.raster import PathLike, open_raster
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
 
     from segkit.model import Segmenter
-    from segkit.predict.engine import Block
+    from segkit.predict.choice import Options
 
 __all__ = ["Summary", "predict"]
-
-# Probabilities are stored as round(254 p), so that 255 is free for no data.
-_STEPS = 254
 
 
 def predict(
@@ -47,46 +38,64 @@ def predict(
     output: PathLike,
     *,
     probabilities: PathLike | None = None,
+    confidence: PathLike | None = None,
     vector: PathLike | None = None,
     aoi: PathLike | None = None,
-    tile: int = 1024,
-    overlap: int = 128,
+    tile: int | None = None,
+    overlap: int | None = None,
     batch: int | None = None,
     precision: str = "auto",
     device: str = "auto",
+    exact: bool = False,
+    tta: str | None = None,
+    vrt: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> list[Summary]:
     """Map whole scenes with a model.
 
-    Each map lies on its scene's grid: every valid pixel is decided, every other one is no data. Where one scene of
-    several fails, the others are still mapped.
+    Each map lies on its scene's grid: every valid pixel is decided, every other one is no data. What is finished of a
+    map is kept beside it in the folder OUTPUT.bands until all of it is; the same call goes on from there after an
+    interruption. A map that the same call has finished before is left as it is. Where one scene of several fails, the
+    others are still mapped.
 
     Parameters
     ----------
     model
-        A model file, or a Segmenter, which is moved to the device.
+        A model file, or a Segmenter.
     scenes
-        One raster, or several, each a scene; files whose bands make up one scene are a sequence of their own.
+        A raster, a folder or a glob of rasters, each a scene, or a sequence of these; files whose bands make up one
+        scene are a sequence of their own.
     output
         The map (.tif). With several scenes, a folder, made where it is missing: each map is named after its scene.
     probabilities
         Where to write a band of probabilities per channel of the model: a .tif, or with several scenes a folder.
+    confidence
+        Where to write the probability of what was decided, a band per band of the map: likewise.
     vector
         Where to write the map's polygons: a file whose ending names the format, or with several scenes a folder of
         GeoPackages.
     aoi
         Polygons, in any CRS: pixels whose centre lies outside of them are no data, and hardly computed.
     tile, overlap
-        Pixels along a side of the windows that the network sees, and how many of them neighbours share at least.
+        Pixels along a side of the windows that the network sees at most, and how many of them neighbours share at
+        least. By default what keeps seams invisible, or, where the network pools over its whole window, the tiles
+        that it was trained on.
     batch
         Windows of one forward pass; by default as many as keep the device busy.
     precision
-        "fp32", "bf16", or "auto": bf16 where the device has it natively.
+        "fp32", "bf16", or "auto": bf16 where the device has it natively and it decides the scene's first windows as
+        fp32 does.
     device
         "cpu", "cuda", "cuda:N", or "auto": CUDA where there is one.
+    exact
+        Whether each pixel is decided with all that it would see in one pass over the whole scene.
+    tta
+        "d4": probabilities are averaged over the eight symmetries of the square, in eight times the time.
+    vrt
+        Whether scenes may be virtual rasters, which can read any other file.
     overwrite
-        Whether files that are there already are replaced.
+        Whether files that are there already are replaced, and unfinished work of another call is thrown away.
 
     Returns
     -------
@@ -97,79 +106,115 @@ def predict(
     UsageError, OutputExistsError, MissingFileError
         Told before any work: an option, an output that cannot be written, two scenes of one name.
     SegkitError
-        A scene could not be mapped; with several scenes, told at the end with all that failed.
+        The scene could not be mapped.
+    ScenesError
+        Some of several could not.
     """
-    jobs = _jobs(scenes, output, probabilities, vector)
-    _check_outputs(jobs, [output, probabilities, vector], overwrite=overwrite)
+    jobs = _jobs(_found(scenes, vrt=vrt), output, {"probabilities": probabilities, "confidence": confidence}, vector)
+    _check_outputs(jobs, [output, probabilities, confidence, vector])
 
     from segkit.model import load
-    from segkit.predict.device import pick_device, pick_precision
-    from segkit.predict.plan import check_tiling
+    from segkit.predict.choice import Options
+    from segkit.predict.journal import Journal
     from segkit.predict.region import read_polygons
+    from segkit.predict.work import predict_scene
 
-    where = pick_device(device)
-    precision = pick_precision(precision, where)
-    polygons = None if aoi is None else read_polygons(aoi)
     network = load(model) if isinstance(model, (str, os.PathLike)) else model
-    check_tiling(tile, overlap, network.stride)
-    options = {"tile": tile, "overlap": overlap, "batch": batch, "device": where, "precision": precision}
-    tags = _tags(network, tile=tile, overlap=overlap, precision=precision)
+    options = Options(tile, overlap, batch, device, precision, exact, tta)
+    options.check(network)
+    polygons = None if aoi is None else read_polygons(aoi)
+    asked = _asked(network, options, polygons)
+    requests = [asked | {"scene": _identity(job), "outputs": sorted(job.rasters)} for job in jobs]
+    finished = [_finished(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)]
+    if network.context is not None and not all(finished):
+        warnings.warn(
+            f"the network pools over its whole window: it is given windows of {network.context} pixels, as in "
+            "training, and may decide otherwise where two windows meet",
+            stacklevel=2,
+        )
 
-    summaries, failures = [], []
-    for job in jobs:
+    summaries: list[Summary] = []
+    failures: dict[str, str] = {}
+    for job, request, summary in zip(jobs, requests, finished, strict=True):
         try:
-            summaries.append(_predict_scene(network, job, polygons, options, tags, overwrite, show_progress))
-        except SegkitError as error:
+            if summary is not None:
+                Journal.clear(job.map)  # of a call that was killed after its last step but one
+            else:
+                summary = predict_scene(
+                    network,
+                    network.scene(job.files, vrt=vrt),
+                    job.rasters,
+                    options,
+                    request,
+                    polygons=polygons,
+                    overwrite=overwrite,
+                    show_progress=show_progress,
+                )
+            if job.vector is not None:
+                _vectorize(job, overwrite=overwrite, show_progress=show_progress)
+            summaries.append(summary)
+        except Exception as error:
             if len(jobs) == 1:
                 raise
-            failures.append(f"{job.files[0]}: {error}")
+            known = isinstance(error, SegkitError)
+            failures[str(job.files[0])] = str(error) if known else f"unexpected {type(error).__name__}: {error}"
     if failures:
-        raise SegkitError(
-            f"{len(failures)} of {len(jobs)} scenes failed, the other maps are in {output}:\n  " + "\n  ".join(failures)
-        )
+        told = "".join(f"\n  {file}: {what}" for file, what in failures.items())
+        raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are done:{told}", summaries)
     return summaries
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One scene's files and what is written for it."""
+    """One scene's files and what is written for it: rasters by product, and polygons."""
 
     files: tuple[Path, ...]
-    map: Path
-    probabilities: Path | None
+    rasters: dict[str, Path]
     vector: Path | None
 
     @property
+    def map(self) -> Path:
+        return self.rasters["map"]
+
+    @property
     def outputs(self) -> list[Path]:
-        return [path for path in (self.map, self.probabilities, self.vector) if path is not None]
+        return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
+
+
+def _found(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
+    """Return the files of each scene: of folders and globs every raster, each a scene."""
+    from segkit.data.sources import RASTER_SUFFIXES, expand
+
+    suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
+    found: list[tuple[Path, ...]] = []
+    for one in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
+        if isinstance(one, (str, os.PathLike)):
+            found += [(file,) for file in expand(Path(one), "scenes", suffixes)]
+        else:
+            found.append(tuple(file for path in one for file in expand(Path(path), "scenes", suffixes)))
+    if not found or not all(found):
+        raise UsageError("no scene was named, or one of no files; name at least one raster")
+    return found
 
 
 def _jobs(
-    scenes: PathLike | Sequence[PathLike | Sequence[PathLike]],
-    output: PathLike,
-    probabilities: PathLike | None,
-    vector: PathLike | None,
+    stacks: Sequence[tuple[Path, ...]], output: PathLike, others: dict[str, PathLike | None], vector: PathLike | None
 ) -> list[_Job]:
-    groups = [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes
-    stacks = [(Path(one),) if isinstance(one, (str, os.PathLike)) else tuple(map(Path, one)) for one in groups]
-    if not stacks or not all(stacks):
-        raise UsageError("no scene was named, or one of no files; name at least one raster")
-
     def target(given: PathLike, stack: tuple[Path, ...], ending: str) -> Path:
         return Path(given) / f"{stack[0].stem}{ending}" if len(stacks) > 1 else Path(given)
 
+    rasters = {"map": output} | {name: path for name, path in others.items() if path is not None}
     return [
         _Job(
             stack,
-            target(output, stack, ".tif"),
-            None if probabilities is None else target(probabilities, stack, ".tif"),
+            {name: target(path, stack, ".tif") for name, path in rasters.items()},
             None if vector is None else target(vector, stack, ".gpkg"),
         )
         for stack in stacks
     ]
 
 
-def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None], *, overwrite: bool) -> None:
+def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None]) -> None:
     """Refuse outputs that cannot all be written, before any work; make the folders for those of several scenes."""
     from segkit.vector.write import format_of
 
@@ -184,8 +229,8 @@ def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None], *, ov
         if file.resolve() in named:
             raise UsageError(f"{file} is a scene and would be overwritten; name another output")
     for job in jobs:
-        for raster in (job.map, job.probabilities):
-            if raster is not None and raster.suffix.lower() not in (".tif", ".tiff"):
+        for raster in job.rasters.values():
+            if raster.suffix.lower() not in (".tif", ".tiff"):
                 raise UsageError(f"{raster}: maps are GeoTIFFs; name a file that ends in .tif")
         if job.vector is not None:
             format_of(job.vector)
@@ -194,7 +239,7 @@ def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None], *, ov
             _make_folder(folder, len(jobs))
     for job in jobs:
         for path in job.outputs:
-            check_output(path, overwrite=overwrite)
+            check_output(path, overwrite=True)
 
 
 def _make_folder(folder: Path, scenes: int) -> None:
@@ -204,91 +249,85 @@ def _make_folder(folder: Path, scenes: int) -> None:
     folder.mkdir(exist_ok=True)
 
 
-def _tags(network: Segmenter, **options: object) -> dict[str, str]:
-    """Say in a map's metadata what it shows and where it comes from."""
-    tags = {
-        "segkit_type": network.task.type,
-        "segkit_classes": json.dumps(network.task.legend),
-        "segkit_version": version("segkit"),
-        "segkit_date": datetime.now(UTC).isoformat(timespec="seconds"),
+def _asked(network: Segmenter, options: Options, polygons: GeoSeries | None) -> dict[str, Any]:
+    """Return everything but the scene that decides what a map's pixels are; its words are told to users."""
+    from segkit.predict.device import pick_device
+    from segkit.predict.region import identity
+
+    left_open = asdict(options) | {"device": pick_device(options.device).type}
+    del left_open["batch"]
+    return left_open | {
+        "model": network.fingerprint(),
+        "area of interest": None if polygons is None else identity(polygons),
+        "segkit": version("segkit"),
     }
-    if network.path is not None:
-        with network.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        tags["segkit_model"] = f"{network.path.name} sha256:{digest}"
-    return tags | {f"segkit_{name}": str(value) for name, value in options.items()}
 
 
-def _predict_scene(
-    network: Segmenter,
-    job: _Job,
-    polygons: GeoSeries | None,
-    options: dict[str, Any],
-    tags: dict[str, str],
-    overwrite: bool,
-    show_progress: bool,
-) -> Summary:
-    from segkit.predict.engine import ahead, predict_blocks
-    from segkit.predict.region import PolygonRegion
+def _identity(job: _Job) -> list[str]:
+    """Tell a scene's files apart from changed ones: by name, size and time."""
+    found = []
+    for file in job.files:
+        facts = existing(file, "raster").stat()
+        changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
+        found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
+    return found
+
+
+def _finished(job: _Job, request: dict[str, Any], *, overwrite: bool) -> Summary | None:
+    """Return the summary of a map that was made by the same request, None where there is work to do.
+
+    Raises
+    ------
+    OutputExistsError
+        An output is there that another request made, and may not be overwritten.
+    """
+    if overwrite:
+        return None
+    found = {path: _request_of(path) for path in job.rasters.values() if path.exists()}
+    for path, (made, _) in found.items():
+        if made != request:
+            other = sorted(key for key in request if made.get(key) != request[key]) if made else ()
+            why = f", made with other settings ({', '.join(other)})" if other else ""
+            raise OutputExistsError(
+                f"{path} is there already{why}; add --overwrite to replace it, or name another file"
+            )
+    if len(found) < len(job.rasters):
+        if job.vector is not None:
+            check_output(job.vector, overwrite=False)
+        return None
+    return _summary_of(job.map, found[job.map][1])
+
+
+def _request_of(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the request that made a raster, empty where that is not known, and the raster's tags."""
+    try:
+        with open_raster(path) as dataset:
+            tags = dataset.tags()
+            return json.loads(tags.get("segkit_request", "{}")), tags
+    except (RasterError, ValueError):
+        return {}, {}
+
+
+def _summary_of(path: Path, tags: dict[str, str]) -> Summary:
+    from segkit.predict.choice import Choice
+
+    return Summary(
+        path=path,
+        **json.loads(tags["segkit_counts"]),
+        bands=int(tags["segkit_bands"]),
+        resumed=int(tags["segkit_bands"]),
+        seconds=0.0,
+        mpx_per_second=0.0,
+        peak_memory=peak_memory(),
+        choice=Choice(**json.loads(tags["segkit_choice"])),
+    )
+
+
+def _vectorize(job: _Job, *, overwrite: bool, show_progress: bool) -> None:
     from segkit.vector import vectorize
 
-    task = network.task
-    scene = network.scene(job.files)
-    grid = scene.grid
-    tally = Tally(task, grid)
-    region = None if polygons is None else PolygonRegion(polygons, grid)
-    blocks = predict_blocks(network, scene, region=region, **options)
-    with ExitStack() as stack:
-        megapixels = grid.height * grid.width / 1e6
-        advance = stack.enter_context(progress(scene.name, megapixels, "Mpx", show=show_progress))
-        map_ = stack.enter_context(writing_map(job.map, grid, _map_format(task, tags), overwrite=overwrite))
-        chances = None
-        if job.probabilities is not None:
-            form = _probabilities_format(task, tags)
-            chances = stack.enter_context(writing_map(job.probabilities, grid, form, overwrite=overwrite))
-        # The network runs in a thread, and so its next block is computed while this one is written.
-        decided = _decided(task, blocks, with_probabilities=chances is not None)
-        for one in stack.enter_context(closing(ahead(decided, depth=2))):
-            if one.valid.any():
-                map_.write(task.map_values(one.planes, one.valid), one.window)
-                tally.add(one.planes, one.valid, one.window)
-                if chances is not None and one.probabilities is not None:
-                    chances.write(np.where(one.valid, one.probabilities, np.uint8(255)), one.window)
-            advance(one.valid.size / 1e6)
-    summary = tally.summary(job.map)
-    if job.vector is not None:
-        vectorize(
-            job.map,
-            job.vector,
-            probabilities=job.probabilities,
-            overwrite=overwrite,
-            show_progress=show_progress,
-        )
-    return summary
-
-
-@dataclass(frozen=True)
-class _Decided:
-    """A finished block in main memory: planes int16 (P, H, W), probabilities uint8 (C, H, W)."""
-
-    window: Window
-    planes: NDArray[np.int16]
-    probabilities: NDArray[np.uint8] | None
-    valid: NDArray[np.bool_]
-
-
-def _decided(task: Task, blocks: Generator[Block], *, with_probabilities: bool) -> Generator[_Decided]:
-    """Decide blocks where their probabilities lie, so that only what is written comes back from a GPU."""
-    with closing(blocks):
-        for block in blocks:
-            planes = task.decide(block.probabilities[None])[0].cpu().numpy()
-            stored = (block.probabilities * _STEPS).round().byte().cpu().numpy() if with_probabilities else None
-            yield _Decided(block.window, planes, stored, block.valid)
-
-
-def _map_format(task: Task, tags: dict[str, str]) -> MapFormat:
-    return MapFormat(task.dtype, task.nodata, task.band_names, tags, task.colors)
-
-
-def _probabilities_format(task: Task, tags: dict[str, str]) -> MapFormat:
-    return MapFormat(np.dtype("uint8"), 255, task.channel_names, tags, scale=1 / _STEPS, overviews="average")
+    assert job.vector is not None
+    if job.vector.exists() and not overwrite:
+        return  # of a map that was there already
+    chances = job.rasters.get("probabilities")
+    vectorize(job.map, job.vector, probabilities=chances, overwrite=overwrite, show_progress=show_progress)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -51,6 +53,12 @@ def read_polygons(path: PathLike) -> GeoSeries:
         raise DataError(f"{file}: holds no polygon; an area of interest is made of polygons")
     polygons.name = str(file)
     return polygons
+
+
+def identity(polygons: GeoSeries) -> str:
+    """Return what tells an area of interest apart from another: its file's name, and a checksum of the polygons."""
+    digest = hashlib.sha256(b"".join(polygons.to_wkb()) + str(polygons.crs).encode()).hexdigest()
+    return f"{Path(str(polygons.name)).name} sha256:{digest}"
 
 
 class PolygonRegion:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from affine import Affine
@@ -16,6 +16,9 @@ from rasterio.windows import Window
 from segkit.errors import GridError
 from segkit.grid import Grid
 from segkit.task import Task
+
+if TYPE_CHECKING:
+    from segkit.predict.choice import Choice
 
 _PATCH = 16  # pixels along a side whose areas count as one ...
 _ALIKE = 1e-4  # ... where patches of a block differ by less than this share
@@ -35,21 +38,29 @@ class Summary:
         Their true area; None where the scene has no CRS, or a local one.
     valid
         Pixels that were decided.
+    bands, resumed
+        Bands of rows that the scene was worked in, and how many of them an earlier, interrupted call had finished; all
+        of them where the map was there already.
     seconds
-        From opening the scene to the finished map.
+        From opening the scene to the finished map, in this call; 0 where the map was there already.
     mpx_per_second
-        Millions of scene pixels by that time.
+        Millions of scene pixels that this call computed, by that time.
     peak_memory
         Bytes of main memory that the process has held at most since it started; None where the system does not tell.
+    choice
+        How it was predicted: tile, overlap, precision and the rest.
     """
 
     path: Path
     pixels: dict[str, int]
     hectares: dict[str, float] | None
     valid: int
+    bands: int
+    resumed: int
     seconds: float
     mpx_per_second: float
     peak_memory: int | None
+    choice: Choice
 
 
 class Tally:
@@ -57,7 +68,6 @@ class Tally:
 
     def __init__(self, task: Task, grid: Grid) -> None:
         self._task, self._grid = task, grid
-        self._started = time.perf_counter()
         self._valid = 0
         self._pixels = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
         self._hectares = np.zeros(self._pixels.shape) if _has_areas(grid) else None
@@ -73,21 +83,28 @@ class Tally:
             if self._hectares is not None:
                 self._hectares[plane] += np.bincount(decided, weights=area, minlength=kinds)
 
-    def summary(self, path: Path) -> Summary:
-        """Return what was counted, timed from the tally's beginning to now."""
-        seconds = time.perf_counter() - self._started
-        return Summary(
-            path=path,
-            pixels=self._by_class(self._pixels),
-            hectares=None if self._hectares is None else self._by_class(self._hectares),
-            valid=self._valid,
-            seconds=seconds,
-            mpx_per_second=self._grid.height * self._grid.width / 1e6 / seconds,
-            peak_memory=_peak_memory(),
-        )
+    def counts(self) -> dict[str, Any]:
+        """Return what was counted, as JSON can hold it: `valid`, and by class `pixels` and `hectares`."""
+        return {
+            "valid": self._valid,
+            "pixels": self._by_class(self._pixels),
+            "hectares": None if self._hectares is None else self._by_class(self._hectares),
+        }
 
     def _by_class(self, counts: NDArray[Any]) -> dict[str, Any]:
         return {name: counts[plane, category].item() for name, plane, category in self._task.scored}
+
+
+def total(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum what several tallies of one task counted, in their order."""
+
+    def add(key: str) -> dict[str, Any] | None:
+        parts = [one[key] for one in counts]
+        if any(part is None for part in parts):
+            return None
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+
+    return {"valid": sum(one["valid"] for one in counts), "pixels": add("pixels"), "hectares": add("hectares")}
 
 
 def _has_areas(grid: Grid) -> bool:
@@ -114,7 +131,8 @@ def pixel_hectares(grid: Grid, window: Window) -> NDArray[np.float64]:
     return mean.repeat(_PATCH, axis=0)[: part.height].repeat(_PATCH, axis=1)[:, : part.width]
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
+    """Return the bytes of main memory that the process has held at most; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

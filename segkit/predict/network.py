@@ -1,0 +1,203 @@
+"""Network: tiles go through the network and come out as probabilities; what that takes of memory, and of exactness."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from segkit.errors import SegkitError
+from segkit.raster import Tile
+
+if TYPE_CHECKING:
+    from segkit.model import Segmenter
+
+# What torch says where a CPU has no memory left: its allocator, C++, and oneDNN, which has none for the code it makes.
+_NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive", "could not create a memory")
+# Pixels along a side of the window on which memory is measured.
+_SIDE = 256
+# Each pass takes and gives back hundreds of megabytes, which the system hands out page by page, zeroed. Pages of 2 MB
+# halve the time of a small network in bf16; torch asks the environment when it makes its first large tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+class TileTooLarge(SegkitError):  # noqa: N818 - it says what is wrong, as all the others do
+    """One window is more than the device has memory for."""
+
+
+class Runner:
+    """A model on a device, which turns tiles into probabilities.
+
+    Parameters
+    ----------
+    model
+        Stays as it is; a copy prepared for predicting is kept.
+    device
+        Where to compute.
+    precision
+        "fp32" or "bf16".
+    tta
+        Test-time augmentation: whether to average over the eight symmetries of the square.
+    """
+
+    def __init__(self, model: Segmenter, device: torch.device, precision: str, *, tta: bool = False) -> None:
+        self.task = model.task
+        self.channels: int = model.task.channels
+        self.device = device
+        self._model = model.prepared(device, precision)
+        # By default CUDA rounds what convolutions multiply to TF32, ten bits as in fp16.
+        self._tf32 = precision != "fp32"
+        self._turns = (
+            [(quarters, mirrored) for mirrored in (False, True) for quarters in range(4)] if tta else [(0, False)]
+        )
+        self._most: int | None = None  # tiles at once that memory was seen to suffice for
+
+    def __call__(self, tiles: Sequence[Tile]) -> Tensor:
+        """Return the probabilities of tiles of one size.
+
+        Where memory does not suffice for all of them, fewer go at once, from then on.
+
+        Returns
+        -------
+        float32 (N, C, H, W) on the device.
+
+        Raises
+        ------
+        TileTooLarge
+            Memory does not suffice for one.
+        """
+        done: list[Tensor] = []
+        start = 0
+        while start < len(tiles):
+            part = tiles[start : start + (self._most or len(tiles))]
+            probabilities = self._try(part)
+            if probabilities is not None:
+                done.append(probabilities)
+                start += len(part)
+            elif len(part) > 1:
+                self._most = len(part) // 2
+            else:
+                height, width = part[0].valid.shape
+                raise TileTooLarge(
+                    f"a window of {height} x {width} pixels is more than the {self.device.type} has memory for; "
+                    "pass a smaller --tile"
+                )
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+    def _try(self, tiles: Sequence[Tile]) -> Tensor | None:
+        """Return None where memory does not suffice; what was computed until then is free again."""
+        try:
+            return self._run(tiles)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_no_memory(error):
+                raise
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    @torch.inference_mode()
+    def _run(self, tiles: Sequence[Tile]) -> Tensor:
+        pixels = self._upload([tile.pixels for tile in tiles], torch.float32)
+        valid = self._upload([tile.valid for tile in tiles], torch.bool)
+        cuda = self.device.type == "cuda"
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self._tf32) if cuda else nullcontext():
+            total = self._turned(pixels, valid, *self._turns[0])
+            for turn in self._turns[1:]:
+                total += self._turned(pixels, valid, *turn)
+        return total if len(self._turns) == 1 else total.div_(len(self._turns))
+
+    def _turned(self, pixels: Tensor, valid: Tensor, quarters: int, mirrored: bool) -> Tensor:
+        """Mirror and turn what the network sees, and turn and mirror back what it says."""
+        if mirrored:
+            pixels, valid = pixels.flip(-1), valid.flip(-1)
+        probabilities = self.task.probabilities(self._model(_rotated(pixels, quarters), _rotated(valid, quarters)))
+        probabilities = _rotated(probabilities, -quarters)
+        return probabilities.flip(-1) if mirrored else probabilities
+
+    def _upload(self, arrays: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
+        """Stack arrays on the device; a GPU fetches them while the host goes on."""
+        cuda = self.device.type == "cuda"
+        if len(arrays) == 1 and not cuda:
+            return torch.from_numpy(np.require(arrays[0], requirements=["C", "W"]))[None]
+        stacked = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=cuda)
+        np.stack(arrays, out=stacked.numpy())
+        return stacked.to(self.device, non_blocking=cuda)
+
+
+def _rotated(planes: Tensor, quarters: int) -> Tensor:
+    return planes.rot90(quarters, (-2, -1)) if quarters else planes  # torch would copy
+
+
+def _is_no_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in _NO_MEMORY)
+
+
+def agreement(model: Segmenter, device: torch.device, tiles: Iterable[Tile]) -> float | None:
+    """Return the share of valid pixels that are decided alike in bf16 and in fp32, in all planes; None without any."""
+    exact, rounded = (Runner(model, device, precision) for precision in ("fp32", "bf16"))
+    alike = valid = 0
+    for tile in tiles:
+        same = (model.task.decide(exact([tile])) == model.task.decide(rounded([tile]))).all(dim=1)[0].cpu().numpy()
+        alike += int(same[tile.valid].sum())
+        valid += int(tile.valid.sum())
+    return alike / valid if valid else None
+
+
+def bytes_per_pixel(model: Segmenter, precision: str) -> float:
+    """Return how much memory a pixel of a window takes at the peak of one pass, in bytes, without the weights.
+
+    It is measured on the CPU. What single operations allocate inside is not seen.
+    """
+    side = model.context or _SIDE
+    runner = Runner(model, torch.device("cpu"), precision)
+    tile = Tile(np.zeros((model.bands, side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
+    ledger = _Ledger()
+    with ledger:
+        runner([tile])
+    return ledger.peak / side**2 + 4 * model.bands + 1  # the tile itself was there before
+
+
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of the tensors that were made and are not yet gone; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._now = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}  # what is made in place, or is a view
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if storage._cdata not in given:
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return made
+
+    def _add(self, size: int) -> None:
+        self._now += size
+        self.peak = max(self.peak, self._now)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def return_memory() -> None:
+    """Return to the system what is free (glibc; elsewhere nothing): copies of the network leave holes all over."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
