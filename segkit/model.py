@@ -33,7 +33,7 @@ _GLOBAL: Literal["global"] = "global"  # the reach of a network that looks at al
 # What a network raises for a size that it does not take.
 _REFUSALS = (RuntimeError, AssertionError, ValueError)
 # Two float32 runs of one network differ by less than this share of the largest logit: by 1e-6 to 2e-5, where one that
-# computes something else differs by 5e-3 and more.
+# computes something else differs by 2e-4 and more.
 _ROUNDING = 1e-4
 # Lengths of the strips on which the reach is measured; half of the last one is the largest reach that is found.
 _STRIPS = (2048, 8192)
@@ -373,6 +373,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= _ROUNDING * other.abs().max())
 
 
+@torch.no_grad()
 def _small_run(network: nn.Module, samples: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
     """Return the first sample that a network takes, and what it makes of it."""
     for sample in samples:

@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 import torch
 from synthetic import segmenter
+from torch._dynamo.exc import Unsupported
 from torch.nn import functional
 
 from segkit.predict.device import available_memory
-from segkit.predict.network import Runner, TileTooLarge, agreement, bytes_per_pixel, return_memory
+from segkit.predict.network import (
+    NotCompiled,
+    Runner,
+    TileTooLarge,
+    agreement,
+    bytes_per_pixel,
+    can_compile,
+    return_memory,
+)
 from segkit.raster import Tile
 from segkit.task import LandClass, Task
 
@@ -246,6 +255,32 @@ def test_memory_of_a_network_is_seen_whole(tmp_path):
     assert bytes_per_pixel(wide, "fp32") > 4 * (64 + 64)
 
 
+def test_a_compiled_network_says_the_same(tmp_path):
+    model = segmenter(tmp_path)
+    tile = Tile(np.random.default_rng(0).random((model.bands, 64, 64), dtype=np.float32), np.ones((64, 64), dtype=bool))
+    plain, compiled = Runner(model, CPU, "fp32"), Runner(model, CPU, "fp32", compiled=True)
+    if not can_compile(CPU):
+        with pytest.raises(NotCompiled):
+            compiled([tile])
+        return
+    torch.testing.assert_close(compiled([tile]), plain([tile]), rtol=0, atol=1e-5)
+
+
+def test_where_compiling_fails_it_is_told(tmp_path, monkeypatch):
+    def refuse(network, **_):
+        def forward(*_):
+            raise Unsupported("no compiler")
+
+        network.forward = forward
+        return network
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    model = segmenter(tmp_path)
+    tile = Tile(np.zeros((model.bands, 32, 32), dtype=np.float32), np.ones((32, 32), dtype=bool))
+    with pytest.raises(NotCompiled):
+        Runner(model, CPU, "fp32", compiled=True)([tile])
+
+
 FAULTS = """
 import resource
 import segkit.predict.network
@@ -341,6 +376,10 @@ MACHINES = {
     "wide": ({"proc/self/cgroup": "0::/job\n"} | group("/job", 9000, 10), 500),
     "overdrawn": ({"proc/self/cgroup": "0::/job\n"} | group("/job", 300, 350), 0),
     "version 1": ({"proc/self/cgroup": V1} | group("/job/7", 300, 280, files=40, version=1), 60),
+    "another's group": (
+        {"proc/self/cgroup": V1} | group("/job/7", 300, 40, version=1) | group("/a", 20, 10, version=1),
+        260,
+    ),
     "version 1 in a container": ({"proc/self/cgroup": V1} | group("", 300, 30, version=1), 270),
 }
 

@@ -57,7 +57,7 @@ class Tiny(nn.Module):
         torch.manual_seed(0)
         self.task = Task("multiclass", tuple(LandClass(name, value) for value, name in enumerate(CLASSES, 1)))
         self.bands, self.stride = BANDS, stride
-        self.mix = nn.Conv2d(BANDS, self.task.channels, 3, padding=1)
+        self.network = nn.Conv2d(BANDS, self.task.channels, 3, padding=1)
 
     def scene(self, paths: Any, *, vrt: bool = False) -> Scene:
         """Describe a scene."""
@@ -77,7 +77,7 @@ class Tiny(nn.Module):
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.mix(pixels.where(valid[:, None], 0.0) / 1000)
+        logits: Tensor = self.network(pixels.where(valid[:, None], 0.0) / 1000)
         return logits.float()
 
 

@@ -7,6 +7,9 @@ and the columns that are worked at once, not on the scene.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,7 +81,9 @@ def predict_blocks(
     """
     band = band or tiling.whole
     blend = _Blend(runner.channels, tiling, band, runner.device)
-    with closing(ahead(_read(scene, tiling, band, region, batch), depth=1)) as groups:
+    # The threads of a network on a CPU wait for each other: one that shares its core slows down all.
+    reading = ahead(_read(scene, tiling, band, region, batch), depth=1, yielding=runner.device.type == "cpu")
+    with closing(reading) as groups:
         for group in groups:
             yield from _computed(runner, blend, group)
 
@@ -91,14 +96,14 @@ def _computed(runner: Runner, blend: _Blend, group: Sequence[_Seen]) -> Generato
         yield from blend.add(seen, None if seen.tile is None else next(computed))
 
 
-def ahead(items: Generator[T], depth: int) -> Generator[T]:
+def ahead(items: Generator[T], depth: int, *, yielding: bool = False) -> Generator[T]:
     """Yield what `items` yields; it runs in a thread of its own, at most `depth` items ahead.
 
     What it opens, it also closes in that thread, in particular when this generator is closed early. Its exceptions are
-    raised here.
+    raised here. A yielding thread waits for files while others compute, and computes while they wait (on Linux).
     """
     end = object()
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, initializer=_yield_to_others if yielding else None) as thread:
         waiting: deque[Future[T | object]] = deque(thread.submit(next, items, end) for _ in range(depth))
         try:
             while (item := waiting.popleft().result()) is not end:
@@ -108,6 +113,12 @@ def ahead(items: Generator[T], depth: int) -> Generator[T]:
             for future in waiting:
                 future.cancel()
             thread.submit(items.close).result()
+
+
+def _yield_to_others() -> None:
+    """Give this thread, and those that it starts, the lowest priority."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 @dataclass(frozen=True)

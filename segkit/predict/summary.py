@@ -76,9 +76,10 @@ class Tally:
         """Count decided planes (P, H, W) of a window where `valid` (H, W) is true."""
         self._valid += int(valid.sum())
         kinds = self._pixels.shape[1]
-        area = None if self._hectares is None else pixel_hectares(self._grid, window)[valid]
+        some = ... if valid.all() else valid
+        area = None if self._hectares is None else pixel_hectares(self._grid, window)[some].ravel()
         for plane, categories in enumerate(planes):
-            decided = categories[valid]
+            decided = categories[some].ravel()
             self._pixels[plane] += np.bincount(decided, minlength=kinds)
             if self._hectares is not None:
                 self._hectares[plane] += np.bincount(decided, weights=area, minlength=kinds)

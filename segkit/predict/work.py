@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
@@ -18,7 +18,7 @@ from segkit.predict.band import finish_seam, predict_band
 from segkit.predict.choice import Choice, Options, choose, windows_at_once
 from segkit.predict.device import pick_device
 from segkit.predict.journal import Journal
-from segkit.predict.network import Runner, TileTooLarge, return_memory
+from segkit.predict.network import NotCompiled, Runner, TileTooLarge, return_memory
 from segkit.predict.plan import Tiling
 from segkit.predict.products import PRODUCTS
 from segkit.predict.region import PolygonRegion, Region
@@ -79,6 +79,9 @@ def predict_scene(
                     raise
                 warnings.warn(f"{error}; going on with {smaller.tile}", stacklevel=2)
                 choice = smaller
+            except NotCompiled as error:
+                warnings.warn(f"{error} ({error.__cause__}); going on without", stacklevel=2)
+                choice = replace(choice, compiled=False)
         counts = total(done.counts)
         tags = _tags(model, request, choice, counts, len(work.tiling.bands))
         for name, path in rasters.items():
@@ -136,7 +139,8 @@ class _Work:
                     f"{self._scene.name}: going on, {len(counts)} of {len(bands)} bands are finished", file=sys.stderr
                 )
             device, choice = pick_device(self._options.device), self._choice
-            runner = Runner(self._model, device, choice.precision, tta=choice.tta is not None)
+            tta = choice.tta is not None
+            runner = Runner(self._model, device, choice.precision, tta=tta, compiled=choice.compiled)
             return_memory()
             batch = self._options.batch or windows_at_once(self._model, choice, self.tiling, device)
             with progress(self._scene.name, megapixels, "Mpx", show=show_progress) as advance:
