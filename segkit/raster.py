@@ -121,6 +121,14 @@ class Tile:
     pixels: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
+    def padded(self, height: int, width: int) -> Tile:
+        """Return the tile continued below and to the right by its reflection, (C, height, width)."""
+        beyond = ((0, height - self.valid.shape[0]), (0, width - self.valid.shape[1]))
+        if not any(after for _, after in beyond):
+            return self
+        pixels = np.pad(self.pixels, ((0, 0), *beyond), mode="reflect")
+        return Tile(pixels, np.pad(self.valid, beyond, mode="reflect"))
+
 
 @dataclass(frozen=True)
 class Scene:

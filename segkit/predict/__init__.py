@@ -327,7 +327,7 @@ def _vectorize(job: _Job, *, overwrite: bool, show_progress: bool) -> None:
     from segkit.vector import vectorize
 
     assert job.vector is not None
-    if job.vector.exists() and not overwrite:
-        return  # of a map that was there already
+    if not overwrite and job.vector.exists() and job.vector.stat().st_mtime >= job.map.stat().st_mtime:
+        return  # made of this map before
     chances = job.rasters.get("probabilities")
     vectorize(job.map, job.vector, probabilities=chances, overwrite=overwrite, show_progress=show_progress)

@@ -147,7 +147,7 @@ def choose(model: Segmenter, scene: Scene, options: Options, region: Region | No
     tile, overlap, ramp, fixed = _windows(options, model)
     choice = Choice(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
     if precision == "bf16" and options.precision == "auto":
-        tiles = list(_first_tiles(scene, choice.tiling(scene.grid, model.stride), region))
+        tiles = list(_first_tiles(scene, choice, choice.tiling(scene.grid, model.stride), region))
         share = agreement(model, device, tiles)
         precision = "bf16" if share is not None and share >= _AGREEING else "fp32"
         choice = replace(choice, precision=precision, agreement=share)
@@ -206,21 +206,24 @@ def _windows(options: Options, model: Segmenter) -> tuple[int, int, int, bool]:
     return tile, overlap, min(RAMP, overlap), context is not None
 
 
-def _first_tiles(scene: Scene, tiling: Tiling, region: Region | None) -> Iterator[Tile]:
-    """Read a square in the middle of each window, until enough valid pixels were seen."""
+def _first_tiles(scene: Scene, choice: Choice, tiling: Tiling, region: Region | None) -> Iterator[Tile]:
+    """Read the middle of each window, or all of it where the network needs that, until enough valid pixels came."""
     height, width = scene.grid.shape
+    tall, wide = tiling.rows.length, tiling.columns.length
+    if not choice.fixed:
+        tall, wide = min(_SIDE, tall), min(_SIDE, wide)
     counted = 0
     with scene.open() as reader:
         for row in tiling.rows.spans:
             for column in tiling.columns.spans:
-                top = min(row.origin + max(0, tiling.rows.length - _SIDE) // 2, max(0, height - _SIDE))
-                left = min(column.origin + max(0, tiling.columns.length - _SIDE) // 2, max(0, width - _SIDE))
-                window = Window(left, top, min(_SIDE, width - left), min(_SIDE, height - top))
+                top = min(row.origin + (tiling.rows.length - tall) // 2, max(0, height - tall))
+                left = min(column.origin + (tiling.columns.length - wide) // 2, max(0, width - wide))
+                window = Window(left, top, min(wide, width - left), min(tall, height - top))
                 if region is not None and not region.mask(window).any():
                     continue
                 tile = reader.read(window)
                 if tile.valid.any():
-                    yield tile
+                    yield tile.padded(tall, wide) if choice.fixed else tile
                     counted += int(tile.valid.sum())
                 if counted >= _COMPARED:
                     return

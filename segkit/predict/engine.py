@@ -148,11 +148,7 @@ def _read(scene: Scene, tiling: Tiling, band: Band, region: Region | None, batch
             valid = valid if wanted is None else valid & wanted
             if not valid.any():
                 return nothing
-            beyond = ((0, row.origin + rows.length - bottom), (0, column.origin + columns.length - right))
-            if any(after for _, after in beyond):
-                pixels = np.pad(tile.pixels, ((0, 0), *beyond), mode="reflect")
-                tile = Tile(pixels, np.pad(tile.valid, beyond, mode="reflect"))
-            return _Seen(row, column, tile, valid)
+            return _Seen(row, column, tile.padded(rows.length, columns.length), valid)
 
         windows = (look(row, column) for group in tiling.groups for row in band.spans for column in group)
         while group := list(islice(windows, batch)):

@@ -204,7 +204,7 @@ def _tags(
         "segkit_tile": str(choice.tile),
         "segkit_overlap": str(choice.overlap),
         "segkit_precision": choice.precision,
-        "segkit_agreement": "" if choice.agreement is None else f"{choice.agreement:.6f}",
+        **({} if choice.agreement is None else {"segkit_agreement": f"{choice.agreement:.6f}"}),
         "segkit_request": json.dumps(request),
         "segkit_choice": json.dumps(asdict(choice)),
         "segkit_counts": json.dumps(counts),
