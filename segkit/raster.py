@@ -606,7 +606,7 @@ def _reading_back(path: Path) -> Iterator[None]:
     try:
         yield
     except RasterError as error:
-        raise OutputError(f"{path}: does not read back ({error}); is the disk full or faulty?") from error
+        raise OutputError(f"{path}: does not read back; is the disk full or faulty?") from error
 
 
 def _differs(path: Path, window: Window) -> OutputError:
