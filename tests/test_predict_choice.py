@@ -338,7 +338,11 @@ def test_large_scenes_are_compiled_for_where_that_is_possible(tmp_path, monkeypa
     scene, model = Scene.of(write_scene(tmp_path / "scene.tif")), Network()
     monkeypatch.setattr(choice, "can_compile", lambda device: possible)
     options = Options(tile=32, overlap=8, device="cpu", precision="fp32")
+    monkeypatch.setattr(choice, "operations_per_pixel", lambda model: choice._WORTH_MULTIPLYING)
     assert not choose(model, scene, options).compiled
     monkeypatch.setattr(choice, "_WORTH_COMPILING", 70 * 90)
     assert choose(model, scene, options).compiled == possible
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "operations_per_pixel", lambda model: choice._WORTH_MULTIPLYING - 1)
+        assert not choose(model, scene, options).compiled
     assert not choose(model, scene, replace(options, exact=True, tile=None)).compiled

@@ -21,6 +21,7 @@ from segkit.predict.network import (
     agreement,
     bytes_per_pixel,
     can_compile,
+    operations_per_pixel,
     return_memory,
 )
 from segkit.raster import Tile
@@ -253,6 +254,11 @@ def test_memory_of_a_network_is_seen_whole(tmp_path):
     assert 4 * (8 + 8) < rounded < exact < 1000
     wide = segmenter(tmp_path, options={"encoder_depth": 3, "decoder_channels": [16, 32, 64]})
     assert bytes_per_pixel(wide, "fp32") > 4 * (64 + 64)
+
+
+def test_multiplications_are_counted():
+    # Each of 3 channels sums up 3 x 3 neighbours in 2 bands.
+    assert operations_per_pixel(Model(mixed)) == 3 * 2 * 9
 
 
 def test_a_compiled_network_says_the_same(tmp_path):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError, SegkitError, UsageError
-from segkit.files import check_output, check_parent, existing
+from segkit.files import check_output, check_parent, existing, remove_leftovers
 from segkit.predict.summary import Summary, peak_memory
 from segkit.raster import PathLike, open_raster
 
@@ -138,7 +138,10 @@ def predict(
     for job, request, summary in zip(jobs, requests, finished, strict=True):
         try:
             if summary is not None:
-                Journal.clear(job.map)  # of a call that was killed after its last step but one
+                # What a call has left that was killed after its last step but one.
+                Journal.clear(job.map)
+                for path in job.outputs:
+                    remove_leftovers(path.parent, path.name)
             else:
                 summary = predict_scene(
                     network,

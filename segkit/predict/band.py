@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from segkit.grid import Grid
-from segkit.predict.engine import Block, Part, ahead, predict_blocks
+from segkit.predict.engine import Block, Part, behind, predict_blocks
 from segkit.predict.network import Runner
 from segkit.predict.plan import Band, Tiling
 from segkit.predict.products import PRODUCTS
@@ -70,14 +70,18 @@ def predict_band(
             for part, (row, rows) in shared.items()
             if rows
         }
-        # The network runs in a thread, and so its next block is computed while this one is written.
-        decided = _decided(task, blocks, products)
-        for one in stack.enter_context(closing(ahead(decided, depth=1))):
+
+        def store(one: _Decided) -> None:
             arrays = one.arrays()
             if one.part == "body":
                 out.write(arrays, one.valid, one.window)
             else:
                 strips[one.part].write(arrays["share"], _below(one.window, shared[one.part][0]))
+
+        # Counting and packing must not hold up the network, whose threads on a CPU wait for each other.
+        put = stack.enter_context(behind(store, yielding=runner.device.type == "cpu"))
+        for one in stack.enter_context(closing(_decided(task, blocks, products))):
+            put(one)
             if one.part != "bottom":
                 advance(one.valid.size / 1e6)
     return out.tally.counts()

@@ -12,7 +12,7 @@ from rasterio.windows import Window
 from segkit.errors import UsageError
 from segkit.grid import Grid
 from segkit.predict.device import available_memory, pick_device, pick_precision
-from segkit.predict.network import agreement, bytes_per_pixel, can_compile
+from segkit.predict.network import agreement, bytes_per_pixel, can_compile, operations_per_pixel
 from segkit.predict.plan import Tiling, check_tiling, plan_tiling
 from segkit.predict.region import Region
 from segkit.raster import Scene, Tile
@@ -30,9 +30,9 @@ _AGREEING = 0.999
 _COMPARED, _SIDE = 2**18, 256
 # A CPU gains nothing from more window pixels at once; a GPU nothing from more windows.
 _PIXELS_AT_ONCE, _MOST_WINDOWS = 2**20, 64
-# Compiled, a U-Net (resnet18) computed 8.4 instead of 5.5 Mpx/s on two cores, after 20 s of compiling: it pays for
-# window pixels beyond 300 million, and surely for ...
-_WORTH_COMPILING = 2**29
+# Compiled, a U-Net (resnet18) took as long for 160 million window pixels on two cores as it did otherwise, compiling
+# counted in, with 84,000 multiplications for each. So it surely pays for three times as many, of more than ...
+_WORTH_COMPILING, _WORTH_MULTIPLYING = 2**29, 2**15
 _PLENTY = 4096  # bytes for a pixel of a window, which hardly any network needs
 _SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for what happens beside the network
 
@@ -158,7 +158,8 @@ def choose(model: Segmenter, scene: Scene, options: Options, region: Region | No
             choice = smaller
     tiling = choice.tiling(scene.grid, model.stride)
     work = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if options.tta else 1)
-    return replace(choice, compiled=not options.exact and work >= _WORTH_COMPILING and can_compile(device))
+    pays = work >= _WORTH_COMPILING and operations_per_pixel(model) >= _WORTH_MULTIPLYING
+    return replace(choice, compiled=not options.exact and pays and can_compile(device))
 
 
 def windows_at_once(model: Segmenter, choice: Choice, tiling: Tiling, device: torch.device) -> int:

@@ -11,9 +11,9 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
@@ -113,6 +113,27 @@ def ahead(items: Generator[T], depth: int, *, yielding: bool = False) -> Generat
             for future in waiting:
                 future.cancel()
             thread.submit(items.close).result()
+
+
+@contextmanager
+def behind(work: Callable[[T], None], *, yielding: bool = False) -> Iterator[Callable[[T], None]]:
+    """Give a function that hands items over to `work`, which takes them in order in a thread of its own.
+
+    One item waits at most. Exceptions of `work` are raised by the next call, or at the end. A yielding thread works
+    while others wait, as that of `ahead`; whoever hands over waits for it then.
+    """
+    with ThreadPoolExecutor(1, initializer=_yield_to_others if yielding else None) as thread:
+        last: Future[None] | None = None
+
+        def hand_over(item: T) -> None:
+            nonlocal last
+            if last is not None:
+                last.result()
+            last = thread.submit(work, item)
+
+        yield hand_over
+        if last is not None:
+            last.result()
 
 
 def _yield_to_others() -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError
 from segkit.raster import Tile
@@ -186,6 +187,16 @@ def bytes_per_pixel(model: Segmenter, precision: str) -> float:
     with ledger:
         runner([tile])
     return ledger.peak / side**2 + 4 * model.bands + 1  # the tile itself was there before
+
+
+def operations_per_pixel(model: Segmenter) -> float:
+    """Return how often a pixel of a window makes the network multiply and add, counted on the CPU."""
+    side = model.context or _SIDE
+    runner = Runner(model, torch.device("cpu"), "fp32")
+    tile = Tile(np.zeros((model.bands, side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
+    with FlopCounterMode(display=False) as counter:
+        runner([tile])
+    return float(counter.get_total_flops()) / 2 / side**2
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
