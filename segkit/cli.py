@@ -217,20 +217,42 @@ def predict(
 def vectorize(
     map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
-    probabilities: Annotated[Path | None, typer.Option(help="Probabilities of the map, for mean_conf.")] = None,
+    min_area: Annotated[
+        str | None, typer.Option(metavar="AREA", help="Merge smaller polygons into their neighbours: 0.5ha, 12px.")
+    ] = None,
+    fill_holes: Annotated[str | None, typer.Option(metavar="AREA", help="Then fill smaller holes.")] = None,
+    simplify: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Fewer vertices; borders move at most so far: 10m, 1.5px.")
+    ] = None,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Round the corners of borders.")] = False,
+    dissolve: Annotated[bool, typer.Option("--dissolve", help="One multipolygon per class.")] = False,
     classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). May be repeated.")] = None,
     background: Annotated[bool, typer.Option("--background", help="Background's polygons, too.")] = False,
+    names: Annotated[
+        Path | None, typer.Option(help="Names of classes: CSV with the columns value,name and color if wanted.")
+    ] = None,
+    probabilities: Annotated[Path | None, typer.Option(help="Probabilities of the map, for mean_conf.")] = None,
+    to_crs: Annotated[
+        str | None, typer.Option("--to-crs", metavar="CRS", help="Transform the polygons: EPSG:4326.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a map into polygons with true areas."""
+    """Turn a map into polygons with true areas that fit each other."""
     from segkit.vector import vectorize as run
 
     summary = run(
         map_,
         output,
-        probabilities=probabilities,
+        min_area=min_area,
+        fill_holes=fill_holes,
+        simplify=simplify,
+        smooth=smooth,
+        dissolve=dissolve,
         classes=classes,
         background=background,
+        names=names,
+        probabilities=probabilities,
+        to_crs=to_crs,
         overwrite=overwrite,
         show_progress=True,
     )

@@ -214,7 +214,7 @@ def _draw(picture: Path, recipe: Recipe, area: Area, map_: Path, layer: Path, ba
     top = scene.grid.height * 35 // 100
     window = Window(0, top, scene.grid.width, min(scene.grid.width, scene.grid.height - top))
     image = composite(scene, bands, window)
-    parts = [geopandas.read_file(layer, layer=name) for name, _ in pyogrio.list_layers(layer)]
+    parts = [geopandas.read_file(layer, layer=name) for name, kind in pyogrio.list_layers(layer) if kind]
     left, bottom, right, top_ = scene.grid.part(window).bounds
     panels(
         picture,

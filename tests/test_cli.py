@@ -305,5 +305,5 @@ def test_a_warning_is_one_line(segkit, place):
         text=True,
         check=True,
     )
-    assert said.stderr.startswith("segkit: warning: map.tif: area_ha stays empty")
+    assert said.stderr.startswith("segkit: warning: map.tif: area_ha and perim_m stay empty")
     assert said.stderr.count("\n") == 1

@@ -64,6 +64,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(root / path, truth)
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
+    (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")
     for recipe in (ROOT / "configs").glob("*.yaml"):
         content = yaml.safe_load(recipe.read_text())
         content["model"] |= TINY_MODEL

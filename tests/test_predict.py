@@ -417,7 +417,7 @@ def test_polygons_are_written_after_the_map(tmp_path):
         probabilities=tmp_path / "p.tif",
         **FAST,
     )
-    layer = geopandas.read_file(tmp_path / "layer.gpkg")
+    layer = geopandas.read_file(tmp_path / "layer.gpkg", layer="layer")
     values = read(tmp_path / "map.tif")
     assert layer["pixels"].sum() == np.isin(values, [4, 9]).sum()
     assert layer["mean_conf"].between(0, 1).all()

@@ -1,6 +1,5 @@
 import contextlib
 import threading
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +15,7 @@ from segkit.errors import RasterError, UsageError
 from segkit.grid import Grid
 from segkit.predict import device, plan
 from segkit.predict.device import pick_device, pick_precision
-from segkit.predict.engine import ahead, behind, predict_blocks
+from segkit.predict.engine import predict_blocks
 from segkit.predict.network import Runner
 from segkit.predict.plan import plan_tiling
 from segkit.raster import Tile
@@ -280,55 +279,6 @@ def test_leaving_early_ends_the_thread():
     assert threading.active_count() == before
     assert len(scene.threads) == 1, "opened and closed where it was read"
     assert len(scene.reads) <= 4
-
-
-def test_ahead_keeps_order_and_its_distance():
-    made = []
-
-    def numbers():
-        for number in range(20):
-            made.append(number)
-            yield number
-
-    for number in ahead(numbers(), depth=3):
-        time.sleep(0.001)
-        assert made[-1] <= number + 4
-    assert made == list(range(20))
-
-
-def test_behind_keeps_order_and_one_waits():
-    begun, done = [], []
-
-    def work(number):
-        begun.append(number)
-        time.sleep(0.001)
-        done.append((number, threading.get_ident()))
-
-    with behind(work) as put:
-        for number in range(20):
-            put(number)
-            assert len(done) >= number - 1
-    assert [number for number, _ in done] == list(range(20))
-    assert {thread for _, thread in done}.isdisjoint({threading.get_ident()})
-
-
-@pytest.mark.parametrize("broken", [3, 4])
-def test_behind_tells_what_went_wrong(broken):
-    def work(number):
-        if number == broken:
-            raise ValueError(f"{number} is broken")
-
-    taken = []
-
-    def hand_over_all():
-        with behind(work) as put:
-            for number in range(5):
-                put(number)
-                taken.append(number)
-
-    with pytest.raises(ValueError, match=f"{broken} is broken"):
-        hand_over_all()
-    assert taken == list(range(broken + 1))
 
 
 def test_bf16_is_refused_where_it_would_be_emulated(monkeypatch):

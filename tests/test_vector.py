@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+import threading
 
 import geopandas
 import numpy as np
@@ -13,9 +13,10 @@ import rasterio
 import rasterio.features
 import shapely
 from affine import Affine
-from pyarrow import parquet
+from geopandas.testing import assert_geodataframe_equal
+from pandas.testing import assert_frame_equal as assert_table_equal
 
-from segkit.errors import DataError, GridError, MissingFileError, OutputError, OutputExistsError, UsageError
+from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
 from segkit.vector import Summary, polygons, vectorize
 from segkit.vector.write import FORMATS
 
@@ -74,11 +75,16 @@ def multilabel(tmp_path):
 
 
 def read(path):
-    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path)
+    return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path, layer=path.stem)
 
 
 def sorted_by_place(frame):
     return frame.iloc[np.lexsort(frame.geometry.bounds.to_numpy().T)].reset_index(drop=True)
+
+
+def assert_frame_equal(one, other, **options):
+    same = assert_geodataframe_equal if "geometry" in one else assert_table_equal
+    same(one, other, **options)
 
 
 def files_in(folder):
@@ -87,7 +93,7 @@ def files_in(folder):
 
 def test_columns(exclusive):
     frame = polygons(exclusive)
-    assert list(frame.columns) == ["class_id", "class", "area_ha", "pixels", "geometry"]
+    assert list(frame.columns) == ["class_id", "class", "area_ha", "pixels", "perim_m", "geometry"]
     assert max(map(len, frame.columns)) <= 10
     assert frame[["class_id", "class", "pixels"]].to_numpy().tolist() == [
         [1, "forest", 2],
@@ -155,11 +161,12 @@ def test_a_south_up_map_lies_where_its_pixels_lie(tmp_path):
 
 def test_without_a_crs_areas_are_null_and_that_is_said(tmp_path):
     path = write_raster(tmp_path / "map.tif", CODES, crs=None)
-    with pytest.warns(UserWarning, match="area_ha stays empty: without a CRS") as warned:
+    with pytest.warns(UserWarning, match="area_ha and perim_m stay empty: without a CRS") as warned:
         frame = polygons(path)
     assert warned[0].filename == __file__
     assert frame["area_ha"].isna().all()
-    with pytest.warns(UserWarning, match="area_ha stays empty"):
+    assert frame["perim_m"].isna().all()
+    with pytest.warns(UserWarning, match="area_ha and perim_m stay empty"):
         summary = vectorize(path, tmp_path / "out.shp")
     assert summary.hectares is None
     assert read(tmp_path / "out.shp")["area_ha"].isna().all()
@@ -198,7 +205,7 @@ def test_multilabel_is_layered_where_the_format_has_layers(multilabel, tmp_path,
     summary = vectorize(multilabel, output)
     assert summary.polygons == {"tree": 1, "shadow": 1, "roof": 0}
     if ending == ".gpkg":
-        assert [name for name, _ in pyogrio.list_layers(output)] == ["tree", "shadow", "roof"]
+        assert [name for name, kind in pyogrio.list_layers(output) if kind] == ["tree", "shadow", "roof"]
         assert [len(geopandas.read_file(output, layer=name)) for name in summary.polygons] == [1, 1, 0]
     else:
         assert sorted(read(output)["class"]) == ["shadow", "tree"]
@@ -260,6 +267,124 @@ def test_probabilities_that_do_not_fit_are_refused(exclusive, tmp_path):
         polygons(exclusive, probabilities=tmp_path / "missing.tif")
 
 
+def test_the_outline_is_measured_on_the_ground(exclusive):
+    frame = polygons(exclusive)
+    scale = 0.9996 * (1 + (200e3 / 6.37e6) ** 2 / 2)  # of UTM, 200 km from its central meridian
+    np.testing.assert_allclose(frame["perim_m"] * scale, frame.length, rtol=1e-4)
+
+
+def noise(tmp_path, **profile):
+    """A map of noise in blocks of 2 x 3 pixels, and its probabilities."""
+    codes = np.random.default_rng(4).choice(
+        np.array([0, 1, 2, NODATA], dtype=np.uint8), (30, 20), p=(0.5, 0.2, 0.2, 0.1)
+    )
+    codes = np.kron(codes, np.ones((2, 3), dtype=np.uint8))
+    chances = np.random.default_rng(5).random((3, *codes.shape))
+    chances[:, 7:9] = np.nan
+    path = write_raster(tmp_path / "noise.tif", codes, legend=[BACKGROUND, FOREST, WATER], **profile)
+    names = ("background", "forest", "Água ✓")
+    probabilities = write_raster(tmp_path / "noise_p.tif", stored(chances), names=names, scale=1 / 254, **profile)
+    return path, probabilities, codes, np.where(np.isnan(chances), np.nan, stored(chances) / 254)
+
+
+@pytest.mark.parametrize("how", [{}, {"min_area": "20px"}, {"min_area": "10px", "fill_holes": "40px"}], ids=str)
+def test_confidence_is_that_in_what_became_of_a_region(tmp_path, monkeypatch, how):
+    path, probabilities, codes, chances = noise(tmp_path, blockysize=4)
+    whole = polygons(path, probabilities=probabilities, background=True, **how)
+    for row in whole.to_dict("records"):
+        inside = rasterio.features.rasterize([row["geometry"]], codes.shape, transform=UTM).astype(bool)
+        own = chances[row["class_id"]][inside]
+        assert row["pixels"] == own.size
+        if np.isnan(own).all():
+            assert np.isnan(row["mean_conf"])
+        else:
+            assert row["mean_conf"] == pytest.approx(np.nanmean(own), abs=1e-12)
+    monkeypatch.setattr("segkit.vector.runs._READ_PIXELS", 1)
+    monkeypatch.setattr("segkit.vector.runs._WORK_PIXELS", 1)
+    assert_frame_equal(polygons(path, probabilities=probabilities, background=True, **how), whole)
+
+
+OPTIONS = {"min_area": "0.06ha", "fill_holes": "1200m2", "simplify": "15m", "smooth": True}
+
+
+def test_a_file_holds_what_the_frame_holds_however_it_is_batched(tmp_path, monkeypatch):
+    path, probabilities, _, _ = noise(tmp_path)
+    expected = polygons(path, probabilities=probabilities, **OPTIONS)
+    assert shapely.coverage_is_valid(polygons(path, background=True, **OPTIONS).geometry)
+    monkeypatch.setattr("segkit.vector.engine._BATCH_POLYGONS", 2)
+    monkeypatch.setattr("segkit.vector.runs._WORK_PIXELS", 1)
+    assert_frame_equal(polygons(path, probabilities=probabilities, **OPTIONS), expected)
+    summary = vectorize(path, tmp_path / "out.gpkg", probabilities=probabilities, **OPTIONS)
+    assert_frame_equal(read(summary.path), expected, check_dtype=False)
+    assert summary.polygons == expected["class"].value_counts().to_dict()
+    assert summary.hectares == pytest.approx(expected.groupby("class")["area_ha"].sum().to_dict())
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_dissolved_each_class_is_one_row(tmp_path, ending):
+    path, probabilities, codes, chances = noise(tmp_path)
+    single = polygons(path, probabilities=probabilities)
+    frame = polygons(path, probabilities=probabilities, dissolve=True)
+    assert frame["class"].tolist() == ["forest", "Água ✓"]
+    assert frame["pixels"].tolist() == [np.count_nonzero(codes == code) for code in (1, 2)]
+    assert frame["mean_conf"].tolist() == pytest.approx([np.nanmean(chances[code][codes == code]) for code in (1, 2)])
+    assert frame.geometry.is_valid.all()
+    np.testing.assert_allclose(frame["area_ha"], single.groupby("class_id")["area_ha"].sum())
+    summary = vectorize(path, tmp_path / f"out{ending}", probabilities=probabilities, dissolve=True)
+    found = read(summary.path).sort_values("class_id", ignore_index=True)
+    assert found["pixels"].tolist() == frame["pixels"].tolist()
+    assert set(found.geom_type) == {"MultiPolygon"}
+    assert summary.polygons == single["class"].value_counts().to_dict()
+
+
+def test_another_crs(exclusive, tmp_path):
+    here, there = polygons(exclusive, background=True), polygons(exclusive, background=True, to_crs="EPSG:3857")
+    assert there.crs.to_epsg() == 3857
+    assert shapely.coverage_is_valid(there.geometry)
+    np.testing.assert_allclose(there.geometry.to_crs(here.crs).area, here.area, rtol=1e-6)
+    assert_frame_equal(there.drop(columns="geometry"), here.drop(columns="geometry"))
+    summary = vectorize(exclusive, tmp_path / "out.gpkg", background=True, to_crs="EPSG:3857")
+    assert_frame_equal(read(summary.path), there, check_dtype=False)
+    with pytest.raises(UsageError, match="EPSG:0"):
+        polygons(exclusive, to_crs="EPSG:0")
+
+
+def test_names_from_a_file(tmp_path):
+    path = write_raster(tmp_path / "map.tif", CODES)
+    (tmp_path / "names.csv").write_text("value,name\n1,trees\n2,lake\n", encoding="utf-8")
+    assert set(polygons(path, names=tmp_path / "names.csv")["class"]) == {"trees", "lake", "5"}
+    summary = vectorize(path, tmp_path / "out.gpkg", names=tmp_path / "names.csv", classes=["trees"])
+    assert summary.polygons == {"trees": 3}
+
+
+def test_a_class_that_the_map_does_not_have_is_told_at_last(tmp_path):
+    path = write_raster(tmp_path / "foreign.tif", CODES)
+    with pytest.raises(UsageError, match="no class 7"):
+        vectorize(path, tmp_path / "out.gpkg", classes=["7"])
+    assert not (tmp_path / "out.gpkg").exists()
+
+
+@pytest.mark.parametrize("option", ["min_area", "fill_holes", "simplify"])
+def test_sizes_and_distances_have_units(exclusive, tmp_path, option):
+    with pytest.raises(UsageError, match=f"{option} 12: has no unit"):
+        polygons(exclusive, **{option: "12"})
+    with pytest.raises(UsageError, match=f"{option} .* has no unit"):
+        vectorize(exclusive, tmp_path / "out.gpkg", **{option: 1.5})
+    nowhere = write_raster(tmp_path / "nowhere.tif", CODES, crs=None)
+    with (
+        pytest.warns(UserWarning, match="without a CRS"),
+        pytest.raises(UsageError, match=f"{option}: .* write pixels"),
+    ):
+        polygons(nowhere, **{option: "1km" if option == "simplify" else "1ha"})
+    with pytest.warns(UserWarning, match="without a CRS"):
+        assert len(polygons(nowhere, background=True, **{option: "100px"})) == (1 if option == "min_area" else 6)
+
+
+def test_multilabel_regions_are_generalised_each_by_itself(multilabel):
+    frame = polygons(multilabel, min_area="3px", fill_holes="3px", simplify="2px")
+    assert frame[["class", "pixels"]].to_numpy().tolist() == [["tree", 8], ["shadow", 9]]
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_every_format_reads_back_equal(exclusive, tmp_path, ending):
     output = tmp_path / f"out{ending}"
@@ -290,25 +415,8 @@ def test_an_empty_map_is_an_empty_layer(tmp_path, ending):
     found = read(output)
     assert len(found) == 0
     if ending != ".geojson":  # it has columns only in features
-        assert list(found.columns) == ["class_id", "class", "area_ha", "pixels", "geometry"]
+        assert list(found.columns) == ["class_id", "class", "area_ha", "pixels", "perim_m", "geometry"]
         assert found.crs.to_epsg() == 32722
-
-
-def test_geoparquet_says_where_its_rows_are(exclusive, tmp_path):
-    vectorize(exclusive, tmp_path / "out.parquet")
-    metadata = json.loads(parquet.read_schema(tmp_path / "out.parquet").metadata[b"geo"])
-    assert metadata["version"] == "1.1.0"
-    assert "bbox" in metadata["columns"]["geometry"]["covering"]
-
-
-def test_geojson_follows_its_rfc(exclusive, tmp_path):
-    vectorize(exclusive, tmp_path / "out.geojson")
-    written = json.loads((tmp_path / "out.geojson").read_text(encoding="utf-8"))
-    assert "crs" not in written
-    for feature in written["features"]:
-        outer = np.array(feature["geometry"]["coordinates"][0])
-        assert shapely.is_ccw(shapely.linearrings(outer))
-        assert -54 < outer[:, 0].mean() < -50
 
 
 def test_an_unknown_ending_is_refused_before_any_work(tmp_path):
@@ -328,59 +436,28 @@ def test_an_existing_output_is_kept_unless_it_may_be_overwritten(exclusive, tmp_
     assert len(read(output)) == 5
 
 
-@pytest.mark.parametrize("ending", [".shp", ".gpkg"])
-def test_a_write_that_fails_midway_leaves_everything_as_it_was(exclusive, tmp_path, monkeypatch, ending):
-    output = tmp_path / f"out{ending}"
-    vectorize(exclusive, output)
-    before = files_in(tmp_path)
+@pytest.mark.parametrize("call", [lambda path: vectorize(path, path.with_suffix(".gpkg")), polygons])
+def test_whoever_reads_a_map_is_done_before_it_is_closed(tmp_path, monkeypatch, call):
+    path = write_raster(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 5, (64, 64), dtype=np.uint8))
+    monkeypatch.setattr("segkit.vector.engine._BATCH_POLYGONS", 1)
+    monkeypatch.setattr("segkit.vector.runs._WORK_PIXELS", 64)  # many parts are left to read
 
-    def fill_the_disk(frame, path, **options):
-        path.write_bytes(b"half")
-        raise pyogrio.errors.DataSourceError("no space left")
+    def refuse(*arguments, **options):
+        raise ValueError("no more")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pyogrio, "write_dataframe", fill_the_disk)
-        with pytest.raises(OutputError, match=f"out{ending} could not be written: no space left"):
-            vectorize(exclusive, output, classes=["bare"], overwrite=True)
-    with monkeypatch.context() as patch:
-        patch.setitem(FORMATS, ending, replace(FORMATS[ending], count=lambda path, layer: 0))
-        with pytest.raises(OutputError, match="5 polygons were written and 0 read back"):
-            vectorize(exclusive, output, overwrite=True)
-    assert files_in(tmp_path) == before
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    for name in ("table", "shapes"):
+        monkeypatch.setattr(f"segkit.vector.batch.Batch.{name}", refuse)
+    monkeypatch.setattr("segkit.vector.batch.joined", lambda batches: batches)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="no more") as caught:
+        call(path)
+    assert threading.active_count() == before
+    assert caught.traceback  # which holds everything that was not closed
+    assert names_in(tmp_path) == ["map.tif"]
 
 
-def test_a_new_shapefile_does_not_keep_parts_of_the_old_one(exclusive, tmp_path):
-    output = tmp_path / "out.shp"
-    vectorize(exclusive, output)
-    assert (tmp_path / "out.cpg").read_text() == "UTF-8"
-    (tmp_path / "out.qix").write_bytes(b"an index of other polygons")
-    nowhere = write_raster(tmp_path / "nowhere.tif", CODES, crs=None)
-    with pytest.warns(UserWarning, match="area_ha"):
-        vectorize(nowhere, output, overwrite=True)
-    assert {path.suffix for path in tmp_path.glob("out.*")} == {".shp", ".shx", ".dbf", ".cpg"}
-
-
-def test_what_a_shapefile_cannot_hold_is_refused_and_a_geopackage_named(exclusive, tmp_path, monkeypatch):
-    long = write_raster(tmp_path / "long.tif", CODES, legend=[FOREST | {"name": "é" * 128}])
-    with pytest.raises(UsageError, match=r"takes 256 bytes, a shapefile holds 254; write a GeoPackage"):
-        vectorize(long, tmp_path / "out.shp")
-    monkeypatch.setattr("segkit.vector.write._SHAPEFILE_BYTES", 500)
-    with pytest.raises(UsageError, match=r"5 polygons with .* a shapefile holds 2 GB; write a GeoPackage"):
-        vectorize(exclusive, tmp_path / "out.shp")
-    assert not list(tmp_path.glob("out*"))
-
-
-@pytest.mark.parametrize("codes", [CODES, np.tile([0, 1], (5, 40)), np.indices((19, 19)).prod(axis=0) % 2 == 0])
-def test_the_size_of_a_shapefile_is_known_before(tmp_path, monkeypatch, codes):
-    path = write_raster(tmp_path / "map.tif", codes.astype(np.uint8))
-    vectorize(path, tmp_path / "out.shp")
-    size = max((tmp_path / f"out{ending}").stat().st_size for ending in (".shp", ".dbf"))
-    monkeypatch.setattr("segkit.vector.write._SHAPEFILE_BYTES", size * 0.9)
-    with pytest.raises(UsageError, match="a shapefile holds 2 GB"):
-        vectorize(path, tmp_path / "other.shp")
-    monkeypatch.setattr("segkit.vector.write._SHAPEFILE_BYTES", size * 1.5)
-    vectorize(path, tmp_path / "other.shp")
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_importing_is_cheap():

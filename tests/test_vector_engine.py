@@ -1,241 +1,234 @@
-"""The polygon engine against brute force: regions, vertices, rings, areas."""
+"""The polygon engine against brute force and GDAL: regions, vertices, rings; whatever blocks a map is read in."""
 
 from pathlib import Path
 
 import numpy as np
-import pyproj
 import pytest
 import shapely
-from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from rasterio.crs import CRS
-from rasterio.features import shapes
-from rasterio.io import MemoryFile
-from scipy import ndimage
+from reference import (
+    NODATA,
+    NORTH_UP,
+    PATTERNS,
+    image_of,
+    labels,
+    maps,
+    options,
+    rasterio_polygons,
+    same_polygons,
+    traced,
+    vertices,
+)
 
-from segkit.errors import GridError
-from segkit.grid import Grid
 from segkit.raster import grid_of, open_raster
 from segkit.vector import polygons as polygons_of_map
-from segkit.vector.geometry import hectares, polygons_of
-from segkit.vector.regions import label, trace
-from segkit.vector.runs import read_runs
-
-NODATA = 9
-NORTH_UP = Affine(1, 0, 0, 0, -1, 0)
-
-
-def runs_of(codes):
-    height, width = codes.shape
-    profile = {"driver": "GTiff", "height": height, "width": width, "count": 1, "dtype": codes.dtype, "nodata": NODATA}
-    with MemoryFile() as file:
-        with file.open(transform=Affine(2, 0, 0, 0, -2, 0), **profile) as dataset:
-            dataset.write(codes, 1)
-        with file.open() as dataset:
-            return read_runs(dataset, 1, lambda rows: None)
+from segkit.vector.arcs import BAND_ROWS, Generalisation, Tracer
+from segkit.vector.geometry import shapes
+from segkit.vector.ground import nowhere
+from segkit.vector.runs import Codes, Runs, read_runs, strips
+from segkit.vector.sieve import Sieve
 
 
-def traced(codes):
-    """Regions and rings of all codes but NODATA, and the image of region numbers (-1 where there is none)."""
-    runs = runs_of(codes)
-    regions = label(runs, runs.kinds(range(NODATA)))
-    image = np.repeat(regions.of_run, runs.lengths()).reshape(codes.shape)
-    return regions, trace(runs, regions), image
-
-
-def brute_force_labels(codes):
-    """4-connected regions, numbered in raster order of their first pixels, -1 for NODATA."""
-    image = np.full(codes.shape, -1)
-    for code in np.unique(codes[codes != NODATA]):
-        found, _ = ndimage.label(codes == code)
-        image = np.where(found > 0, found + image.max(), image)
-    _, first, flat = np.unique(image, return_index=True, return_inverse=True)
-    outside = int(image.min() < 0)
-    rank = np.argsort(np.argsort(first[outside:]))
-    return np.append(rank, -1)[flat - outside].reshape(codes.shape) if rank.size else image
-
-
-def brute_force_vertices(image):
-    """Corners that each region must have: where its border bends, or where three or more areas meet."""
-    padded = np.pad(image, 1, constant_values=-1)
-    vertices = {}
-    for row, column in np.ndindex(padded.shape[0] - 1, padded.shape[1] - 1):
-        nw, ne, sw, se = padded[row : row + 2, column : column + 2].ravel().tolist()
-        straight = (nw == ne and sw == se) or (nw == sw and ne == se)
-        if not straight:
-            for region in {nw, ne, sw, se} - {-1}:
-                vertices.setdefault(region, set()).add((column, row))
-    return vertices
-
-
-def check(codes):
+def check(codes, **how):
     """State everything that must hold of the polygons of `codes`."""
-    regions, rings, image = traced(codes)
-    np.testing.assert_array_equal(image, brute_force_labels(codes))
-    np.testing.assert_array_equal(regions.pixels, np.bincount(image[image >= 0], minlength=regions.kind.size))
+    polygons, own = traced(codes, **how)
+    image = labels(codes)
+    built = shapes(polygons)
+    regions = [image[codes_at(polygon, codes.shape)] for polygon in built]
+    assert [len(set(region.tolist())) for region in regions] == [1] * len(built)
+    numbers = [int(region[0]) for region in regions]
+    assert sorted(numbers) == list(range(image.max() + 1))
 
-    polygons = polygons_of(rings, NORTH_UP)
-    assert shapely.is_valid(polygons).all()
-    assert shapely.is_ccw(shapely.get_exterior_ring(polygons)).all()
-    np.testing.assert_array_equal(shapely.area(polygons), regions.pixels)
-    assert shapely.coverage_is_valid(polygons)
+    np.testing.assert_array_equal(polygons.pixels, [np.count_nonzero(image == number) for number in numbers])
+    np.testing.assert_array_equal(own, [codes[image == number][0] for number in numbers])
+    np.testing.assert_array_equal(shapely.area(built), polygons.pixels)
+    assert shapely.is_valid(built).all()
+    assert shapely.is_ccw(shapely.get_exterior_ring(built)).all()
+    rings, of = shapely.get_rings(built, return_index=True)
+    np.testing.assert_array_equal(shapely.is_ccw(rings), np.diff(of, prepend=-1) > 0)  # outer ones come first
+    assert shapely.coverage_is_valid(built)
 
-    expected = brute_force_vertices(image)
-    for region, polygon in enumerate(polygons):
-        corners = {(x, -y) for x, y in shapely.get_coordinates(polygon)}
-        assert corners == expected[region]
+    expected = vertices(image)
+    for number, polygon in zip(numbers, built, strict=True):
+        assert {~NORTH_UP @ xy for xy in shapely.get_coordinates(polygon).tolist()} == expected[number]
 
-    found = list(shapes(codes, mask=codes != NODATA, connectivity=4, transform=NORTH_UP))
-    theirs = np.array([shapely.geometry.shape(geometry) for geometry, _ in found], dtype=object)
-    same = shapely.equals(polygons[:, None], theirs[None, :]) & (regions.kind[:, None] == [code for _, code in found])
+    theirs, their_codes = rasterio_polygons(codes)
+    same = shapely.equals(built[:, None], theirs[None, :]) & (own[:, None] == their_codes)
     assert (same.sum(axis=0) == 1).all()
     assert (same.sum(axis=1) == 1).all()
 
 
-maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
-    lambda shape: arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, NODATA]))
-)
-two_classes = st.tuples(st.integers(3, 12), st.integers(3, 12)).flatmap(
-    lambda shape: arrays(np.uint8, shape, elements=st.integers(0, 1))
-)
+def codes_at(polygon, shape):
+    """Pixels whose middle lies in a polygon, bool (H, W)."""
+    rows, columns = np.indices(shape)
+    x, y = NORTH_UP @ (columns.ravel() + 0.5, rows.ravel() + 0.5)
+    return shapely.contains_xy(polygon, x, y).reshape(shape)
 
 
-@settings(max_examples=120, deadline=None)
-@given(maps | two_classes)
-def test_polygons_are_an_exact_valid_coverage(codes):
-    check(codes)
+blocks = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
-RING = [[1, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
-PATTERNS = {
-    "one pixel": [[1]],
-    "one class": np.ones((3, 5)),
-    "no data only": np.full((3, 3), NODATA),
-    "checkerboard": np.indices((6, 7)).sum(axis=0) % 2,
-    "islands in holes in islands": np.minimum.reduce([*np.indices((9, 9)), *np.indices((9, 9))[:, ::-1, ::-1]]) % 2,
-    "holes that touch": RING,
-    "a hole that touches the outer ring": [[1, 1, 1], [1, 0, 1], [1, 1, 0]],
-    "a ring that closes diagonally": [[0, 1, 1], [1, 0, 1], [1, 1, 1]],
-    "a T-junction on a straight side": [[1, 1, 1, 1], [2, 2, 0, 0]],
-    "diagonal no data": [[1, NODATA], [NODATA, 1]],
-}
+@settings(max_examples=150, deadline=None)
+@given(maps(), blocks)
+def test_polygons_are_an_exact_valid_coverage(codes, block):
+    check(codes, block=block)
 
 
 @pytest.mark.parametrize("codes", PATTERNS.values(), ids=PATTERNS.keys())
 def test_patterns(codes):
-    check(np.array(codes, dtype=np.uint8))
+    check(codes)
+    check(codes, block=(1, 1))
 
 
-def test_holes_follow_their_own_outer_ring():
-    _, rings, _ = traced(np.array([[1, 1, 1, 2, 2, 2], [1, 0, 1, 2, 0, 2], [1, 1, 1, 2, 2, 2]], dtype=np.uint8))
-    np.testing.assert_array_equal(np.diff(rings.polygon), [2, 2, 1, 1])
+@settings(max_examples=150, deadline=None)
+@given(maps(14), blocks, st.sampled_from(options()))
+def test_the_result_does_not_depend_on_blocks(codes, block, how):
+    crs = CRS.from_epsg(32633)
+    whole = traced(codes, crs=crs, **how)
+    assert same_polygons(whole, traced(codes, crs=crs, block=(1, 1), **how))
+    assert same_polygons(whole, traced(codes, crs=crs, block=block, **how))
 
 
-def test_strips_join(monkeypatch):
-    codes = np.random.default_rng(0).integers(0, 3, (50, 40), dtype=np.uint8)
-    whole = runs_of(codes)
-    monkeypatch.setattr("segkit.vector.runs._STRIP_PIXELS", 1)
-    strips = runs_of(codes)
-    for name in ("row", "first", "code"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(strips, name))
+@settings(max_examples=60, deadline=None)
+@given(maps(), st.sampled_from(options()), st.sets(st.sampled_from([0, 1, 2])))
+def test_what_is_left_out_does_not_change_the_rest(codes, how, wanted):
+    everything, own = traced(codes, **how)
+    chosen, chosen_codes = traced(codes, wanted=wanted, **how)
+    keep = np.isin(own, list(wanted))
+    assert chosen_codes.tolist() == own[keep].tolist()
+    assert [one.wkb for one in shapes(chosen)] == [one.wkb for one in shapes(everything)[keep]]
+    np.testing.assert_array_equal(chosen.pixels, everything.pixels[keep])
 
 
-def geodesic_hectares(polygon, crs, step):
-    """Area by pyproj's geodesics, along edges cut into pieces of `step` CRS units."""
-    place = pyproj.Transformer.from_crs(crs.to_wkt(), pyproj.CRS.from_wkt(crs.to_wkt()).geodetic_crs, always_xy=True)
-    lonlat = shapely.transform(shapely.segmentize(polygon, step), lambda xy: np.column_stack(place.transform(*xy.T)))
-    area, _ = pyproj.CRS.from_wkt(crs.to_wkt()).get_geod().geometry_area_perimeter(lonlat)
-    return abs(area) / 10_000
+@settings(max_examples=100, deadline=None)
+@given(maps())
+def test_polygons_hold_what_the_map_holds(codes):
+    np.testing.assert_array_equal(image_of(traced(codes), codes), codes)
 
 
-PLACES = {
-    "degrees": (4326, Affine(0.01, 0, 12, 0, -0.01, 64)),
-    "degrees, rotated": (4326, Affine(0.01, 0.004, 12, 0.003, -0.01, 64)),
-    "degrees, south-up": (4326, Affine(0.01, 0, 12, 0, 0.01, -64)),
-    "degrees across the antimeridian": (4326, Affine(0.01, 0, 179.8, 0, -0.01, -17)),
-    "Web Mercator": (3857, Affine(1000, 0, 1.2e6, 0, -1000, 9e6)),
-    "UTM": (32633, Affine(1000, 0, 4e5, 0, -1000, 7.2e6)),
-    "UTM, rotated": (32633, Affine(800, 300, 4e5, 300, -800, 7.2e6)),
-    "LAEA Europe": (3035, Affine(1000, 0, 4.6e6, 0, -1000, 4.8e6)),
-    "feet": (2263, Affine(3000, 0, 9.5e5, 0, -3000, 2e5)),
-    "polar": (3413, Affine(1000, 0, -5e5, 0, -1000, 1e6)),
-}
+def test_the_order_is_that_in_which_regions_end():
+    codes = np.array([[3, 1, 2], [1, 1, 2], [4, 4, 2]], dtype=np.uint8)
+    assert traced(codes)[1].tolist() == [3, 1, 4, 2]
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
-def test_areas_are_those_on_the_ellipsoid(place):
-    code, transform = place
-    crs = CRS.from_epsg(code)
-    codes = np.random.default_rng(1).integers(0, 2, (20, 60), dtype=np.uint8)
-    codes[4], codes[9, 1:] = 5, 6  # strips whose one side is a single long edge
-    codes[10:] = 7
-    regions, rings, image = traced(codes)
-    areas = hectares(rings, transform, crs)
-    pixels = Grid(*codes.shape, transform, crs).hectares()
-    np.testing.assert_allclose(areas, np.bincount(image.ravel(), weights=pixels.ravel()), rtol=1e-6)
-    step = 20 * transform.a / 1000
-    for region in np.flatnonzero(np.isin(regions.kind, [5, 6, 7])):
-        geodesic = geodesic_hectares(polygons_of(rings, transform)[region], crs, step)
-        assert areas[region] == pytest.approx(geodesic, rel=1e-6)
+def repeated(times):
+    """A strip of noise, over and over, with a column of another class on its left that never ends."""
+    strip = np.random.default_rng(0).integers(0, 2, (40, 50), dtype=np.uint8)
+    strip[-1] = NODATA
+    strip[:, 0] = 5
+    return np.tile(strip, (times, 1))
 
 
-def test_a_thin_polygon_with_one_long_edge_keeps_its_area():
-    # 90 km x 10 m along the rim, with a neighbour for each pixel: its edges are cut on one side only.
-    codes = np.ones((2, 9000), dtype=np.uint8)
-    codes[1] = np.arange(9000) % 2
-    crs, transform = CRS.from_epsg(32633), Affine(10, 0, 2e5, 0, -10, 8.2e6)
-    _, rings, image = traced(codes)
-    pixels = Grid(*codes.shape, transform, crs).hectares()
-    expected = np.bincount(image.ravel(), weights=pixels.ravel())
-    np.testing.assert_allclose(hectares(rings, transform, crs), expected, rtol=1e-6)
+def runs_of(codes, rows):
+    """Runs of an array, some rows at a time."""
+    known = {code: kind for kind, code in enumerate(np.unique(codes[codes != NODATA]).tolist())} | {NODATA: -1}
+    for top in range(0, len(codes), rows):
+        first, kind, row = [], [], [0]
+        for line in codes[top : top + rows]:
+            starts = np.flatnonzero(np.diff(line.astype(int), prepend=-1))
+            first += starts.tolist()
+            kind += [known[code] for code in line[starts].tolist()]
+            row.append(len(first))
+        yield Runs(top, np.array(row), np.array(first, np.int32), np.array(kind, np.int32), codes.shape[1])
 
 
-def test_a_world_map_whose_polygons_lie_on_one_side():
-    codes = np.full((18, 36), NODATA, dtype=np.uint8)
-    codes[2:9, :20] = np.random.default_rng(2).integers(0, 2, (7, 20))
-    codes[3:15, 25:36] = 3
-    crs, transform = CRS.from_epsg(4326), Affine(10, 0, -180, 0, -10, 90)
-    _, rings, image = traced(codes)
-    pixels = Grid(*codes.shape, transform, crs).hectares()
-    expected = np.bincount(image[image >= 0], weights=pixels[image >= 0])
-    np.testing.assert_allclose(hectares(rings, transform, crs), expected, rtol=1e-9)
+@pytest.mark.parametrize("form", [Generalisation(), Generalisation(1.5, smooth=True)], ids=["exact", "simplified"])
+def test_memory_follows_what_is_open_and_not_the_map(form):
+    wanted = np.array([True, True, False])
+
+    def used(times):
+        tracer = Tracer(50, NORTH_UP, nowhere(), form)
+        for runs in runs_of(repeated(times), 10):
+            tracer.trace(runs, wanted)
+        assert len(tracer.finish(40 * times).kind) == 0  # the last row is no data but for what is not wanted
+        return tracer._tables.free[1::2].tolist()
+
+    assert used(180) == used(60)
 
 
-def test_a_polygon_around_a_pole_has_no_area_and_its_neighbours_do():
-    codes = np.zeros((8, 8), dtype=np.uint8)
-    codes[0, 0] = 1
-    areas = hectares(traced(codes)[1], Affine(1e5, 0, -4.1e5, 0, -1e5, 4.1e5), CRS.from_epsg(3413))
-    assert np.isfinite(areas[0])
-    assert np.isnan(areas[1])
+@pytest.mark.parametrize("holes", [False, True])
+def test_the_sieve_holds_back_what_is_small_and_not_the_map(holes):
+    sieve = Sieve(50, 12, (1, 1), holes=holes, rows=12)
+    held = 0
+    for runs in runs_of(repeated(60), 10):
+        sieve.sift(runs, runs.lengths(), np.arange(3, dtype=np.int32))
+        held = max(held, sieve._held.height)
+    assert held < 100
 
 
-@pytest.mark.parametrize("crs", [None, CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')], ids=["none", "local"])
-def test_no_place_on_the_ground_means_no_area(crs):
-    with pytest.raises(GridError):
-        hectares(traced(np.ones((2, 2), dtype=np.uint8))[1], NORTH_UP, crs)
+def test_borders_that_cross_bands_fit():
+    codes = np.random.default_rng(1).integers(0, 2, (2 * BAND_ROWS // 3 + 20, 5), dtype=np.uint8)
+    codes = np.kron(codes, np.ones((3, 3), dtype=np.uint8))
+    how = {"simplify": "2px", "smooth": True}
+    whole = traced(codes, **how)
+    assert same_polygons(whole, traced(codes, block=(1000, 15), **how))
+    assert shapely.coverage_is_valid(shapes(whole[0]))
+    exact = shapes(traced(codes)[0])
+    assert shapely.union_all(shapes(whole[0])).equals(shapely.union_all(exact))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
+def test_codes_of_any_type(tmp_path, write_raster, dtype):
+    codes = np.random.default_rng(0).choice(np.array([0, 1, 3, 100], dtype=dtype), (30, 200))
+    with open_raster(write_raster("map.tif", codes, nodata=3)) as dataset:
+        met = []
+        parts = list(read_runs(dataset, 1, Codes(3, met.append), block=(7, 33)))
+    values = np.array([*met, 3])  # the last one stands for -1
+    found = np.concatenate([np.repeat(values[runs.kind], runs.lengths()).reshape(-1, 200) for runs in parts])
+    np.testing.assert_array_equal(found, codes)
+    assert sorted(met) == [0, 1, 100]
+
+
+def test_strips_are_whole_blocks(write_raster):
+    path = write_raster("map.tif", np.zeros((100, 20000), dtype=np.uint8), tiled=True, blockxsize=64, blockysize=32)
+    with open_raster(path) as dataset:
+        windows = list(strips(dataset))
+    assert [window.height for window in windows] == [100]
+    path = write_raster("wide.tif", np.zeros((100, 200_000), dtype=np.uint8), blockysize=8)
+    with open_raster(path) as dataset:
+        windows = list(strips(dataset))
+    assert [(window.row_off, window.height) for window in windows] == [
+        *((top, 16) for top in range(0, 96, 16)),
+        (96, 4),
+    ]
 
 
 NLCD = Path(__file__).parents[2] / "shared" / "data" / "label_maps" / "nlcd.tif"
 
 
-@pytest.mark.skipif(not NLCD.exists(), reason="needs the shared data")
-def test_a_real_map():
-    frame = polygons_of_map(NLCD, background=True)
-    assert len(frame) == 41_563
-    assert shapely.is_valid(frame.geometry).all()
-    with open_raster(NLCD) as dataset:
-        grid = grid_of(dataset)
-    np.testing.assert_allclose(frame.area, frame["pixels"] * abs(grid.transform.determinant), rtol=1e-9)
-    assert frame["pixels"].sum() == grid.height * grid.width
-    assert frame["area_ha"].sum() == pytest.approx(grid.hectares().sum(), rel=1e-8)
-    # A valid coverage: each directed edge is there once, and all but those of the rim have their reverse.
-    vertices, ring = shapely.get_coordinates(shapely.get_rings(frame.geometry), return_index=True)
-    corners = np.rint((vertices - grid.transform[2::3][:2]) / (grid.transform.a, grid.transform.e)).astype(int)
+def directed_edges(frame, grid):
+    """Edges as pairs of corner numbers, forwards and backwards, with their lengths in pixels."""
+    places, ring = shapely.get_coordinates(shapely.get_rings(frame.geometry), return_index=True)
+    corners = np.rint((places - grid.transform[2::3][:2]) / (grid.transform.a, grid.transform.e)).astype(int)
     start, end = (part[ring[1:] == ring[:-1]] for part in (corners[:-1], corners[1:]))
     number, many = np.array([1, grid.width + 1]), (grid.width + 1) * (grid.height + 1)
     forward, back = (a @ number * many + b @ number for a, b in ((start, end), (end, start)))
+    return forward, back, np.abs(end - start).sum(axis=1)
+
+
+@pytest.mark.skipif(not NLCD.exists(), reason="needs the shared data")
+@pytest.mark.parametrize(
+    ("how", "count"), [({}, 41_563), ({"simplify": "3px"}, 41_563), ({"min_area": "12px", "simplify": "100m"}, None)]
+)
+def test_a_real_map(how, count):
+    frame = polygons_of_map(NLCD, background=True, **how)
+    assert count is None or len(frame) == count
+    assert shapely.is_valid(frame.geometry).all()
+    with open_raster(NLCD) as dataset:
+        grid = grid_of(dataset)
+        codes = dataset.read(1)
+    assert frame["pixels"].sum() == grid.height * grid.width
+    if not how:
+        pixel = abs(grid.transform.determinant)
+        np.testing.assert_allclose(frame.area, frame["pixels"] * pixel, rtol=1e-9)
+        assert frame.groupby("class_id")["pixels"].sum().tolist() == np.unique(codes, return_counts=True)[1].tolist()
+    if "min_area" in how:
+        assert frame["pixels"].min() >= 12
+    assert frame["area_ha"].sum() == pytest.approx(grid.hectares().sum(), rel=1e-8)
+    # A valid coverage: each directed edge is there once, and all but those of the rim have their reverse.
+    forward, back, length = directed_edges(frame, grid)
     assert np.diff(np.sort(forward)).all()
     rim = ~np.isin(forward, back, kind="sort")
-    assert np.abs(end - start)[rim].sum() == 2 * (grid.width + grid.height)
+    assert length[rim].sum() == 2 * (grid.width + grid.height)

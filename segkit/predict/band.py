@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from segkit.grid import Grid
-from segkit.predict.engine import Block, Part, behind, predict_blocks
+from segkit.predict.engine import Block, Part, predict_blocks
 from segkit.predict.network import Runner
 from segkit.predict.plan import Band, Tiling
 from segkit.predict.products import PRODUCTS
@@ -28,6 +28,7 @@ from segkit.predict.region import Region
 from segkit.predict.summary import Tally
 from segkit.raster import MapFormat, Scene, open_raster, read_window, writing_part
 from segkit.task import Task
+from segkit.threads import behind
 
 # Columns of a seam that are decided at once, and rows of a block that are written at once.
 _COLUMNS, _ROWS = 4096, 256

@@ -1,99 +1,129 @@
-"""Geometry: rings in grid corners -> shapely polygons and their true areas."""
+"""Geometry: rings -> shapely polygons, or the well-known binary that files take without any Python object."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pyproj
 import shapely
-from affine import Affine
 from numpy.typing import NDArray
-from pyproj.exceptions import ProjError
-from rasterio.crs import CRS
 
-from segkit.errors import GridError
-from segkit.grid import crs_name, equal_area
-from segkit.vector.regions import Rings
+from segkit.errors import OutputError
+from segkit.vector.arcs import Polygons
+from segkit.vector.kernel import compiled
 
-# Edges are measured in pieces of at most 10 km, see `hectares`.
-_PIECE_METRES = 10_000.0
-_EARTH_RADIUS_METRES = 6_371_007.0
+if TYPE_CHECKING:
+    from pyarrow import BinaryArray
 
-
-def polygons_of(rings: Rings, transform: Affine) -> NDArray[np.object_]:
-    """Build shapely polygons in CRS coordinates, (regions,), with outer rings counter-clockwise."""
-    vertices = np.column_stack(_placed(rings, transform))
-    polygons = shapely.from_ragged_array(shapely.GeometryType.POLYGON, vertices, (rings.ring, rings.polygon))
-    return np.asarray(shapely.orient_polygons(polygons))
+# Of OGC 06-103r4, "Simple feature access", section 8: byte order and kind of geometry, and counts.
+_HEAD_BYTES, _COUNT_BYTES, _VERTEX_BYTES = 5, 4, 16
+_POLYGON, _MULTIPOLYGON = 3, 6
+_MOST_BYTES = 2**31 - 1
 
 
-def hectares(rings: Rings, transform: Affine, crs: CRS | None) -> NDArray[np.float64]:
-    """True areas of the polygons on the CRS's ellipsoid, (regions,).
+def shapes(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> NDArray[np.object_]:
+    """Build shapely polygons, or multipolygons of the polygons from `parts[i]` to `parts[i + 1]`."""
+    offsets = (polygons.ring, polygons.polygon)
+    if parts is None:
+        return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, polygons.vertices, offsets))
+    kind = shapely.GeometryType.MULTIPOLYGON
+    return np.asarray(shapely.from_ragged_array(kind, polygons.vertices, (*offsets, parts)))
 
-    NaN where a polygon reaches out of what the CRS can place, or holds a pole.
 
-    Vertices are taken to an equal-area cylinder, where the shoelace formula gives the area. An edge that is straight in
-    the CRS may curve there, by which thin polygons with long edges would be wrong by parts in a thousand. So each edge
-    is measured in n pieces and in 2n; the error falls with the square of n, and Richardson's extrapolation,
-    (4 A(2n) - A(n)) / 3, cancels it. Pieces of 10 km leave less than a part in a million.
+def binary(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> BinaryArray:
+    """Write polygons, or multipolygons of the polygons from `parts[i]` to `parts[i + 1]`, as well-known binary.
 
     Raises
     ------
-    GridError
-        The CRS is missing, or does not say where on the ground it is.
+    OutputError
+        It would take more than 2 GB.
     """
-    if not rings.ring[-1]:
-        return np.empty(0)
-    if crs is None:
-        raise GridError("without a CRS there are no true areas; assign one first (gdal_edit.py -a_srs)")
-    x, y = _placed(rings, transform)
-    last = rings.ring[1:] - 1
-    edge = np.delete(np.arange(x.size), last)
-    dx, dy = x[edge + 1] - x[edge], y[edge + 1] - y[edge]
-    pieces = 2 * np.maximum(1, np.ceil(np.hypot(dx, dy) * _metres(crs) / _PIECE_METRES).astype(np.int64))
-    # Each ring as its edges' pieces, not closed: its last point's next one is its first.
-    first_of_edge = np.concatenate(([0], np.cumsum(pieces)))
-    ring = first_of_edge[rings.ring - np.arange(rings.ring.size)]
-    share = (np.arange(first_of_edge[-1]) - np.repeat(first_of_edge[:-1], pieces)) / np.repeat(pieces, pieces)
-    x = np.repeat(x[edge], pieces) + share * np.repeat(dx, pieces)
-    y = np.repeat(y[edge], pieces) + share * np.repeat(dy, pieces)
-    try:
-        x, y = equal_area(crs, x, y)
-    except (ValueError, ProjError) as error:
-        raise GridError(f"the CRS {crs_name(crs)} does not say where on the ground it lies ({error})") from error
-    ellipsoid = pyproj.CRS.from_wkt(crs.to_wkt()).ellipsoid
-    assert ellipsoid is not None  # equal_area refuses a CRS without
-    around = 2 * np.pi * ellipsoid.semi_major_metre
-    fine = _shoelace(x, y, ring, rings.polygon, around)
-    coarse = _shoelace(x[::2], y[::2], ring // 2, rings.polygon, around)
-    return np.abs(4 * fine - coarse) / 3 / 10_000
+    import pyarrow as pa
+
+    rings, vertices = np.diff(polygons.polygon), np.diff(polygons.ring[polygons.polygon])
+    size = _HEAD_BYTES + _COUNT_BYTES + _COUNT_BYTES * rings + _VERTEX_BYTES * vertices
+    if parts is not None:
+        ends = np.concatenate(([0], np.cumsum(size)))[parts]
+        size = _HEAD_BYTES + _COUNT_BYTES + np.diff(ends)
+    start = np.concatenate(([0], np.cumsum(size)))
+    if start[-1] > _MOST_BYTES:
+        raise OutputError(
+            f"{len(size)} polygons take {start[-1] / 2**30:.1f} GB at once, and a format holds 2 GB in one; "
+            "do not dissolve them, or simplify them"
+        )
+    out = np.empty(start[-1], dtype=np.uint8)
+    raw = np.ascontiguousarray(polygons.vertices).view(np.uint8).ravel()
+    _write_binary(raw, polygons.ring, polygons.polygon, np.empty(0, dtype=np.int64) if parts is None else parts, out)
+    return pa.Array.from_buffers(
+        pa.binary(), len(size), [None, pa.py_buffer(start.astype(np.int32)), pa.py_buffer(out)]
+    )
 
 
-def _placed(rings: Rings, transform: Affine) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Vertices in CRS coordinates; a corner's are the same bits in every ring."""
-    t = transform
-    return t.a * rings.column + t.b * rings.row + t.c, t.d * rings.column + t.e * rings.row + t.f
+def joined(several: Sequence[Polygons]) -> Polygons:
+    """Put polygons one after the other."""
+    if len(several) == 1:
+        return several[0]
+    columns = {field.name: [getattr(one, field.name) for one in several] for field in fields(Polygons)}
+    whole = {name: np.concatenate(parts) for name, parts in columns.items() if name not in ("ring", "polygon")}
+    return Polygons(ring=_appended(columns["ring"]), polygon=_appended(columns["polygon"]), **whole)
 
 
-def _metres(crs: CRS) -> float:
-    """Metres in a unit of the CRS, roughly."""
-    _, factor = crs.units_factor
-    return float(factor) * (_EARTH_RADIUS_METRES if crs.is_geographic else 1)
+def sorted_by_kind(polygons: Polygons) -> Polygons:
+    """Bring the polygons of each kind together, in their order."""
+    order = np.argsort(polygons.kind, kind="stable")
+    rings = _slices(polygons.polygon, order)
+    vertices = _slices(polygons.ring, rings)
+    columns = {field.name: getattr(polygons, field.name) for field in fields(Polygons)}
+    moved = {name: column[order] for name, column in columns.items() if name not in ("vertices", "ring", "polygon")}
+    return replace(
+        polygons,
+        vertices=polygons.vertices[vertices],
+        ring=_offsets(np.diff(polygons.ring)[rings]),
+        polygon=_offsets(np.diff(polygons.polygon)[order]),
+        **moved,
+    )
 
 
-def _shoelace(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    ring: NDArray[np.int64],
-    polygon: NDArray[np.int64],
-    around: float,
-) -> NDArray[np.float64]:
-    """Signed areas, (regions,), of rings that are not closed, on a cylinder that measures `around` at its equator."""
-    start = ring[polygon[:-1]]
-    following = np.arange(1, x.size + 1)
-    following[ring[1:] - 1] = ring[:-1]
-    with np.errstate(invalid="ignore"):  # infinite where the CRS has no place
-        dx = x[following] - x
-        dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
-        area = np.add.reduceat(dx * (y + y[following]) / 2, start)
-        holds_pole = np.abs(np.add.reduceat(dx, start)) > around / 2
-    return np.where(holds_pole, np.nan, area)
+def _slices(starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers from starts[i] to starts[i + 1], for each i of an order."""
+    size = np.diff(starts)[order]
+    return np.repeat(starts[order] - _offsets(size)[:-1], size) + np.arange(size.sum())
+
+
+def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+
+
+def _appended(starts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return _offsets(np.concatenate([np.diff(one) for one in starts]))
+
+
+@compiled
+def _write_binary(raw, ring, polygon, parts, out):  # type: ignore[no-untyped-def]
+    n = group = 0
+    for p in range(polygon.size - 1):
+        while group + 1 < parts.size and parts[group] == p:
+            n = _head(out, n, _MULTIPOLYGON, parts[group + 1] - parts[group])
+            group += 1
+        n = _head(out, n, _POLYGON, polygon[p + 1] - polygon[p])
+        for r in range(polygon[p], polygon[p + 1]):
+            start, end = ring[r], ring[r + 1]
+            n = _number(out, n, end - start)
+            for k in range(_VERTEX_BYTES * start, _VERTEX_BYTES * end):
+                out[n] = raw[k]
+                n += 1
+
+
+@compiled
+def _head(out, n, kind, count):  # type: ignore[no-untyped-def]
+    out[n] = 1  # the least byte first
+    return _number(out, _number(out, n + 1, kind), count)
+
+
+@compiled
+def _number(out, n, number):  # type: ignore[no-untyped-def]
+    for k in range(4):
+        out[n + k] = number >> (8 * k) & 255
+    return n + 4

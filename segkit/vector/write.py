@@ -1,23 +1,45 @@
-"""Polygons -> files. A format is one row of `FORMATS`."""
+"""Polygons -> files, in batches. A format is one row of `FORMATS`."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputError, UsageError
-from segkit.files import staged
+import numpy as np
+from numpy.typing import NDArray
+
+from segkit.errors import OutputError, SegkitError, UsageError
+from segkit.files import check_output, staged
+from segkit.grid import Grid
+from segkit.raster import PathLike
+from segkit.vector.geojson import geojson
+from segkit.vector.geoparquet import geoparquet, look_geoparquet
+from segkit.vector.legend import Legend, MapClass
+from segkit.vector.ogr import (
+    flatgeobuf,
+    geopackage,
+    look_flatgeobuf,
+    look_geopackage,
+    look_ogr,
+    look_shapefile,
+    shapefile,
+)
+from segkit.vector.plan import Found, Plan, Sink, geometries, parts
+from segkit.vector.style import is_ours, qml
 
 if TYPE_CHECKING:
+    import pyproj
     from geopandas import GeoDataFrame
+    from pyarrow import Schema, Table
 
-# What shapefile readers agree on.
-_SHAPEFILE_BYTES = 2**31
-_SHAPEFILE_TEXT_BYTES = 254
+# Bytes of geometries that are converted at a time.
+_PART_BYTES = 2**25
 
 
 @dataclass(frozen=True)
@@ -26,20 +48,33 @@ class Format:
 
     Parameters
     ----------
-    write
-        Called with the polygons, the path and the layer's name; refuses, before writing, what the format cannot hold.
-    count
-        Polygons in a layer of a written file, called with its path and the layer's name.
+    sink
+        Called with a plan, gives a function that takes polygons and their layer's name; it refuses, before writing,
+        what the format cannot hold. On leaving, the file is complete.
+    look
+        Opens a written layer again, called with its path and name.
     layered
         Whether a file can hold several layers.
+    lonlat
+        Whether the format holds longitude and latitude (WGS 84) with seven decimals and nothing else.
     companions
         Endings of files beside it that belong to it and would be wrong about a new one.
     """
 
-    write: Callable[[GeoDataFrame, Path, str], None]
-    count: Callable[[Path, str], int]
+    sink: Callable[[Plan], AbstractContextManager[Sink]]
+    look: Callable[[Path, str], Found]
     layered: bool = False
+    lonlat: bool = False
     companions: tuple[str, ...] = ()
+
+
+FORMATS = {
+    ".shp": Format(shapefile, look_shapefile, companions=(".prj", ".qix", ".sbn", ".sbx", ".shp.xml")),
+    ".gpkg": Format(geopackage, look_geopackage, layered=True, companions=(".gpkg-wal", ".gpkg-shm", ".gpkg-journal")),
+    ".parquet": Format(geoparquet, look_geoparquet),
+    ".fgb": Format(flatgeobuf, look_flatgeobuf),
+    ".geojson": Format(geojson, look_ogr, lonlat=True),
+}
 
 
 def format_of(path: Path) -> Format:
@@ -59,105 +94,254 @@ def format_of(path: Path) -> Format:
         ) from None
 
 
-def write_polygons(frame: GeoDataFrame, path: Path, *, layers: Sequence[str] = ()) -> None:
-    """Write polygons under another name, re-open and count them, and rename.
+@contextmanager
+def writing(
+    path: PathLike,
+    grid: Grid,
+    legend: Legend,
+    *,
+    layers: Sequence[str] = (),
+    confidence: bool = False,
+    multi: bool = False,
+    to_crs: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Iterator[Writer]:
+    """Write a map's polygons in batches: under another name, re-opened and compared, renamed.
+
+    When the block raises, nothing under the final name has changed. A style for QGIS (.qml) is put beside the file,
+    unless one is there that segkit did not write.
 
     Parameters
     ----------
+    path
+        Its ending names the format (see `FORMATS`).
+    grid
+        The map's: polygons come in its CRS.
+    legend
+        The map's, for the style.
     layers
-        Classes of which each becomes a layer of its own where the format has layers.
+        Class names that each become a layer, empty or not, where the format has layers; in this order.
+    confidence
+        Whether batches have the column `mean_conf`.
+    multi
+        Whether batches hold multipolygons.
+    to_crs
+        What polygons are transformed to, as PROJ reads it: "EPSG:4326". Areas and perimeters stay.
+    tags
+        The map's own metadata (`dataset.tags()`), for what the file says about where it comes from.
+    overwrite
+        Whether a file of this name is replaced.
+
+    Yields
+    ------
+    Writer
+        `write(batch, layer)` takes polygons, any number of times.
 
     Raises
     ------
-    UsageError
-        The ending names no format, or the format cannot hold the polygons.
+    UsageError, OutputExistsError
+        The output cannot be written, has an unknown ending, or is there and `overwrite` is false; or its format cannot
+        hold the polygons.
+    GridError
+        A polygon has no place in `to_crs`.
     OutputError
         The file could not be written, or does not read back.
     """
-    from pyarrow import ArrowException
+    target = check_output(path, overwrite=overwrite)
+    form = format_of(target)
+    move, crs, splits = _projection(target, form, grid, to_crs)
+    met = {one for one in legend.classes if not one.background}
 
-    form = format_of(path)
-    parts = {name: frame[frame["class"] == name] for name in layers} if layers and form.layered else {path.stem: frame}
-    with staged(path) as part:
-        try:
-            for name, polygons in parts.items():
-                form.write(polygons, part, name)
-            found = {name: form.count(part, name) for name in parts}
-        except (OSError, RuntimeError, ArrowException) as error:  # pyogrio's errors are RuntimeErrors
-            raise OutputError(f"{path} could not be written: {error}") from error
-        for name, polygons in parts.items():
-            if found[name] != len(polygons):
-                raise OutputError(
-                    f"{path}: {len(polygons)} polygons were written and {found[name]} read back; is the disk full?"
-                )
+    def style(layer: str) -> str:
+        shown = [one for one in legend.classes if one in met]
+        shown += sorted(met.difference(shown), key=lambda one: one.value)
+        return qml((one for one in shown if layer in (one.name, target.stem)), see_through=legend.multilabel)
+
+    with staged(target) as part, ExitStack() as stack:
+        plan = Plan(
+            part,
+            _schema(confidence),
+            crs,
+            "Unknown" if form.lonlat else "MultiPolygon" if multi or splits else "Polygon",
+            tuple(layers) if form.layered and layers else (target.stem,),
+            _about(legend, tags or {}),
+            style,
+        )
+        with _told(target):
+            sink = stack.enter_context(form.sink(plan))
+        writer = Writer(plan, sink, legend, met, move)
+        yield writer
+        with _told(target):
+            stack.close()
+            _verify(plan, form, writer.counts, target.name)
+            beside = target.with_suffix(".qml")
+            if is_ours(beside) or not beside.exists():
+                part.with_suffix(".qml").write_text(style(target.stem), encoding="utf-8")
         stale = [ending for ending in form.companions if not part.with_suffix(ending).exists()]
     for ending in stale:
-        path.with_suffix(ending).unlink(missing_ok=True)
+        target.with_suffix(ending).unlink(missing_ok=True)
 
 
-def _write_ogr(frame: GeoDataFrame, path: Path, layer: str, *, driver: str, **options: Any) -> None:
-    import pyogrio
+class Writer:
+    """Takes polygons in batches; made by `writing`."""
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'crs' was not provided")  # the missing areas say so already
-        pyogrio.write_dataframe(frame, path, layer=layer, driver=driver, geometry_type="Polygon", **options)
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Sink,
+        legend: Legend,
+        met: set[MapClass],
+        move: Callable[[NDArray[Any]], NDArray[Any]] | None,
+    ) -> None:
+        self.counts = dict.fromkeys(plan.layers, 0)
+        self._plan = plan
+        self._sink = sink
+        self._legend = legend
+        self._met = met
+        self._move = move
+
+    def write(self, batch: GeoDataFrame | Table, layer: str | None = None) -> None:
+        """Write polygons.
+
+        Parameters
+        ----------
+        batch
+            Columns class_id (int32), class (str), area_ha, pixels (int64), perim_m, mean_conf (with `confidence`) and
+            geometry, in any order. Outer rings run counter-clockwise, holes clockwise. A GeoDataFrame, or, which is
+            faster, a pyarrow Table whose `geometry` is WKB (binary) and whose nulls stand for NaN. Memory holds two
+            batches or so: some ten thousand polygons each are quick and small.
+        layer
+            One of `layers`, where they were given. Batches of one layer should follow each other.
+        """
+        import pyarrow.compute as pc
+
+        if len(self._plan.layers) == 1:
+            layer = self._plan.layers[0]
+        if layer not in self.counts:
+            raise ValueError(f"{layer!r} is no layer of {self._plan.path.name}; it has {', '.join(self.counts)}")
+        table = _as_table(batch, self._plan.schema)
+        if not self._legend.multilabel:
+            self._met.update(self._legend.class_of(1, value) for value in pc.unique(table["class_id"]).to_pylist())
+        for part in parts(table, _PART_BYTES):
+            if self._move is not None or self._plan.geometry_type == "MultiPolygon":
+                part = self._moved(part)
+            with _told(self._plan.path):
+                self._sink(part, layer)
+            self.counts[layer] += part.num_rows
+
+    def _moved(self, table: Table) -> Table:
+        import pyarrow as pa
+        import shapely
+
+        polygons = shapely.from_wkb(geometries(table))
+        if self._move is not None:
+            polygons = self._move(polygons)
+        if self._plan.geometry_type == "MultiPolygon":
+            single = shapely.get_type_id(polygons) == shapely.GeometryType.POLYGON
+            polygons[single] = shapely.multipolygons(polygons[single][:, None])
+        return table.set_column(table.num_columns - 1, "geometry", pa.array(shapely.to_wkb(polygons), pa.binary()))
 
 
-def _count_ogr(path: Path, layer: str) -> int:
-    import pyogrio
+def _schema(confidence: bool) -> Schema:
+    import pyarrow as pa
 
-    return int(pyogrio.read_info(path, layer=layer, force_feature_count=True)["features"])
+    columns = {"class_id": pa.int32(), "class": pa.string(), "area_ha": pa.float64(), "pixels": pa.int64()}
+    columns |= {"perim_m": pa.float64()} | ({"mean_conf": pa.float64()} if confidence else {})
+    return pa.schema(columns | {"geometry": pa.binary()})
 
 
-def _write_shapefile(frame: GeoDataFrame, path: Path, layer: str) -> None:
+def _as_table(batch: GeoDataFrame | Table, schema: Schema) -> Table:
+    """Bring a batch into a schema; NaN becomes null."""
+    import pyarrow as pa
     import shapely
 
-    way_out = "write a GeoPackage (.gpkg) instead"
-    longest = frame["class"].str.encode("utf-8").str.len().max() if len(frame) else 0
-    if longest > _SHAPEFILE_TEXT_BYTES:
-        raise UsageError(
-            f"{path.name}: a class name takes {longest} bytes, a shapefile holds {_SHAPEFILE_TEXT_BYTES}; {way_out}"
-        )
-    rings = len(frame) + int(shapely.get_num_interior_rings(frame.geometry).sum())
-    vertices = int(shapely.get_num_coordinates(frame.geometry).sum())
-    # A polygon's header and box, its rings' starts, x and y; and its row of numbers and text.
-    shapes, rows = 52 * len(frame) + 4 * rings + 16 * vertices, len(frame) * (100 + max(80, longest))
-    if max(shapes, rows) >= _SHAPEFILE_BYTES:
-        raise UsageError(
-            f"{path.name}: {len(frame)} polygons with {vertices} vertices take {max(shapes, rows) / 2**30:.1f} GB, "
-            f"a shapefile holds 2 GB; {way_out}"
-        )
-    _write_ogr(frame, path, layer, driver="ESRI Shapefile", encoding="UTF-8")
+    columns = []
+    for field in schema:
+        column = batch[field.name]
+        if isinstance(batch, pa.Table):
+            column = column.cast(field.type)
+            if pa.types.is_floating(field.type):
+                column = pa.array(column.to_numpy(), from_pandas=True)
+        elif field.name == "geometry":
+            column = pa.array(shapely.to_wkb(np.asarray(column)), field.type)
+        else:
+            column = pa.array(column, field.type, from_pandas=True)
+        columns.append(column)
+    return pa.table(columns, schema=schema)
 
 
-def _write_geojson(frame: GeoDataFrame, path: Path, layer: str) -> None:
-    if frame.crs is None:
-        raise UsageError(
-            f"{path.name}: GeoJSON holds longitude and latitude, and the map has no CRS; "
-            "assign one (gdal_edit.py -a_srs) or use another format"
-        )
-    _write_ogr(frame, path, layer, driver="GeoJSON", RFC7946="YES")
+def _crs_of(grid: Grid) -> pyproj.CRS | None:
+    import pyproj
+
+    return None if grid.crs is None else pyproj.CRS.from_wkt(grid.crs.to_wkt())
 
 
-def _write_parquet(frame: GeoDataFrame, path: Path, layer: str) -> None:
-    frame.to_parquet(path, index=False, schema_version="1.1.0", write_covering_bbox=True)
+def _projection(
+    target: Path, form: Format, grid: Grid, to_crs: str | None
+) -> tuple[Callable[[NDArray[Any]], NDArray[Any]] | None, pyproj.CRS | None, bool]:
+    """Return what moves polygons (None where they stay), their CRS, and whether they may come out in several parts."""
+    from segkit.vector.project import Projection
+
+    if form.lonlat:
+        if grid.crs is None:
+            raise UsageError(
+                f"{target.name}: GeoJSON holds longitude and latitude, and the map has no CRS; "
+                "assign one (gdal_edit.py -a_srs) or use another format"
+            )
+        if to_crs is not None and Projection(grid, to_crs).crs != Projection(grid, "EPSG:4326").crs:
+            raise UsageError(f"{target.name}: GeoJSON holds EPSG:4326 and not {to_crs}; write another format")
+        to_crs = "EPSG:4326"
+    if to_crs is None:
+        return None, _crs_of(grid), False
+    projection = Projection(grid, to_crs, decimals=7 if form.lonlat else None)
+    return projection, projection.crs, projection.splits
 
 
-def _count_parquet(path: Path, layer: str) -> int:
-    from pyarrow.parquet import read_metadata
+def _about(legend: Legend, tags: Mapping[str, str]) -> dict[str, str]:
+    """Say where polygons come from."""
+    about = {"segkit_map": Path(legend.map_name).name}
+    about |= {key: tags[key] for key in ("segkit_model",) if key in tags}
+    if "segkit_date" in tags:
+        about["segkit_map_date"] = tags["segkit_date"]
+    return about | {"segkit_version": version("segkit"), "segkit_date": datetime.now(UTC).isoformat(timespec="seconds")}
 
-    return int(read_metadata(path).num_rows)
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what libraries raise while they write into one error of ours."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except SegkitError:
+        raise
+    except (OSError, RuntimeError, ArrowException, sqlite3.Error) as error:  # pyogrio's errors are RuntimeErrors
+        raise OutputError(f"{path.name} could not be written: {error}; is the disk full?") from error
 
 
-FORMATS = {
-    ".shp": Format(_write_shapefile, _count_ogr, companions=(".prj", ".qix", ".sbn", ".sbx", ".shp.xml")),
-    ".gpkg": Format(
-        partial(_write_ogr, driver="GPKG"),
-        _count_ogr,
-        layered=True,
-        companions=(".gpkg-wal", ".gpkg-shm", ".gpkg-journal"),
-    ),
-    ".parquet": Format(_write_parquet, _count_parquet),
-    ".fgb": Format(partial(_write_ogr, driver="FlatGeobuf"), _count_ogr),
-    ".geojson": Format(_write_geojson, _count_ogr),
-}
+def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> None:
+    """Open a written file again and compare it with what was to be written."""
+    columns = tuple(plan.schema.names[:-1])
+    for layer, count in counts.items():
+        found = form.look(plan.path, layer)
+        if found.polygons != count:
+            raise OutputError(
+                f"{name}: {count} polygons were written and {found.polygons} read back; is the disk full?"
+            )
+        if count and found.columns != columns:
+            raise OutputError(f"{name}: the columns {', '.join(columns)} read back as {', '.join(found.columns)}")
+        if plan.crs is not None and not _same_crs(plan.crs, found.crs):
+            raise OutputError(
+                f"{name}: the CRS {plan.crs.name} does not read back; write another format, or use --to-crs"
+            )
+
+
+def _same_crs(expected: pyproj.CRS, found: Any) -> bool:
+    import pyproj
+
+    if found is None:
+        return False
+    crs = pyproj.CRS.from_user_input(found)
+    # A shapefile keeps what Esri's WKT says, which is less than all.
+    return bool(crs.equals(expected, ignore_axis_order=True)) or crs.to_wkt("WKT1_ESRI") == expected.to_wkt("WKT1_ESRI")
