@@ -324,7 +324,7 @@ def test_polygons_that_are_asked_for_later_are_all_that_is_made(tmp_path, scene)
         assert model.calls == 0
         assert (found / "map.tif").stat().st_mtime_ns == before
     classes = np.isin(read(found / "map.tif"), [4, 9]).sum()
-    assert geopandas.read_file(layer)["pixels"].sum() == classes > 0
+    assert geopandas.read_file(layer, layer="layer")["pixels"].sum() == classes > 0
 
 
 def test_finished_scenes_are_skipped_and_failed_ones_tell_nothing_of_the_others(tmp_path):
