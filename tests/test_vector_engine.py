@@ -169,6 +169,20 @@ def test_borders_that_cross_bands_fit():
     assert shapely.union_all(shapes(whole[0])).equals(shapely.union_all(exact))
 
 
+@pytest.mark.parametrize("tolerance", ["3px", "30px"])
+def test_what_lies_beyond_a_band_is_not_crossed(tolerance):
+    """Two borders run side by side across the end of a band, as far from straight as they may be."""
+    walk = np.random.default_rng(2).integers(-2, 3, BAND_ROWS).cumsum().repeat(2)
+    columns = np.arange(walk.min() - 3, walk.max() + 6)
+    codes = (columns > walk[:, None]).astype(np.uint8) + (columns > walk[:, None] + 3)
+    polygons, own = traced(codes, simplify=tolerance)
+    built, exact = shapes(polygons), traced(codes)
+    assert own.tolist() == exact[1].tolist()
+    assert shapely.is_valid(built).all()
+    assert shapely.coverage_is_valid(built)
+    assert shapely.union_all(built).equals(shapely.union_all(shapes(exact[0])))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
 def test_codes_of_any_type(tmp_path, write_raster, dtype):
     codes = np.random.default_rng(0).choice(np.array([0, 1, 3, 100], dtype=dtype), (30, 200))
