@@ -102,6 +102,14 @@ def test_what_is_left_out_does_not_change_the_rest(codes, how, wanted):
     np.testing.assert_array_equal(chosen.pixels, everything.pixels[keep])
 
 
+def test_a_border_that_is_gone_keeps_its_place():
+    """Region 2 is left out; its border with 1 is written and forgotten before the one with 0 is simplified."""
+    codes = np.array([[0, 0, 0, 0], [0, 1, 2, 0], [0, 0, 2, 0], [0, 0, 0, 0]], dtype=np.uint8)
+    everything, own = traced(codes, simplify="10px")
+    chosen, _ = traced(codes, simplify="10px", wanted={0, 1}, block=(1, 1))
+    assert [one.wkb for one in shapes(chosen)] == [one.wkb for one in shapes(everything)[own != 2]]
+
+
 @settings(max_examples=100, deadline=None)
 @given(maps())
 def test_polygons_hold_what_the_map_holds(codes):
