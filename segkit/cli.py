@@ -19,6 +19,7 @@ from typer.exceptions import Abort, TyperException
 from segkit.errors import SegkitError
 
 if TYPE_CHECKING:
+    from segkit.data.cache import Entry
     from segkit.predict import Summary
 
 app = typer.Typer(
@@ -126,6 +127,24 @@ def train(
         return  # the first process of several speaks for all
     _print_metrics(result.metrics)
     print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what no training uses right now.")] = False,
+) -> None:
+    """Show what decoded scenes and labels take on the disk, or remove them."""
+    from segkit.data import cache as room
+
+    if clear:
+        gone = room.clear()
+        print(f"removed {len(gone)} entries, {_gigabytes(gone)}")
+    kept = room.entries()
+    print(f"{room.cache_folder()}: {len(kept)} entries, {_gigabytes(kept)}")
+
+
+def _gigabytes(entries: Sequence[Entry]) -> str:
+    return f"{sum(entry.size for entry in entries) / 1e9:.3g} GB"
 
 
 @app.command()

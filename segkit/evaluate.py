@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.cache import Cache
 from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, shared, whole
 from segkit.errors import DataError
@@ -84,7 +85,9 @@ def _text(paths: Any) -> Any:
     return paths if isinstance(paths, LabelSource) else [_text(path) for path in paths]
 
 
-def labelled_samples(source: Source, recipe: Recipe, where: str, *, show_progress: bool = False) -> list[Sample]:
+def labelled_samples(
+    source: Source, recipe: Recipe, where: str, *, cache: Cache | None = None, show_progress: bool = False
+) -> list[Sample]:
     """Open the scenes of a source that have labels; with progress, list on stderr what has no partner.
 
     Raises
@@ -92,7 +95,7 @@ def labelled_samples(source: Source, recipe: Recipe, where: str, *, show_progres
     DataError
         No scene has labels; `where` is named.
     """
-    found = resolve(source, recipe.data, recipe.task)
+    found = resolve(source, recipe.data, recipe.task, cache)
     labelled = [sample for sample in found.samples if sample.labels is not None]
     if not labelled:
         raise DataError(f"{where}: no scene has labels; images and labels pair by file stem, see segkit check")

@@ -160,10 +160,11 @@ def remove_leftovers(parent: Path, name: str | None = None) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
     """Hold the lock of a folder while the block lasts; gives false where the system or the file system has none.
 
-    The lock ends with the process, however it ends. It is not passed on to children.
+    The lock ends with the process, however it ends. It is not passed on to children. A shared one keeps out who wants
+    it alone, and nobody else.
 
     Raises
     ------
@@ -179,16 +180,16 @@ def locked(folder: Path) -> Iterator[bool]:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
     try:
-        yield _lock(descriptor, file)
+        yield _lock(descriptor, file, shared=shared)
     finally:
         if descriptor in _held:  # a forked child has closed it
             _held.remove(descriptor)
             os.close(descriptor)
 
 
-def _lock(descriptor: int, file: Path) -> bool:
+def _lock(descriptor: int, file: Path, *, shared: bool) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:

@@ -145,6 +145,8 @@ class Data(_Part):
     """Label codes that mean "not known"."""
     resample: bool = False
     """Whether files on another grid than the scene's first are warped to it (labels by nearest neighbour)."""
+    cache: NotNegative = 20.0
+    """Gigabytes of decoded scenes and labels that are kept on the disk, for all trainings together; 0 for none."""
 
     @model_validator(mode="after")
     def _labelled(self) -> Data:

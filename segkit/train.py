@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segkit.data.augment import Augmentation
+from segkit.data.cache import Cache
 from segkit.data.split import Area, split, whole
 from segkit.data.statistics import Statistics, balanced_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
@@ -110,7 +111,23 @@ def train(
     precision, accelerator = _hardware(recipe)
     folder = _check_folder(recipe, output, resume=resume, overwrite=overwrite)
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
-    training, validation = areas(recipe, show_progress=show_progress)
+    with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
+        parts = areas(recipe, cache=cache, show_progress=show_progress)
+        return _train(recipe, folder, *parts, precision, accelerator, resume=resume, show_progress=show_progress)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    training: Sequence[Area],
+    validation: Sequence[Area],
+    precision: str,
+    accelerator: str,
+    *,
+    resume: bool,
+    show_progress: bool,
+) -> Run:
+    """Train, as `train` does once everything is checked."""
     statistics = Statistics.of(training, recipe.task, show_progress=show_progress)
     weights = _weights(recipe, statistics)
     segmenter = Segmenter(
@@ -192,7 +209,7 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
         raise
 
 
-def areas(recipe: Recipe, *, show_progress: bool = False) -> tuple[list[Area], list[Area]]:
+def areas(recipe: Recipe, *, cache: Cache | None = None, show_progress: bool = False) -> tuple[list[Area], list[Area]]:
     """Return what a recipe trains on and what it validates on; what has no partner is told where progress is.
 
     Raises
@@ -200,9 +217,9 @@ def areas(recipe: Recipe, *, show_progress: bool = False) -> tuple[list[Area], l
     DataError
         A sample has no labels, scenes differ in their number of bands, or there is nothing left to train on.
     """
-    training = labelled_samples(recipe.data.train, recipe, "data.train", show_progress=show_progress)
+    training = labelled_samples(recipe.data.train, recipe, "data.train", cache=cache, show_progress=show_progress)
     if isinstance(recipe.data.val, Source):
-        validation = labelled_samples(recipe.data.val, recipe, "data.val", show_progress=show_progress)
+        validation = labelled_samples(recipe.data.val, recipe, "data.val", cache=cache, show_progress=show_progress)
         parts = whole(training), whole(validation)
     else:
         parts = split(training, recipe.task, recipe.data.val)

@@ -14,6 +14,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 UTM = Affine(10, 0, 600_000, 0, -10, 9_000_000)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def shared():
     """The folder of real imagery, beside the checkout."""

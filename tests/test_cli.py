@@ -11,7 +11,7 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 from segkit import cli
 from segkit.errors import UsageError
 
-COMMANDS = ["check", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
+COMMANDS = ["cache", "check", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
 
 
 @pytest.fixture
@@ -294,6 +294,16 @@ def test_what_has_no_partner_is_told(segkit, place):
     code, _, err = segkit("evaluate", "model.safetensors", "--images", "images", "--labels", "labels")
     assert code == 0
     assert err == "evaluate: left out, without a partner: images/b.tif\n"
+
+
+def test_the_cache_is_shown_and_cleared(segkit, place, monkeypatch):
+    monkeypatch.setenv("SEGKIT_CACHE", str(place / "kept"))
+    assert segkit("cache") == (0, f"{place / 'kept'}: 0 entries, 0 GB\n", "")
+    (place / "kept" / "one").mkdir(parents=True)
+    (place / "kept" / "one" / "pixels.npy").write_bytes(bytes(2_000_000))
+    assert segkit("cache") == (0, f"{place / 'kept'}: 1 entries, 0.002 GB\n", "")
+    code, out, _ = segkit("cache", "--clear")
+    assert (code, out) == (0, f"removed 1 entries, 0.002 GB\n{place / 'kept'}: 0 entries, 0 GB\n")
 
 
 def test_a_warning_is_one_line(segkit, place):

@@ -64,6 +64,16 @@ def test_nothing_small_is_left(codes, least, hole):
     assert polygons.pixels.sum() == np.count_nonzero(codes != NODATA)
 
 
+@pytest.mark.parametrize("least", [24, 25, 26, 49, 50])
+def test_a_hole_in_a_small_ring_is_compared_as_a_whole(least):
+    """A ring of 24 pixels around two regions of 12 and 13."""
+    codes = np.zeros((20, 20), dtype=np.uint8)
+    codes[5:12, 5:12], codes[6:11, 6:11], codes[6:8, 6:11], codes[8, 6:8] = 1, 2, 3, 3
+    found = image_of(traced(codes, fill_holes=f"{least}px"), codes)
+    np.testing.assert_array_equal(found, filled(codes, least))
+    assert (found[6:11, 6:11] == (2 if least < 26 else 1 if least < 50 else 0)).sum() >= 12
+
+
 def test_borders_are_compared_on_the_ground():
     # A pixel's width above and below, and twice its height at its sides.
     codes = np.array([[1, 1, 1, 1, 1], [2, 2, 0, 2, 2], [3, 3, 3, 3, 3]], dtype=np.uint8)

@@ -73,6 +73,15 @@ def test_a_staircase_becomes_a_line():
     assert shapely.get_num_coordinates(built).max() > 20
 
 
+@pytest.mark.parametrize(("tolerance", "stays"), [("1.95px", True), ("2px", False), ("2.05px", False)])
+def test_a_step_stays_where_it_is_larger_than_the_tolerance(tolerance, stays):
+    codes = np.zeros((12, 30), dtype=np.uint8)
+    codes[6:] = 1
+    codes[4:6, 10:20] = 1  # two pixels high
+    built, _ = check(codes, simplify=tolerance)
+    assert (shapely.get_num_coordinates(built).min() - 1 > 4) == stays
+
+
 def test_two_borders_between_two_nodes_do_not_become_one():
     codes = np.ones((7, 9), dtype=np.uint8)
     codes[3:] = 2

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from segkit.data.cache import Cache
 from segkit.errors import DataError, MissingFileError
 from segkit.files import existing
 from segkit.labels import VECTOR_SUFFIXES, Labels, is_vector, open_labels
@@ -37,8 +38,10 @@ class Pair:
     images: tuple[Path, ...]
     labels: LabelSource | None
 
-    def open(self, data: Data, task: Task) -> Sample:
+    def open(self, data: Data, task: Task, cache: Cache | None = None) -> Sample:
         """Open the scene and its labels; labels are None, too, where no polygon meets the scene.
+
+        With a cache, both are decoded now, unless they were before.
 
         Raises
         ------
@@ -46,9 +49,16 @@ class Pair:
             See `Scene.of` and `open_labels`.
         """
         scene = Scene.of(self.images, bands=data.bands, resample=data.resample, name=self.name)
-        if self.labels is None:
-            return Sample(scene, None)
-        return Sample(scene, open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample))
+        labels = None
+        if self.labels is not None:
+            labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
+        if cache is not None:
+            scene = cache.scene(scene)
+        if cache is not None and labels is not None and self.labels is not None:
+            how = self.labels.model_dump(mode="json", exclude={"path"})
+            how |= {"ignore": data.ignore, "resample": data.resample}
+            labels = cache.labels(labels, [Path(path) for path in _listed(self.labels.path)], how)
+        return Sample(scene, labels)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Resolved:
     unmatched: tuple[Path, ...]
 
 
-def resolve(source: Source, data: Data, task: Task) -> Resolved:
+def resolve(source: Source, data: Data, task: Task, cache: Cache | None = None) -> Resolved:
     """Open all scenes of a source with their labels.
 
     Parameters
@@ -78,6 +88,8 @@ def resolve(source: Source, data: Data, task: Task) -> Resolved:
         Which bands to read, which codes mean "not known", whether to resample.
     task
         What the labels mean.
+    cache
+        Where scenes and labels are kept decoded.
 
     Raises
     ------
@@ -89,7 +101,7 @@ def resolve(source: Source, data: Data, task: Task) -> Resolved:
     pairing = pair(source)
     samples, unmatched = [], list(pairing.unmatched)
     for each in pairing.pairs:
-        sample = each.open(data, task)
+        sample = each.open(data, task, cache)
         if each.labels is not None and sample.labels is None:
             unmatched.append(each.images[0])
         else:

@@ -1,0 +1,354 @@
+"""Cache: scenes and labels decoded once, on the disk as plain arrays that are mapped into memory.
+
+An entry is a folder of .npy files, named by a digest of what was decoded: the bytes of the files and how they are read.
+So a changed file is another entry, and runs share what they have in common. What was used longest ago goes first.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from segkit.errors import SegkitError
+from segkit.files import locked, remove_leftovers, scratch, sync
+from segkit.grid import Grid
+from segkit.labels import Labels
+from segkit.progress import progress
+from segkit.raster import Scene, SceneReader, Tile, open_raster
+
+# What the entries hold; a number for each way in which they ever did.
+_FORMAT = 1
+_GIGABYTE = 10**9
+_PIXELS, _VALID, _PLANES = "pixels.npy", "valid.npy", "planes.npy"
+# Types that float32 holds exactly; others are kept as float32, which is how they are read.
+_SMALL = {"uint8", "int8", "uint16", "int16"}
+_STRIP_PIXELS = 2**22
+_OPEN_ARRAYS = 512
+_FREE_SHARE = 0.05  # of a disk, which is left free
+
+
+def cache_folder() -> Path:
+    """Return where entries lie: $SEGKIT_CACHE, or `segkit` where the system keeps caches."""
+    if own := os.environ.get("SEGKIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segkit"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder of the cache, how many bytes it holds, and when it was used last (seconds since 1970)."""
+
+    path: Path
+    size: int
+    used: float
+
+
+def entries(folder: Path | None = None) -> list[Entry]:
+    """Return what the cache holds, the least recently used first."""
+    found = []
+    folder = folder or cache_folder()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.name.startswith("."):
+            with suppress(OSError):  # another process has just removed it
+                size = sum(file.stat().st_size for file in path.iterdir())
+                found.append(Entry(path, size, path.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def clear(folder: Path | None = None) -> list[Entry]:
+    """Remove what no training uses right now, and return it."""
+    folder = folder or cache_folder()
+    gone = [entry for entry in entries(folder) if _remove(entry.path)]
+    if folder.is_dir():
+        remove_leftovers(folder)
+    return gone
+
+
+class Cache:
+    """Gives scenes and labels that read from arrays; made by `Cache.opened`."""
+
+    def __init__(self, folder: Path, limit: int, held: ExitStack, *, show_progress: bool) -> None:
+        self._folder, self._limit, self._held, self._show = folder, limit, held, show_progress
+
+    @classmethod
+    @contextmanager
+    def opened(cls, gigabytes: float, *, show_progress: bool = False) -> Iterator[Cache | None]:
+        """Use the cache while the block lasts; None where it may hold nothing.
+
+        Parameters
+        ----------
+        gigabytes
+            How much all entries may take together (10^9 bytes).
+        show_progress
+            Whether decoding is shown on stderr.
+        """
+        if not gigabytes:
+            yield None
+            return
+        with ExitStack() as held:
+            yield cls(cache_folder(), int(gigabytes * _GIGABYTE), held, show_progress=show_progress)
+
+    def scene(self, scene: Scene) -> Scene:
+        """Return a scene that reads the same from an array; the scene itself where it finds no room.
+
+        Where a pixel is not valid, all its bands are NaN.
+
+        Raises
+        ------
+        RasterError
+            A file is damaged.
+        """
+        files, types = _files(scene)
+        how = {"scene": _FORMAT, "bands": scene.bands, "resample": scene.resample, "grid": _told(scene.grid)}
+        kept = np.dtype(types.pop() if len(types) == 1 and types <= _SMALL and not scene.resample else "float32")
+        pixels = scene.grid.height * scene.grid.width
+        entry = self._entry(
+            _digest(how, files),
+            pixels * (len(scene.bands) * kept.itemsize + 1),
+            scene.name,
+            lambda folder: _write_scene(scene, folder, kept, show=self._show),
+        )
+        return scene if entry is None else _CachedScene(**_fields(scene, Scene), entry=entry)
+
+    def labels(self, labels: Labels, files: list[Path], how: Mapping[str, Any]) -> Labels:
+        """Return labels that read the same from an array; themselves where they find no room.
+
+        Parameters
+        ----------
+        files
+            That they come from; with them, those that lie beside them under the same name count.
+        how
+            Everything else that decides what they say, as JSON can hold it.
+
+        Raises
+        ------
+        LabelError, RasterError
+            They cannot be read.
+        """
+        grid, task = labels.grid, labels.task
+        kept = np.dtype("int8" if len(task.categories) <= np.iinfo(np.int8).max else "int16")
+        entry = self._entry(
+            _digest({"labels": _FORMAT, "grid": _told(grid), "task": asdict(task), **how}, _with_companions(files)),
+            grid.height * grid.width * task.planes * kept.itemsize,
+            labels.name,
+            lambda folder: _write_labels(labels, folder, kept),
+        )
+        return labels if entry is None else _CachedLabels(**_fields(labels, Labels), entry=entry)
+
+    def _entry(self, key: str, size: int, name: str, write: Callable[[Path], None]) -> Path | None:
+        """Return an entry that is there or can be made, and hold it until the cache is closed."""
+        entry = self._folder / key
+        if self._hold(entry):
+            return entry
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._make_room(size):
+                warnings.warn(
+                    f"{name}: takes {size / _GIGABYTE:.3g} GB when decoded, for which {self._folder} has no room; it "
+                    "is read from its files, which is slower: raise data.cache, or set SEGKIT_CACHE to a larger disk",
+                    stacklevel=4,
+                )
+                return None
+            with scratch(self._folder, key) as part:
+                arrays = part / "arrays"
+                arrays.mkdir()
+                write(arrays)
+                for file in (*arrays.iterdir(), arrays):
+                    sync(file)
+                try:
+                    arrays.rename(entry)
+                except OSError:
+                    if not entry.is_dir():  # else another run was faster
+                        raise
+            if self._hold(entry):
+                return entry
+            why = "somebody removes it"
+        except SegkitError:
+            raise
+        except OSError as error:
+            why = str(error)
+        warnings.warn(f"{self._folder}: cannot keep {name} ({why}); it is read from its files", stacklevel=4)
+        return None
+
+    def _hold(self, entry: Path) -> bool:
+        """Keep others from removing an entry; false where it is not there."""
+        if not entry.is_dir():
+            return False
+        try:
+            self._held.enter_context(locked(entry, shared=True))
+            os.utime(entry)
+        except OSError:  # it is just being removed, or somebody else's
+            return False
+        return True
+
+    def _make_room(self, size: int) -> bool:
+        """Remove entries that were not used for longest until there is room; false where that does not do."""
+        present = entries(self._folder)
+        total = sum(entry.size for entry in present)
+        disk = shutil.disk_usage(self._folder)
+        free = disk.free - int(disk.total * _FREE_SHARE)
+        for entry in present:
+            if total + size <= self._limit and size <= free:
+                break
+            if _remove(entry.path):
+                total, free = total - entry.size, free + entry.size
+        return total + size <= self._limit and size <= free
+
+
+@dataclass(frozen=True)
+class _CachedScene(Scene):
+    entry: Path = Path()
+
+    @contextmanager
+    def open(self) -> Iterator[SceneReader]:
+        """Give a reader of the arrays."""
+        yield _ArrayReader(self.grid, len(self.bands), self.entry)
+
+
+class _ArrayReader(SceneReader):
+    def __init__(self, grid: Grid, count: int, entry: Path) -> None:
+        super().__init__(grid, count, ())
+        self._pixels, self._valid = _mapped(entry / _PIXELS), _mapped(entry / _VALID)[0]
+
+    def read(self, window: Window) -> Tile:
+        """Read one window; what reaches beyond the scene is no data."""
+        top, left, height, width = (int(n) for n in (window.row_off, window.col_off, window.height, window.width))
+        rows = slice(max(0, top), max(0, min(self.grid.height, top + height)))
+        columns = slice(max(0, left), max(0, min(self.grid.width, left + width)))
+        valid = self._valid[rows, columns]
+        pixels = self._pixels[:, rows, columns].astype(np.float32)
+        if pixels.shape[1:] == (height, width):
+            tile = Tile(pixels, np.array(valid))
+        else:
+            tile = Tile(np.empty((self._count, height, width), np.float32), np.zeros((height, width), dtype=bool))
+            inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+            if pixels.size:
+                tile.pixels[:, *inside], tile.valid[inside] = pixels, valid
+        if not tile.valid.all():
+            tile.pixels[:, ~tile.valid] = np.nan
+        return tile
+
+
+@dataclass(frozen=True, eq=False)
+class _CachedLabels(Labels):
+    entry: Path = Path()
+
+    def _read(self, window: Window) -> NDArray[np.int16]:
+        rows = slice(int(window.row_off), int(window.row_off + window.height))
+        columns = slice(int(window.col_off), int(window.col_off + window.width))
+        return _mapped(self.entry / _PLANES)[:, rows, columns].astype(np.int16)
+
+
+@functools.lru_cache(maxsize=_OPEN_ARRAYS)
+def _mapped(path: Path) -> NDArray[Any]:
+    """Map an array into memory; processes that are forked share it, others map it again."""
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def _write_scene(scene: Scene, folder: Path, kept: np.dtype[Any], *, show: bool) -> None:
+    grid = scene.grid
+    with (
+        progress(f"decode {scene.name}", grid.height * grid.width / 1e6, "Mpx", show=show) as advance,
+        scene.open() as reader,
+        _array(folder / _PIXELS, kept, (len(scene.bands), *grid.shape)) as put_pixels,
+        _array(folder / _VALID, np.dtype(bool), (1, *grid.shape)) as put_valid,
+    ):
+        for window in _strips(grid):
+            tile = reader.read(window)
+            if kept.kind in "iu" and np.isnan(tile.pixels[:, tile.valid]).any():
+                break  # a band alone has no data here, which whole numbers cannot say
+            pixels = tile.pixels if kept.kind == "f" else np.where(tile.valid, tile.pixels, 0).astype(kept)
+            put_pixels(int(window.row_off), pixels)
+            put_valid(int(window.row_off), tile.valid[None])
+            advance(tile.valid.size / 1e6)
+        else:
+            return
+    _write_scene(scene, folder, np.dtype("float32"), show=show)
+
+
+def _write_labels(labels: Labels, folder: Path, kept: np.dtype[Any]) -> None:
+    with _array(folder / _PLANES, kept, (labels.task.planes, *labels.grid.shape)) as put:
+        for window in _strips(labels.grid):
+            put(int(window.row_off), labels.read(window).astype(kept))
+
+
+@contextmanager
+def _array(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[Callable[[int, NDArray[Any]], None]]:
+    """Write a .npy file (P, H, W) in strips of rows: by writing, as a full disk kills who writes to mapped memory."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_2_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        start = file.tell()
+
+        def put(row: int, strip: NDArray[Any]) -> None:
+            for plane, part in enumerate(strip):
+                file.seek(start + (plane * shape[1] + row) * shape[2] * dtype.itemsize)
+                file.write(np.ascontiguousarray(part).data)
+
+        yield put
+
+
+def _strips(grid: Grid) -> Iterator[Window]:
+    height = max(1, _STRIP_PIXELS // grid.width)
+    for top in range(0, grid.height, height):
+        yield Window(0, top, grid.width, min(height, grid.height - top))
+
+
+def _files(scene: Scene) -> tuple[list[Path], set[str]]:
+    """Return all files that GDAL reads a scene from, masks and headers too, and the types of its bands."""
+    files: list[Path] = []
+    types: list[str] = []
+    for path in scene.paths:
+        with open_raster(path, vrt=scene.vrt) as dataset:
+            files += [Path(file) for file in dataset.files]
+            types += dataset.dtypes
+    return files, {types[band - 1] for band in scene.bands}
+
+
+def _with_companions(files: list[Path]) -> list[Path]:
+    """Add the parts of a shapefile, headers, masks and world files."""
+    beside = {other for file in files for other in file.parent.glob(f"{glob.escape(file.stem)}.*")}
+    return [*files, *sorted(beside.difference(files))]
+
+
+def _digest(how: Mapping[str, Any], files: list[Path]) -> str:
+    """Return a name for what is decoded: 32 hexadecimal digits."""
+    whole = hashlib.blake2b(json.dumps(how, sort_keys=True).encode(), digest_size=16)
+    for file in files:
+        with file.open("rb") as stream:
+            # The name's ending tells how a file is read; where it lies does not matter.
+            whole.update(file.suffix.encode() + hashlib.file_digest(stream, "blake2b").digest())
+    return whole.hexdigest()
+
+
+def _told(grid: Grid) -> list[Any]:
+    return [grid.height, grid.width, list(grid.transform)[:6], None if grid.crs is None else grid.crs.to_wkt()]
+
+
+def _fields(one: Any, kind: type[Any]) -> dict[str, Any]:
+    return {field.name: getattr(one, field.name) for field in fields(kind)}
+
+
+def _remove(entry: Path) -> bool:
+    """Remove an entry unless somebody uses it; tell whether it is gone."""
+    try:
+        with locked(entry):
+            shutil.rmtree(entry)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,167 @@
+"""Measure how fast tiles are supplied for training, beside what the disk and the libraries give. One run prints all.
+
+    .venv/bin/python tools/bench_train.py --images ../shared/data/amazon/images --labels ../shared/data/amazon/labels
+
+All figures are tiles of 256 x 256 pixels, made from the same scenes in the same run. The cache is a new one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.windows import Window
+from torch.utils.data import DataLoader
+
+from segkit.data.augment import Augmentation
+from segkit.data.cache import Cache
+from segkit.data.sources import Sample, resolve
+from segkit.data.split import whole
+from segkit.data.statistics import Statistics
+from segkit.data.tiles import EpochSampler, TrainTiles
+from segkit.losses import combined
+from segkit.model import Segmenter
+from segkit.recipe import Recipe
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon"
+SIZE = 256
+
+
+def rate(tiles: Iterable[Any], seconds: float) -> float:
+    """Take tiles for some seconds and return how many came in one."""
+    started, count = time.perf_counter(), 0
+    for _ in tiles:
+        count += 1
+        if (took := time.perf_counter() - started) >= seconds:
+            break
+    return count / took
+
+
+def endless(make: Callable[[], Any]) -> Iterable[Any]:
+    """Call a function without end."""
+    while True:
+        yield make()
+
+
+def limits(sample: Sample, folder: Path, seconds: float) -> None:
+    """Print what bare arrays and an open rasterio handle on a deflated GeoTIFF give."""
+    pixels = sample.scene.read().pixels.astype(np.uint16)
+    height, width = pixels.shape[1:]
+    random = np.random.default_rng(0)
+    np.save(folder / "bare.npy", pixels)
+    bare = np.load(folder / "bare.npy", mmap_mode="r")
+    profile = {"driver": "GTiff", "count": len(pixels), "height": height, "width": width, "dtype": "uint16"}
+    layout = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    with rasterio.open(folder / "deflate.tif", "w", **profile, **layout) as dataset:
+        dataset.write(pixels)
+
+    def corner() -> tuple[int, int]:
+        return int(random.integers(height - SIZE + 1)), int(random.integers(width - SIZE + 1))
+
+    def mapped() -> Any:
+        row, column = corner()
+        return np.array(bare[:, row : row + SIZE, column : column + SIZE])
+
+    print(f"bare memory-mapped array, uint16: {rate(endless(mapped), seconds):,.0f} tiles/s")
+    with rasterio.open(folder / "deflate.tif") as dataset:
+
+        def read() -> Any:
+            row, column = corner()
+            return dataset.read(window=Window(column, row, SIZE, SIZE))
+
+        print(f"open rasterio handle, deflate: {rate(endless(read), seconds):,.0f} tiles/s")
+
+
+def supply(recipe: Recipe, folder: Path, seconds: float) -> None:
+    """Print what the supply gives: from files and from the cache, with and without augmentation and workers."""
+    os.environ["SEGKIT_CACHE"] = str(folder / "cache")
+    with Cache.opened(recipe.data.cache) as cache:
+        for source, kept in (("files", None), ("cache", cache)):
+            started = time.perf_counter()
+            areas = whole(resolve(recipe.data.train, recipe.data, recipe.task, kept).samples)
+            statistics = Statistics.of(areas, recipe.task)
+            print(f"from the {source}: opened and counted in {time.perf_counter() - started:.1f} s", flush=True)
+            augmentation = Augmentation("default", statistics.mean, statistics.std)
+            for name, change in (("no augmentation", None), ("default augmentation", augmentation)):
+                tiles = TrainTiles(areas, SIZE, change, seed=0)
+                numbers = iter(range(10**9))
+                alone = rate(endless(lambda tiles=tiles, numbers=numbers: tiles[next(numbers)]), seconds)
+                found = [f"alone {alone:,.0f}"]
+                for workers in (0, 2):
+                    loader = DataLoader(tiles, 8, sampler=EpochSampler(10**6), num_workers=workers)
+                    batches = iter(loader)
+                    next(batches)
+                    found.append(f"in batches, {workers} workers {8 * rate(batches, seconds):,.0f}")
+                    del batches
+                print(f"from the {source}, {name}: {', '.join(found)} tiles/s", flush=True)
+
+
+def steps(recipe: Recipe, folder: Path, count: int) -> None:
+    """Print the time of a training step beside that of the network alone on a fixed batch."""
+    os.environ["SEGKIT_CACHE"] = str(folder / "cache")
+    with Cache.opened(recipe.data.cache) as cache:
+        areas = whole(resolve(recipe.data.train, recipe.data, recipe.task, cache).samples)
+        statistics = Statistics.of(areas, recipe.task)
+        model = Segmenter(recipe, statistics.mean, statistics.std, areas[0].sample.scene.band_names)
+        tiles = TrainTiles(areas, SIZE, Augmentation("default", statistics.mean, statistics.std), seed=0)
+        batches = iter(DataLoader(tiles, recipe.train.batch_size, sampler=EpochSampler(10**6)))
+        loss = combined(recipe.train.loss, recipe.task)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        fixed = next(batches)
+
+        def step(batch: Any) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(batch[0], batch[1])
+            loss(logits, batch[2]).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        def timed(take: Callable[[], Any]) -> float:
+            started = time.perf_counter()
+            for _ in range(count):
+                step(take())
+            return (time.perf_counter() - started) / count
+
+        model.train()
+        timed(lambda: fixed)
+        found = [(timed(lambda: fixed), timed(lambda: next(batches))) for _ in range(3)]
+    alone, fed = (min(turn[k] for turn in found) for k in range(2))
+    print(
+        f"a step of {recipe.train.batch_size} tiles: {alone * 1000:.0f} ms on a fixed batch, {fed * 1000:.0f} ms with "
+        f"the supply in the same process; ratio {fed / alone:.3f}"
+    )
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", default=str(SHARED / "images"))
+    parser.add_argument("--labels", default=str(SHARED / "labels"))
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
+    parser.add_argument("--steps", type=int, default=10)
+    options = parser.parse_args()
+    recipe = Recipe.from_dict(
+        {
+            "name": "bench",
+            "task": {"type": "binary", "classes": [{"name": "deforestation", "value": 1}]},
+            "data": {"train": {"images": options.images, "labels": options.labels}, "ignore": [255]},
+            "model": {"architecture": "unet", "encoder": "resnet18"},
+            "train": {"tile_size": SIZE},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        limits(resolve(recipe.data.train, recipe.data, recipe.task).samples[0], Path(folder), options.seconds)
+        supply(recipe, Path(folder), options.seconds)
+        steps(recipe, Path(folder), options.steps)
+
+
+if __name__ == "__main__":
+    main()
