@@ -40,7 +40,7 @@ CLEARED = {"name": "cleared", "value": 7, "color": "#ff0000"}
 
 def write_raster(path, bands, *, legend=None, multilabel=False, names=None, transform=UTM, crs="EPSG:32722", **profile):
     bands = bands[None] if bands.ndim == 2 else bands
-    scale = profile.pop("scale", None)
+    scale, offset = profile.pop("scale", None), profile.pop("offset", 0.0)
     profile = {"nodata": NODATA, "dtype": bands.dtype, "crs": crs, "transform": transform} | profile
     count, height, width = bands.shape
     with rasterio.open(path, "w", driver="GTiff", count=count, height=height, width=width, **profile) as dataset:
@@ -52,7 +52,7 @@ def write_raster(path, bands, *, legend=None, multilabel=False, names=None, tran
         if names is not None:
             dataset.descriptions = names
         if scale is not None:
-            dataset.scales = (scale,) * count
+            dataset.scales, dataset.offsets = (scale,) * count, (offset,) * count
     return path
 
 
@@ -220,14 +220,15 @@ def mean_where(numbers, polygon):
     return numbers[inside & ~np.isnan(numbers)].mean()
 
 
-def test_mean_confidence_is_the_mean_inside(exclusive, tmp_path):
+@pytest.mark.parametrize("offset", [0.0, 0.25])
+def test_mean_confidence_is_the_mean_inside(exclusive, tmp_path, offset):
     chances = np.random.default_rng(0).random((5, *CODES.shape))
     chances[:, 1, 1] = np.nan  # one of three pixels
     chances[:, 3, 4] = np.nan  # all of one polygon
     names = ("bare", "background", "forest", "Água ✓", "cleared")
-    path = write_raster(tmp_path / "p.tif", stored(chances), names=names, scale=1 / 254)
+    path = write_raster(tmp_path / "p.tif", stored(chances), names=names, scale=1 / 254, offset=offset)
     frame = polygons(exclusive, probabilities=path, background=True)
-    read_back = np.where(stored(chances) == NODATA, np.nan, stored(chances) / 254)
+    read_back = np.where(stored(chances) == NODATA, np.nan, stored(chances) / 254 + offset)
     unknown = frame["mean_conf"].isna()
     assert frame[unknown]["pixels"].tolist() == [1]
     for row in frame[~unknown].to_dict("records"):
