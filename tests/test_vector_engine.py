@@ -191,6 +191,19 @@ def test_what_lies_beyond_a_band_is_not_crossed(tolerance):
     assert shapely.union_all(built).equals(shapely.union_all(shapes(exact[0])))
 
 
+@pytest.mark.parametrize("seed", [176, 233, 310])
+def test_what_lies_on_the_end_of_a_band_is_not_crossed(seed):
+    """Noise around that row; these are maps in which it would happen if its vertices were forgotten."""
+    random = np.random.default_rng(seed)
+    side = int(random.integers(1, 4))
+    drawn = random.integers(0, 2 + seed % 2, (30 // side + 2, 40 // side + 1))
+    codes = np.zeros((BAND_ROWS + 16, 40), dtype=np.uint8)
+    codes[BAND_ROWS - 10 :] = np.kron(drawn, np.ones((side, side), dtype=int))[:26, :40]
+    built = shapes(traced(codes, simplify=("2px", "5px", "20px")[seed % 3])[0])
+    assert shapely.is_valid(built).all()
+    assert shapely.coverage_is_valid(built)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
 def test_codes_of_any_type(tmp_path, write_raster, dtype):
     codes = np.random.default_rng(0).choice(np.array([0, 1, 3, 100], dtype=dtype), (30, 200))
