@@ -295,6 +295,18 @@ def test_layers_that_a_geopackage_takes_for_one_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_gdal_is_left_as_it_was(tmp_path):
+    option = "OGR_GPKG_MAX_RAM_USAGE_RTREE"
+    pyogrio.set_gdal_config_options({option: "12345678"})
+    try:
+        write(tmp_path / "out.gpkg", frame_of())
+        assert pyogrio.get_gdal_config_option(option) == 12345678
+    finally:
+        pyogrio.set_gdal_config_options({option: None})
+    write(tmp_path / "out.gpkg", frame_of(), overwrite=True)
+    assert pyogrio.get_gdal_config_option(option) is None
+
+
 def test_a_geopackage_shows_its_colours_at_once(tmp_path):
     frame, path = frame_of(), tmp_path / "out.gpkg"
     with writing(path, GRID, LEGEND, layers=NAMES, confidence=True) as out:
