@@ -1,6 +1,8 @@
 """What several test files need. Tests run side by side (pytest -n), so each process computes in one thread."""
 
+import math
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -10,6 +12,10 @@ import pytest
 import rasterio
 from affine import Affine
 
+# A shell that starts tests in the background makes them ignore Ctrl-C, and with them the commands that they stop so.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 UTM = Affine(10, 0, 600_000, 0, -10, 9_000_000)
 
@@ -18,6 +24,14 @@ UTM = Affine(10, 0, 600_000, 0, -10, 9_000_000)
 def _no_cache_of_the_user(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_lines_of_progress():
+    """How fast the machine is must not show in what a command prints; test_progress.py has a clock of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segkit.progress._SECONDS_BETWEEN_LINES", math.inf)
         yield
 
 
