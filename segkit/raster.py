@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -264,10 +264,17 @@ def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> Warped
     )
 
 
+class BandSource(Protocol):
+    """Some of a scene's bands, all sources together each of them once."""
+
+    def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Fill these bands of a stack (C, H, W) with a window inside the scene; return where there is data."""
+
+
 class SceneReader:
     """Reads windows of an open scene; made by `Scene.open`."""
 
-    def __init__(self, grid: Grid, count: int, sources: Sequence[_Source]) -> None:
+    def __init__(self, grid: Grid, count: int, sources: Sequence[BandSource]) -> None:
         self.grid = grid
         self._count = count
         self._sources = sources
@@ -285,10 +292,12 @@ class SceneReader:
             A file is damaged there.
         """
         shape = int(window.height), int(window.width)
-        tile = Tile(np.full((self._count, *shape), np.nan, dtype=np.float32), np.zeros(shape, dtype=bool))
+        tile = Tile(np.empty((self._count, *shape), dtype=np.float32), np.zeros(shape, dtype=bool))
         top, left = max(0, -int(window.row_off)), max(0, -int(window.col_off))
         bottom = min(shape[0], self.grid.height - int(window.row_off))
         right = min(shape[1], self.grid.width - int(window.col_off))
+        if (top, left, bottom, right) != (0, 0, *shape):
+            tile.pixels.fill(np.nan)
         if top >= bottom or left >= right:
             return tile
         inside = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)

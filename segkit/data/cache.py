@@ -28,7 +28,7 @@ from segkit.files import locked, remove_leftovers, scratch, sync
 from segkit.grid import Grid
 from segkit.labels import Labels
 from segkit.progress import progress
-from segkit.raster import Scene, SceneReader, Tile, open_raster
+from segkit.raster import Scene, SceneReader, open_raster
 
 # What the entries hold; a number for each way in which they ever did.
 _FORMAT = 1
@@ -57,10 +57,10 @@ class Entry:
     used: float
 
 
-def entries(folder: Path | None = None) -> list[Entry]:
+def entries() -> list[Entry]:
     """Return what the cache holds, the least recently used first."""
     found = []
-    folder = folder or cache_folder()
+    folder = cache_folder()
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.name.startswith("."):
             with suppress(OSError):  # another process has just removed it
@@ -69,20 +69,18 @@ def entries(folder: Path | None = None) -> list[Entry]:
     return sorted(found, key=lambda entry: entry.used)
 
 
-def clear(folder: Path | None = None) -> list[Entry]:
+def clear() -> list[Entry]:
     """Remove what no training uses right now, and return it."""
-    folder = folder or cache_folder()
-    gone = [entry for entry in entries(folder) if _remove(entry.path)]
-    if folder.is_dir():
-        remove_leftovers(folder)
+    gone = [entry for entry in entries() if _remove(entry.path)]
+    remove_leftovers(cache_folder())
     return gone
 
 
 class Cache:
     """Gives scenes and labels that read from arrays; made by `Cache.opened`."""
 
-    def __init__(self, folder: Path, limit: int, held: ExitStack, *, show_progress: bool) -> None:
-        self._folder, self._limit, self._held, self._show = folder, limit, held, show_progress
+    def __init__(self, limit: int, held: ExitStack, *, show_progress: bool) -> None:
+        self._folder, self._limit, self._held, self._show = cache_folder(), limit, held, show_progress
 
     @classmethod
     @contextmanager
@@ -100,7 +98,7 @@ class Cache:
             yield None
             return
         with ExitStack() as held:
-            yield cls(cache_folder(), int(gigabytes * _GIGABYTE), held, show_progress=show_progress)
+            yield cls(int(gigabytes * _GIGABYTE), held, show_progress=show_progress)
 
     def scene(self, scene: Scene) -> Scene:
         """Return a scene that reads the same from an array; the scene itself where it finds no room.
@@ -197,7 +195,7 @@ class Cache:
 
     def _make_room(self, size: int) -> bool:
         """Remove entries that were not used for longest until there is room; false where that does not do."""
-        present = entries(self._folder)
+        present = entries()
         total = sum(entry.size for entry in present)
         disk = shutil.disk_usage(self._folder)
         free = disk.free - int(disk.total * _FREE_SHARE)
@@ -216,31 +214,22 @@ class _CachedScene(Scene):
     @contextmanager
     def open(self) -> Iterator[SceneReader]:
         """Give a reader of the arrays."""
-        yield _ArrayReader(self.grid, len(self.bands), self.entry)
+        yield SceneReader(self.grid, len(self.bands), [_Arrays(self.entry)])
 
 
-class _ArrayReader(SceneReader):
-    def __init__(self, grid: Grid, count: int, entry: Path) -> None:
-        super().__init__(grid, count, ())
+class _Arrays:
+    """All bands of a scene."""
+
+    def __init__(self, entry: Path) -> None:
         self._pixels, self._valid = _mapped(entry / _PIXELS), _mapped(entry / _VALID)[0]
 
-    def read(self, window: Window) -> Tile:
-        """Read one window; what reaches beyond the scene is no data."""
-        top, left, height, width = (int(n) for n in (window.row_off, window.col_off, window.height, window.width))
-        rows = slice(max(0, top), max(0, min(self.grid.height, top + height)))
-        columns = slice(max(0, left), max(0, min(self.grid.width, left + width)))
-        valid = self._valid[rows, columns]
-        pixels = self._pixels[:, rows, columns].astype(np.float32)
-        if pixels.shape[1:] == (height, width):
-            tile = Tile(pixels, np.array(valid))
-        else:
-            tile = Tile(np.empty((self._count, height, width), np.float32), np.zeros((height, width), dtype=bool))
-            inside = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-            if pixels.size:
-                tile.pixels[:, *inside], tile.valid[inside] = pixels, valid
-        if not tile.valid.all():
-            tile.pixels[:, ~tile.valid] = np.nan
-        return tile
+    def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
+        rows, columns = window.toslices()
+        valid: NDArray[np.bool_] = self._valid[rows, columns]
+        stack[:] = self._pixels[:, rows, columns]
+        if not valid.all():
+            stack[:, ~valid] = np.nan
+        return valid
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,9 +237,7 @@ class _CachedLabels(Labels):
     entry: Path = Path()
 
     def _read(self, window: Window) -> NDArray[np.int16]:
-        rows = slice(int(window.row_off), int(window.row_off + window.height))
-        columns = slice(int(window.col_off), int(window.col_off + window.width))
-        return _mapped(self.entry / _PLANES)[:, rows, columns].astype(np.int16)
+        return _mapped(self.entry / _PLANES)[:, *window.toslices()].astype(np.int16)
 
 
 @functools.lru_cache(maxsize=_OPEN_ARRAYS)

@@ -8,8 +8,8 @@ import os
 import shutil
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -180,23 +180,24 @@ def bytes_per_pixel(model: Segmenter, precision: str) -> float:
 
     It is measured on the CPU. What single operations allocate inside is not seen.
     """
-    side = model.context or _SIDE
-    runner = Runner(model, torch.device("cpu"), precision)
-    tile = Tile(np.zeros((model.bands, side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
     ledger = _Ledger()
-    with ledger:
-        runner([tile])
-    return ledger.peak / side**2 + 4 * model.bands + 1  # the tile itself was there before
+    return _watched(model, precision, ledger, lambda: ledger.peak) + 4 * model.bands + 1  # the tile was there before
 
 
 def operations_per_pixel(model: Segmenter) -> float:
     """Return how often a pixel of a window makes the network multiply and add, counted on the CPU."""
+    counter = FlopCounterMode(display=False)
+    return _watched(model, "fp32", counter, counter.get_total_flops) / 2
+
+
+def _watched(model: Segmenter, precision: str, watch: AbstractContextManager[Any], found: Callable[[], int]) -> float:
+    """Return what is found for a pixel of a window, after one pass under watch on the CPU."""
     side = model.context or _SIDE
-    runner = Runner(model, torch.device("cpu"), "fp32")
+    runner = Runner(model, torch.device("cpu"), precision)
     tile = Tile(np.zeros((model.bands, side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
-    with FlopCounterMode(display=False) as counter:
+    with watch:
         runner([tile])
-    return float(counter.get_total_flops()) / 2 / side**2
+    return found() / side**2
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]

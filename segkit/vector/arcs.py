@@ -24,6 +24,7 @@ from segkit.vector.ground import Measures, Squares, area_at, length_at, measure_
 from segkit.vector.kernel import compiled
 from segkit.vector.runs import Runs
 from segkit.vector.simplify import CUT, FAR, NEAR, OWN, WHOLE, can_be_smooth, drop_vertices, mark
+from segkit.vector.union import PARENT, root
 
 # The directions in which an edge leaves a corner: clockwise, as rows run down. Bit d of `edges` says that there is one.
 _EAST, _SOUTH, _WEST, _NORTH = range(4)
@@ -54,7 +55,7 @@ _HEAD, _TAIL, _SIDE, _NEXT, _COUNT, _USES, _SEEN = 0, 1, 2, 4, 6, 7, 8
 _ARC, _AROUND, _EDGES, _ARCS = 0, 4, 8, 9
 # A region: the one that it is part of; the last row that it was seen in; the first and last of its sides of arcs, as
 # 2 arc + (0 left, 1 right); its kind; the next one in the ring of those that became one; room for its vertices.
-_PARENT, _LAST, _FIRST_SIDE, _LAST_SIDE, _KIND, _KIN, _SPACE = range(7)
+_LAST, _FIRST_SIDE, _LAST_SIDE, _KIND, _KIN, _SPACE = range(PARENT + 1, 7)
 # The same as int64: where it starts in raster order, its pixels, those with a known probability.
 _START, _PIXELS, _KNOWN = range(3)
 # The same as float64: square metres, metres, the sum of probabilities.
@@ -276,20 +277,12 @@ def _give_back(table, free, which, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _root(region, k):  # type: ignore[no-untyped-def]
-    while region[k, _PARENT] != k:
-        region[k, _PARENT] = region[region[k, _PARENT], _PARENT]
-        k = region[k, _PARENT]
-    return k
-
-
-@compiled
 def _join(t, a, b):  # type: ignore[no-untyped-def]
     """Make one region of two; the one that starts first goes first, whatever their numbers are."""
     region = t.region
     if t.number[b, _START] < t.number[a, _START]:
         a, b = b, a
-    region[b, _PARENT] = a
+    region[b, PARENT] = a
     region[a, _LAST] = max(region[a, _LAST], region[b, _LAST])
     region[a, _SPACE] += region[b, _SPACE]
     region[a, _KIN], region[b, _KIN] = region[b, _KIN], region[a, _KIN]
@@ -354,7 +347,7 @@ def _sweep(  # type: ignore[no-untyped-def]
                 j += 1
             if nw != sw:
                 if nw_label >= 0:
-                    t.total[_root(region, nw_label), _PERIMETER] += here - along
+                    t.total[root(region, nw_label), _PERIMETER] += here - along
                 if sw_label >= 0:
                     t.total[sw_label, _PERIMETER] += here - along
             along = here
@@ -405,7 +398,7 @@ def _sweep(  # type: ignore[no-untyped-def]
 
         for i in range(start, i_end):
             if label[i] >= 0:
-                k = _root(region, label[i])
+                k = root(region, label[i])
                 if region[k, _LAST] == line - 1:
                     region[k, _LAST] = -1
                     closed[closings] = k
@@ -422,11 +415,11 @@ def _label(t, measures, row, first, kind, label, chance, known, wanted, r, line,
         label[k] = _OUTSIDE if kind[k] < 0 else _UNWANTED
     while i < i_end and j < end:
         if kind[i] == kind[j] and label[i] >= 0:
-            above = _root(region, label[i])
+            above = root(region, label[i])
             if label[j] < 0:
                 label[j] = above
             else:
-                own = _root(region, label[j])
+                own = root(region, label[j])
                 if own != above:
                     label[j] = _join(t, own, above)
         north = first[i + 1] if i + 1 < i_end else width
@@ -441,14 +434,14 @@ def _label(t, measures, row, first, kind, label, chance, known, wanted, r, line,
             continue
         if label[j] < 0:
             k = _take(region, t.free, _OF_REGION)
-            region[k, _PARENT] = region[k, _KIN] = k
+            region[k, PARENT] = region[k, _KIN] = k
             region[k, _FIRST_SIDE] = region[k, _LAST_SIDE] = -1
             region[k, _KIND], region[k, _SPACE] = kind[j], 0
             t.number[k, _START], t.number[k, _PIXELS], t.number[k, _KNOWN] = line * width + first[j], 0, 0
             t.total[k, _AREA] = t.total[k, _PERIMETER] = t.total[k, _CHANCE] = 0.0
             label[j] = k
         else:
-            label[j] = _root(region, label[j])
+            label[j] = root(region, label[j])
         k = label[j]
         region[k, _LAST] = line
         t.number[k, _PIXELS] += (first[j + 1] if j + 1 < end else width) - first[j]
@@ -529,7 +522,7 @@ def _finish(t, finished, squares, bits, band, generalise, smooth, tolerance, met
         for side in range(2):
             if arc[a, _SIDE + side] < 0:
                 continue
-            k = _root(region, arc[a, _SIDE + side])
+            k = root(region, arc[a, _SIDE + side])
             arc[a, _NEXT + side] = -1
             if region[k, _FIRST_SIDE] < 0:
                 region[k, _FIRST_SIDE] = 2 * a + side
@@ -592,7 +585,7 @@ def _generalise(t, a, squares, bits, band, smooth, tolerance, metres, x, y, befo
     # `area` is what goes from the left to the right.
     for side in range(2):
         if arc[a, _SIDE + side] >= 0:
-            k = _root(t.region, arc[a, _SIDE + side])
+            k = root(t.region, arc[a, _SIDE + side])
             t.total[k, _AREA] += area if side else -area
             t.total[k, _PERIMETER] += perimeter
     for k in range(n):
@@ -758,7 +751,7 @@ def _forget_region(t, k):  # type: ignore[no-untyped-def]
                 if node[n, _EDGES] != _FOUR:
                     continue  # it is not asked what is around it, and may name regions that are gone
                 for m in range(_AROUND, _AROUND + 4):
-                    if node[n, m] >= 0 and _root(region, node[n, m]) == k:
+                    if node[n, m] >= 0 and root(region, node[n, m]) == k:
                         node[n, m] = _UNWANTED  # its number will be another region's
         arc[a, _USES] -= 1
         if arc[a, _USES] == 0:
@@ -817,7 +810,7 @@ def _walk(t, k, code, transform, vertices, n):  # type: ignore[no-untyped-def]
         ahead = node[m, _AROUND + heading]
         # Where the region meets itself diagonally, ahead on the left, turning right would join its outer ring and a
         # hole into one ring that touches itself.
-        if edges == _FOUR and ahead >= 0 and _root(t.region, ahead) == k:
+        if edges == _FOUR and ahead >= 0 and root(t.region, ahead) == k:
             direction = left
         elif edges >> right & 1:
             direction = right

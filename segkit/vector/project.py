@@ -281,6 +281,11 @@ class Projection:
         )
 
 
+def crs_of(grid: Grid) -> pyproj.CRS | None:
+    """Return a grid's CRS as pyproj has it."""
+    return None if grid.crs is None else pyproj.CRS.from_wkt(grid.crs.to_wkt())
+
+
 def _half_turn(crs: pyproj.CRS) -> float:
     """Half a turn in the unit of longitudes, 180 or 200; 0 where coordinates are no longitudes."""
     return float(round(np.pi / crs.axis_info[0].unit_conversion_factor, 6)) if crs.is_geographic else 0.0

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from segkit.vector.heap import pop, push
 from segkit.vector.kernel import compiled
 from segkit.vector.runs import Runs
+from segkit.vector.union import PARENT, root
 
 _OUTSIDE = -1
 _SETTLED = 2**62
 
 # A region, int32: the one that it is part of; its kind; the last row that it was seen in; the first and last of its
 # contacts; whether it touches what has no data; the kind that it gets, -1 where it stays.
-_PARENT, _KIND, _LAST, _FIRST, _FINAL, _EDGE, _BECOMES = range(7)
+_KIND, _LAST, _FIRST, _FINAL, _EDGE, _BECOMES = range(PARENT + 1, 7)
 # The same as int64: its size; where it starts in raster order; the size of the hole that it is filled with.
 _SIZE, _START, _HOLE = range(3)
 # A contact, int32: the region on the other side, and the next contact in the list; int64: its length.
@@ -163,20 +164,12 @@ def _compacted(t: _Tables, label: NDArray[np.int32], least: int) -> _Tables:
 
 
 @compiled
-def _root(region, k):  # type: ignore[no-untyped-def]
-    while region[k, _PARENT] != k:
-        region[k, _PARENT] = region[region[k, _PARENT], _PARENT]
-        k = region[k, _PARENT]
-    return k
-
-
-@compiled
 def _join(t, a, b, least):  # type: ignore[no-untyped-def]
     """Make one region of two of the same kind."""
     region, size = t.region, t.size
     if size[b, _START] < size[a, _START]:
         a, b = b, a
-    region[b, _PARENT] = a
+    region[b, PARENT] = a
     region[a, _LAST] = max(region[a, _LAST], region[b, _LAST])
     region[a, _EDGE] |= region[b, _EDGE]
     size[a, _SIZE] += size[b, _SIZE]
@@ -222,8 +215,8 @@ def _take_in(t, row, first, kind, label, sizes, held, top, width, least, sides):
             label[k] = _OUTSIDE
         while i < i_end and j < j_end:
             if kind[i] == kind[j] and kind[j] >= 0:
-                above = _root(region, label[i])
-                own = above if label[j] < 0 else _root(region, label[j])
+                above = root(region, label[i])
+                own = above if label[j] < 0 else root(region, label[j])
                 label[j] = above if own == above else _join(t, own, above, least)
             north = first[i + 1] if i + 1 < i_end else width
             south = first[j + 1] if j + 1 < j_end else width
@@ -235,12 +228,12 @@ def _take_in(t, row, first, kind, label, sizes, held, top, width, least, sides):
             if label[j] < 0:
                 k = t.used[0]
                 t.used[0] += 1
-                region[k, _PARENT], region[k, _KIND], region[k, _EDGE], region[k, _BECOMES] = k, kind[j], 0, -1
+                region[k, PARENT], region[k, _KIND], region[k, _EDGE], region[k, _BECOMES] = k, kind[j], 0, -1
                 region[k, _FIRST] = region[k, _FINAL] = -1
                 t.size[k, _SIZE], t.size[k, _START], t.size[k, _HOLE] = 0, (top + r) * width + first[j], 0
                 label[j] = k
             else:
-                label[j] = _root(region, label[j])
+                label[j] = root(region, label[j])
             region[label[j], _LAST] = top + r
             t.size[label[j], _SIZE] += sizes[j - base]
         _touch(t, np.int32(_OUTSIDE), label[row[r]], 0, least)
@@ -253,7 +246,7 @@ def _take_in(t, row, first, kind, label, sizes, held, top, width, least, sides):
             south = first[j + 1] if j + 1 < j_end else width
             end = min(north, south)
             if kind[i] != kind[j]:
-                above = label[i] if label[i] < 0 else np.int32(_root(region, label[i]))
+                above = label[i] if label[i] < 0 else np.int32(root(region, label[i]))
                 _touch(t, above, label[j], (end - c) * sides[0], least)
             c = end
             i += north == end
@@ -268,19 +261,19 @@ def _merge(t, now, least, codes):  # type: ignore[no-untyped-def]
     heap = np.empty(2 * most, dtype=np.int64), np.empty(2 * most, dtype=np.int64), np.empty(2 * most, dtype=np.int64)
     count = 0
     for k in range(most):
-        if region[k, _PARENT] == k and region[k, _LAST] < now and size[k, _SIZE] < least:
+        if region[k, PARENT] == k and region[k, _LAST] < now and size[k, _SIZE] < least:
             count = push(heap, count, size[k, _SIZE], size[k, _START], k)
     shared = np.zeros(codes.size, dtype=np.int64)
     while count > 0:
         own, k = heap[0][0], heap[2][0]
         count = pop(heap, count)
-        if region[k, _PARENT] != k or size[k, _SIZE] != own or region[k, _LAST] >= now:
+        if region[k, PARENT] != k or size[k, _SIZE] != own or region[k, _LAST] >= now:
             continue
         shared[:] = 0
         best, waits = -1, False
         contact = region[k, _FIRST]
         while contact >= 0:
-            other = _root(region, t.contact[contact, _OTHER])
+            other = root(region, t.contact[contact, _OTHER])
             if other != k:
                 kind = region[other, _KIND]
                 shared[kind] += t.length[contact]
@@ -302,7 +295,7 @@ def _merge(t, now, least, codes):  # type: ignore[no-untyped-def]
         region[k, _KIND] = best
         contact, grown = region[k, _FIRST], k
         while contact >= 0:
-            other = _root(region, t.contact[contact, _OTHER])
+            other = root(region, t.contact[contact, _OTHER])
             after = t.contact[contact, _NEXT]
             if other != grown and region[other, _KIND] == best:
                 grown = _join(t, grown, other, least)
@@ -322,7 +315,7 @@ def _find_holes(t, now, least, delay):  # type: ignore[no-untyped-def]
     most = t.used[0]
     small = np.zeros(most, dtype=np.bool_)
     for k in range(most):
-        small[k] = region[k, _PARENT] == k and region[k, _LAST] < now and size[k, _SIZE] < least
+        small[k] = region[k, PARENT] == k and region[k, _LAST] < now and size[k, _SIZE] < least
     # When a region was found, and the earliest one that can be reached below it other than through its parent. The
     # outside counts as found at 0.
     found, reached = np.zeros(most, dtype=np.int64), np.zeros(most, dtype=np.int64)
@@ -358,7 +351,7 @@ def _find_holes(t, now, least, delay):  # type: ignore[no-untyped-def]
                 below[p] += below[v]
                 v = p
                 continue
-            other = _root(region, t.contact[contact[v], _OTHER])
+            other = root(region, t.contact[contact[v], _OTHER])
             contact[v] = t.contact[contact[v], _NEXT]
             if not small[other]:
                 if size[other, _SIZE] < least:
@@ -398,7 +391,7 @@ def _is_outer(t, small, k):  # type: ignore[no-untyped-def]
         return True
     contact = t.region[k, _FIRST]
     while contact >= 0:
-        if not small[_root(t.region, t.contact[contact, _OTHER])]:
+        if not small[root(t.region, t.contact[contact, _OTHER])]:
             return True
         contact = t.contact[contact, _NEXT]
     return False
@@ -409,7 +402,7 @@ def _count_settled(t, row, label, least):  # type: ignore[no-untyped-def]
     """Return how many rows from the first on hold nothing that may change."""
     for r in range(row.size - 1):
         for k in range(row[r], row[r + 1]):
-            if label[k] >= 0 and t.size[_root(t.region, label[k]), _SIZE] < least:
+            if label[k] >= 0 and t.size[root(t.region, label[k]), _SIZE] < least:
                 return r
     return row.size - 1
 
@@ -421,7 +414,7 @@ def _rewrite(t, row, first, label, starts, own_first, own_kind):  # type: ignore
         for k in range(row[r], row[r + 1]):
             kind = _OUTSIDE
             if label[k] >= 0:
-                own = _root(t.region, label[k])
+                own = root(t.region, label[k])
                 kind = t.region[own, _BECOMES] if t.region[own, _BECOMES] >= 0 else t.region[own, _KIND]
             if k == row[r] or kind != own_kind[n - 1]:
                 own_first[n], own_kind[n] = first[k], kind
@@ -436,7 +429,7 @@ def _number(t, label, least, number, keep):  # type: ignore[no-untyped-def]
     for k in range(label.size):
         if label[k] < 0:
             continue
-        own = _root(t.region, label[k])
+        own = root(t.region, label[k])
         if number[own] < 0:
             number[own], keep[n] = n, own
             n += 1
@@ -446,7 +439,7 @@ def _number(t, label, least, number, keep):  # type: ignore[no-untyped-def]
             continue
         contact = t.region[keep[m], _FIRST]
         while contact >= 0:
-            other = _root(t.region, t.contact[contact, _OTHER])
+            other = root(t.region, t.contact[contact, _OTHER])
             if number[other] < 0:
                 number[other], keep[n] = n, other
                 n += 1
@@ -462,14 +455,14 @@ def _copy(t, keep, least, number, kept):  # type: ignore[no-untyped-def]
     for m in range(keep.size):
         own = keep[m]
         kept.region[m], kept.size[m] = t.region[own], t.size[own]
-        kept.region[m, _PARENT] = m
+        kept.region[m, PARENT] = m
         kept.region[m, _FIRST] = kept.region[m, _FINAL] = -1
         if t.size[own, _SIZE] >= least:
             continue
         begin = contacts
         contact = t.region[own, _FIRST]
         while contact >= 0:
-            other = number[_root(t.region, t.contact[contact, _OTHER])]
+            other = number[root(t.region, t.contact[contact, _OTHER])]
             if other != m:
                 if last[other] >= begin:
                     kept.length[last[other]] += t.length[contact]

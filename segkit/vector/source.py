@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyproj
 import rasterio
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
@@ -25,7 +24,7 @@ from segkit.vector.engine import Kinds, Options, trace_band
 from segkit.vector.geometry import joined
 from segkit.vector.ground import Squares, ground_of, nowhere
 from segkit.vector.legend import Choice, Legend, MapClass
-from segkit.vector.project import Projection
+from segkit.vector.project import Projection, crs_of
 
 # Each block of a raster is read once, so GDAL need not remember many.
 _CACHE_BYTES = 2**24
@@ -74,8 +73,7 @@ class Source:
         if to_crs is not None:
             move = Projection(self.grid, to_crs)
             return move, move.crs
-        crs = self.grid.crs
-        return np.asarray, None if crs is None else pyproj.CRS.from_wkt(crs.to_wkt())
+        return np.asarray, crs_of(self.grid)
 
     def batches(self, *, dissolve: bool, show_progress: bool) -> Generator[Batch]:
         """Yield the map's polygons, band by band, in one or more batches each.

@@ -271,17 +271,11 @@ def _as_table(batch: GeoDataFrame | Table, schema: Schema) -> Table:
     return pa.table(columns, schema=schema)
 
 
-def _crs_of(grid: Grid) -> pyproj.CRS | None:
-    import pyproj
-
-    return None if grid.crs is None else pyproj.CRS.from_wkt(grid.crs.to_wkt())
-
-
 def _projection(
     target: Path, form: Format, grid: Grid, to_crs: str | None
 ) -> tuple[Callable[[NDArray[Any]], NDArray[Any]] | None, pyproj.CRS | None, bool]:
     """Return what moves polygons (None where they stay), their CRS, and whether they may come out in several parts."""
-    from segkit.vector.project import Projection
+    from segkit.vector.project import Projection, crs_of
 
     if form.lonlat:
         if grid.crs is None:
@@ -293,7 +287,7 @@ def _projection(
             raise UsageError(f"{target.name}: GeoJSON holds EPSG:4326 and not {to_crs}; write another format")
         to_crs = "EPSG:4326"
     if to_crs is None:
-        return None, _crs_of(grid), False
+        return None, crs_of(grid), False
     projection = Projection(grid, to_crs, decimals=7 if form.lonlat else None)
     return projection, projection.crs, projection.splits
 
