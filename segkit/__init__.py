@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segkit.check import check as check
+    from segkit.compare import compare as compare
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluate import evaluate as evaluate
     from segkit.model import Segmenter as Segmenter
@@ -32,6 +33,7 @@ _HOMES = {
     "Segmenter": "segkit.model",
     "Task": "segkit.task",
     "check": "segkit.check",
+    "compare": "segkit.compare",
     "evaluate": "segkit.evaluate",
     "load": "segkit.model",
     "predict": "segkit.predict",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
+from segkit.data.cover import Cover
+from segkit.data.nearness import Nearness, nearest
 from segkit.data.sources import Sample, pair
-from segkit.data.split import count_categories, split
+from segkit.data.split import count_categories, divide
 from segkit.errors import SegkitError
 from segkit.grid import Grid, crs_name
 from segkit.progress import progress
@@ -64,7 +65,12 @@ class SceneCheck:
 
 @dataclass(frozen=True)
 class Report:
-    """What a recipe would train on; `problems` are errors, `warnings` may be meant."""
+    """What a recipe would train on; `problems` are errors, `warnings` may be meant.
+
+    `nearest` holds the pairs of scenes in which what trains comes within a tile of what validates, those that share
+    most first; else the nearest pair, where there is one. Where `data.val` names scenes or rows, it is measured as if
+    training left nothing out.
+    """
 
     recipe: Recipe
     scenes: tuple[SceneCheck, ...]
@@ -72,6 +78,7 @@ class Report:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     problems: tuple[str, ...]
+    nearest: tuple[Nearness, ...] = ()
 
     def classes(self, part: str) -> tuple[ClassCount, ...]:
         """Sum the classes over the scenes of "train" or "val"."""
@@ -101,7 +108,15 @@ class Report:
             )
         if isinstance(self.recipe.data.val, Split):
             rule = self.recipe.data.val
-            yield f"val: {rule.fraction:.0%} of train, in blocks of {rule.block} pixels with a gap of {rule.gap}"
+            share = f"{rule.fraction:.0%}" if rule.fold is None else f"fold {rule.fold}"
+            what = f"{rule.by}s" if rule.by != "block" else f"blocks of {rule.block} pixels"
+            share = share if rule.values is None else f"{rule.field} {' or '.join(rule.values)}"
+            gap = self.recipe.train.tile_size if rule.gap is None else rule.gap
+            yield f"val: {share} of train, in {what} with a gap of {gap} pixels"
+        if self.nearest:
+            one = self.nearest[0]
+            ground = "" if one.metres is None else f" ({one.metres:,.0f} m)"
+            yield f"nearest training and validation: {one.pixels:,.0f} pixels apart{ground}, {one.shared:,} shared"
 
     def _scenes(self) -> Iterator[str]:
         if not self.scenes:
@@ -175,16 +190,17 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
             scenes.append(scene)
             problems += found
     report = Report(recipe, tuple(scenes), tuple(unmatched), tuple(_notes(samples)), (), ())
-    problems += _bands_differ(scenes) + _leaks(samples)
+    problems += _bands_differ(scenes)
+    near: list[Nearness] = []
     if not problems:
         problems += _classes_missing(report.classes("train"), task)
-    if not problems and isinstance(data.val, Split):
         try:
-            split([sample for _, sample in samples], task, data.val)
+            near = _nearest(recipe, samples)
         except SegkitError as error:
             problems.append(str(error))
-    warnings = tuple(_warnings(recipe, report))
-    return Report(recipe, report.scenes, report.unmatched, report.notes, warnings, tuple(problems))
+    problems += _leaks(near)
+    warnings = (*_warnings(recipe, report), *_close(recipe, near))
+    return Report(recipe, report.scenes, report.unmatched, report.notes, warnings, tuple(problems), tuple(near))
 
 
 def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None]) -> tuple[SceneCheck, list[str]]:
@@ -241,12 +257,41 @@ def _bands_differ(scenes: Sequence[SceneCheck]) -> list[str]:
     return [f"scenes differ in their number of bands ({counts}); choose common ones under data.bands"]
 
 
-def _leaks(samples: Iterable[tuple[str, Sample]]) -> list[str]:
-    users: dict[Path, set[str]] = {}
-    for part, sample in samples:
-        for path in sample.scene.paths:
-            users.setdefault(path.resolve(), set()).add(part)
-    return [f"{path} both trains and validates; take it out of one" for path, parts in users.items() if len(parts) > 1]
+def _nearest(recipe: Recipe, samples: Sequence[tuple[str, Sample]]) -> list[Nearness]:
+    sides = [[sample for owner, sample in samples if owner == part] for part in ("train", "val")]
+    training, validation = divide(recipe, *sides)
+    if not isinstance(recipe.data.val, Split):
+        training = [replace(area, hidden=Cover()) for area in training]
+    return nearest(training, validation, recipe.train.tile_size)
+
+
+def _leaks(near: Sequence[Nearness]) -> list[str]:
+    """Say where validation is not independent: on ground that trains, or right beside it."""
+    found = []
+    for what, pairs in (
+        ("share ground", [each for each in near if each.shared]),
+        ("touch", [each for each in near if not each.shared and each.pixels < 1]),
+    ):
+        if pairs:
+            one = pairs[0]
+            shared = f" ({one.shared:,} pixels)" if one.shared else ""
+            more = f"; {len(pairs) - 1} more pairs of scenes do" if len(pairs) > 1 else ""
+            found.append(
+                f"{one.training} trains and {one.validation} validates, and they {what}{shared}{more}: scores would be "
+                "too good; take one out, or let data.val split the training scenes, which keeps a gap"
+            )
+    return found
+
+
+def _close(recipe: Recipe, near: Sequence[Nearness]) -> Iterator[str]:
+    size = recipe.train.tile_size
+    pairs = [each for each in near if not each.shared and 1 <= each.pixels < size]
+    if pairs:
+        one = pairs[0]
+        yield (
+            f"{one.training} trains {one.pixels:,.0f} pixels from where {one.validation} validates, less than a tile "
+            f"({size}): neighbours are alike, and scores a little too good; a larger data.val.gap, or none given, helps"
+        )
 
 
 def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:
@@ -277,27 +322,6 @@ def _warnings(recipe: Recipe, report: Report) -> Iterator[str]:
         for one in report.classes("val"):
             if not one.pixels and one.known:
                 yield f"{one.name!r} never occurs in validation; its score will be undefined"
-    yield from _shared_ground(recipe, scenes)
-
-
-def _shared_ground(recipe: Recipe, scenes: Sequence[SceneCheck]) -> Iterator[str]:
-    """Warn of scenes on the same ground, of which one may train while the other validates."""
-    by_place = isinstance(recipe.data.val, Split)
-    for crs in dict.fromkeys(scene.grid.crs for scene in scenes if scene.grid.crs is not None):
-        mine = [scene for scene in scenes if scene.grid.crs == crs]
-        # Neighbours share an edge; half a pixel less and they share nothing.
-        boxes = [shapely.box(*scene.grid.bounds).buffer(-min(scene.grid.pixel_size) / 2) for scene in mine]
-        pairs = [
-            (mine[a], mine[b])
-            for a, b in shapely.STRtree(boxes).query(boxes, predicate="intersects").T
-            if a < b and (by_place or mine[a].part != mine[b].part)
-        ]
-        if pairs:
-            one, other = pairs[0]
-            yield (
-                f"{len(pairs)} pairs of scenes share ground ({one.paths[0]} and {other.paths[0]}); what trains in one "
-                "may validate in the other: give data.val scenes elsewhere"
-            )
 
 
 def _percent(part: int, whole: int) -> str:

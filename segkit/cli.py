@@ -19,6 +19,7 @@ from typer.exceptions import Abort, TyperException
 from segkit.errors import SegkitError
 
 if TYPE_CHECKING:
+    from segkit.compare import Comparison
     from segkit.data.cache import Entry
     from segkit.predict import Summary
 
@@ -98,13 +99,28 @@ def demo(
 
 
 @app.command()
-def check(recipe: RecipeFile, set_: Set = None) -> None:
+def check(
+    recipe: RecipeFile,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Also draw class shares and training crops.")
+    ] = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Show what a recipe would train on: grids, bands, codes, class shares, problems."""
     from segkit.check import check as run
+    from segkit.files import check_output
     from segkit.recipe import Recipe
 
-    report = run(Recipe.load(recipe, set_ or ()), show_progress=True)
+    loaded = Recipe.load(recipe, set_ or ())
+    target = None if picture is None else check_output(picture, overwrite=overwrite)
+    report = run(loaded, show_progress=True)
     print(report.render())
+    if target is not None:
+        from segkit.preview import draw_data
+
+        draw_data(loaded, report, target, show_progress=True)
+        print(f"\npicture {target}")
     if report.problems:
         raise typer.Exit(1)
 
@@ -114,6 +130,10 @@ def train(
     recipe: RecipeFile,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder; default runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
+    fold: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Validate on one of N folds, 0/N to N-1/N, of the training scenes."),
+    ] = None,
     set_: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -122,11 +142,61 @@ def train(
 
     from segkit.train import train as run
 
-    result = run(recipe, output, resume=resume, overwrite=overwrite, overrides=set_ or (), show_progress=True)
+    result = run(
+        recipe, output, resume=resume, overwrite=overwrite, overrides=set_ or (), fold=fold, show_progress=True
+    )
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return  # the first process of several speaks for all
     _print_metrics(result.metrics)
     print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
+
+
+@app.command()
+def compare(
+    recipe: RecipeFile,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of runs and result; default runs/NAME-compare.")
+    ] = None,
+    heads: Annotated[str | None, typer.Option(metavar="HEAD,...", help="Heads to compare: softmax,sigmoid.")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,...", help="Values of a key to compare: model.encoder=resnet18,resnet34. Repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="N,...", help="Each variant is trained with each of these.")] = "0,1,2",
+    fold: Annotated[
+        list[str] | None, typer.Option(metavar="K/N,...", help="Each variant is trained in each fold. Repeatable.")
+    ] = None,
+    set_: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a recipe in variants, with several seeds: scores with their spread, cost, and agreement."""
+    from segkit.compare import compare as run
+    from segkit.compare import parse_vary
+
+    result = run(
+        recipe,
+        output,
+        heads=_listed(heads or ""),
+        vary=parse_vary(vary or ()),
+        seeds=[_seed(text) for text in _listed(seeds)],
+        folds=[each for text in fold or () for each in _listed(text)],
+        overrides=set_ or (),
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    _print_comparison(result)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise typer.BadParameter(f"--seeds: {text!r} is no whole number from 0 on")
+    return int(text)
 
 
 @app.command()
@@ -337,6 +407,30 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     _print_table(("class", *columns), rows)
     told = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
     print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in told))
+
+
+def _print_comparison(result: Comparison) -> None:
+    """Print a row of means and spreads for each variant, and the matrix of agreement."""
+    from segkit.compare import MEASURES
+
+    def number(value: float | None, key: str) -> str:
+        return "-" if value is None else f"{value:,.1f}" if "seconds" in key else f"{value:.4f}"
+
+    header = ["variant", "n"]
+    for title in MEASURES.values():
+        header += [title, "+-"]
+    rows = []
+    for row in result.rows:
+        cells = [row.variant, str(row.trials)]
+        for key, measure in row.measures.items():
+            cells += [number(measure.mean, key), number(measure.spread, key)]
+        rows.append(tuple(cells))
+    _print_table(tuple(header), rows)
+    print("\ndecided alike (diagonal: with another seed)")
+    shares = [["-" if share is None else f"{share:.2%}" for share in line] for line in result.agreement]
+    names = [row.variant for row in result.rows]
+    _print_table(("", *names), [(name, *line) for name, line in zip(names, shares, strict=True)])
+    print(f"\ntable {result.folder / 'compare.csv'}\npicture {result.picture}")
 
 
 def _print_summary(summary: Summary) -> None:

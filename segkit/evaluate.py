@@ -8,25 +8,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rasterio.windows import Window
-
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample, resolve
-from segkit.data.split import Area, shared, whole
+from segkit.data.split import Area, whole
+from segkit.decide import Decider
 from segkit.errors import DataError
 from segkit.files import check_output, staged
 from segkit.metrics import Confusion
 from segkit.model import Segmenter, load
-from segkit.predict.choice import Options, choose, windows_at_once
-from segkit.predict.device import pick_device
-from segkit.predict.engine import predict_blocks
-from segkit.predict.network import Runner
+from segkit.predict.choice import Options
 from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.recipe import LabelSource, Recipe, Source
-from segkit.task import IGNORE
+from segkit.thresholds import ThresholdFit
 
 
 def evaluate(
@@ -109,37 +103,24 @@ def score(
     segmenter: Segmenter, areas: Sequence[Area], options: Options | None = None, *, show_progress: bool = False
 ) -> Confusion:
     """Count decisions against labels in areas, streamed; what `options` leave open is chosen at the first one."""
-    options = options or Options()
-    task, device = segmenter.task, pick_device(options.device)
-    confusion = Confusion(task)
+    decider, confusion = Decider(segmenter, options), Confusion(segmenter.task)
     total = sum(int(window.width * window.height) for area in areas for window in area.windows) / 1e6
-    choice = runner = None
     with progress("evaluate", total, "Mpx", show=show_progress) as advance:
         for area in areas:
-            scene, region = area.sample.scene, _Windows(area.windows)
-            if choice is None or runner is None:
-                choice = choose(segmenter, scene, options, region)
-                runner = Runner(segmenter, device, choice.precision, tta=choice.tta is not None)
-            tiling = choice.tiling(scene.grid, segmenter.stride)
-            batch = options.batch or windows_at_once(segmenter, choice, tiling, device)
-            for block in predict_blocks(runner, scene, tiling, batch=batch, region=region):
-                if block.valid.any():
-                    decided = task.decide(block.probabilities[None])
-                    confidence = task.confidence(block.probabilities[None], decided)[0].cpu().numpy()
-                    truth = np.where(block.valid, area.labels.read(block.window), np.int16(IGNORE))
-                    confusion.add(decided[0].cpu().numpy(), truth, confidence)
-                    advance(block.valid.sum() / 1e6)
+            for part in decider(area):
+                confusion.add(part.planes, part.truth, part.confidence)
+                advance(part.window.width * part.window.height / 1e6)
     return confusion
 
 
-class _Windows:
-    """A region that is made of windows."""
-
-    def __init__(self, windows: Sequence[Window]) -> None:
-        self._windows = windows
-
-    def mask(self, window: Window) -> NDArray[np.bool_]:
-        inside = np.zeros((int(window.height), int(window.width)), dtype=bool)
-        for own in self._windows:
-            inside[shared(own, window)] = True
-        return inside
+def fitted_thresholds(
+    segmenter: Segmenter, areas: Sequence[Area], options: Options | None = None
+) -> tuple[float, ...] | None:
+    """Return the thresholds with which each class has its best F1 in areas; None where the task leaves none open."""
+    if not any(segmenter.task.open_thresholds or ()):
+        return None
+    decider, fit = Decider(segmenter, options), ThresholdFit(segmenter.task)
+    for area in areas:
+        for _, probabilities, truth in decider.probabilities(area):
+            fit.add(probabilities, truth)
+    return fit.fit()

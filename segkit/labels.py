@@ -1,20 +1,23 @@
-"""Labels: rasters of codes, stacks of masks or polygons, read as a task's target planes on a scene's grid.
+"""Labels: rasters of codes, masks or fractions, and polygons, read as a task's target planes on a scene's grid.
 
-Every label pixel is a class, background, or not known (`IGNORE`). Which planes a task has, and which classes exclude
-each other, is asked of the `Task`.
+Every label pixel is a class, background, or not known (`IGNORE`). What each source says is written as *claims*: of each
+class whether it is there (or how much of it), or nothing. So several sources are joined before the `Task`, which knows
+what planes it has and which classes exclude each other, turns claims into planes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyogrio
@@ -35,12 +38,14 @@ from segkit.files import existing
 from segkit.grid import Grid, crs_name
 from segkit.raster import grid_of, open_raster, read_window, warped
 from segkit.recipe import LabelSource
-from segkit.task import BACKGROUND, IGNORE, Task
+from segkit.task import BACKGROUND, IGNORE, SLACK, Task
 
 VECTOR_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml")
 
 _COUNTED_AT_ONCE = 2048  # pixels along a side
 _NOT_KNOWN = int(np.iinfo(np.int64).min)  # beside every code that a label raster can hold
+_MOST_SLACK = 0.05  # of sums of fractions, however coarsely a file's numbers are rounded
+_ROUNDING = 1e-6  # of a fraction in float32
 _POLYGON_TYPES = {3: "Polygon", 6: "MultiPolygon"}
 _TYPES = ("Point", "LineString", "LinearRing", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon", "Collection")
 # A straight edge bends when it is reprojected; pieces of a kilometre stay within centimetres of the true line.
@@ -66,25 +71,34 @@ class Labels(ABC):
         Whose target planes are read.
     notes
         What was met on opening and dealt with: geometries repaired or skipped, a missing georeference.
+    soft
+        Whether planes are soft: shares of the channels' categories, instead of categories.
     """
 
     name: str
     grid: Grid
     task: Task
     notes: tuple[str, ...]
+    soft: bool
 
-    def read(self, window: Window) -> NDArray[np.int16]:
-        """Read the target planes of a window, int16 (P, H, W); `IGNORE` where not known, and outside the scene.
+    def read(self, window: Window) -> NDArray[Any]:
+        """Read the target planes of a window; `IGNORE` where not known, and outside the scene.
+
+        Returns
+        -------
+        int16 (P, H, W), or float32 (C, H, W) where labels are soft; see `segkit.task`
 
         Raises
         ------
         LabelError
-            A code the task does not know, a number that is no code, or an overlap of classes that exclude each other.
+            A code the task does not know, a number that is no code or no fraction, an overlap of classes that exclude
+            each other, or sources that contradict each other.
         RasterError
             The file is damaged there.
         """
         row, column, height, width = (int(i) for i in (window.row_off, window.col_off, window.height, window.width))
-        target = np.full((self.task.planes, height, width), IGNORE, dtype=np.int16)
+        planes, dtype = (self.task.channels, np.float32) if self.soft else (self.task.planes, np.int16)
+        target = np.full((planes, height, width), IGNORE, dtype=dtype)
         top, bottom = max(0, row), min(self.grid.height, row + height)
         left, right = max(0, column), min(self.grid.width, column + width)
         if top < bottom and left < right:
@@ -93,19 +107,27 @@ class Labels(ABC):
         return target
 
     @abstractmethod
-    def _read(self, window: Window) -> NDArray[np.int16]:
+    def _read(self, window: Window) -> NDArray[Any]:
         """Read a window that lies inside the scene."""
 
 
 def open_labels(
-    source: LabelSource, task: Task, grid: Grid, *, ignore: Sequence[int] = (), resample: bool = False
+    source: LabelSource | Sequence[LabelSource],
+    task: Task,
+    grid: Grid,
+    *,
+    ignore: Sequence[int] = (),
+    resample: bool = False,
 ) -> Labels | None:
     """Open the labels of a scene.
+
+    Where there are several sources, each class is known where one that speaks for it knows it. Classes that exclude
+    each other deny each other: where one is there, no other is, and background is where all are denied.
 
     Parameters
     ----------
     source
-        Its `path` is one raster file, or one or more vector files.
+        One or several; the `path` of each is one raster file, or one or more vector files.
     task
         Whose codes, names and planes they have.
     grid
@@ -117,7 +139,7 @@ def open_labels(
 
     Returns
     -------
-    The labels, or None where no polygon meets the scene.
+    The labels, or None where no polygon meets the scene, and there are no others.
 
     Raises
     ------
@@ -126,39 +148,131 @@ def open_labels(
     GridError
         The labels lie on another grid, or in no known place on it.
     LabelError
-        A layer, field, value or geometry that cannot be used.
+        A layer, field, value or geometry that cannot be used, or instructions that contradict each other.
     """
-    paths = [Path(source.path)] if isinstance(source.path, str) else [Path(path) for path in source.path]
+    sources = [source] if isinstance(source, LabelSource) else source
+    if len({one.fractions for one in sources}) > 1:
+        some, others = (next(one for one in sources if one.fractions is soft) for soft in (True, False))
+        raise LabelError(
+            f"{_paths(some)[0]} holds fractions, {_paths(others)[0]} does not; the labels of a scene are all "
+            "fractions, or none of them is"
+        )
+    opened = [_open(one, task, grid, ignore, resample) for one in sources]
+    parts = tuple(part for part in opened if part is not None)
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    names, notes = " and ".join(part.name for part in parts), tuple(note for part in parts for note in part.notes)
+    return _JoinedLabels(names, grid, task, notes, parts[0].soft, parts)
+
+
+def _paths(source: LabelSource) -> list[Path]:
+    return [Path(source.path)] if isinstance(source.path, str) else [Path(path) for path in source.path]
+
+
+def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> _ClaimingLabels | None:
+    paths = _paths(source)
+    classes = _spoken(source, task, paths[0])
     if all(is_vector(path) for path in paths):
-        return _open_vector(paths, source, task, grid, ignore)
+        if source.fractions:
+            raise LabelError(f"{paths[0]}: fractions is for rasters of one band per class; remove it")
+        return _open_vector(paths, source, task, grid, ignore, classes)
     if len(paths) > 1:
         raise LabelError(f"{paths[0]} and {paths[1]}: a scene has one label raster, or vector files; name one file")
-    for key in ("layer", "field", "values", "priority", "outside"):
-        if getattr(source, key) is not None:
+    for key in ("layer", "field", "priority", "outside"):
+        if getattr(source, key) is not None and not (key == "outside" and source.fractions):
             raise LabelError(f"{paths[0]}: {key} is for vector labels ({', '.join(VECTOR_SUFFIXES)}); remove it")
-    return _open_raster(paths[0], task, grid, ignore, resample)
+    file, notes = _label_file(paths[0], grid, len(classes), resample=resample)
+    return (_open_fractions if source.fractions else _open_codes)(file, source, task, ignore, classes, notes)
+
+
+def _spoken(source: LabelSource, task: Task, path: Path) -> tuple[str, ...]:
+    """Return the classes that a source speaks for, in its order; refuse names that the task does not have."""
+    names = [one.name for one in task.classes]
+    classes = tuple(names) if source.classes is None else source.classes
+    own = names + [BACKGROUND] * bool(source.fractions and task.background)
+    for key, found, known in (
+        ("classes", classes, own),
+        ("priority", source.priority or (), [*classes, BACKGROUND]),
+        (
+            "values",
+            [name for name in (source.values or {}).values() if name],
+            [*classes] + [BACKGROUND] * task.has_none,
+        ),
+    ):
+        for name in found:
+            if name not in known:
+                raise LabelError(
+                    f"{path}: labels.{key} names {name!r}, these labels speak for {', '.join(known)}; correct it"
+                )
+    if len(set(classes)) < len(classes):
+        raise LabelError(f"{path}: labels.classes names a class twice ({', '.join(classes)}); name each once")
+    return classes
 
 
 @dataclass(frozen=True, eq=False)
-class _RasterLabels(Labels):
-    """One band of codes, or one 0/1 band per class in class order.
+class _ClaimingLabels(Labels):
+    """Labels as their files hold them."""
 
-    What the file's mask or no-data value hides, and NaN, is not known.
-    """
+    def _read(self, window: Window) -> NDArray[Any]:
+        return self.task.encode_masks(self._claims(window), ignore=[IGNORE], source=self.name)
+
+    @abstractmethod
+    def _claims(self, window: Window) -> NDArray[Any]:
+        """Say of each class what is known of it in a window inside the scene.
+
+        int16 (k, H, W): 1 it is there, 0 it is not, `IGNORE` these labels do not say. Or, of fractions, float64
+        (k + 1, H, W): its share and at last that of background, NaN where they do not say.
+        """
+
+
+@dataclass(frozen=True)
+class _LabelFile:
+    """One band of codes, or one band per class: what the file's mask or no-data value hides, and NaN, is not known."""
 
     path: Path
-    ignore: tuple[int, ...]
+    grid: Grid
     bands: tuple[int, ...]
     masked: bool
     resample: bool
 
-    def _read(self, window: Window) -> NDArray[np.int16]:
-        codes = self._codes(window)
-        ignore = (*self.ignore, _NOT_KNOWN)
-        if len(codes) > 1:
-            return self.task.encode_masks(codes, ignore=ignore, source=self.path)
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read numbers (bands, H, W) as the file has them, and where they are hidden."""
+        with contextlib.ExitStack() as stack:
+            dataset: DatasetReader = stack.enter_context(open_raster(self.path))
+            if self.resample:
+                dataset = stack.enter_context(warped(dataset, self.grid, Resampling.nearest))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NodataShadowWarning)  # no-data counts, no alpha band
+                found = read_window(dataset, self.bands, window, masked=self.masked)
+        values, hidden = np.ma.getdata(found), np.ma.getmaskarray(found)
+        return values, hidden | np.isnan(values) if values.dtype.kind == "f" else hidden
+
+
+@dataclass(frozen=True, eq=False)
+class _CodeLabels(_ClaimingLabels):
+    """Codes by the classes' values or by a table of their own; or a mask of 0 and 1 for each of `classes`."""
+
+    file: _LabelFile
+    ignore: tuple[int, ...]
+    classes: tuple[str, ...]
+    values: dict[int, str | None] | None
+
+    def _read(self, window: Window) -> NDArray[Any]:
+        if len(self.file.bands) > 1 or len(self.classes) < len(self.task.classes):
+            return super()._read(window)
+        return self._coded(self.task.encode, window)
+
+    def _claims(self, window: Window) -> NDArray[np.int16]:
+        if len(self.file.bands) > 1:
+            ignore = (*self.ignore, _NOT_KNOWN)
+            own = self.classes if len(self.classes) < len(self.task.classes) else None
+            return self.task.claims_of_masks(self._codes(window), ignore=ignore, classes=own, source=self.name)
+        return self._coded(functools.partial(self.task.claims, classes=self.classes), window)
+
+    def _coded(self, encode: Callable[..., NDArray[np.int16]], window: Window) -> NDArray[np.int16]:
+        encode = functools.partial(encode, ignore=(*self.ignore, _NOT_KNOWN), values=self.values, source=self.name)
         try:
-            return self.task.encode(codes[0], ignore=ignore, source=self.path)
+            return encode(self._codes(window)[0])
         except LabelError:
             # The same is said again of the whole file, so that the codes and their pixels are all.
             counts: Counter[int] = Counter()
@@ -166,37 +280,81 @@ class _RasterLabels(Labels):
                 some, times = np.unique(self._codes(part), return_counts=True)
                 counts.update(dict(zip(some.tolist(), times.tolist(), strict=True)))
             found, pixels = np.array([*counts.items()], dtype=np.int64).T
-            return self.task.encode(found[None], ignore=ignore, source=self.path, pixels=pixels[None])
+            return encode(found[None], pixels=pixels[None])
 
     def _codes(self, window: Window) -> NDArray[np.int64]:
-        with contextlib.ExitStack() as stack:
-            dataset: DatasetReader = stack.enter_context(open_raster(self.path))
-            if self.resample:
-                dataset = stack.enter_context(warped(dataset, self.grid, Resampling.nearest))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NodataShadowWarning)  # no-data counts, no alpha band
-                return self._integers(read_window(dataset, self.bands, window, masked=self.masked))
-
-    def _integers(self, found: NDArray[Any]) -> NDArray[np.int64]:
-        values, hidden = np.ma.getdata(found), np.ma.getmaskarray(found)
-        if np.issubdtype(values.dtype, np.floating):
-            hidden = hidden | np.isnan(values)
+        values, hidden = self.file.read(window)
+        if values.dtype.kind == "f":
             odd = ~hidden & ~(np.isfinite(values) & (values == np.rint(values)))
             if odd.any():
                 raise LabelError(
-                    f"{self.path}: holds {values[odd][0]:g} and such ({int(odd.sum())} pixels); label codes are whole "
-                    "numbers: is this a map of fractions, or resampled with averages?"
+                    f"{self.name}: holds {values[odd][0]:g} and such ({int(odd.sum())} pixels); label codes are whole "
+                    "numbers: is this a map of fractions (labels.fractions: true), or resampled with averages?"
                 )
         return np.where(hidden, _NOT_KNOWN, np.where(hidden, 0, values).astype(np.int64))
 
 
-def _open_raster(path: Path, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> Labels:
+@dataclass(frozen=True, eq=False)
+class _FractionLabels(_ClaimingLabels):
+    """A band of cover for each of `classes`: stored numbers * scale + offset, of each band its own.
+
+    `rest` and `slack` are those of `Task.encode_fractions`.
+    """
+
+    file: _LabelFile
+    ignore: tuple[int, ...]
+    classes: tuple[str, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    rest: Literal["background", "ignore"] | None
+    slack: float
+
+    def _read(self, window: Window) -> NDArray[Any]:
+        claims = self._claims(window)
+        return self.task.encode_fractions(claims, rest=self.rest, slack=self.slack, source=self.name)
+
+    def _claims(self, window: Window) -> NDArray[np.float64]:
+        shares = self._shares(window)
+        for place, band in enumerate(self.file.bands):
+            if _no_fraction(shares[place]).any():
+                self._refuse(place, band)
+        names = [*(one.name for one in self.task.classes), BACKGROUND]
+        claims = np.full((len(names), *shares.shape[1:]), np.nan)
+        claims[[names.index(name) for name in self.classes]] = shares.clip(0, 1)
+        return claims
+
+    def _shares(self, window: Window) -> NDArray[np.float64]:
+        values, hidden = self.file.read(window)
+        scale, offset = (np.array(each)[:, None, None] for each in (self.scales, self.offsets))
+        shares: NDArray[np.float64] = values.astype(np.float64) * scale + offset
+        shares[hidden | np.isin(values, self.ignore)] = np.nan
+        return shares
+
+    def _refuse(self, place: int, band: int) -> None:
+        """Say of the whole file what numbers of a band are no fractions."""
+        whole = (self._shares(part)[place] for part in self.grid.tiles(_COUNTED_AT_ONCE))
+        numbers = np.concatenate([shares[_no_fraction(shares)] for shares in whole])
+        far = numbers[np.abs(numbers - 0.5).argmax()]
+        raise LabelError(
+            f"{self.name}: band {band} ({self.classes[place]}) holds fractions as {far:.6g} ({numbers.size} pixels); "
+            "they lie between 0 and 1: labels.whole says what a pixel covered wholly has, data.ignore what number "
+            "means that nothing is known"
+        )
+
+
+def _no_fraction(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Say what is neither NaN nor between 0 and 1."""
+    return (shares < -_ROUNDING) | (shares > 1 + _ROUNDING)
+
+
+def _label_file(path: Path, grid: Grid, classes: int, *, resample: bool) -> tuple[_LabelFile, list[str]]:
+    """Look at a raster of labels for so many classes: which bands are labels, and how they come to the grid."""
     notes = []
     with open_raster(path) as dataset:
-        own, nodata, flags = grid_of(dataset), dataset.nodata, dataset.mask_flag_enums
+        own, flags = grid_of(dataset), dataset.mask_flag_enums
         alpha = {band for band in dataset.indexes if dataset.colorinterp[band - 1] == ColorInterp.alpha}
         # GDAL calls the fourth of four byte bands alpha, also where it is the fourth class.
-        per_class = dataset.count == len(task.classes)
+        per_class = dataset.count == classes
         bands = tuple(band for band in dataset.indexes if per_class or band not in alpha)
     alpha_is_class = bool(alpha.intersection(bands)) and any(MaskFlags.alpha in flags[band - 1] for band in bands)
     difference = grid.difference(own)
@@ -211,16 +369,145 @@ def _open_raster(path: Path, task: Task, grid: Grid, ignore: Sequence[int], resa
     if difference and (own.crs is None or grid.crs is None or alpha_is_class):
         why = "its alpha band would hide its other classes" if alpha_is_class else "one of them has no CRS"
         raise GridError(f"{path} cannot be resampled to its image's grid ({difference}): {why}")
-    if len(bands) == 1:
-        hidden = [row["name"] for row in task.legend if row["value"] == nodata]
+    return _LabelFile(path, grid, bands, not alpha_is_class, bool(difference)), notes
+
+
+def _open_codes(
+    file: _LabelFile,
+    source: LabelSource,
+    task: Task,
+    ignore: Sequence[int],
+    classes: tuple[str, ...],
+    notes: list[str],
+) -> _CodeLabels:
+    path, values = file.path, _table(file.path, source, file.bands)
+    if len(file.bands) == 1:
+        codes = {row["value"]: row["name"] for row in task.legend} if values is None else values
+        with open_raster(path) as dataset:
+            nodata = dataset.nodata
+        hidden = [name for code, name in codes.items() if code == nodata and name]
         notes += [f"{path} declares no-data {nodata:g}, the value of {name}: it is not known there" for name in hidden]
-    return _RasterLabels(
-        str(path), grid, task, tuple(notes), path, tuple(ignore), bands, not alpha_is_class, bool(difference)
-    )
+    return _CodeLabels(str(path), file.grid, task, tuple(notes), False, file, tuple(ignore), classes, values)
+
+
+def _open_fractions(
+    file: _LabelFile,
+    source: LabelSource,
+    task: Task,
+    ignore: Sequence[int],
+    classes: tuple[str, ...],
+    notes: list[str],
+) -> _FractionLabels:
+    path, bands = file.path, file.bands
+    if source.values is not None:
+        raise LabelError(f"{path}: values is for codes, not for fractions; remove it")
+    if source.outside is not None and task.planes > 1:
+        raise LabelError(f"{path}: outside is for classes that exclude each other; remove it")
+    if len(bands) != len(classes):
+        raise LabelError(
+            f"{path}: {len(bands)} bands of fractions, these labels speak for {len(classes)} classes "
+            f"({', '.join(classes)}); name the class of each band, in their order, under labels.classes"
+        )
+    with open_raster(path) as dataset:
+        nodata, dtypes = dataset.nodata, [dataset.dtypes[band - 1] for band in bands]
+        scales = tuple(dataset.scales[band - 1] / source.whole for band in bands)
+        offsets = tuple(dataset.offsets[band - 1] / source.whole for band in bands)
+    for scale, offset in dict.fromkeys(zip(scales, offsets, strict=True)):
+        for code in ignore:
+            if not _no_fraction(np.array(share := code * scale + offset)):
+                raise LabelError(
+                    f"{path}: data.ignore lists {code}, which is the fraction {share:g} here; remove it, and say under "
+                    "labels.values of the labels that hold codes that it is not known"
+                )
+        if nodata is not None and 0 <= (share := nodata * scale + offset) <= 1:
+            notes.append(f"{path} declares no-data {nodata:g}, the fraction {share:g}: it is not known there")
+    # Sums of whole numbers miss 1 by their rounding.
+    steps = sum(abs(scale) for scale, dtype in zip(scales, dtypes, strict=True) if "int" in dtype)
+    slack = min(max(SLACK, steps / 2), _MOST_SLACK)
+    return _FractionLabels(
+        str(path), file.grid, task, tuple(notes), True, file, tuple(ignore), classes, scales, offsets,
+        source.outside, slack,
+    )  # fmt: skip
+
+
+def _table(path: Path, source: LabelSource, bands: Sequence[int]) -> dict[int, str | None] | None:
+    """Return a source's table of codes."""
+    if source.whole != 1:
+        raise LabelError(f"{path}: whole is for fractions (labels.fractions: true); remove it")
+    if source.values is None:
+        return None
+    if len(bands) > 1:
+        raise LabelError(f"{path}: values is for one band of codes, this has {len(bands)} bands; remove it")
+    for code in source.values:
+        if not re.fullmatch("0|-?[1-9][0-9]*", code):
+            raise LabelError(f"{path}: labels.values lists {code!r}; codes of a raster are whole numbers")
+    return {int(code): name for code, name in source.values.items()}
 
 
 @dataclass(frozen=True, eq=False)
-class _VectorLabels(Labels):
+class _JoinedLabels(_ClaimingLabels):
+    """What several sources say of one scene."""
+
+    parts: tuple[_ClaimingLabels, ...]
+
+    def _read(self, window: Window) -> NDArray[Any]:
+        if not self.soft:
+            return super()._read(window)
+        own = [part for part in self.parts if isinstance(part, _FractionLabels)]
+        rests = {part.rest for part in own}
+        rest = next((one for one in ("ignore", "background") if one in rests), None)
+        return self.task.encode_fractions(
+            self._claims(window), rest=rest, slack=max(part.slack for part in own), source=self.name
+        )
+
+    def _claims(self, window: Window) -> NDArray[Any]:
+        joined, *others = (self._said(part, window) for part in self.parts)
+        for claims in others:
+            if _differ(joined, claims).any():
+                self._refuse()
+            joined = np.where(_unsaid(joined), claims, joined)
+        return joined
+
+    def _said(self, part: _ClaimingLabels, window: Window) -> NDArray[Any]:
+        """Return a part's claims; of classes that exclude each other, one that is there denies the others."""
+        claims = part._claims(window)
+        if self.soft or self.task.planes > 1:
+            return claims
+        return np.where((claims == IGNORE) & (claims == 1).any(axis=0), np.int16(0), claims)
+
+    def _refuse(self) -> None:
+        """Say of the whole scene where sources contradict each other."""
+        names = [*(one.name for one in self.task.classes), BACKGROUND]
+        pixels: Counter[tuple[int, int]] = Counter()
+        about: dict[tuple[int, int], set[int]] = {}
+        for window in self.grid.tiles(_COUNTED_AT_ONCE):
+            said = [self._said(part, window) for part in self.parts]
+            for pair in itertools.combinations(range(len(said)), 2):
+                differ = _differ(said[pair[0]], said[pair[1]])
+                pixels[pair] += int(differ.any(axis=0).sum())
+                about.setdefault(pair, set()).update(np.flatnonzero(differ.any(axis=(1, 2))).tolist())
+        (one, other), count = pixels.most_common(1)[0]
+        those = ", ".join(names[place] for place in sorted(about[one, other]))
+        raise LabelError(
+            f"{self.parts[one].name} and {self.parts[other].name} contradict each other on {count} pixels (about "
+            f"{those}); correct one of them, or let only one speak for a class (labels.classes); polygons that say "
+            "nothing of the rest have outside: ignore"
+        )
+
+
+def _unsaid(claims: NDArray[Any]) -> NDArray[np.bool_]:
+    unsaid: NDArray[np.bool_] = np.isnan(claims) if claims.dtype.kind == "f" else claims == IGNORE
+    return unsaid
+
+
+def _differ(claims: NDArray[Any], others: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say where both know, and not the same."""
+    differ: NDArray[np.bool_] = np.abs(claims - others) > (SLACK if claims.dtype.kind == "f" else 0)
+    return differ & ~_unsaid(claims) & ~_unsaid(others)
+
+
+@dataclass(frozen=True, eq=False)
+class _VectorLabels(_ClaimingLabels):
     """Polygons in pixel coordinates of the grid; a pixel is in a polygon that holds its centre.
 
     `kinds` says what each polygon is: a class's position, k for "none of the classes", k + 1 for "not known".
@@ -231,8 +518,9 @@ class _VectorLabels(Labels):
     tree: shapely.STRtree
     priority: tuple[int, ...]
     outside_known: bool
+    spoken: tuple[int, ...]
 
-    def _read(self, window: Window) -> NDArray[np.int16]:
+    def _claims(self, window: Window) -> NDArray[np.int16]:
         k = len(self.task.classes)
         top, left, shape = window.row_off, window.col_off, (window.height, window.width)
         covered = np.zeros((k + 2, *shape), dtype=bool)
@@ -244,8 +532,8 @@ class _VectorLabels(Labels):
         claims = covered[: k + 1]
         if self.task.planes == 1:
             self._settle(claims, known)
-        masks = np.where(known, claims[:k], IGNORE).astype(np.int16)
-        return self.task.encode_masks(masks, ignore=[IGNORE], source=self.name)
+        spoken = np.isin(np.arange(k), self.spoken)[:, None, None]
+        return np.where(known & spoken, claims[:k], IGNORE).astype(np.int16)
 
     def _settle(self, claims: NDArray[np.bool_], known: NDArray[np.bool_]) -> None:
         """Leave each pixel to one claim, in place."""
@@ -266,8 +554,13 @@ class _VectorLabels(Labels):
 
 
 def _open_vector(
-    paths: Sequence[Path], source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int]
-) -> Labels | None:
+    paths: Sequence[Path],
+    source: LabelSource,
+    task: Task,
+    grid: Grid,
+    ignore: Sequence[int],
+    classes: tuple[str, ...],
+) -> _VectorLabels | None:
     k = len(task.classes)
     kinds = {BACKGROUND: k} if task.has_none else {}
     kinds |= {one.name: position for position, one in enumerate(task.classes)}
@@ -275,7 +568,7 @@ def _open_vector(
     for path in paths:
         stamp = existing(path, "vector file").stat().st_mtime_ns
         layer = _read_layer(path, source.layer, source.field, stamp)
-        meaning = _meanings(path, layer, source, task, kinds, ignore)
+        meaning = _meanings(path, layer, source, task, kinds, ignore, classes)
         shapes, near, repaired = _on_grid(path, layer, grid)
         polygons.append(shapes)
         meanings.append(meaning[near])
@@ -289,7 +582,9 @@ def _open_vector(
     name = ", ".join(str(path) for path in paths)
     ranks = tuple(kinds[one] for one in source.priority or ())
     known = source.outside != "ignore"
-    return _VectorLabels(name, grid, task, tuple(notes), shapes, meaning, shapely.STRtree(shapes), ranks, known)
+    spoken = tuple(kinds[name] for name in classes)
+    tree = shapely.STRtree(shapes)
+    return _VectorLabels(name, grid, task, tuple(notes), False, shapes, meaning, tree, ranks, known, spoken)
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,23 +634,31 @@ def _text(value: Any) -> str | None:
 
 
 def _meanings(
-    path: Path, layer: _Layer, source: LabelSource, task: Task, kinds: dict[str, int], ignore: Iterable[int]
+    path: Path,
+    layer: _Layer,
+    source: LabelSource,
+    task: Task,
+    kinds: dict[str, int],
+    ignore: Iterable[int],
+    classes: Sequence[str],
 ) -> NDArray[np.intp]:
     """Say what each polygon of a layer is, as `_VectorLabels.kinds` does."""
     not_known = len(task.classes) + 1
     if layer.values is None:
-        if len(task.classes) > 1:
+        if len(classes) > 1:
+            whose = "the task has" if source.classes is None else "these labels speak for"
             raise LabelError(
-                f"{path}: the task has {len(task.classes)} classes; name the field that tells them apart under "
+                f"{path}: {whose} {len(classes)} classes; name the field that tells them apart under "
                 f"labels.field (there are {', '.join(layer.fields) or 'none'})"
             )
-        return np.zeros(len(layer.polygons), dtype=np.intp)
+        return np.full(len(layer.polygons), kinds[classes[0]], dtype=np.intp)
     if source.values is not None:
         table = {value: not_known if name is None else kinds[name] for value, name in source.values.items()}
     else:
+        own = {name: kind for name, kind in kinds.items() if name in (*classes, BACKGROUND)}
         table = {str(code): not_known for code in ignore}
         table |= {str(task.background_value): kinds[BACKGROUND]} if BACKGROUND in kinds else {}
-        table |= {str(one.value): kinds[one.name] for one in task.classes} | kinds
+        table |= {str(one.value): kinds[one.name] for one in task.classes if one.name in classes} | own
     unknown = [value for value in layer.values if value not in table]
     if unknown:
         counts = ", ".join(f"{value!r} ({unknown.count(value)} polygons)" for value in list(dict.fromkeys(unknown))[:5])

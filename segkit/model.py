@@ -201,7 +201,7 @@ class Segmenter(nn.Module):
         return prepared.to(device)
 
     def scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
-        """Describe a scene with the bands and the resampling that the model was trained with.
+        """Describe a scene with the bands, the resampling and the scaling that the model was trained with.
 
         Parameters
         ----------
@@ -214,9 +214,15 @@ class Segmenter(nn.Module):
             The scene does not have the model's bands.
         """
         data = self.recipe.data
-        scene = Scene.of(paths, bands=data.bands, resample=data.resample, vrt=vrt)
+        scene = Scene.of(paths, bands=data.bands, resample=data.resample, vrt=vrt, scaled=data.scaled)
         self.check_scene(scene)
         return scene
+
+    def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
+        """Decide from now on with a threshold for each class, and say so in the model file; None changes nothing."""
+        if thresholds is not None:
+            self.task = self.task.with_thresholds(thresholds)
+            self.recipe = self.recipe.model_copy(update={"task": self.task})
 
     def check_scene(self, scene: Scene) -> None:
         """Refuse a scene whose bands are not as many as the model's."""

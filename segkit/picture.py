@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,77 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from matplotlib.axes import Axes
 
-_UNKNOWN = np.array([0.62, 0.62, 0.62])  # not known and no data are grey in every picture
+UNKNOWN = (0.62, 0.62, 0.62)  # not known and no data are grey in every picture
 _STRETCH = (2, 98)  # percentiles of valid pixels that become black and white
+
+_DEVIATIONS = 2  # from a band's mean to black and to white
+_FEW_BANDS = 12  # of more, as of a spectrometer, three that lie far apart are shown
+
+
+@dataclass(frozen=True)
+class View:
+    """How pixels are shown where only their bands' mean and deviation are known.
+
+    Parameters
+    ----------
+    bands
+        Positions of red, green and blue among the bands, counted from 1.
+    names
+        Of all bands.
+    mean, std
+        Of all bands; `_DEVIATIONS` around the mean are black and white.
+    """
+
+    bands: tuple[int, int, int]
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> View:
+        """Choose bands: the last ones that are called red, green and blue, else by their number.
+
+        One is shown in grey, the second of two in cyan against the first in red, three as they are; of up to twelve
+        the first three, which are blue, green and red in most products; of more those that lie at 5/6, 1/2 and 1/6.
+        """
+        called = {name.rpartition(":")[2].strip().lower(): place for place, name in enumerate(names, 1)}
+        count = len(names)
+        if all(color in called for color in ("red", "green", "blue")):
+            bands = called["red"], called["green"], called["blue"]
+        elif count <= len(_SHOWN):
+            bands = _SHOWN[count - 1]
+        elif count <= _FEW_BANDS:
+            bands = (3, 2, 1)
+        else:
+            bands = (5 * count // 6, count // 2, count // 6)
+        return cls(bands, tuple(names), tuple(mean), tuple(std))
+
+    def image(
+        self, pixels: NDArray[np.float32], valid: NDArray[np.bool_], unseen: Sequence[float] = UNKNOWN
+    ) -> NDArray[np.float64]:
+        """Return pixels (C, H, W) as float64 (H, W, 3) in 0..1; what is not `valid` (H, W) has the colour `unseen`.
+
+        Where a band alone holds no data (NaN) it is shown at its mean, as a network has it.
+        """
+        places = [band - 1 for band in self.bands]
+        mean, std = (np.array(each)[places][:, None, None] for each in (self.mean, self.std))
+        scaled = np.nan_to_num((pixels[places] - mean) / np.where(std > 0, std, 1), posinf=0, neginf=0)
+        image: NDArray[np.float64] = np.moveaxis(np.clip(scaled / (2 * _DEVIATIONS) + 0.5, 0, 1), 0, 2)
+        image[~valid] = unseen
+        return image
+
+    @property
+    def caption(self) -> str:
+        """Which bands are shown, and how."""
+        names = list(dict.fromkeys(self.names[band - 1] for band in self.bands))
+        colors = {1: "in grey", 2: "in red and cyan"}.get(len(names), "in red, green and blue")
+        told = f"band {names[0]}" if len(names) == 1 else f"bands {', '.join(names)}"
+        of = f" of {len(self.names)}" if len(self.names) > len(names) else ""
+        return f"{told}{of} {colors}, mean ± {_DEVIATIONS} standard deviations"
+
+
+# Red, green and blue of one, two and three bands.
+_SHOWN = ((1, 1, 1), (1, 2, 2), (1, 2, 3))
 
 
 def composite(scene: Scene, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float64]:
@@ -36,7 +106,7 @@ def composite(scene: Scene, bands: Sequence[int], window: Window | None = None) 
         pixels = tile.pixels[band - 1]
         low, high = np.percentile(pixels[shown], _STRETCH) if shown.any() else (0, 1)
         image[..., place] = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
-    image[~shown] = _UNKNOWN
+    image[~shown] = UNKNOWN
     return image
 
 
@@ -53,7 +123,7 @@ def colored(planes: NDArray[np.int16], task: Task) -> NDArray[np.float64]:
         mixed[here] += colors[name]
         layers += here
     image = np.where(layers[..., None] > 0, mixed / np.maximum(layers, 1)[..., None], empty)
-    image[(planes == IGNORE).all(axis=0)] = _UNKNOWN
+    image[(planes == IGNORE).all(axis=0)] = UNKNOWN
     return image
 
 
@@ -86,7 +156,6 @@ def panels(
         Polygons with a column `class`, drawn over the last image in their class's colour.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     height, width = next(iter(images.values())).shape[:2]
     side = 3.6
@@ -98,11 +167,23 @@ def panels(
         ax.set_axis_off()
     if outlines is not None:
         _draw_outlines(axes[-1], outlines, task)
-    rows = [row for row in task.legend if not row.get("background")]
-    handles = [Patch(color=row["color"], label=row["name"].replace("_", " ")) for row in rows]
-    handles.append(Patch(color=tuple(_UNKNOWN), label="no data or not known"))
+    handles = legend_patches(task, background=False)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def legend_patches(task: Task, *, background: bool = True) -> list[Any]:
+    """Return what a legend of the task's colours shows, with grey for what is not known."""
+    from matplotlib.patches import Patch
+
+    rows = [row for row in task.legend if background or not row.get("background")]
+    handles = [Patch(facecolor=row["color"], edgecolor="#999999", lw=0.4, label=spoken(row["name"])) for row in rows]
+    return [*handles, Patch(facecolor=UNKNOWN, label="no data or not known")]
+
+
+def spoken(name: str) -> str:
+    """Write a class's name as text has it."""
+    return name.replace("_", " ")
 
 
 def _draw_outlines(ax: Axes, outlines: GeoDataFrame, task: Task) -> None:

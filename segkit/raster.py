@@ -113,7 +113,7 @@ class Tile:
     Parameters
     ----------
     pixels
-        float32 (C, H, W) in the files' own units; NaN where a band holds no data.
+        float32 (C, H, W) as the files store them, or scaled as they declare; NaN where a band holds no data.
     valid
         bool (H, W); false where the scene holds no data.
     """
@@ -144,6 +144,7 @@ class Scene:
     band_names: tuple[str, ...]
     resample: bool
     vrt: bool = False
+    scaled: bool = False
 
     @classmethod
     def of(
@@ -153,6 +154,7 @@ class Scene:
         bands: Sequence[int] | None = None,
         resample: bool = False,
         vrt: bool = False,
+        scaled: bool = False,
         name: str | None = None,
     ) -> Scene:
         """Describe the scene that files make up.
@@ -167,6 +169,8 @@ class Scene:
             Whether files on another grid are warped to the first one's (bilinear).
         vrt
             Whether files may be virtual rasters, which can read any other file or URL.
+        scaled
+            Whether pixels are stored number * scale + offset, as a file declares them of each band.
         name
             By default the first file's stem.
 
@@ -187,6 +191,11 @@ class Scene:
             with open_raster(file, vrt=vrt) as dataset:
                 if any(dtype.startswith("complex") for dtype in dataset.dtypes):
                     raise RasterError(f"{file}: holds complex numbers; make amplitude or phase bands first")
+                if scaled and not (np.isfinite([*dataset.scales, *dataset.offsets]).all() and all(dataset.scales)):
+                    raise RasterError(
+                        f"{file}: declares scales {dataset.scales} and offsets {dataset.offsets}; they are finite, "
+                        "and no scale is 0: correct the file, or leave scaled out"
+                    )
                 own = grid_of(dataset)
                 grid = grid or own
                 difference = grid.difference(own)
@@ -224,7 +233,7 @@ class Scene:
             )
         assert grid is not None
         names = tuple(stacked[band - 1][0] for band in chosen)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt)
+        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
@@ -233,6 +242,7 @@ class Scene:
             sources, first = [], 1
             for path in self.paths:
                 dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
+                declared = list(zip(dataset.scales, dataset.offsets, strict=True))
                 last = first + dataset.count
                 own = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
                 first = last
@@ -240,7 +250,9 @@ class Scene:
                     if not self.resample:
                         raise GridError(f"{path}: lies on another grid than when it was looked at first ({difference})")
                     dataset = stack.enter_context(warped(dataset, self.grid, Resampling.bilinear))
-                sources.append(_Source(dataset, [place for place, _ in own], [index for _, index in own]))
+                indexes = [index for _, index in own]
+                scaling = [declared[index - 1] for index in indexes] if self.scaled else None
+                sources.append(_Source(dataset, [place for place, _ in own], indexes, scaling))
             yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
 
     def read(self, window: Window | None = None) -> Tile:
@@ -309,10 +321,20 @@ class SceneReader:
 
 
 class _Source:
-    """The bands of one file: which of its bands (`indexes`) go where in the stack (`places`)."""
+    """The bands of one file: which of its bands (`indexes`) go where in the stack (`places`).
 
-    def __init__(self, dataset: DatasetReader, places: list[int], indexes: list[int]) -> None:
+    `scaling` is (scale, offset) of each of them; None leaves all as they are stored.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetReader,
+        places: list[int],
+        indexes: list[int],
+        scaling: list[tuple[float, float]] | None = None,
+    ) -> None:
         self.dataset = dataset
+        self.scaling = scaling or [(1.0, 0.0)] * len(indexes)
         self.places = places
         self.indexes = indexes
         flags = {flag for index in indexes for flag in dataset.mask_flag_enums[index - 1]}
@@ -333,7 +355,7 @@ class _Source:
             if self.whole_mask:
                 shown &= self.dataset.read_masks(self.indexes[0], window=window) > 0
             # Band by band, since masks of all bands at once are a quarter of the pixels' memory each.
-            for index, band in zip(self.indexes, pixels, strict=True):
+            for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
                 finite = True if self.dataset.dtypes[index - 1] in _WHOLE_NUMBERS else np.isfinite(band)
                 if self.band_masks:
                     nodata = self.dataset.nodatavals[index - 1]
@@ -346,6 +368,8 @@ class _Source:
                     band[hidden] = np.nan
                 else:
                     known &= finite
+                if (scale, offset) != (1, 0):
+                    band[:] = band.astype(np.float64) * scale + offset
         except RasterioError as error:
             where = _place(window)
             raise RasterError(f"{self.dataset.name}: its mask cannot be read at {where} ({error})") from error

@@ -26,7 +26,7 @@ from segkit.task import BACKGROUND, Task
 Location = tuple[str | int, ...]
 
 # Paths in a recipe are meant from where they are written: the recipe's folder, or the shell that typed --set.
-_PATHS = re.compile(r"data\.(train|val)\.(images|table|labels(\.path)?)|model\.encoder_weights")
+_PATHS = re.compile(r"data\.(train|val)\.(images|table|labels(\.path)?|polygons)|model\.encoder_weights")
 
 
 def _shape(value: Any) -> str:
@@ -34,9 +34,13 @@ def _shape(value: Any) -> str:
     if isinstance(value, str):
         return "<text>"
     if isinstance(value, list | tuple):
-        return "<list>"
+        return "<sources>" if value and all(isinstance(each, dict | BaseModel) for each in value) else "<list>"
     if isinstance(value, Source) or (isinstance(value, dict) and value.keys() & Source.model_fields.keys()):
         return "<scenes>"
+    if isinstance(value, Rows) or (isinstance(value, dict) and "column" in value):
+        return "<rows>"
+    if value is None:
+        return "<nothing>"
     return "<keys>" if isinstance(value, dict | BaseModel) else "<scalar>"
 
 
@@ -61,7 +65,7 @@ class _Part(BaseModel):
 
 
 class LabelSource(_Part):
-    """Labels with instructions how to read them; all but `path` are for vector files."""
+    """Labels with instructions how to read them."""
 
     path: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], _either("a path or a list of paths")
@@ -70,10 +74,16 @@ class LabelSource(_Part):
     layer: str | None = None
     """Layer of a vector file that holds several."""
     field: str | None = None
-    """Field that says what a polygon is; without one every polygon is the task's only class."""
+    """Field that says what a polygon is; without one every polygon is the only class that these labels speak for."""
     values: dict[str, str | None] | None = None
-    """{value of the field: class name, "background", or null for "not known"}; by default the field holds class names
-    or class values."""
+    """{value of the field, or code of the raster: class name, "background", or null for "not known"}; by default the
+    field holds class names or class values, and the raster class values."""
+    classes: Names | None = None
+    """The classes that these labels speak for; of the others they say nothing. By default all."""
+    fractions: bool = False
+    """Whether the raster holds the cover of each class, one band a class, instead of codes: soft labels."""
+    whole: Positive = 1.0
+    """What a pixel that is covered wholly has in a raster of fractions, after the file's own scale: 1, 100, 255."""
     priority: Names | None = None
     """Class names, highest first: who wins where polygons of an exclusive task overlap."""
     outside: Literal["background", "ignore"] | None = None
@@ -93,14 +103,18 @@ class Source(_Part):
     """A folder, a file, a glob, a list of files, or a list of lists: files that are stacked to one scene each."""
     labels: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")] | Annotated[LabelSource, Tag("<keys>")],
-            _either("a path, a list of paths, or keys with a path among them"),
+            Annotated[str, Tag("<text>")]
+            | Annotated[Names, Tag("<list>")]
+            | Annotated[LabelSource, Tag("<keys>")]
+            | Annotated[tuple[LabelSource, ...], Tag("<sources>"), Field(min_length=1)],
+            _either("a path, a list of paths, keys with a path among them, or a list of such keys"),
         ]
         | None
     ) = None
-    """Rasters or vector files: a folder, a file, a glob, a list, or a `LabelSource`."""
+    """Rasters or vector files: a folder, a file, a glob, a list, or a `LabelSource`; or several of these, which
+    together say what is on a scene."""
     table: str | None = None
-    """CSV with one row a scene: columns image (or image1, image2, ...), label, and optionally name."""
+    """CSV with one row a scene: columns image (or image1, image2, ...), label, and optionally name and weight."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Source:
@@ -109,24 +123,66 @@ class Source(_Part):
         return self
 
     @property
-    def label_source(self) -> LabelSource | None:
-        """The labels as a `LabelSource`, however short they were written."""
+    def label_sources(self) -> tuple[LabelSource, ...]:
+        """The labels as `LabelSource`s, however short they were written."""
         if self.labels is None or isinstance(self.labels, LabelSource):
-            return self.labels
-        return LabelSource(path=self.labels)
+            return () if self.labels is None else (self.labels,)
+        if isinstance(self.labels, str) or isinstance(self.labels[0], str):
+            return (LabelSource.model_validate({"path": self.labels}),)
+        return tuple(one for one in self.labels if isinstance(one, LabelSource))
 
 
 class Split(_Part):
-    """Validate on blocks of the training scenes; the blocks are drawn at random."""
+    """Validate on parts of the training scenes: blocks, whole scenes, or what polygons cover."""
 
+    by: Literal["block", "scene", "polygon"] = "block"
+    """What is kept together: a block of pixels, a scene (with all that share its ground), or a polygon."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the area that validates."""
+    """Share of the labelled area that validates; the parts are drawn at random."""
+    fold: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] | None = None
+    """"0/5": of five folds the first validates; together they are all that is labelled. Stands for `fraction`."""
     block: Count = 512
     """Side of a block in pixels."""
-    gap: Annotated[int, Field(ge=0)] = 64
-    """Pixels between training and validation that serve neither."""
+    polygons: str | None = None
+    """Vector file of the polygons."""
+    layer: str | None = None
+    """Layer of a vector file that holds several."""
+    field: str | None = None
+    """Field of the polygons that says which of them validate."""
+    values: Names | None = None
+    """Values of the field of polygons that validate. Stands for `fraction`."""
+    gap: Annotated[int, Field(ge=0)] | None = None
+    """Pixels between training and validation that serve neither; by default train.tile_size."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the draw."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Split:
+        if (self.by == "polygon") != (self.polygons is not None):
+            raise ValueError("by: polygon and polygons, the file that holds them, go together; give both or neither")
+        if (self.field is None) != (self.values is None):
+            raise ValueError("field and values go together: which field, and which of its values validate")
+        for key in ("layer", "field"):
+            if getattr(self, key) is not None and self.by != "polygon":
+                raise ValueError(f"{key} is for by: polygon; remove it")
+        if self.fold is not None:
+            number, folds = map(int, self.fold.split("/"))
+            if self.values is not None:
+                raise ValueError("fold and values both say what validates; remove one of them")
+            if not number < folds or folds < 2:
+                raise ValueError(f"fold {self.fold} is none: of n folds, at least 2, the first is 0/n, the last n-1/n")
+        return self
+
+
+class Rows(_Part):
+    """Validate on the rows of the table of `data.train` that a column marks."""
+
+    column: str
+    """Name of the column."""
+    val: Names = ("val", "valid", "validation")
+    """Values of rows that validate."""
+    train: Names | None = None
+    """Values of rows that train; by default all others but empty ones."""
 
 
 class Data(_Part):
@@ -135,14 +191,19 @@ class Data(_Part):
     train: Source
     """Scenes to train on."""
     val: Annotated[
-        Annotated[Split, Tag("<keys>")] | Annotated[Source, Tag("<scenes>")],
-        _either("a split (fraction, block, gap, seed) or scenes (images, labels or table)"),
+        Annotated[Split, Tag("<keys>")]
+        | Annotated[Source, Tag("<scenes>")]
+        | Annotated[Rows, Tag("<rows>")]
+        | Annotated[None, Tag("<nothing>")],
+        _either("a split (by, fraction, ...), scenes (images, labels or table), a column of the table, or null"),
     ] = Split()
-    """A spatial split of the training scenes, or scenes of their own."""
+    """A spatial split of the training scenes, scenes of their own, marked rows of the table, or null: all train."""
     bands: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Bands to use, counted from 1 through all files of a scene; by default all."""
     ignore: tuple[int, ...] = ()
     """Label codes that mean "not known"."""
+    scaled: bool = False
+    """Whether the scale and offset that files declare are applied to their bands; else pixels are as stored."""
     resample: bool = False
     """Whether files on another grid than the scene's first are warped to it (labels by nearest neighbour)."""
     cache: NotNegative = 20.0
@@ -190,16 +251,27 @@ class Train(_Part):
         default_factory=lambda: {"pixel": 1.0, "dice": 1.0}
     )
     """{name: weight} of the losses that are added."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all categories, in the losses `pixel` and `focal`."""
     class_weights: (
         Annotated[
-            Annotated[Literal["balanced"], Tag("<text>")] | Annotated[dict[str, Positive], Tag("<keys>")],
-            _either("'balanced', or a weight for each class"),
+            Annotated[Literal["balanced", "effective"], Tag("<text>")]
+            | Annotated[dict[str, Positive], Tag("<keys>")]
+            | Annotated[tuple[Positive, ...], Tag("<list>")],
+            _either("'balanced', 'effective', or a weight for each class"),
         ]
         | None
     ) = None
-    """Weights of the classes in the pixel loss: "balanced" (from their shares), {class: weight}, or none."""
-    augment: Literal["default", "none", "geometric"] = "default"
+    """Weights of the channels' categories in the losses: "balanced" or "effective" (from their shares), {class:
+    weight}, [a weight for each channel], or none."""
+    oversample: Share = 0.0
+    """How much rare categories are preferred by the crops: 0 every pixel alike, 1 every category alike."""
+    augment: Literal["default", "none", "geometric", "strong"] = "default"
     """Which augmentations tiles go through."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are saved: those with the best validation IoU, or those of the last epoch."""
+    fit_thresholds: bool = True
+    """Whether the thresholds that the task leaves open are fitted on the validation data, where classes have some."""
     early_stopping: Count | None = None
     """Epochs without a better validation IoU after which training ends; by default never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -251,17 +323,29 @@ class Recipe(_Part):
         for code in self.data.ignore:
             if code in codes:
                 raise ValueError(f"data.ignore lists {code}, which is the value of {codes[code]!r}; remove one of them")
-        if isinstance(self.train.class_weights, dict):
-            _known(codes.values(), self.train.class_weights, "train.class_weights")
+        weights = self.train.class_weights
+        if isinstance(weights, dict):
+            _known(codes.values(), weights, "train.class_weights")
+        if isinstance(weights, tuple) and len(weights) != self.task.channels:
+            names = ", ".join(self.task.channel_names)
+            raise ValueError(f"train.class_weights has {len(weights)} numbers, the task {self.task.channels}: {names}")
         for part, source in (("train", self.data.train), ("val", self.data.val)):
-            if isinstance(source, Source) and isinstance(source.labels, LabelSource):
-                self._check_labels(source.labels, f"data.{part}.labels")
+            if isinstance(source, Source):
+                for labels in source.label_sources:
+                    self._check_labels(labels, f"data.{part}.labels")
+        if isinstance(self.data.val, Rows) and self.data.train.table is None:
+            raise ValueError("data.val.column names a column of data.train.table, which is not given")
+        if self.data.val is None and self.train.keep == "best":
+            raise ValueError("data.val is null, so no epoch can be the best; set train.keep: last")
+        if self.data.val is None and self.train.early_stopping is not None:
+            raise ValueError("data.val is null, so training cannot stop early; remove train.early_stopping")
         return self
 
     def _check_labels(self, labels: LabelSource, where: str) -> None:
         names = [one.name for one in self.task.classes] + [BACKGROUND] * self.task.has_none
         _known(names, (name for name in (labels.values or {}).values() if name is not None), f"{where}.values")
         _known(names, labels.priority or (), f"{where}.priority")
+        _known(names, labels.classes or (), f"{where}.classes")
         if labels.priority and self.task.planes > 1:
             raise ValueError(f"{where}.priority: classes of a {self.task.type} task overlap, none wins; remove it")
         if labels.outside == "background" and not self.task.has_none:
@@ -287,7 +371,7 @@ class Recipe(_Part):
             The file or an override is not valid; says where, what was found and the rule.
         """
         file = existing(path, "recipe")
-        raw = _parse(file.read_bytes(), str(file))
+        raw = parse_yaml(file.read_bytes(), str(file))
         if not isinstance(raw, dict):
             raise RecipeError(f"{file}: found {_short(raw)}, a recipe has the keys {', '.join(cls.model_fields)}")
         raw = _anchored(raw, file.parent)
@@ -366,7 +450,14 @@ for _tag, _pattern, _first in (
     _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
-def _parse(text: str | bytes, source: str) -> Any:
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """Read YAML as recipes are written; `source` is named in errors.
+
+    Raises
+    ------
+    RecipeError
+        It is not YAML, a key stands twice, or there is an alias.
+    """
     try:
         return yaml.load(text, _Yaml)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -395,7 +486,7 @@ def _split(override: str) -> tuple[Location, Any]:
     if not equals or not all(key.split(".")):
         raise RecipeError(f"--set {override}: write it as key=value, for example train.epochs=3")
     place = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
-    return place, _parse(value, f"--set {override}")
+    return place, parse_yaml(value, f"--set {override}")
 
 
 def _put(raw: Any, place: Location, value: Any, override: str) -> None:

@@ -5,7 +5,9 @@ belong to one of several categories; a multilabel task has one plane per class, 
 "present". Every output channel of a network speaks for one category of one plane, and so every rule below is one
 formula over planes, whatever the type.
 
-Target planes are int16 (P, H, W) or (N, P, H, W): the category's index, or `IGNORE` where it is not known.
+Target planes are int16 (P, H, W) or (N, P, H, W): the category's index, or `IGNORE` where it is not known. Soft
+planes, made of cover fractions, are float32 (C, H, W) or (N, C, H, W): the share of each channel's category, or
+`IGNORE`.
 Tensors are torch's; torch itself is imported by whoever makes them.
 """
 
@@ -13,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 IGNORE = -1
 BACKGROUND = "background"
+SLACK = 0.01  # how far fractions that add up to 1 may be from it
+_EQUAL = 1e-6  # shares that differ by less do so by the rounding of float32
 _HIGHEST_VALUE = 65_534  # 65535 is the no-data value of 16-bit maps
 
 # Okabe and Ito's colours, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color/), then Tol's muted.
@@ -232,11 +236,28 @@ class Task:
             return None
         return tuple(0.5 if one.threshold is None else one.threshold for one in self.classes)
 
+    @property
+    def open_thresholds(self) -> tuple[bool, ...] | None:
+        """Whether each class's threshold is left to be chosen; None where the highest probability decides."""
+        return None if self.thresholds is None else tuple(one.threshold is None for one in self.classes)
+
+    def with_thresholds(self, values: Sequence[float]) -> Task:
+        """Return this task with the thresholds of its classes, in their order.
+
+        Raises
+        ------
+        TaskError
+            The task cannot decide by threshold, or a value does not lie between 0 and 1.
+        """
+        pairs = zip(self.classes, values, strict=True)
+        return replace(self, classes=tuple(replace(one, threshold=value) for one, value in pairs))
+
     def encode(
         self,
         codes: NDArray[np.integer[Any]],
         *,
         ignore: Iterable[int] = (),
+        values: Mapping[int, str | None] | None = None,
         source: object = "labels",
         pixels: NDArray[np.integer[Any]] | None = None,
     ) -> NDArray[np.int16]:
@@ -248,6 +269,9 @@ class Task:
             Integers (H, W): class values, background's code, or one of `ignore`.
         ignore
             Codes that mean "not known"; they win over background's code.
+        values
+            Stands for the classes' values and background's code, and wins over `ignore`: {code: class name,
+            "background", or None for "not known"}.
         source
             Named in errors.
         pixels
@@ -262,26 +286,87 @@ class Task:
         LabelError
             A code that is none of these: it is never folded into another class.
         """
-        index = {self.background_value: -1} if self.has_none else {}
-        index |= {one.value: position for position, one in enumerate(self.classes)}
-        known = sorted(index)
-        unknown = -3
-        index |= {int(code): -2 for code in ignore}
-        found, inverse = np.unique(codes, return_inverse=True)
-        position = np.array([index.get(int(code), unknown) for code in found], dtype=np.int16)
-        if (refused := found[position == unknown]).size:
-            hint = ""
-            if 0 in refused and not self.has_none:
-                hint = "; where 0 means that nobody looked, data.ignore, where it means no class, task.background: true"
-            raise LabelError(
-                f"{source}: code {_counted(codes, refused, pixels)} is not in the task, which knows "
-                f"{', '.join(map(str, known))}; list it under task.classes or data.ignore{hint}"
-            )
-        position = position[inverse].reshape(codes.shape)
+        position = self._positions(codes, ignore, values, None, source, pixels)
         if self.type == "multilabel":
             each = np.arange(self.planes, dtype=np.int16)[:, None, None]
             return np.where(position == -2, IGNORE, position == each).astype(np.int16)
         return np.where(position == -2, IGNORE, position + bool(self.background)).astype(np.int16)[None]
+
+    def claims(
+        self,
+        codes: NDArray[np.integer[Any]],
+        *,
+        ignore: Iterable[int] = (),
+        values: Mapping[int, str | None] | None = None,
+        classes: Sequence[str] | None = None,
+        source: object = "labels",
+        pixels: NDArray[np.integer[Any]] | None = None,
+    ) -> NDArray[np.int16]:
+        """Turn label codes into what they say of each class: int16 (k, H, W) of 1, 0, or `IGNORE` for nothing.
+
+        Parameters
+        ----------
+        codes, ignore, values, source, pixels
+            As for `encode`.
+        classes
+            Those that the codes speak for, by default all. Background's code denies these, and no others.
+
+        Raises
+        ------
+        LabelError
+            As for `encode`, and for the code of a class that is not among `classes`.
+        """
+        position = self._positions(codes, ignore, values, classes, source, pixels)
+        claims = np.full((len(self.classes), *codes.shape), IGNORE, dtype=np.int16)
+        for place in self._places(classes):
+            claims[place] = np.where(position == -2, IGNORE, position == place)
+        return claims
+
+    def _positions(
+        self,
+        codes: NDArray[np.integer[Any]],
+        ignore: Iterable[int],
+        values: Mapping[int, str | None] | None,
+        classes: Sequence[str] | None,
+        source: object,
+        pixels: NDArray[np.integer[Any]] | None,
+    ) -> NDArray[np.int16]:
+        """Return the position of each code's class, (H, W); -1 for background, -2 for "not known"."""
+        names = ({BACKGROUND: -1} if self.has_none else {}) | {one.name: i for i, one in enumerate(self.classes)}
+        not_known, unknown = -2, -3
+        own = {self.background_value: -1} if self.has_none else {}
+        own |= {one.value: position for position, one in enumerate(self.classes)}
+        index = {int(code): not_known for code in ignore}
+        if values is not None:
+            own = {code: not_known if name is None else names[name] for code, name in values.items()}
+            index |= own
+        else:
+            index = own | index
+        spoken = {not_known, -1, *self._places(classes)}
+        known = sorted(code for code, position in own.items() if position in spoken)
+        found, inverse = np.unique(codes, return_inverse=True)
+        position = np.array([index.get(int(code), unknown) for code in found], dtype=np.int16)
+        if (refused := found[position == unknown]).size:
+            where, room = ("the task", "task.classes") if values is None else ("labels.values",) * 2
+            hint = ""
+            if 0 in refused and not self.has_none and values is None:
+                hint = "; where 0 means that nobody looked, data.ignore, where it means no class, task.background: true"
+            raise LabelError(
+                f"{source}: code {_counted(codes, refused, pixels)} is not in {where}, which knows "
+                f"{', '.join(map(str, known))}; list it under {room} or data.ignore{hint}"
+            )
+        if (refused := found[~np.isin(position, list(spoken))]).size:
+            raise LabelError(
+                f"{source}: code {_counted(codes, refused, pixels)} is of a class that these labels do not speak for "
+                f"({', '.join(classes or ())}, known codes {', '.join(map(str, known))}); add it to labels.classes, or "
+                "say under labels.values what the code means here"
+            )
+        return position[inverse].reshape(codes.shape)
+
+    def _places(self, classes: Sequence[str] | None) -> list[int]:
+        """Return the positions of some classes, in their order; of all by default."""
+        names = [one.name for one in self.classes]
+        return list(range(len(names))) if classes is None else [names.index(name) for name in classes]
 
     def encode_masks(
         self, masks: NDArray[np.integer[Any]], *, ignore: Iterable[int] = (), source: object = "labels"
@@ -294,18 +379,7 @@ class Task:
             The number of masks is not the number of classes, a value is neither 0, 1 nor in `ignore`, or classes
             that exclude each other overlap.
         """
-        if len(masks) != len(self.classes):
-            raise LabelError(
-                f"{source}: {len(masks)} bands, the task has {len(self.classes)} classes "
-                f"({', '.join(one.name for one in self.classes)}); give one 0/1 band per class, in this order"
-            )
-        not_known = np.isin(masks, list(ignore))
-        if (refused := np.setdiff1d(masks[~not_known], [0, 1])).size:
-            raise LabelError(
-                f"{source}: code {_counted(masks, refused)} is neither 0 nor 1, which is all that a band per class "
-                "holds; list it under data.ignore, or give one band of class values"
-            )
-        present = np.where(not_known, np.int16(IGNORE), masks.astype(np.int16))
+        present = self.claims_of_masks(masks, ignore=ignore, source=source)
         if self.type == "multilabel":
             return present
         known, holds = (present != IGNORE).all(axis=0), present == 1
@@ -318,24 +392,179 @@ class Task:
         category = np.where(some, holds.argmax(axis=0) + bool(self.background), 0 if self.background else IGNORE)
         return np.where(known | some, category, IGNORE).astype(np.int16)[None]
 
+    def claims_of_masks(
+        self,
+        masks: NDArray[np.integer[Any]],
+        *,
+        ignore: Iterable[int] = (),
+        classes: Sequence[str] | None = None,
+        source: object = "labels",
+    ) -> NDArray[np.int16]:
+        """Turn one 0/1 mask for each of some classes, in their order, into what `claims` returns.
+
+        Raises
+        ------
+        LabelError
+            The number of masks is not that of the classes, or a value is neither 0, 1 nor in `ignore`.
+        """
+        places = self._places(classes)
+        if len(masks) != len(places):
+            whose = "the task has" if classes is None else "these labels speak for"
+            raise LabelError(
+                f"{source}: {len(masks)} bands, {whose} {len(places)} classes "
+                f"({', '.join(self.classes[place].name for place in places)}); give one 0/1 band per class, in this "
+                "order"
+            )
+        not_known = np.isin(masks, list(ignore))
+        if (refused := np.setdiff1d(masks[~not_known], [0, 1])).size:
+            raise LabelError(
+                f"{source}: code {_counted(masks, refused)} is neither 0 nor 1, which is all that a band per class "
+                "holds; list it under data.ignore, or give one band of class values"
+            )
+        claims = np.full((len(self.classes), *masks.shape[1:]), IGNORE, dtype=np.int16)
+        claims[places] = np.where(not_known, np.int16(IGNORE), masks.astype(np.int16))
+        return claims
+
+    def encode_fractions(
+        self,
+        fractions: NDArray[np.floating[Any]],
+        *,
+        rest: Literal["background", "ignore"] | None = None,
+        slack: float = SLACK,
+        source: object = "labels",
+    ) -> NDArray[np.float32]:
+        """Turn cover fractions into soft target planes.
+
+        Of classes that overlap, each stands for itself. Those that exclude each other share a pixel: a sum that misses
+        1 by no more than `slack` is made 1, and what is not known beside such a sum is 0. Where all is known and the
+        sum is lower, `rest` decides. All other pixels are not known.
+
+        Parameters
+        ----------
+        fractions
+            0..1, (k + 1, H, W): of each class, then of background; NaN where not known.
+        rest
+            What the part of a pixel is that no class covers: "background", which is the default where the task has it
+            and its own fraction is not known, or "ignore": the whole pixel is not known.
+        slack
+            How far a sum may be from 1.
+        source
+            Named in errors.
+
+        Returns
+        -------
+        float32 (C, H, W); `IGNORE` where not known
+
+        Raises
+        ------
+        LabelError
+            Classes that exclude each other cover more than a pixel, or less where nothing says what the rest is.
+        """
+        if self.type == "multilabel":
+            own = fractions[:-1]
+            return np.where(np.isnan(own), IGNORE, own).astype(np.float32)
+        known, shares = ~np.isnan(fractions), np.nan_to_num(fractions.astype(np.float64))
+        total = shares.sum(axis=0)
+        whole = total >= 1 - slack
+        open_rest = known[:-1].all(axis=0) & ~whole
+        filled = np.zeros_like(whole)
+        if self.background and rest != "ignore":
+            filled = known[:-1].all(axis=0) & ~known[-1] & (total <= 1)
+            shares[-1] += np.where(filled, 1 - total, 0)
+            open_rest &= ~filled
+        for wrong, rule in (
+            (
+                total > 1 + slack,
+                "classes that exclude each other cover at most 1; correct them, or use type multilabel",
+            ),
+            (
+                open_rest & (rest != "ignore"),
+                "nothing says what the rest of the pixel is; set labels.outside: ignore where that is not known, or "
+                "correct the fractions",
+            ),
+        ):
+            if wrong.any():
+                far = total[wrong][np.abs(total[wrong] - 1).argmax()]
+                raise LabelError(
+                    f"{source}: fractions add up to {far:.4g} and such on {int(wrong.sum())} pixels; {rule}"
+                )
+        shares /= np.where(whole & ~filled, total, 1)
+        shares = np.where(whole | filled, shares, IGNORE)
+        categories = (shares[-1:], shares[:-1]) if self.background else (shares[:-1],)
+        return np.concatenate(categories)[[category for _, category in self.speaks_for]].astype(np.float32)
+
+    def settle(self, planes: NDArray[Any]) -> NDArray[np.int16]:
+        """Turn soft planes into the target planes that they come nearest to; target planes are returned as they are.
+
+        A class that overlaps others is present where it covers half of a pixel. Where classes exclude each other, the
+        one that covers most is taken, whatever the head; of several the first, and background last.
+
+        Parameters
+        ----------
+        planes
+            float (..., C, H, W) or integer (..., P, H, W); `IGNORE` where not known.
+
+        Returns
+        -------
+        int16 (..., P, H, W)
+        """
+        if planes.dtype.kind != "f":
+            return planes.astype(np.int16, copy=False)
+        known = planes != IGNORE
+        if self.type == "multilabel":
+            return np.where(known, planes >= 0.5 - _EQUAL, IGNORE).astype(np.int16)
+        first = 1 if self.background else 0
+        classes = planes[..., first if self.channels > len(self.classes) else 0 :, :, :]
+        shares = [classes]
+        if self.background:
+            shares.append(1 - classes.sum(axis=-3, keepdims=True) - _EQUAL)
+        best = np.concatenate(shares, axis=-3).argmax(axis=-3, keepdims=True)
+        category = np.where(best == len(self.classes), 0, best + first)
+        return np.where(known.all(axis=-3, keepdims=True), category, IGNORE).astype(np.int16)
+
     def onehot(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each channel should say, and where that is known.
 
         Parameters
         ----------
         planes
-            Target planes, integer (N, P, H, W).
+            Target planes, integer (N, P, H, W); or soft targets, floating (N, C, H, W): the share of a pixel that is
+            of the channel's category, 0 to 1 (with softmax they sum to 1), or `IGNORE` where it is not known.
 
         Returns
         -------
         target
-            float32 (N, C, H, W) of 0 and 1.
+            float32 (N, C, H, W), 0 to 1; 0 where it is not known.
         valid
-            bool (N, C, H, W).
+            bool (N, C, H, W). With softmax a pixel's channels are known together or not at all.
         """
+        if planes.is_floating_point():
+            assert planes.shape[1] == self.channels
+            valid = planes >= 0
+            if self.head == "softmax":
+                valid = valid.all(dim=1, keepdim=True).expand_as(planes)
+            return planes.float().masked_fill(~valid, 0.0), valid
         plane = planes[:, [p for p, _ in self.speaks_for]]
         category = planes.new_tensor([c for _, c in self.speaks_for]).view(1, -1, 1, 1)
         return (plane == category).float(), plane != IGNORE
+
+    def smoothed(self, planes: Tensor, smoothing: float) -> Tensor:
+        """Spread a share of each known target over what the decision is between (Szegedy et al. 2016, section 7).
+
+        Parameters
+        ----------
+        planes
+            As for `onehot`.
+        smoothing
+            The share, 0 to 1. With softmax the decision is between all channels, with sigmoid between is and is not.
+
+        Returns
+        -------
+        Soft targets, float32 (N, C, H, W), `IGNORE` where they are not known.
+        """
+        target, valid = self.onehot(planes)
+        among = self.channels if self.head == "softmax" else 2
+        return (target * (1 - smoothing) + smoothing / among).masked_fill(~valid, IGNORE)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits (N, C, H, W) into float32 probabilities of the same shape."""
@@ -344,36 +573,39 @@ class Task:
     def pixel_terms(
         self, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the negative log-likelihood of each decision and its weight.
+        """Return the negative log-likelihood of each category and its weight.
 
-        Activation and logarithm are fused (log-softmax, log-sigmoid), so nothing saturates. d term / d logits is
-        p - target for both heads.
+        Activation and logarithm are fused (log-softmax, log-sigmoid), so nothing saturates. A pixel that is shared by
+        categories counts as that share of a pixel of each. The gradient of a pixel's weighted sum at the logits is
+        p - target for both heads where all weights are 1.
 
         Parameters
         ----------
         logits
             (N, C, H, W); under ignored pixels they may be anything, NaN too.
         planes
-            Target planes, integer (N, P, H, W).
+            Targets, as for `onehot`.
         weights
             One per channel, for pixels of its category; a sigmoid channel's other pixels weigh 1. Default: all 1.
 
         Returns
         -------
         terms
-            float32 (N, Q, H, W), finite; Q is 1 for softmax (cross-entropy) and C for sigmoid (binary cross-entropy).
+            float32 (N, Q, H, W), finite: -log p of the C channels for softmax (summed it is cross-entropy); for sigmoid
+            those of "is" of all channels, then those of "is not" (binary cross-entropy).
         weight
-            float32 of the same shape; 0 where the label is not known.
+            float32 of the same shape: share of the category times its weight; 0 where the label is not known.
         """
+        import torch  # loaded long since by whoever made the tensors
+
         target, valid = self.onehot(planes)
-        logits = logits.float().where(valid, logits.new_zeros((), dtype=target.dtype))
+        logits = logits.float().masked_fill(~valid, 0.0)
         weight = target.new_tensor([1.0] * self.channels if weights is None else list(weights)).view(1, -1, 1, 1)
         if self.head == "softmax":
-            terms = -(logits.log_softmax(dim=1) * target).sum(dim=1, keepdim=True)
-            return terms, (target * weight).sum(dim=1, keepdim=True)
-        # softplus(-z) where the class is, softplus(z) where it is not; softplus(z) = log(exp(z) + exp(0))
-        terms = (logits * (1 - 2 * target)).logaddexp(logits.new_zeros(()))
-        return terms, valid * (1 + target * (weight - 1))
+            return -logits.log_softmax(dim=1), target * weight
+        log_sigmoid = torch.nn.functional.logsigmoid
+        terms = -torch.cat([log_sigmoid(logits), log_sigmoid(-logits)], dim=1)
+        return terms, torch.cat([target * weight, valid * (1 - target)], dim=1)
 
     def decide(self, probabilities: Tensor) -> Tensor:
         """Decide each plane's category.

@@ -28,12 +28,14 @@ from torch.utils.data import DataLoader
 
 from segkit.data.augment import Augmentation
 from segkit.data.cache import Cache
-from segkit.data.split import Area, split, whole
-from segkit.data.statistics import Statistics, balanced_weights
+from segkit.data.sources import Sample
+from segkit.data.split import Area, divide
+from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
-from segkit.evaluate import labelled_samples, score
+from segkit.evaluate import fitted_thresholds, labelled_samples, score
 from segkit.files import check_folder, staged
+from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
@@ -41,11 +43,11 @@ from segkit.predict.choice import Options
 from segkit.predict.device import pick_device, pick_precision
 from segkit.progress import progress
 from segkit.raster import PathLike
-from segkit.recipe import Recipe, Source
+from segkit.recipe import Recipe, Source, Split
 
 _MODEL, _METRICS, _LOG, _CURVES, _RECIPE = "model.safetensors", "metrics.json", "log.csv", "curves.png", "recipe.yaml"
-_CHECKPOINTS = "checkpoints"
-_LOGGED = ("loss", "val_iou", "val_f1", "val_accuracy")
+_WORST, _CHECKPOINTS = "worst.png", "checkpoints"
+_VALIDATED = ("val_iou", "val_f1", "val_accuracy")
 # Below this tile size a CPU loses more by converting weights to bf16 and back than it gains: steps with tiles of 64
 # pixels took 2.4 times as long as in fp32, with 256 pixels 0.7 times (resnet18 U-Net, AVX512-BF16).
 _WORTH_BF16 = 128
@@ -78,6 +80,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
+    fold: str | None = None,
     show_progress: bool = False,
 ) -> Run:
     """Train a model.
@@ -87,13 +90,15 @@ def train(
     recipe
         A recipe or its file.
     output
-        The run folder; by default ``runs/NAME``. Made where its parent exists.
+        The run folder; by default ``runs/NAME``, and of a fold ``runs/NAME-fold0of5``. Made where its parent exists.
     resume
         Go on after the last finished epoch of this folder's run.
     overwrite
         Start anew where the folder holds a run.
     overrides
         ``"train.epochs=3"`` and the like, for a recipe file.
+    fold
+        ``"0/5"``: the first of five folds validates, see `with_fold`.
     show_progress
         Tell about each epoch on stderr.
 
@@ -107,9 +112,12 @@ def train(
         The recipe, the data or the folder do not allow it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
-    _check_names(recipe)
+    if fold is not None:
+        recipe = with_fold(recipe, fold)
+    check_names(recipe)
     precision, accelerator = _hardware(recipe)
-    folder = _check_folder(recipe, output, resume=resume, overwrite=overwrite)
+    name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
+    folder = _check_folder(recipe, name, output, resume=resume, overwrite=overwrite)
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
         parts = areas(recipe, cache=cache, show_progress=show_progress)
@@ -129,7 +137,7 @@ def _train(
 ) -> Run:
     """Train, as `train` does once everything is checked."""
     statistics = Statistics.of(training, recipe.task, show_progress=show_progress)
-    weights = _weights(recipe, statistics)
+    weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
     segmenter = Segmenter(
         recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
     )
@@ -137,18 +145,23 @@ def _train(
     if segmenter.context is not None and show_progress:
         rank_zero_only(_tell_context)(segmenter)
     augmentation = Augmentation(recipe.train.augment, statistics.mean, statistics.std)
-    tiles = TrainTiles(training, recipe.train.tile_size, augmentation, recipe.train.seed)
+    tiles = TrainTiles(
+        training, recipe.train.tile_size, augmentation, recipe.train.seed, oversample=recipe.train.oversample
+    )
     module = _Training(segmenter, weights)
     data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), accelerator)
     best, last = (folder / _CHECKPOINTS / name for name in ("best.ckpt", "last.ckpt"))
+    kept = best if recipe.train.keep == "best" else last
     if not resume:
         rank_zero_only(_begin)(folder, recipe)
-    # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best.
-    callbacks: list[Callback] = [
-        _Log(folder / _LOG),
-        ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False),
-        ModelCheckpoint(last.parent, last.stem, enable_version_counter=False),
-    ]
+    # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best,
+    # which is therefore written first.
+    callbacks: list[Callback] = [_Log(folder / _LOG)]
+    if kept == best:
+        callbacks.append(
+            ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False)
+        )
+    callbacks.append(ModelCheckpoint(last.parent, last.stem, enable_version_counter=False))
     if recipe.train.early_stopping:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
     if show_progress:
@@ -167,16 +180,17 @@ def _train(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            limit_val_batches=None if validation else 0,
             gradient_clip_val=1.0,
             use_distributed_sampler=False,
             log_every_n_steps=1,
         )
         with _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    kept = torch.load(best, map_location="cpu", weights_only=True)
-    module.load_state_dict(kept["state_dict"])
+    state = torch.load(kept, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["state_dict"])
     if trainer.is_global_zero:
-        _finish(folder, module.segmenter, validation, int(kept["epoch"]) + 1, accelerator)
+        _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator)
     trainer.strategy.barrier()
     metrics = json.loads((folder / _METRICS).read_text())
     return Run(folder, folder / _MODEL, metrics)
@@ -218,11 +232,10 @@ def areas(recipe: Recipe, *, cache: Cache | None = None, show_progress: bool = F
         A sample has no labels, scenes differ in their number of bands, or there is nothing left to train on.
     """
     training = labelled_samples(recipe.data.train, recipe, "data.train", cache=cache, show_progress=show_progress)
+    validation: Sequence[Sample] = ()
     if isinstance(recipe.data.val, Source):
         validation = labelled_samples(recipe.data.val, recipe, "data.val", cache=cache, show_progress=show_progress)
-        parts = whole(training), whole(validation)
-    else:
-        parts = split(training, recipe.task, recipe.data.val)
+    parts = divide(recipe, training, validation)
     counts = {len(area.sample.scene.bands): area.sample.scene for part in parts for area in part}
     if len(counts) > 1:
         found = ", ".join(f"{scene.paths[0]} has {count}" for count, scene in counts.items())
@@ -230,7 +243,28 @@ def areas(recipe: Recipe, *, cache: Cache | None = None, show_progress: bool = F
     return parts
 
 
-def _check_names(recipe: Recipe) -> None:
+def with_fold(recipe: Recipe, fold: str) -> Recipe:
+    """Return a recipe that validates on one of n folds of its training scenes.
+
+    Folds are made of what `data.val` keeps together where that is a split, else of whole scenes.
+
+    Parameters
+    ----------
+    fold
+        "0/5" is the first of five.
+
+    Raises
+    ------
+    RecipeError
+        It is no fold, or the recipe names by `data.val.values` what validates.
+    """
+    raw = recipe.to_dict()
+    before = raw["data"]["val"] if isinstance(recipe.data.val, Split) else {"by": "scene"}
+    raw["data"]["val"] = before | {"fold": fold}
+    return Recipe.from_dict(raw)
+
+
+def check_names(recipe: Recipe) -> None:
     """Refuse names that only the trainer knows, before anything is read."""
     for name in recipe.train.loss:
         if name not in LOSSES:
@@ -260,9 +294,9 @@ def _hardware(recipe: Recipe) -> tuple[str, str]:
     return "fp16", device.type
 
 
-def _check_folder(recipe: Recipe, output: PathLike | None, *, resume: bool, overwrite: bool) -> Path:
+def _check_folder(recipe: Recipe, name: str, output: PathLike | None, *, resume: bool, overwrite: bool) -> Path:
     """Return the run folder, and refuse one that holds what is not meant."""
-    folder = Path("runs") / recipe.name if output is None else Path(output)
+    folder = Path("runs") / name if output is None else Path(output)
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return folder  # the first process of several looks after it
     if output is not None or folder.exists():  # runs/ is made when there is something to put in
@@ -312,14 +346,6 @@ def _tell_context(segmenter: Segmenter) -> None:
     )
 
 
-def _weights(recipe: Recipe, statistics: Statistics) -> list[float] | None:
-    given = recipe.train.class_weights
-    if given is None:
-        return None
-    named = balanced_weights(statistics.counts, recipe.task) if given == "balanced" else given
-    return [named.get(name, 1.0) for name in recipe.task.channel_names]
-
-
 class _Training(lightning.LightningModule):
     """Loss, optimiser and validation score of a segmenter."""
 
@@ -327,7 +353,8 @@ class _Training(lightning.LightningModule):
         super().__init__()
         self.segmenter = segmenter
         self.recipe = segmenter.recipe
-        self._loss = combined(self.recipe.train.loss, segmenter.task, weights)
+        setup = self.recipe.train
+        self._loss = combined(setup.loss, segmenter.task, weights, setup.label_smoothing)
         self._confusion = Confusion(segmenter.task)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
@@ -344,9 +371,11 @@ class _Training(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         pixels, valid, planes = batch
-        decided = self.segmenter.task.decide(self.segmenter.task.probabilities(self.segmenter(pixels, valid)))
+        task = self.segmenter.task
+        decided = task.decide(task.probabilities(self.segmenter(pixels, valid)))
         # (N, P, H, W) to (P, N, H, W): planes first, as the accumulator has it.
-        self._confusion.add(decided.movedim(0, 1).cpu().numpy(), planes.movedim(0, 1).cpu().numpy())
+        truth = np.stack([task.settle(one) for one in planes.cpu().numpy()], axis=1)
+        self._confusion.add(decided.movedim(0, 1).cpu().numpy(), truth)
 
     def on_validation_epoch_end(self) -> None:
         counts = torch.from_numpy(self._confusion.counts).to(self.device)
@@ -424,7 +453,11 @@ class _Log(Callback):
             return
         epoch = trainer.current_epoch + 1
         row: dict[str, float] = {"epoch": epoch}
-        row |= {name: trainer.callback_metrics[name].item() for name in _LOGGED}
+        row |= {
+            name: got.item()
+            for name in ("loss", *_VALIDATED)
+            if (got := trainer.callback_metrics.get(name)) is not None
+        }
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = time.monotonic() - self._started
         rows = [old for old in read_log(self._path) if old["epoch"] < epoch] if self._path.exists() else []
@@ -452,12 +485,10 @@ class _Show(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
             got = trainer.callback_metrics
-            print(
-                f"epoch {trainer.current_epoch + 1}/{self._epochs}  loss {got['loss']:.4f}  "
-                f"validation IoU {got['val_iou']:.4f}  accuracy {got['val_accuracy']:.4f}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"epoch {trainer.current_epoch + 1}/{self._epochs}  loss {got['loss']:.4f}"
+            if "val_iou" in got:
+                line += f"  validation IoU {got['val_iou']:.4f}  accuracy {got['val_accuracy']:.4f}"
+            print(line, file=sys.stderr, flush=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self._open.close()
@@ -469,18 +500,22 @@ def read_log(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], best_epoch: int, accelerator: str) -> None:
-    """Score the best weights as prediction will see them, and write the run's results, the model file last."""
-    confusion = score(segmenter, validation, Options(device=accelerator))
-    segmenter.metrics = confusion.summary()
+def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], epoch: int, accelerator: str) -> None:
+    """Score the kept weights as prediction will see them, and write the run's results, the model file last."""
+    options = Options(device=accelerator)
+    if validation and segmenter.recipe.train.fit_thresholds:
+        segmenter.set_thresholds(fitted_thresholds(segmenter, validation, options))
+    segmenter.metrics = score(segmenter, validation, options).summary()
     with staged(folder / _METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
-        _draw(folder / _LOG, part, best_epoch)
+        _draw(folder / _LOG, part, epoch)
+    if validation:
+        draw_worst(segmenter, validation, folder / _WORST, options=options)
     segmenter.save(folder / _MODEL)
 
 
-def _draw(log: Path, picture: Path, best: int) -> None:
+def _draw(log: Path, picture: Path, kept: int) -> None:
     """Draw loss and validation score against the epoch."""
     from matplotlib.figure import Figure
 
@@ -491,8 +526,9 @@ def _draw(log: Path, picture: Path, best: int) -> None:
     left.plot(epochs, [row["loss"] for row in rows], color="#0072b2")
     left.set(xlabel="epoch", ylabel="training loss")
     for key, label, color in (("val_iou", "mean IoU", "#d55e00"), ("val_accuracy", "accuracy", "#009e73")):
-        right.plot(epochs, [row[key] for row in rows], color=color, label=label)
-    right.axvline(best, color="#888888", linestyle=":", label=f"kept: epoch {best}")
+        if key in rows[0]:
+            right.plot(epochs, [row[key] for row in rows], color=color, label=label)
+    right.axvline(kept, color="#888888", linestyle=":", label=f"kept: epoch {kept}")
     right.set(xlabel="epoch", ylabel="validation")
     right.legend(frameon=False)
     for axes in (left, right):

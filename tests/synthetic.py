@@ -34,6 +34,11 @@ def write_raster(path, pixels, *, nodata=None, crs="EPSG:32622", left=500_000):
     return path
 
 
+def place(name):
+    """The left edge of a scene of `write_pair`."""
+    return 500_000 + 10_000 * (ord(name[0]) - ord("a"))
+
+
 def patches(height, width, seed, side=16):
     """A random 0/1 mask of square patches."""
     drawn = np.random.default_rng(seed).integers(0, 2, (-(-height // side), -(-width // side)))
@@ -41,7 +46,10 @@ def patches(height, width, seed, side=16):
 
 
 def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
-    """Write images/NAME.tif, three bands with a no-data corner, and labels/NAME.tif with an unknown rim (255)."""
+    """Write images/NAME.tif, three bands with a no-data corner, and labels/NAME.tif with an unknown rim (255).
+
+    Each name has a place of its own on the ground.
+    """
     random = np.random.default_rng(seed)
     masks = np.stack([patches(height, width, (seed, band)) for band in range(2)])
     if kind != "multilabel":
@@ -54,8 +62,8 @@ def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
     pixels = 500 + random.normal(0, 10, (3, height, width))
     pixels[: len(masks)] += 100 * masks
     pixels[:, :10, :10] = 0
-    write_raster(folder / "images" / f"{name}.tif", pixels.astype(np.uint16), nodata=0)
-    write_raster(folder / "labels" / f"{name}.tif", labels.astype(np.uint8))
+    write_raster(folder / "images" / f"{name}.tif", pixels.astype(np.uint16), nodata=0, left=place(name))
+    write_raster(folder / "labels" / f"{name}.tif", labels.astype(np.uint8), left=place(name))
 
 
 def read_whole(area):

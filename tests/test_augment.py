@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from segkit.data.augment import AUGMENTATIONS, Augmentation
 from segkit.raster import Tile
+from segkit.task import IGNORE
 
 SIZE = 12
 BANDS = [1, 3, 6, 39, 224]
@@ -54,7 +56,7 @@ def test_pixels_mask_and_labels_move_together(name, bands):
 
 
 @pytest.mark.parametrize("bands", BANDS)
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["none", "geometric", "default"])
 def test_what_is_no_data_stays_so(name, bands):
     tile = a_tile(bands)
     augment = Augmentation(name, *statistics(bands))
@@ -83,6 +85,51 @@ def test_radiometry_is_a_gain_and_a_shift_of_each_band(bands):
             gains.append(gain)
     assert 0.85 < np.mean(gains) < 1.15
     assert 0.01 < np.std(gains) < 0.3
+
+
+@pytest.mark.parametrize("bands", BANDS)
+def test_a_warp_moves_pixels_mask_and_labels_together(bands):
+    """Linear interpolation of bands that are planes gives them back, but for gain and shift, which keep them planes."""
+    size = 40
+    rows, columns = np.indices((size, size), dtype=np.float32)
+    pixels = np.stack([rows, columns] + [rows] * bands)[:bands]
+    gone = np.zeros((size, size), dtype=bool)
+    gone[5:12, 8:30] = True
+    pixels[:, gone] = np.nan
+    pixels[-1, 30:34, 4:9] = np.nan
+    planes = np.stack([(rows // 10 * 4 + columns // 10), np.where(gone, IGNORE, 3)]).astype(np.int16)
+    planes[0][gone] = IGNORE
+    augment = Augmentation("strong", np.full(bands, 20.0), np.full(bands, 10.0))
+    alone = Augmentation("strong", np.full(bands, 20.0), np.full(bands, 10.0))
+    alone._steps = alone._steps[:2]  # without the radiometry
+    warped = 0
+    for seed in range(25):
+        changed, valid, moved = arrays(augment(Tile(pixels, ~gone), planes, seed))
+        assert (changed.dtype, valid.dtype, moved.dtype) == (np.float32, bool, np.int16)
+        assert np.isnan(changed[:, ~valid]).all()
+        assert (np.isnan(changed) & valid).sum() == (np.isnan(changed[-1]) & valid).sum()
+        assert np.isnan(changed[-1])[valid].any()
+        assert (moved[:, ~valid] == IGNORE).all()
+        assert (moved[1, valid] == 3).all()
+        pixel, known, label = arrays(alone(Tile(pixels, ~gone), planes, seed))
+        if bands >= 3 and known.sum() != (~gone).sum():
+            warped += 1
+            # Where no missing pixel was near, the label follows from the place that the pixel came from.
+            inner = distance_transform_edt(np.pad(known & ~np.isnan(pixel[-1]), 1))[1:-1, 1:-1] > 3
+            place = pixel[:2, inner]
+            sure = (np.abs(place % 1 - 0.5) > 0.1).all(axis=0)  # which pixel is the nearest
+            row, column = np.rint(place).astype(int)
+            expected = row // 10 * 4 + column // 10
+            np.testing.assert_array_equal(label[0, inner][sure], expected[sure])
+    assert warped > 8 or bands < 3
+
+
+def test_soft_labels_move_too():
+    tile = a_tile(3, gone=False)
+    soft = np.random.default_rng(0).random((2, SIZE, SIZE)).astype(np.float32)
+    _, moved = Augmentation("strong", *statistics(3))(tile, soft, 7)
+    assert moved.dtype == np.float32
+    assert set(np.unique(moved)) <= set(np.unique(soft)) | {np.float32(IGNORE)}
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

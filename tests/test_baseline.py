@@ -3,7 +3,7 @@ import pytest
 import rasterio
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import confusion_matrix
-from synthetic import read_whole, recipe_for, write_pair, write_raster
+from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
 from segkit.baseline import LinearDiscriminant
 from segkit.data.sources import resolve
@@ -32,7 +32,7 @@ def test_decides_as_sklearn_does(tmp_path, kind):
             codes = labels.read() % 255
         pixels[: len(codes)] += 120 * (codes > 0)
         pixels[2] += 20 * codes[0]
-        write_raster(tmp_path / "images" / f"{name}.tif", pixels.astype(np.float32))
+        write_raster(tmp_path / "images" / f"{name}.tif", pixels.astype(np.float32), left=place(name))
     recipe = recipe_for(tmp_path, kind)
     samples = resolve(recipe.data.train, recipe.data, recipe.task).samples
     train, validation = split(samples, recipe.task, recipe.data.val)

@@ -8,18 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+import shapely
 import torch
+from geopandas import GeoDataFrame
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyogrio import write_dataframe
 from rasterio.windows import Window
 from safetensors.torch import load_file
-from synthetic import recipe_for, write_pair
+from synthetic import TASKS, recipe_for, write_pair
+from synthetic import write_raster as write_synthetic
 
 from segkit.data import cache
 from segkit.data.cache import Cache, cache_folder, clear, entries
 from segkit.data.sources import resolve
 from segkit.errors import LabelError, RasterError
 from segkit.raster import Scene
+from segkit.recipe import Data, Source
+from segkit.task import LandClass, Task
 from segkit.train import train
 
 GIGABYTES = 1.0
@@ -101,6 +108,80 @@ def test_labels_read_as_their_files_do(tmp_path, kind, window):
         assert found.dtype == np.int16
         np.testing.assert_array_equal(found, sample.labels.read(window))
         assert len(pickle.dumps(kept)) < 10_000  # what goes to a worker is where the arrays are
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_soft_labels_read_as_their_files_do(tmp_path, kind):
+    task = Task(**recipe_for(tmp_path, kind).to_dict()["task"] | {"classes": CLASSES[kind]})
+    shares = np.random.default_rng(0).dirichlet([1] * 3, (40, 50)).transpose(2, 0, 1)[: len(task.classes)]
+    shares[:, 3:5] = np.nan
+    write_synthetic(tmp_path / "i" / "a.tif", noise("uint8"))
+    write_synthetic(tmp_path / "l" / "a.tif", shares.astype("float32"))
+    labels = {"path": str(tmp_path / "l" / "a.tif"), "fractions": True}
+    source = Source(images=str(tmp_path / "i" / "a.tif"), labels=labels)
+    [plain] = resolve(source, Data(train=source), task).samples
+    with Cache.opened(GIGABYTES) as own:
+        [kept] = resolve(source, Data(train=source), task, own).samples
+        assert type(kept.labels) is not type(plain.labels)
+        assert kept.labels.soft
+        for window in (plain.scene.grid.whole, Window(-3, 2, 70, 9)):
+            found = kept.labels.read(window)
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, plain.labels.read(window))
+        assert (found > 0).any()
+        assert (found % 1 != 0).any()
+
+
+CLASSES = {kind: [LandClass(**one) for one in raw["classes"]] for kind, raw in TASKS.items()}
+
+
+def test_all_that_decides_what_labels_say_is_in_the_name_of_an_entry(tmp_path):
+    task = Task("multilabel", tuple(CLASSES["multilabel"]))
+    write_synthetic(tmp_path / "i" / "a.tif", noise("uint8"))
+    first, second = (str(write_synthetic(tmp_path / n / "a.tif", np.zeros((2, 40, 50), "uint8"))) for n in "lm")
+    polygon = shapely.box(500_000, 8_999_700, 500_200, 9_000_000)
+    for name in "pq":  # alike but for their names, as the two rasters are
+        write_dataframe(GeoDataFrame({"f": ["water"]}, geometry=[polygon], crs=32622), tmp_path / f"{name}.fgb")
+    p, q = (str(tmp_path / f"{name}.fgb") for name in "pq")
+    ways = [
+        {"path": first},
+        {"path": first, "fractions": True},
+        {"path": first, "fractions": True, "whole": 2},
+        {"path": first, "classes": ["forest", "water"]},
+        {"path": p, "field": "f"},
+        {"path": p, "classes": ["water"]},
+        {"path": p, "classes": ["forest"]},
+        {"path": p, "field": "f", "values": {"water": "forest"}},
+        {"path": p, "field": "f", "values": {"water": None}},
+        {"path": p, "classes": ["water"], "outside": "ignore"},
+        [{"path": first}, {"path": second}],
+        {"path": [p, q], "classes": ["water"]},
+        [{"path": p, "classes": ["water"]}, {"path": q, "classes": ["water"]}],
+        [{"path": p, "classes": ["water"]}, {"path": q, "classes": ["forest"]}],
+        [{"path": [p, q], "classes": ["water"]}, {"path": p, "classes": ["water"]}],
+        [{"path": p, "classes": ["water"]}, {"path": [q, p], "classes": ["water"]}],
+    ]
+    with Cache.opened(GIGABYTES) as own:
+        for number, labels in enumerate(ways, 1):
+            source = Source(images=str(tmp_path / "i" / "a.tif"), labels=labels)
+            read = []
+            for where in (None, own):
+                [sample] = resolve(source, Data(train=source), task, where).samples
+                read.append(sample.labels.read(sample.scene.grid.whole))
+            np.testing.assert_array_equal(*read)
+            assert len(entries()) == number + 1  # and the scene's
+
+
+@pytest.mark.parametrize("nodata", [7, None])
+def test_scaled_scenes_are_entries_of_their_own(write_raster, nodata):
+    path = write_raster("scene.tif", noise("int16"), nodata=nodata)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.1, 1, 1), (0, 0, -3)
+    with Cache.opened(GIGABYTES) as own:
+        for scaled in (False, True):
+            scene = Scene.of(path, scaled=scaled)
+            check_same(own.scene(scene), scene, None)
+    assert len(entries()) == 2
 
 
 def refuse(*arguments, **options):

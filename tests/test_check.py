@@ -48,7 +48,7 @@ def recipe(place, **changes):
             "val": {"block": 12, "gap": 2},
             "ignore": [255],
         },
-        "train": {"tile_size": 16},
+        "train": {"tile_size": 2},
     }
     for key, value in changes.items():
         raw[key] = raw.get(key, {}) | value
@@ -170,16 +170,55 @@ def test_an_alpha_band_is_noted(place):
     assert not check(recipe(place, data={"bands": [1, 2, 3, 4]})).notes
 
 
-def test_leaks(place):
+def write_other(place, left, *, size=SIZE):
+    """A scene of its own folder that begins so many pixels from the first scene's left edge."""
+    write_raster(place / "other" / "v.tif", np.full((3, size, size), 90), left=600_000 + 10 * left)
+    write_raster(place / "truth" / "v.tif", codes(9)[:size, :size], left=600_000 + 10 * left)
+    return {"images": str(place / "other"), "labels": str(place / "truth")}
+
+
+def test_a_scene_that_trains_and_validates_is_a_leak(place):
     both = {"images": str(place / "images" / "0.tif"), "labels": str(place / "labels" / "0.tif")}
     report = check(recipe(place, data={"val": both}))
-    only(report.problems, "0.tif both trains and validates")
-    only(report.warnings, "1 pairs of scenes share ground")
-    (place / "images" / "2.tif").write_bytes((place / "images" / "1.tif").read_bytes())
-    (place / "labels" / "2.tif").write_bytes((place / "labels" / "1.tif").read_bytes())
-    report = check(recipe(place))
+    assert len(report.problems) == 2  # the second training scene touches it
+    for said in ("0.tif trains and ", f"share ground ({SIZE * SIZE} pixels)"):
+        assert said in report.problems[0]
+    assert report.nearest[0].shared == SIZE * SIZE
+
+
+@pytest.mark.parametrize("left", [-20, -7, 30])
+def test_files_that_overlap_are_a_leak_with_its_pixels(place, left):
+    report = check(recipe(place, data={"val": write_other(place, left)}))
+    shared = sum(one.shared for one in report.nearest)
+    assert shared == (SIZE - abs(left) if left < 0 else 2 * SIZE - left) * SIZE
+    assert f"share ground ({report.nearest[0].shared} pixels)" in report.problems[0]
+    assert f"{report.nearest[0].shared} shared" in report.render()
+
+
+def test_neighbours_are_a_leak_and_near_ones_a_warning(place):
+    only(check(recipe(place, data={"val": write_other(place, 2 * SIZE)})).problems, "they touch: scores would be too")
+    report = check(recipe(place, data={"val": write_other(place, 2 * SIZE + 5)}, train={"tile_size": 16}))
     assert not report.problems
-    only(report.warnings, "share ground")
+    only(report.warnings, "trains 5 pixels from where")
+    assert "nearest training and validation: 5 pixels apart (50 m), 0 shared" in report.render()
+    report = check(recipe(place, data={"val": write_other(place, 2 * SIZE + 400)}))
+    assert (report.problems, report.warnings) == ((), ())
+    assert "nearest training and validation: 400 pixels apart (4,001 m)" in report.render()
+
+
+@pytest.mark.parametrize("val", [{"block": 12, "gap": 3}, {"by": "scene", "fold": "0/2", "gap": 3}])
+def test_a_split_never_leaks_also_not_through_copies(place, val):
+    for name in ("images", "labels"):
+        (place / name / "2.tif").write_bytes((place / name / "1.tif").read_bytes())
+    report = check(recipe(place, data={"val": val}, train={"tile_size": 16}))
+    assert not report.problems
+    assert all(not one.shared and one.pixels >= 3 - 1e-6 for one in report.nearest)
+    only(report.warnings, "less than a tile (16)")
+
+
+def test_without_validation_there_is_nothing_to_leak(place):
+    report = check(recipe(place, data={"val": None}, train={"keep": "last"}))
+    assert (report.problems, report.warnings, report.nearest) == ((), (), ())
 
 
 def test_a_split_that_cannot_be_made(place):

@@ -11,7 +11,7 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 from segkit import cli
 from segkit.errors import UsageError
 
-COMMANDS = ["cache", "check", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
+COMMANDS = ["cache", "check", "compare", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
 
 
 @pytest.fixture
@@ -53,6 +53,8 @@ def shifted(place):
 
 # What a new user may do wrong: {case: (what is done to the folder, the command, exit code, what the line says)}
 PREDICT = ("predict", "model.safetensors")
+_CHANGES = ("task.type=multilabel", "task.head=sigmoid", "task.background=false")
+OVERLAPPING = ("compare", "recipe.yaml", *(word for change in _CHANGES for word in ("--set", change)))
 BAD = {
     "no recipe": (
         None,
@@ -78,6 +80,19 @@ BAD = {
         2,
         "--set train.epoch=3: train.epoch: unknown key; did you mean epochs?",
     ),
+    "a head that the task refuses": (
+        None,
+        (*OVERLAPPING, "--heads", "softmax,sigmoid"),
+        2,
+        "task.head=softmax: task: softmax makes classes exclude each other",
+    ),
+    "no values to vary": (
+        None,
+        ("compare", "recipe.yaml", "--vary", "train.epochs"),
+        2,
+        "--vary train.epochs: write it as key=value,value",
+    ),
+    "no seed": (None, ("compare", "recipe.yaml", "--seeds", "a"), 2, "--seeds: 'a' is no whole number"),
     "wrong type": (
         None,
         ("train", "recipe.yaml", "--set", "train.epochs=many"),
@@ -278,9 +293,48 @@ def test_a_check_that_finds_a_problem_fails(segkit, place):
     assert "lies on another grid" in out
 
 
+def test_a_check_with_a_picture(segkit, place):
+    code, out, _ = segkit("check", "recipe.yaml", "--picture", "p.png")
+    assert code == 0
+    assert out.endswith("\npicture p.png\n")
+    assert (place / "p.png").read_bytes().startswith(b"\x89PNG")
+    shifted(place)
+    code, _, err = segkit("check", "recipe.yaml", "--picture", "p.png")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "p.png is there already; add --overwrite" in err
+    code, out, _ = segkit("check", "recipe.yaml", "--picture", "p.png", "--overwrite")
+    assert code == 1  # the picture says so, too
+    assert out.endswith("\npicture p.png\n")
+
+
+def test_a_comparison_is_a_table_and_a_matrix(segkit, place):
+    command = ("compare", "recipe.yaml", "-o", "both", "--heads", "softmax,sigmoid", "--seeds", "1")
+    code, out, err = segkit(*command)
+    assert code == 0
+    assert "training 1 of 2, both/softmax/seed1" in err
+    table, matrix, files = out.split("\n\n")
+    header = "variant n mean IoU +- F1 +- accuracy +- seconds +- CPU seconds +-"
+    assert " ".join(table.split("\n")[0].split()) == header
+    rows = [line.split() for line in table.split("\n")[1:]]
+    assert [row[:2] for row in rows] == [["softmax", "1"], ["sigmoid", "1"]]
+    assert all(row[3::2] == ["-"] * 5 for row in rows)  # one training has no spread
+    shares = [line.split() for line in matrix.split("\n")[1:]]
+    assert shares[0] == ["softmax", "sigmoid"]
+    assert shares[1][2] == shares[2][1]
+    assert shares[1][2].endswith("%")
+    assert files == "table both/compare.csv\npicture both/compare.png\n"
+    code, again, err = segkit(*command)
+    assert (code, again) == (0, out)
+    assert err == "".join(
+        f"training {number} of 2, both/{head}/seed1: finished already\n"
+        for number, head in enumerate(("softmax", "sigmoid"), 1)
+    )
+
+
 def test_several_dates_are_one_scene_to_evaluate(segkit, place):
     segmenter(place, bands=6).save(place / "two.safetensors")
-    dates = ["--images", "images/a.tif", "--images", "images/b.tif", "--labels", "labels/a.tif"]
+    (place / "images/later.tif").write_bytes((place / "images/a.tif").read_bytes())
+    dates = ["--images", "images/a.tif", "--images", "images/later.tif", "--labels", "labels/a.tif"]
     code, out, err = segkit("evaluate", "two.safetensors", "--stack", *dates)
     assert (code, err) == (0, "")
     assert "pixels 8,8" in out  # one scene of 96 x 93 known pixels, less the no-data corner

@@ -19,7 +19,7 @@ def alone(function, *arguments):
     """Run a function of a test file in a process of its own, which has no threads and so may fork."""
     code = f"import sys, {function.__module__} as tests; tests.{function.__name__}(*sys.argv[1:])"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

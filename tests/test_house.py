@@ -13,10 +13,11 @@ HOUSE = Path(segkit.__file__).parent
 FLOORS = [
     {"errors"},
     {"task", "grid", "files", "progress", "threads"},
-    {"raster", "losses", "metrics", "landscape"},
+    {"raster", "losses", "metrics", "thresholds", "landscape"},
     {"recipe", "labels", "model"},
     {"data", "vector", "predict"},
-    {"train", "evaluate", "baseline", "check", "demo", "picture", "assess", "report", "export", "cluster", "compare"},
+    {"train", "evaluate", "decide", "baseline", "check", "demo", "picture", "gallery", "preview"}
+    | {"assess", "report", "export", "cluster", "compare"},
     {"cli", "__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

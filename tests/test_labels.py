@@ -159,12 +159,334 @@ def test_instructions_for_polygons_do_not_go_to_rasters(tmp_path):
     path = write_raster(tmp_path / "l.tif", np.zeros(GRID.shape, np.uint8))
     with pytest.raises(LabelError, match="field is for vector labels"):
         read(LabelSource(path=path, field="kind"), BINARY)
+    with pytest.raises(LabelError, match="whole is for fractions"):
+        read(LabelSource(path=path, whole=100), BINARY)
     with pytest.raises(LabelError, match="one label raster"):
         read(LabelSource(path=(path, path)), BINARY)
     with pytest.raises(MissingFileError):
         read(str(tmp_path / "none.tif"), BINARY)
     with pytest.raises(MissingFileError):
         read(str(tmp_path / "none.gpkg"), BINARY)
+
+
+def test_a_table_of_codes_and_no_others(tmp_path):
+    codes = np.zeros(GRID.shape, dtype=np.uint16)
+    codes[0, :6] = [11, 12, 20, 99, 255, 300]
+    path = write_raster(tmp_path / "l.tif", codes, nodata=300)
+    values = {"0": "background", "11": "a", "12": "a", "20": "c", "99": None, "300": "b"}
+    source = LabelSource(path=path, values=values)
+    assert read(source, EXCLUSIVE, ignore=[255, 11])[0, 0, :7].tolist() == [1, 1, 3, IGNORE, IGNORE, IGNORE, 0]
+    assert open_labels(source, EXCLUSIVE, GRID).notes == (
+        f"{path} declares no-data 300, the value of b: it is not known there",
+    )
+    labels = open_labels(source, EXCLUSIVE, GRID)
+    with pytest.raises(
+        LabelError, match=r"l\.tif: code 255 \(1 pixels\) is not in labels\.values, which knows 0, 11, .*, 300; list"
+    ):
+        labels.read(Window(0, 0, 5, 1))
+    for wrong, said in (({"1.0": "a"}, "lists '1.0'; codes of a raster are whole"), ({"1": "x"}, "names 'x'")):
+        with pytest.raises(LabelError, match=said):
+            read(LabelSource(path=path, values=wrong), EXCLUSIVE)
+    masks = write_raster(tmp_path / "m.tif", np.zeros((3, *GRID.shape), np.uint8))
+    with pytest.raises(LabelError, match="values is for one band of codes, this has 3 bands"):
+        read(LabelSource(path=masks, values=values), EXCLUSIVE)
+
+
+# Several sources
+
+
+@pytest.mark.parametrize("task", [EXCLUSIVE, OVERLAPPING, FULL])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_each_class_is_what_the_sources_that_speak_for_it_say(tmp_path_factory, task, data):
+    """Every pixel against the rule in words; small rasters, so that many agree."""
+    folder, grid = tmp_path_factory.mktemp("l"), Grid(2, 3, GRID.transform, UTM)
+    names = [one.name for one in task.classes]
+    values = {one.name: one.value for one in task.classes}
+    sources, said = [], []  # said: per source {pixel: class, "none" or None}
+    for number in range(data.draw(st.integers(2, 3))):
+        own = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=len(names), unique=True))
+        kinds = data.draw(st.lists(st.sampled_from([*own, "none", None]), min_size=6, max_size=6))
+        table = {str(values[name]): name for name in own} | {"200": None}
+        table |= {"100": "background" if task.has_none else None}
+        codes = [200 if kind is None else 100 if kind == "none" else values[kind] for kind in kinds]
+        path = write_raster(folder / f"{number}.tif", np.reshape(codes, grid.shape).astype(np.uint8), grid)
+        sources.append(LabelSource(path=path, values=table, classes=own))
+        said.append((own, [None if kind == "none" and not task.has_none else kind for kind in kinds]))
+
+    expected, disputed = [], 0
+    for pixel in range(6):
+        claims = {name: set() for name in names}
+        for own, kinds in said:
+            kind = kinds[pixel]
+            # A class that is there denies, of those that exclude it, all; of those that overlap it, none but its own.
+            denied = [] if kind is None else own if kind == "none" or task.planes > 1 else names
+            for name in denied:
+                claims[name].add(name == kind)
+        disputed += any(len(each) > 1 for each in claims.values())
+        if task.planes > 1:
+            expected.append([IGNORE if not claims[name] else int(True in claims[name]) for name in names])
+            continue
+        there = [place for place, name in enumerate(names) if True in claims[name]]
+        none = 0 if task.background and all(claims[name] == {False} for name in names) else IGNORE
+        expected.append([there[0] + bool(task.background) if there else none])
+    if disputed:
+        with pytest.raises(LabelError, match=r"\d\.tif and .*\d\.tif contradict each other on \d pixels"):
+            read_all(sources, task, grid)
+    else:
+        found = read_all(sources, task, grid)
+        assert found.dtype == np.int16
+        assert found.reshape(task.planes, 6).T.tolist() == expected
+
+
+def read_all(sources, task, grid=GRID, **options):
+    return open_labels(sources, task, grid, **options).read(grid.whole)
+
+
+def test_a_contradiction_names_both_files_and_all_pixels(tmp_path):
+    water, forest = np.zeros((2, *GRID.shape), np.uint8)
+    water[:3], forest[2:6] = 1, 2
+    sources = [
+        LabelSource(path=write_raster(tmp_path / "water.tif", water), classes=("a",)),
+        LabelSource(path=write_raster(tmp_path / "forest.tif", forest), classes=("b",)),
+    ]
+    labels = open_labels(sources, EXCLUSIVE, GRID)
+    assert (labels.read(Window(0, 0, 17, 2)) == 1).all()
+    with pytest.raises(
+        LabelError, match=r"water\.tif and .*forest\.tif contradict each other on 17 pixels \(about a, b\)"
+    ):
+        labels.read(Window(3, 2, 1, 1))
+    both = read_all(sources, OVERLAPPING)
+    assert np.array_equal(both, np.stack([water == 1, forest == 2]))
+
+
+def test_background_is_where_all_classes_are_denied(tmp_path):
+    first, second = np.zeros((2, *GRID.shape), np.uint8)
+    first[0], second[1], second[2] = 1, 2, 255
+    sources = [
+        LabelSource(path=write_raster(tmp_path / "1.tif", first), classes=("a",)),
+        LabelSource(path=write_raster(tmp_path / "2.tif", second), classes=("b",)),
+    ]
+    task = Task("multiclass", classes(a=1, b=2))
+    rows = read_all(sources, task, ignore=[255])[0, :4, 0]
+    assert rows.tolist() == [1, 2, IGNORE, 0]
+    assert (read_all(sources, EXCLUSIVE, ignore=[255])[0, 3:] == IGNORE).all()  # nobody speaks for c
+    assert read(sources[0], task)[0, :4, 0].tolist() == [1, IGNORE, IGNORE, IGNORE]
+    with pytest.raises(
+        LabelError, match=r"2\.tif: code 2 \(17 pixels\) is of a class that these labels do not speak for"
+    ):
+        read(sources[1].model_copy(update={"classes": ("a",)}), task, ignore=[255])
+
+
+def test_rasters_masks_and_polygons_join(tmp_path):
+    codes = np.full(GRID.shape, 255, np.uint8)
+    codes[:6] = 1
+    masks = np.zeros((2, *GRID.shape), np.uint8)
+    masks[1, 6:8], masks[:, 8] = 1, 255
+    roads = write_polygons(tmp_path / "roads.gpkg", boxes((0, 9, 17, 10)), ["asphalt"])
+    far = write_polygons(tmp_path / "far.gpkg", boxes((90, 90, 91, 91)))
+    sources = [
+        LabelSource(path=write_raster(tmp_path / "codes.tif", codes), classes=("a",)),
+        LabelSource(path=write_raster(tmp_path / "masks.tif", masks), classes=("c", "b")),
+        LabelSource(path=roads, classes=("b",), outside="ignore"),
+        LabelSource(path=far, classes=("a",)),
+    ]
+    # Band 2 of the masks is b. Row 9 is b in the polygons, which the masks deny.
+    with pytest.raises(
+        LabelError, match=r"masks\.tif and .*roads\.gpkg contradict each other on 17 pixels \(about b\)"
+    ):
+        read_all(sources, EXCLUSIVE, ignore=[255])
+    masks[:, 9] = 255
+    write_raster(tmp_path / "masks.tif", masks)
+    joined = open_labels(sources, EXCLUSIVE, GRID, ignore=[255])
+    assert not joined.soft
+    assert joined.name == " and ".join(one.path for one in sources[:3])
+    expected = np.repeat([1, 2, IGNORE, 2, IGNORE], [6, 2, 1, 1, 2])
+    assert np.array_equal(joined.read(GRID.whole)[0], np.tile(expected[:, None], 17))
+    tiled = pickle.loads(pickle.dumps(joined)).read(Window(-1, 5, 3, 6))[0]
+    assert tiled.tolist() == [[IGNORE, value, value] for value in expected[5:11]]
+    assert open_labels(sources[3:], EXCLUSIVE, GRID) is None
+
+
+def test_polygons_of_one_class_need_no_field(tmp_path):
+    path = write_polygons(tmp_path / "p.gpkg", boxes((0, 0, 4, 3)), ["whatever"])
+    target = read(LabelSource(path=path, classes=("c",)), EXCLUSIVE)[0]
+    assert (target[:3, :4] == 3).all()
+    assert (target == IGNORE).sum() == 12 * 17 - 12
+    overlapping = read(LabelSource(path=path, classes=("b",)), OVERLAPPING)
+    assert (overlapping[0] == IGNORE).all()
+    assert overlapping[1].sum() == 12
+    with pytest.raises(LabelError, match="these labels speak for 2 classes; name the field"):
+        read(LabelSource(path=path, classes=("c", "a")), EXCLUSIVE)
+    other = write_polygons(tmp_path / "q.gpkg", boxes((0, 0, 4, 3), (5, 5, 6, 6)), ["a", "c"])
+    with pytest.raises(LabelError, match=r"holds 'c' \(1 polygons\), known are 0, 1, background, a"):
+        read(LabelSource(path=other, field="kind", classes=("a",)), EXCLUSIVE)
+    for wrong, said in (
+        ({"classes": ("a", "a")}, "names a class twice"),
+        ({"classes": ("background",)}, "labels.classes names 'background'"),
+        ({"classes": ("a",), "priority": ("b",)}, "labels.priority names 'b', these labels speak for a, background"),
+        ({"classes": ("a",), "values": {"a": "b"}}, "labels.values names 'b'"),
+        ({"fractions": True}, "fractions is for rasters"),
+    ):
+        with pytest.raises(LabelError, match=said):
+            read(LabelSource(path=other, field="kind", **wrong), EXCLUSIVE)
+
+
+# Fractions
+
+
+def write_fractions(path, bands, scale=1.0, offset=0.0, **profile):
+    write_raster(path, bands, **profile)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = (scale,) * len(bands), (offset,) * len(bands)
+    return str(path)
+
+
+def test_fractions_are_scaled_and_hidden_where_not_known(tmp_path):
+    stored = np.zeros((2, *GRID.shape), np.int16)
+    stored[0], stored[1] = 150, 50  # (150 + 50) / 400 = 0.5; (50 + 50) / 400 = 0.25
+    stored[0, 0, 0], stored[1, 0, 1] = -7, 999
+    path = write_fractions(tmp_path / "f.tif", stored, 1, 50, nodata=-7)
+    source = LabelSource(path=path, fractions=True, whole=400)
+    labels = open_labels(source, Task("multiclass", classes(a=1, b=2)), GRID, ignore=[999])
+    assert labels.soft
+    target = labels.read(Window(-1, 0, 5, 2))
+    assert target.dtype == np.float32
+    assert target[:, 0].T.tolist() == [[IGNORE] * 3] * 3 + [[0.25, 0.5, 0.25]] * 2
+    each = read(source, OVERLAPPING, ignore=[999])
+    assert each[:, 0, :3].tolist() == [[IGNORE, 0.5, 0.5], [0.25, IGNORE, 0.25]]
+    swapped = read(source.model_copy(update={"classes": ("b", "a")}), OVERLAPPING, ignore=[999])
+    assert np.array_equal(swapped, each[::-1])
+    with pytest.raises(LabelError, match=r"f\.tif: band 2 \(b\) holds fractions as 2\.6225 \(1 pixels\)"):
+        read(source, OVERLAPPING)
+    with pytest.raises(LabelError, match=r"data\.ignore lists 50, which is the fraction 0\.25 here"):
+        read(source, OVERLAPPING, ignore=[999, 50])
+    none = write_fractions(tmp_path / "n.tif", stored, 1, 50, nodata=50)
+    [note] = open_labels(source.model_copy(update={"path": none}), OVERLAPPING, GRID, ignore=[999]).notes
+    assert "n.tif declares no-data 50, the fraction 0.25" in note
+
+
+def test_fractions_of_floats_may_be_nan_and_rounded(tmp_path):
+    shares = np.random.default_rng(0).dirichlet([1, 1, 1], GRID.shape).transpose(2, 0, 1).astype(np.float32)
+    shares[:, 0, 0] = np.nan
+    shares[:, 0, 1] = 0, 1 + 1e-7, -1e-9
+    path = write_raster(tmp_path / "f.tif", shares)
+    known = np.nan_to_num(shares[:2].clip(0, 1), nan=IGNORE)
+    found = read(LabelSource(path=path, fractions=True, classes=("a", "b", "background")), TWO)
+    np.testing.assert_allclose(found[1:], known, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=0)[1:], 1, atol=1e-6)
+    for cut in (shares[:2], shares[:1]):
+        path = write_raster(tmp_path / "cut.tif", cut)
+        source = LabelSource(path=path, fractions=True, classes=("a", "b")[: len(cut)])
+        if len(cut) == 2:
+            np.testing.assert_allclose(read(source, TWO), found, atol=1e-6)
+        else:  # of one class nothing follows for the others, unless it covers all
+            assert (read(source, TWO)[:, shares[0] < 0.99] == IGNORE).all()
+    with pytest.raises(LabelError, match=r"1 bands of fractions, these labels speak for 2 classes \(a, b\)"):
+        read(LabelSource(path=path, fractions=True), TWO)
+    with pytest.raises(LabelError, match="label codes are whole numbers: is this a map of fractions"):
+        read(path, BINARY)
+
+
+TWO = Task("multiclass", classes(a=1, b=2))
+
+
+@pytest.mark.parametrize("value", [-1, 101, 255])
+def test_a_number_that_is_no_fraction_is_told_of_the_whole_file(tmp_path, value):
+    stored = np.zeros((2, *GRID.shape), np.int16)
+    stored[1, 4:6, 3] = value
+    path = write_fractions(tmp_path / "f.tif", stored, 0.01)
+    labels = open_labels(LabelSource(path=path, fractions=True), TWO, GRID)
+    with pytest.raises(LabelError, match=rf"f\.tif: band 2 \(b\) holds fractions as {value / 100:g} \(2 pixels\)"):
+        labels.read(Window(3, 4, 1, 1))
+
+
+def test_percents_add_up_as_far_as_rounding_takes_them(tmp_path):
+    shares = np.random.default_rng(0).dirichlet([1] * 6, GRID.shape).transpose(2, 0, 1)
+    percent = np.rint(shares * 100).astype(np.uint8)
+    sums = percent.astype(int).sum(axis=0)
+    assert (np.abs(sums - 100) > 1).any()
+    task = Task("multiclass", tuple(LandClass(f"c{i}", i) for i in range(6)), background=False)
+    source = LabelSource(path=write_fractions(tmp_path / "f.tif", percent), fractions=True, whole=100)
+    np.testing.assert_allclose(read(source, task), percent / sums, atol=1e-6)
+    for found, why in ((106, "exclude each other"), (78, "labels.outside: ignore"), (0, "labels.outside: ignore")):
+        percent[:, 5, 7] = found // 6
+        percent[0, 5, 7] += found % 6
+        write_fractions(tmp_path / "f.tif", percent)
+        with pytest.raises(LabelError, match=rf"add up to {found / 100:g} and such on 1 pixels.*{why}"):
+            read(source, task)
+    known = read(source.model_copy(update={"outside": "ignore"}), task)
+    assert (known[:, 5, 7] == IGNORE).all()
+    assert (known == IGNORE).sum() == 6
+
+
+def test_fractions_of_several_files_join(tmp_path):
+    a, b, again = np.zeros((3, 1, *GRID.shape), np.float32)
+    a[0, :2], b[0, :2], again[0] = 0.25, 0.5, 0.25
+    again[0, 2:] = np.nan
+    sources = [
+        LabelSource(path=write_raster(tmp_path / f"{name}.tif", band), fractions=True, classes=(name[0],))
+        for name, band in (("a", a), ("b", b), ("a2", again))
+    ]
+    soft = read_all(sources, TWO)
+    assert soft[:, 0, 0].tolist() == [0.25, 0.25, 0.5]
+    assert soft[:, 2, 0].tolist() == [1, 0, 0]
+    assert read_all(sources, OVERLAPPING)[:, 0, 0].tolist() == [0.25, 0.5]
+    write_raster(tmp_path / "a2.tif", again + np.float32(0.1))
+    with pytest.raises(LabelError, match=r"a\.tif and .*a2\.tif contradict each other on 34 pixels \(about a\)"):
+        read_all(sources, OVERLAPPING)
+    write_raster(tmp_path / "b.tif", b + np.float32(0.5))
+    with pytest.raises(LabelError, match=r"a\.tif and .*b\.tif: fractions add up to 1\.25 and such on 34 pixels"):
+        read_all(sources[:2], TWO)
+    codes = LabelSource(path=write_raster(tmp_path / "c.tif", np.zeros(GRID.shape, np.uint8)))
+    with pytest.raises(LabelError, match=r"a\.tif holds fractions, .*c\.tif does not"):
+        read_all([codes, sources[0]], OVERLAPPING)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"values": {"1": "a"}}, "values is for codes"),
+        ({"outside": "ignore"}, "outside is for classes that exclude"),
+        ({"priority": ("a",)}, "priority is for vector"),
+    ],
+)
+def test_instructions_that_are_not_for_fractions(tmp_path, wrong, said):
+    path = write_raster(tmp_path / "f.tif", np.zeros((2, *GRID.shape), np.float32))
+    with pytest.raises(LabelError, match=said):
+        read(LabelSource(path=path, fractions=True, **wrong), OVERLAPPING)
+
+
+def test_published_fractions(shared):
+    """Covers of 30 m pixels by polygons that leave parts of most pixels out: 100 stands for a whole one."""
+    path = shared / "label_maps" / "fraction_polygon_l3.tif"
+    with rasterio.open(path) as dataset:
+        stored, names, grid = dataset.read(), dataset.descriptions, grid_of(dataset)
+    known, sums = (stored != 255).all(axis=0), np.where(stored == 255, 0, stored).astype(int).sum(axis=0)
+    legend = tuple(LandClass(name, value) for value, name in enumerate(names, 1))
+    source = LabelSource(path=str(path), fractions=True)
+
+    overlapping = Task("multilabel", legend)
+    each = read(source, overlapping, grid)
+    np.testing.assert_allclose(each, np.where(known, stored / 100, IGNORE), atol=1e-6)
+    assert np.array_equal(overlapping.settle(each), np.where(known, stored >= 50, IGNORE))
+
+    background = Task("multiclass", legend)
+    target = read(source, background, grid)
+    np.testing.assert_allclose(target[1:], np.where(known, stored / 100, IGNORE), atol=1e-6)
+    np.testing.assert_allclose(target[0], np.where(known, 1 - sums / 100, IGNORE), atol=1e-6)
+    rest = 100 - sums
+    expected = np.where(stored.max(axis=0) >= rest, stored.argmax(axis=0) + 1, 0)
+    assert np.array_equal(background.settle(target)[0], np.where(known, expected, IGNORE))
+
+    full = Task("multiclass", legend, background=False)
+    with pytest.raises(LabelError, match=rf"on {(known & (sums < 97)).sum()} pixels; nothing says"):
+        read(source, full, grid)
+    whole = known & (sums >= 97)
+    target = read(source.model_copy(update={"outside": "ignore"}), full, grid)
+    np.testing.assert_allclose(target[:, whole], stored[:, whole] / sums[whole], atol=1e-6)
+    assert (target[:, ~whole] == IGNORE).all()
+    assert whole.sum() > 1000
 
 
 # Vector labels

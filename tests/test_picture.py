@@ -5,7 +5,7 @@ import shapely
 from matplotlib.image import imread
 from rasterio.windows import Window
 
-from segkit.picture import colored, composite, panels, read_map
+from segkit.picture import View, colored, composite, panels, read_map
 from segkit.raster import Scene
 from segkit.task import IGNORE, LandClass, Task
 
@@ -73,3 +73,42 @@ def test_panels_stand_side_by_side_with_outlines(tmp_path):
     changed = (plain != drawn).any(axis=2).nonzero()[1]
     assert changed.size > 100
     assert changed.min() > plain.shape[1] / 2  # over the last panel only
+
+
+def test_a_view_is_linear_about_the_mean():
+    """Two deviations below the mean are black, two above it white; a band of its own scale looks the same."""
+    steps = np.linspace(-3, 3, 25, dtype=np.float32)
+    mean, std = np.array([500, 0.2, -7]), np.array([40, 0.01, 2])
+    pixels = (mean[:, None, None] + std[:, None, None] * steps).astype(np.float32)
+    image = View.of("abc", mean, std).image(pixels, np.ones((1, 25), bool))
+    expected = np.clip((steps + 2) / 4, 0, 1)
+    np.testing.assert_allclose(image[0], np.stack([expected] * 3, axis=1), atol=2e-4)
+
+
+def test_a_view_shows_what_is_not_seen_and_what_one_band_lacks():
+    pixels = np.full((3, 2, 2), 9, dtype=np.float32)
+    pixels[1, 0, 0] = np.nan
+    valid = np.array([[True, True], [True, False]])
+    image = View.of("abc", [5, 5, 5], [2, 2, 0]).image(pixels, valid, (1, 0, 1))
+    np.testing.assert_array_equal(image[1, 1], (1, 0, 1))
+    np.testing.assert_array_equal(image[0, 0], (1, 0.5, 1))  # as the network has it: at the band's mean
+    np.testing.assert_array_equal(image[0, 1], (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("names", "bands", "said"),
+    [
+        (["pan"], (1, 1, 1), "band pan in grey"),
+        (["vv", "vh"], (1, 2, 2), "bands vv, vh in red and cyan"),
+        (["x", "y", "z"], (1, 2, 3), "bands x, y, z in red, green and blue"),
+        (["blue", "green", "red", "nir"], (3, 2, 1), "bands red, green, blue of 4 in red, green and blue"),
+        ([f"{year}:{color}" for year in (2019, 2024) for color in ("Red", "Green", "Blue")], (4, 5, 6), "2024:Red"),
+        (list("123456"), (3, 2, 1), "bands 3, 2, 1 of 6 in red, green and blue"),
+        ([str(band) for band in range(1, 225)], (186, 112, 37), "bands 186, 112, 37 of 224"),
+    ],
+)
+def test_which_bands_are_shown_follows_from_their_names_or_numbers(names, bands, said):
+    view = View.of(names, [0] * len(names), [1] * len(names))
+    assert view.bands == bands
+    assert said in view.caption
+    assert "mean ± 2 standard deviations" in view.caption

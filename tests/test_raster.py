@@ -232,6 +232,62 @@ def test_resampling_is_bilinear_between_pixel_centres(write_raster):
     assert np.allclose(tile.pixels[1, :, 1:], ramp[:, 1:] - 5)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("how", ["nodata", "mask", "plain"])
+def test_scale_and_offset_are_applied_on_request_and_after_no_data(write_raster, dtype, how):
+    stored = np.random.default_rng(0).integers(0, 100, (3, 9, 8)).astype(dtype)
+    hidden = (stored == stored[0, 0, 0]) & (how == "nodata")
+    options = {"nodata": {"nodata": float(stored[0, 0, 0])}, "mask": {"mask": stored[0] > 30}, "plain": {}}[how]
+    path = write_raster("a.tif", stored, **options)
+    scales, offsets = (2.75e-05, 1.0, -3.0), (-0.2, 0.0, float(stored[0, 0, 0]) * 3)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = scales, offsets
+    numbers = np.stack(
+        [s * scale + offset for s, scale, offset in zip(stored.astype(float), scales, offsets, strict=True)]
+    )
+    as_stored = Scene.of(path).read()
+    for bands in (None, (3, 1), (2,)):
+        tile = Scene.of(path, bands=bands, scaled=True).read()
+        chosen = slice(None) if bands is None else np.array(bands) - 1
+        expected = np.where(hidden, np.nan, numbers)[chosen].astype("float32")
+        assert np.array_equal(tile.pixels, expected, equal_nan=True)
+        assert np.array_equal(tile.valid, Scene.of(path, bands=bands).read().valid)
+    assert np.array_equal(as_stored.pixels, np.where(hidden, np.nan, stored).astype("float32"), equal_nan=True)
+
+
+def test_each_file_has_its_own_scale_also_where_it_is_resampled(write_raster):
+    a = write_raster("a.tif", np.full((8, 8), 10, "uint8"))
+    b = write_raster("b.tif", np.full((8, 8), 10, "uint8"), transform=UTM @ Affine.translation(0.5, 0), nodata=0)
+    with rasterio.open(b, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.5,), (1.0,)
+    tile = Scene.of([a, b, a], resample=True, scaled=True).read()
+    assert (tile.pixels[:, :, 2:] == np.array([10, 6, 10])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+def test_a_scale_that_is_none_is_refused_where_it_would_be_applied(write_raster, scale):
+    path = write_raster("a.tif", np.ones((2, 2), "uint8"))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales = (scale,)
+    assert Scene.of(path).read().valid.all()
+    with pytest.raises(RasterError, match=r"a\.tif: declares scales .* no scale is 0"):
+        Scene.of(path, scaled=True)
+
+
+@pytest.mark.parametrize("name", ["rio-cogeo/image_with_offsets.tif", "rio-tiler/cog_scale.tif"])
+def test_published_scales(shared, name):
+    path = shared / "odd" / name
+    with rasterio.open(path) as dataset:
+        stored = dataset.read(masked=True).astype("float64")
+        scale, offset = (np.array(each)[:, None, None] for each in (dataset.scales, dataset.offsets))
+    assert (scale != 1).all()
+    tile = Scene.of(path, scaled=True).read()
+    assert np.array_equal(tile.valid, ~np.ma.getmaskarray(stored).all(axis=0))
+    expected = (stored * scale + offset).filled(np.nan).astype("float32")
+    assert np.array_equal(tile.pixels, expected, equal_nan=True)
+    assert np.array_equal(Scene.of(path).read().pixels, stored.filled(np.nan).astype("float32"), equal_nan=True)
+
+
 MASK = np.full((8, 8), 255, "uint8")
 MASK[2:4, 2:4] = 0
 

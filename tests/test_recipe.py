@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from segkit.errors import MissingFileError, RecipeError
-from segkit.recipe import Data, LabelSource, Model, Recipe, Source, Split, Train, _parse, schema
+from segkit.recipe import Data, LabelSource, Model, Recipe, Rows, Source, Split, Train, parse_yaml, schema
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 MINIMAL = """
@@ -96,7 +96,23 @@ def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
         ("train.class_weights={clear: 2}", "'clear' is no class of the task; did you mean cleared?"),
         ("data.val.fraction=1", "must be less than 1"),
         ("data.val={images: a}", "val has no labels"),
-        ("data.val=null", "must be a split"),
+        ("data.val=null", "data.val is null, so no epoch can be the best; set train.keep: last"),
+        ("data.val=3", "must be a split"),
+        ("data.val.by=polygon", "by: polygon and polygons, the file that holds them, go together"),
+        ("data.val.polygons=zones.gpkg", "by: polygon and polygons"),
+        ("data.val={by: polygon, polygons: a, values: [x]}", "field and values go together"),
+        ("data.val={by: scene, field: use, values: [x]}", "field is for by: polygon"),
+        ("data.val={by: scene, layer: zones}", "layer is for by: polygon"),
+        ("data.val={by: polygon, polygons: a, field: use, values: [x], fold: 0/2}", "fold and values both say"),
+        ("data.val.fold=3/3", "fold 3/3 is none: of n folds, at least 2, the first is 0/n, the last n-1/n"),
+        ("data.val.fold=0/1", "fold 0/1 is none"),
+        ("data.val.fold=first", "data.val.fold: found"),
+        ("data.val={column: use}", "data.val.column names a column of data.train.table, which is not given"),
+        ("data.train.labels=[a, {path: b}]", "data.train.labels.1: found"),
+        ("train.class_weights=[1, 2, 3]", "has 3 numbers, the task 2: background, cleared"),
+        ("train.class_weights=even", "must be 'balanced' or 'effective'"),
+        ("train.label_smoothing=1", "must be less than 1"),
+        ("train.oversample=1.5", "must be less than or equal to 1"),
         ("data.bands=[0]", "data.bands.0: found 0"),
         ("data.ignore=[1]", "data.ignore lists 1, which is the value of 'cleared'"),
         ("data.ignore=[0]", "data.ignore lists 0, which is the value of 'background'"),
@@ -126,7 +142,8 @@ def test_multilabel_rules(recipe):
     many = "task={type: multilabel, classes: [{name: a, value: 1}, {name: b, value: 2}]}"
     assert "overlap, none wins" in refused(recipe, many, "data.train.labels={path: p, priority: [a]}")
     loaded = Recipe.load(recipe, [many, "data.train.labels={path: p, values: {x: background, y: null, 3: b}}"])
-    assert loaded.data.train.label_source.values == {"x": "background", "y": None, "3": "b"}
+    (source,) = loaded.data.train.label_sources
+    assert source.values == {"x": "background", "y": None, "3": "b"}
 
 
 def test_without_background_nothing_is_called_background(recipe):
@@ -154,7 +171,7 @@ def test_yaml_without_surprises(recipe):
 
 
 def test_scalars_are_those_of_yaml_1_2():
-    assert _parse("[no, on, 2026-01-01, 1:30, 010, 0x1, <<]", "") == [
+    assert parse_yaml("[no, on, 2026-01-01, 1:30, 010, 0x1, <<]", "") == [
         "no",
         "on",
         "2026-01-01",
@@ -163,12 +180,12 @@ def test_scalars_are_those_of_yaml_1_2():
         "0x1",
         "<<",
     ]
-    assert _parse("[1e-3, .5, -2, +3, 2., true, null, ~]", "") == [1e-3, 0.5, -2, 3, 2.0, True, None, None]
+    assert parse_yaml("[1e-3, .5, -2, +3, 2., true, null, ~]", "") == [1e-3, 0.5, -2, 3, 2.0, True, None, None]
 
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none()))
 def test_what_json_writes_yaml_reads(value):
-    found = _parse(json.dumps(value), "")
+    found = parse_yaml(json.dumps(value), "")
     assert (found, type(found)) == (value, type(value))
 
 
@@ -214,16 +231,35 @@ def test_a_recipe_does_not_change(recipe):
 
 
 def test_short_labels_are_a_label_source():
-    assert Source(images="a", labels=("b", "c")).label_source == LabelSource(path=("b", "c"))
-    assert Source(images="a").label_source is None
+    assert Source(images="a", labels=("b", "c")).label_sources == (LabelSource(path=("b", "c")),)
+    assert Source(images="a", labels="b").label_sources == (LabelSource(path="b"),)
+    assert Source(images="a").label_sources == ()
+    several = LabelSource(path="b"), LabelSource(path="c", classes=("cleared",))
+    assert Source(images="a", labels=several).label_sources == several
+    assert Source(images="a", labels=several[0]).label_sources == several[:1]
 
 
-def test_the_page_about_recipes_has_every_key_with_its_default():
-    page = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text()
-    for part in (Split, Source, Data, Model, Train):
-        for key, field in part.model_fields.items():
-            default = field.get_default(call_default_factory=True)
-            default = list(default) if isinstance(default, tuple) else default
-            expected = "required" if field.is_required() else "a split" if key == "val" else default
-            row = next(line for line in page.splitlines() if line.startswith(f"| `{key}` |")).split(" | ")
-            assert yaml.safe_load(row[1].strip("`")) == expected, key
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("data.val={by: scene, fold: 1/3}", Split),
+        ("data.val={images: a, labels: b}", Source),
+        ("data.val={column: use, val: [dev]}", Rows),
+    ],
+)
+def test_what_validates_is_one_of_several(recipe, override, kind):
+    loaded = Recipe.load(recipe, ["data.train={table: scenes.csv}", override])
+    assert isinstance(loaded.data.val, kind)
+    assert Recipe.from_dict(loaded.to_dict()) == loaded
+
+
+@pytest.mark.parametrize("part", [Split, Rows, Source, LabelSource, Data, Model, Train])
+def test_the_pages_have_every_key_with_its_default(part):
+    docs = Path(__file__).parents[1] / "docs"
+    lines = [line for page in ("recipe.md", "labels.md") for line in (docs / page).read_text().splitlines()]
+    for key, field in part.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        default = list(default) if isinstance(default, tuple) else default
+        expected = "required" if field.is_required() else "a split" if (part, key) == (Data, "val") else default
+        rows = [line.split(" | ")[1].strip("`") for line in lines if line.startswith(f"| `{key}` |")]
+        assert expected in [yaml.safe_load(row) for row in rows], key

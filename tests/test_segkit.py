@@ -17,6 +17,7 @@ PUBLIC = {
     "Segmenter",
     "Task",
     "check",
+    "compare",
     "evaluate",
     "load",
     "predict",

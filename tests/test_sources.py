@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import recipe_for
 
 from segkit.data.sources import pair, resolve
 from segkit.errors import DataError, MissingFileError
+from segkit.model import Segmenter
 from segkit.recipe import Data, LabelSource, Source
 from segkit.task import LandClass, Task
 
@@ -59,7 +63,7 @@ def test_files_pair_by_stem_and_the_others_are_listed(tmp_path_factory, images, 
         return
     found = pair(source)
     assert [one.name for one in found.pairs] == sorted(images & labels)
-    assert all(Path(one.labels.path).stem == one.images[0].stem for one in found.pairs)
+    assert all(Path(one.labels[0].path).stem == one.images[0].stem for one in found.pairs)
     assert {path.stem for path in found.unmatched} == images ^ labels
     assert len(found.unmatched) == len(images ^ labels)
 
@@ -80,7 +84,7 @@ def test_one_file_of_each_belong_together_but_not_by_chance_in_folders(tmp_path)
     image, label = write_raster(tmp_path / "i" / "scene.tif"), write_raster(tmp_path / "l" / "truth.tif")
     for images in (image, [image], [[image, image]]):
         found = pair(Source(images=images, labels=label))
-        assert found.pairs[0].labels.path == label
+        assert found.pairs[0].labels[0].path == label
         assert not found.unmatched
     for images, labels in ((str(tmp_path / "i"), label), (image, str(tmp_path / "l"))):
         with pytest.raises(DataError, match="no image has a label of its name"):
@@ -112,10 +116,101 @@ def test_a_table_has_one_row_a_scene_and_paths_from_its_folder(tmp_path):
         ("picture,label\na,b\n", "its columns are picture, label; it needs image"),
         ("image,label\n", "holds no rows"),
         ("image,label\n,b\n", "line 2 names no image"),
+        ("image,label,mask\na,b,b\n", "has the columns label and mask"),
+        ("image,label,weight\na,b,2\na,b,often\n", r"scenes\.csv: line 3: weight is 'often'; it is a positive number"),
+        ("image,label,weight\na,b,0\n", "line 2: weight is '0'"),
+        ("image,label,weight\na,b,nan\n", "line 2: weight is 'nan'"),
+        ("image,label,weight\na,b,inf\n", "line 2: weight is 'inf'"),
     ):
         table.write_text(text)
         with pytest.raises(DataError, match=said):
             pair(Source(table=str(table)))
+
+
+def test_a_table_may_weigh_scenes_and_say_more(tmp_path):
+    for name in ("d/x.tif", "d/y.tif", "d/l.tif"):
+        write_raster(tmp_path / name)
+    table = tmp_path / "scenes.csv"
+    table.write_text(
+        "set,image,mask,weight,year\nval,d/x.tif,d/l.tif,2.5,2019\n,d/y.tif,d/l.tif,,\nval,d/x.tif,d/l.tif\n"
+    )
+    pairs = pair(Source(table=str(table))).pairs
+    samples = opened(Source(table=str(table))).samples
+    for found in (pairs, samples):
+        assert [one.weight for one in found] == [2.5, 1, 1]
+        assert [one.row for one in found] == [
+            {"set": "val", "year": "2019"},
+            {"set": "", "year": ""},
+            {"set": "val", "year": ""},
+        ]
+    assert [Path(one.labels[0].path).name for one in pairs] == ["l.tif"] * 3
+    assert hash(pairs[0]) == hash(replace(pairs[0], row={}))
+    plain = opened(Source(images=str(tmp_path / "d" / "x.tif"), labels=str(tmp_path / "d" / "l.tif"))).samples[0]
+    assert (plain.weight, plain.row) == (1, {})
+
+
+def test_published_tables(shared):
+    folder = shared / "enmap_potsdam"
+    with (folder / "train_files.csv").open() as file:
+        lines = file.read().split()[1:]
+    pairs = pair(Source(table=str(folder / "train_files.csv"))).pairs
+    found = [
+        (str(one.images[0].relative_to(folder)), str(Path(one.labels[0].path).relative_to(folder))) for one in pairs
+    ]
+    assert found == [tuple(line.split(",")) for line in lines]
+
+
+def test_several_label_sources_pair_each_for_itself(tmp_path):
+    for stem in "abc":
+        write_raster(tmp_path / "i" / f"{stem}.tif", left=600_000 + 1_000 * "abc".index(stem))
+    write_raster(tmp_path / "l" / "a.tif")
+    write_raster(tmp_path / "m" / "b.tif", left=601_000)
+    strange = write_raster(tmp_path / "m" / "z.tif")
+    first, second = ({"path": str(tmp_path / name)} for name in "lm")
+    polygons = {"path": write_polygon(tmp_path / "p.gpkg", 600_000), "classes": ["cleared"]}
+    images = str(tmp_path / "i")
+
+    def partners(found):
+        return {one.name: [Path(labels.path).name for labels in one.labels] for one in found.pairs}
+
+    two = pair(Source(images=images, labels=[first, second]))
+    assert partners(two) == {"a": ["a.tif"], "b": ["b.tif"]}
+    assert [path.name for path in two.unmatched] == ["c.tif", "z.tif"]
+    three = Source(images=images, labels=[first, polygons, second])
+    assert partners(pair(three)) == {"a": ["a.tif", "p.gpkg"], "b": ["p.gpkg", "b.tif"], "c": ["p.gpkg"]}
+    assert pair(three).pairs[0].labels[1] == LabelSource.model_validate_json(json.dumps(polygons))
+    resolved = opened(three)  # no polygon meets b and c
+    assert [sample.scene.name for sample in resolved.samples] == ["a", "b"]
+    assert [path.name for path in resolved.unmatched] == ["z.tif", "c.tif"]
+    assert "p.gpkg" in resolved.samples[0].labels.name
+    with pytest.raises(DataError, match=r"no image has a label of its name.*z\.tif"):
+        pair(Source(images=images, labels=[first, {"path": strange}]))
+
+
+def test_hard_and_soft_labels_do_not_mix(tmp_path):
+    for stem in "ab":
+        write_raster(tmp_path / "i" / f"{stem}.tif")
+    table = tmp_path / "scenes.csv"
+    write_raster(tmp_path / "l" / "b.tif")
+    labels = {"path": str(tmp_path / "l"), "fractions": True}
+    assert opened(Source(images=str(tmp_path / "i"), labels=labels)).samples[0].labels.soft
+    table.write_text("image,label\ni/a.tif,l/b.tif\ni/b.tif,\n")
+    with pytest.raises(DataError, match=r"l/b\.tif holds fractions, .*l/b\.tif does not"):
+        opened(Source(table=str(table), labels=labels))
+
+
+def test_training_and_prediction_read_scenes_alike(tmp_path):
+    image = write_raster(tmp_path / "i" / "a.tif", 20)
+    with rasterio.open(image, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.5,), (-3.0,)
+    write_raster(tmp_path / "l" / "a.tif")
+    for scaled, value in ((False, 20), (True, 7)):
+        data = {"train": {"images": image, "labels": str(tmp_path / "l" / "a.tif")}, "scaled": scaled}
+        recipe = recipe_for(tmp_path, "binary", data=data)
+        sample = resolve(recipe.data.train, recipe.data, TASK).samples[0]
+        scene = Segmenter(recipe, [0.0], [1.0], ["b"], pretrained=False).scene(image)
+        assert scene == sample.scene
+        assert (scene.read().pixels == value).all()
 
 
 def test_named_polygons_serve_every_scene_they_meet(tmp_path):
@@ -134,7 +229,7 @@ def test_a_folder_of_vector_files_pairs_by_stem_and_keeps_its_instructions(tmp_p
     (tmp_path / "l").mkdir()
     polygons = write_polygon(tmp_path / "l" / "a.gpkg", 600_000)
     found = pair(Source(images=image, labels=LabelSource(path=str(tmp_path / "l"), field="kind")))
-    assert found.pairs[0].labels == LabelSource(path=polygons, field="kind")
+    assert found.pairs[0].labels == (LabelSource(path=polygons, field="kind"),)
 
 
 def test_without_labels_scenes_stand_alone(tmp_path):

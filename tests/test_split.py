@@ -1,16 +1,20 @@
+import geopandas
 import numpy as np
 import pytest
+import rasterio
+import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.windows import Window
-from scipy.ndimage import maximum_filter
-from synthetic import recipe_for, write_pair, write_raster
+from scipy.ndimage import distance_transform_edt, maximum_filter
+from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
+from segkit.data.cover import Cover
 from segkit.data.sources import resolve
-from segkit.data.split import Area, count_categories, pieces, read_pieces, split, whole
+from segkit.data.split import Area, count_categories, divide, pieces, read_pieces, split, whole
 from segkit.errors import DataError
 from segkit.raster import Tile
-from segkit.recipe import Split
+from segkit.recipe import Recipe, Split
 from segkit.task import IGNORE
 
 HEIGHT, WIDTH = 70, 90
@@ -36,7 +40,7 @@ def two(tmp_path_factory):
     write_pair(folder, "multiclass", "b", height=50, width=31, seed=1)
     for name, shape in (("a", (HEIGHT, WIDTH)), ("b", (50, 31))):
         coordinates = np.stack([*np.indices(shape), np.zeros(shape)]).astype(np.uint16) + 1
-        write_raster(folder / "images" / f"{name}.tif", coordinates, nodata=0)
+        write_raster(folder / "images" / f"{name}.tif", coordinates, nodata=0, left=place(name))
     return samples_in(folder)
 
 
@@ -95,7 +99,7 @@ def test_a_mask_is_the_same_at_every_window(two, window):
     expected = painted(shifted, (300, 300))[beyond + window.row_off :, beyond + window.col_off :] > 0
     shape = window.height, window.width
     tile, planes = Tile(np.zeros((1, *shape), np.float32), np.ones(shape, bool)), np.zeros((1, *shape), np.int16)
-    Area(sample, (sample.scene.grid.whole,), hidden).mask(tile, planes, window)
+    Area(sample, (sample.scene.grid.whole,), Cover(hidden)).mask(tile, planes, window)
     np.testing.assert_array_equal(tile.valid, ~expected[: window.height, : window.width])
     np.testing.assert_array_equal(planes[0], np.where(tile.valid, 0, IGNORE))
 
@@ -152,7 +156,7 @@ def test_one_labelled_block_cannot_be_split(tmp_path):
     with pytest.raises(
         DataError, match="1 blocks of 32 x 32 pixels hold valid pixels with known labels, a split needs two"
     ):
-        split(samples, task, Split(block=32))
+        split(samples, task, Split(block=32, gap=0))
 
 
 @given(size=st.integers(1, 50))
@@ -167,3 +171,216 @@ def test_whole_areas_hide_nothing(two):
     areas = whole(two[0])
     assert [area.windows for area in areas] == [(sample.scene.grid.whole,) for sample in two[0]]
     assert all(not area.hidden for area in areas)
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Five scenes, of which the last two show the same ground."""
+    folder = tmp_path_factory.mktemp("five")
+    for seed, name in enumerate("abcde"):
+        write_pair(folder, "multiclass", name, height=48, width=64, seed=seed)
+    for kind, suffix in (("images", 0), ("labels", None)):
+        with rasterio.open(folder / kind / "e.tif") as file:
+            pixels = file.read()
+        write_raster(folder / kind / "e.tif", pixels, nodata=suffix, left=place("d") + 100)
+    return folder
+
+
+@pytest.mark.parametrize("by", ["scene", "block"])
+@pytest.mark.parametrize("folds", [2, 4])
+def test_folds_validate_everything_once_and_share_out_the_classes(five, by, folds):
+    samples, task = samples_in(five)
+    painted_over = {sample.scene.name: 0 for sample in samples}
+    held = []
+    for number in range(folds):
+        rule = Split(by=by, fold=f"{number}/{folds}", block=16, gap=0)
+        train, validation = split(samples, task, rule)
+        for area in validation:
+            painted_over[area.sample.scene.name] += painted(area.windows, area.sample.scene.grid.shape)
+        held.append(shares(validation, task))
+        assert shares(train, task).sum() > 0
+    assert all((times == 1).all() for times in painted_over.values())
+    held = np.array(held, dtype=float)
+    assert (held > 0).all()
+    if by == "block":
+        np.testing.assert_allclose(held / held.sum(axis=0), 1 / folds, atol=0.1)
+
+
+def test_a_fold_does_not_depend_on_which_is_asked_for_but_on_the_seed(five):
+    samples, task = samples_in(five)
+
+    def names(seed):
+        return [
+            [(area.sample.scene.name, area.windows) for area in split(samples, task, rule)[1]]
+            for rule in (Split(block=16, fold=f"{k}/3", gap=0, seed=seed) for k in range(3))
+        ]
+
+    assert names(1) == names(1)
+    assert len({str(names(seed)) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scenes_of_the_same_ground_stay_together(five, seed):
+    samples, task = samples_in(five)
+    train, validation = split(samples, task, Split(by="scene", fraction=0.3, gap=0, seed=seed))
+    sides = [{area.sample.scene.name for area in side} for side in (train, validation)]
+    assert sides[0] | sides[1] == set("abcde")
+    assert not sides[0] & sides[1]
+    assert any({"d", "e"} <= side for side in sides)
+
+
+@given(seed=st.integers(0, 50), gap=st.integers(0, 20))
+@settings(max_examples=15, deadline=None)
+def test_no_other_scene_shows_validating_ground_or_its_surroundings(five, seed, gap):
+    """The fifth scene lies ten pixels to the right of the fourth."""
+    samples, task = samples_in(five)
+    train, validation = split(samples, task, Split(block=16, fraction=0.3, gap=gap, seed=seed))
+    held, ground = by_scene(validation), np.zeros((48, 74), dtype=bool)
+    for name, left in (("d", 0), ("e", 10)):
+        if name in held:
+            ground[:, left : left + 64] |= painted(held[name].windows, (48, 64)) > 0
+    far = distance_transform_edt(~ground) if ground.any() else np.full(ground.shape, 99)
+    trains = by_scene(train)
+    for name, left in (("d", 0), ("e", 10)):
+        if name in trains:
+            area, apart = trains[name], far[:, left : left + 64]
+            valid, own = read_whole(area)[0].valid, area.sample.scene.read(area.sample.scene.grid.whole).valid
+            assert not valid[apart <= gap].any()
+            assert valid[own & (apart > gap * 1.5 + 1)].all()
+
+
+def write_zones(path, shapes, **columns):
+    frame = geopandas.GeoDataFrame(columns, geometry=list(shapes), crs="EPSG:32622").to_crs(4326)
+    frame.to_file(path)
+    return path
+
+
+def zone(left, top, right, bottom, scene="a"):
+    """Pixels of a scene as ground."""
+    return shapely.box(place(scene) + 10 * left, 9e6 - 10 * bottom, place(scene) + 10 * right, 9e6 - 10 * top)
+
+
+def test_polygons_that_a_field_names_validate(five, tmp_path):
+    samples, task = samples_in(five)
+    shapes = [zone(5, 5, 25, 30), zone(30, 10, 60, 40), zone(8, 8, 40, 40, "c")]
+    path = write_zones(tmp_path / "zones.gpkg", shapes, use=["val", "train", "test"])
+    rule = Split(by="polygon", polygons=str(path), field="use", values=("val", "test"), gap=3)
+    train, validation = split(samples, task, rule)
+    assert by_scene(validation).keys() == {"a", "c"}
+    assert by_scene(train).keys() == set("abcde")
+    for name, box in (("a", (5, 5, 25, 30)), ("c", (8, 8, 40, 40))):
+        inside = np.zeros((48, 64), dtype=bool)
+        inside[box[1] : box[3], box[0] : box[2]] = True
+        area = by_scene(validation)[name]
+        whole_scene = area.sample.scene.grid.whole
+        valid = area.sample.scene.read(whole_scene).valid
+        every = area.labels.read(whole_scene)
+        np.testing.assert_array_equal(area.truth(whole_scene, valid), np.where(inside & valid, every, IGNORE))
+        np.testing.assert_array_equal(
+            shares([area], task), count_categories(np.where(inside & valid, every, IGNORE), task)
+        )
+        tile, _, _ = read_whole(by_scene(train)[name])
+        far = distance_transform_edt(~inside)
+        assert not tile.valid[far <= 3 - 0.6].any()
+        assert tile.valid[valid & (far > 3 + 1)].all()
+
+
+def test_polygons_can_be_dealt_into_folds(five, tmp_path):
+    samples, task = samples_in(five)
+    shapes = [zone(4 + 12 * k, 12, 14 + 12 * k, 40, scene) for k in range(4) for scene in "ab"]
+    path = str(write_zones(tmp_path / "zones.gpkg", shapes))
+    held = [split(samples, task, Split(by="polygon", polygons=path, fold=f"{k}/3", gap=0))[1] for k in range(3)]
+    everything = sum(shares(side, task) for side in held)
+    apart = [shares(side, task) for side in held]
+    assert all(side.sum() for side in apart)
+    masks = np.zeros((2, 48, 64), dtype=bool)
+    for k in range(4):
+        masks[:, 12:40, 4 + 12 * k : 14 + 12 * k] = True
+    expected = 0
+    for mask, sample in zip(masks, samples, strict=False):
+        window = sample.scene.grid.whole
+        known = np.where(mask & sample.scene.read(window).valid, sample.labels.read(window), IGNORE)
+        expected = expected + count_categories(known, task)
+    np.testing.assert_array_equal(everything, expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"field": "use", "values": ("nobody",)}, "none of the polygons on training scenes validates, of which use is"),
+        ({"field": "use", "values": ("a", "b")}, "each of the polygons on training scenes validates"),
+        ({"field": "kind", "values": ("a",)}, "field 'kind' is not there; its fields are use, geometry"),
+        ({"layer": "other"}, "cannot be read as polygons"),
+        ({"fold": "0/3"}, "2 polygons of .* hold valid pixels with known labels, a split needs 3"),
+    ],
+)
+def test_polygons_that_cannot_be_used(five, tmp_path, rule, said):
+    samples, task = samples_in(five)
+    path = write_zones(tmp_path / "zones.gpkg", [zone(5, 5, 25, 30), zone(30, 10, 60, 40)], use=["a", "b"])
+    with pytest.raises(DataError, match=said):
+        split(samples, task, Split(by="polygon", polygons=str(path), gap=0, **rule))
+
+
+def test_polygons_elsewhere_are_told(five, tmp_path):
+    samples, task = samples_in(five)
+    path = write_zones(tmp_path / "zones.gpkg", [zone(-900, 5, -800, 30)])
+    with pytest.raises(DataError, match="none of its 1 polygons meets a training scene"):
+        split(samples, task, Split(by="polygon", polygons=str(path), gap=0))
+
+
+def table_of(folder, use):
+    lines = [f"{name},images/{name}.tif,labels/{name}.tif,{value}" for name, value in zip("abcde", use, strict=True)]
+    (folder / "scenes.csv").write_text("\n".join(["name,image,label,use", *lines]))
+    return recipe_for(folder, "multiclass", data={"train": {"table": str(folder / "scenes.csv")}})
+
+
+def divided(recipe, **val):
+    recipe = Recipe.from_dict(recipe.to_dict() | {"data": recipe.to_dict()["data"] | {"val": val or None}})
+    samples = resolve(recipe.data.train, recipe.data, recipe.task).samples
+    return [sorted(area.sample.scene.name for area in side) for side in divide(recipe, samples)]
+
+
+def test_rows_of_the_table_validate(five):
+    recipe = table_of(five, ["train", "val", "", "test", "train"])
+    assert divided(recipe, column="use") == [["a", "d", "e"], ["b"]]
+    assert divided(recipe, column="use", train=["train"], val=["val", "test"]) == [["a", "e"], ["b", "d"]]
+    for val, said in (
+        ({"column": "used"}, "no column 'used'; its columns besides image and label are use"),
+        ({"column": "use", "val": ["dev"]}, "no row validates"),
+        ({"column": "use", "train": ["dev"]}, "no row trains"),
+    ):
+        with pytest.raises(DataError, match=said):
+            divided(recipe, **val)
+
+
+def test_training_never_shows_what_rows_validate(five):
+    """Scenes d and e share all but ten columns."""
+    recipe = table_of(five, ["train", "train", "train", "val", "train"])
+    raw = recipe.to_dict()
+    raw["data"]["val"] = {"column": "use"}
+    recipe = Recipe.from_dict(raw)
+    train, _ = divide(recipe, resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    valid = read_whole(by_scene(train)["e"])[0].valid
+    assert not valid[:, :54].any()
+    assert valid[:, 54:].all()
+
+
+def test_without_validation_everything_trains(five):
+    raw = recipe_for(five, "multiclass", train={"keep": "last"}).to_dict()
+    raw["data"]["val"] = None
+    recipe = Recipe.from_dict(raw)
+    samples = resolve(recipe.data.train, recipe.data, recipe.task).samples
+    train, validation = divide(recipe, samples)
+    assert [area.windows for area in train] == [area.windows for area in whole(samples)]
+    assert not any(area.hidden for area in train)
+    assert validation == []
+
+
+def test_the_gap_is_a_tile_where_none_is_given(five):
+    samples = samples_in(five)[0]
+    for gap, expected in ((None, 32), (5, 5)):
+        recipe = recipe_for(five, "multiclass", data={"val": {"block": 16, "gap": gap}})
+        train, validation = divide(recipe, samples)
+        held, trains = by_scene(validation), by_scene(train)
+        name = next(name for name in held if name in trains and name not in "de")
+        assert trains[name].hidden == Cover(held[name].windows).grown(expected)

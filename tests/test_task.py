@@ -122,6 +122,79 @@ def test_onehot_says_what_each_channel_should(task):
         assert torch.equal(valid[:, channel], plane != IGNORE)
 
 
+@every_task
+def test_onehot_takes_shares_of_channels(task):
+    random = np.random.default_rng(0)
+    shares = torch.from_numpy(random.random((2, task.channels, 9, 9)))
+    unknown = torch.from_numpy(random.random(shares.shape) < 0.2)
+    for missing in (float(IGNORE), float("nan")):
+        target, valid = task.onehot(shares.masked_fill(unknown, missing))
+        assert target.dtype == torch.float32
+        known = ~unknown.any(dim=1, keepdim=True).expand_as(unknown) if task.head == "softmax" else ~unknown
+        assert torch.equal(valid, known)
+        torch.testing.assert_close(target, shares.float() * known)
+    with pytest.raises(AssertionError):
+        task.onehot(torch.zeros(2, task.channels + 1, 9, 9))
+
+
+@every_task
+@pytest.mark.parametrize("scale", [1, 0, 300])
+def test_the_gradient_of_soft_targets_is_p_minus_target_too(task, scale):
+    logits, _ = random_case(task)
+    logits = (logits * scale).requires_grad_()
+    shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))
+    if task.head == "softmax":
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    shares[:, :, :2] = IGNORE
+    terms, weight = task.pixel_terms(logits, shares)
+    assert terms.isfinite().all()
+    (terms * weight).sum().backward()
+    target, valid = task.onehot(shares)
+    expected = (task.probabilities(logits.detach()) - target) * valid
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_terms_of_soft_targets_are_torchs(head):
+    task = Task("multiclass", (A, B, C), head=head, background=False)
+    logits, _ = random_case(task)
+    shares = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    terms, weight = task.pixel_terms(logits, shares)
+    found = (terms * weight).sum(dim=1)
+    if head == "softmax":
+        expected = torch.nn.functional.cross_entropy(logits, shares, reduction="none")
+        weights = torch.tensor([0.5, 1.0, 4.0])
+        terms, weight = task.pixel_terms(logits, shares, weights.tolist())
+        weighted = torch.nn.functional.cross_entropy(logits, shares, weights, reduction="none")
+        torch.testing.assert_close((terms * weight).sum(dim=1), weighted)
+    else:
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, shares, reduction="none")
+        expected = each.sum(dim=1)
+    torch.testing.assert_close(found, expected)
+
+
+@every_task
+def test_thresholds_are_stored_in_the_classes(task):
+    stated = [one.threshold is not None for one in task.classes]
+    assert task.open_thresholds == (None if task.thresholds is None else tuple(not one for one in stated))
+    values = tuple(0.1 + 0.2 * position for position in range(len(task.classes)))
+    if task.thresholds is None and task.type != "binary":
+        with pytest.raises(TaskError, match="decides for the highest probability"):
+            task.with_thresholds(values)
+        return
+    fitted = task.with_thresholds(values)
+    assert fitted.thresholds == values
+    assert fitted.open_thresholds == (False,) * len(values)
+    assert dataclasses.replace(fitted, classes=task.classes) == task  # nothing else changed
+    if task.thresholds is not None:
+        assert task.with_thresholds(task.thresholds).thresholds == task.thresholds
+    with pytest.raises(TaskError, match=r"threshold 1\.0; it lies between 0 and 1"):
+        task.with_thresholds([1.0] * len(values))
+    with pytest.raises(ValueError):
+        task.with_thresholds([*values, 0.5])
+
+
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
@@ -265,6 +338,143 @@ def test_codes_to_planes_to_map_values_and_back(task, data):
     masks = np.where(codes == 200, 255, masks).astype("uint8")
     if task.type == "multilabel" or task.background:
         assert np.array_equal(task.encode_masks(masks, ignore=[255]), planes)
+
+
+@pytest.mark.parametrize("task", [Task("binary", (A,)), Task("multiclass", (A, B)), Task("multilabel", (A, B))])
+def test_a_table_of_codes_stands_for_the_tasks(task):
+    values = {3: "a", 4: "a", 9: "background", 1: None, 255: "background"}
+    codes = np.array([[3, 4, 9, 1, 255, 77]])
+    planes = task.encode(codes, ignore=[77, 255], values=values)
+    assert planes[0].tolist() == [[1, 1, 0, IGNORE, 0, IGNORE]]  # the table wins over ignore
+    if task.type == "multilabel":
+        assert planes[1].tolist() == [[0, 0, 0, IGNORE, 0, IGNORE]]
+    with pytest.raises(
+        LabelError, match=r"m\.tif: code 2 \(3 pixels\) is not in labels\.values, which knows 1, 3, 4, 9, 2"
+    ):
+        task.encode(np.array([[2, 2, 3, 2]]), values=values, source="m.tif")  # 2 is b's value, but the table counts
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_codes_claim_what_their_source_speaks_for(kind):
+    task = Task(kind, (A, B, C))
+    #             a  none  not known
+    codes = np.array([[1, 0, 200]])
+    assert task.claims(codes, ignore=[200], classes=["c", "a"]).tolist() == [
+        [[1, 0, IGNORE]],
+        [[IGNORE] * 3],
+        [[0, 0, IGNORE]],
+    ]
+    with pytest.raises(LabelError, match=r"code 2 \(1 pixels\) is of a class .* \(c, a, known codes 0, 1, 7\)"):
+        task.claims(np.array([[1, 2]]), classes=["c", "a"])
+    masks = np.array([[[1, 0, 9]], [[0, 1, 1]]])
+    assert task.claims_of_masks(masks, ignore=[9], classes=["c", "a"]).tolist() == [
+        [[0, 1, 1]],
+        [[IGNORE] * 3],
+        [[1, 0, IGNORE]],
+    ]
+    with pytest.raises(LabelError, match=r"2 bands, these labels speak for 1 classes \(c\)"):
+        task.claims_of_masks(masks, ignore=[9], classes=["c"])
+
+
+def brute_shares(task, fractions, rest, slack):
+    """Shares of background and each class at one pixel by the words of `encode_fractions`; None where not known."""
+    *own, background = fractions
+    given = [value for value in fractions if value == value]
+    total = sum(given)
+    if total > 1 + slack:
+        return "refused"
+    all_own = all(value == value for value in own)
+    if all_own and background != background and task.background and rest != "ignore" and total <= 1:
+        return [1 - total, *own]
+    if total >= 1 - slack:
+        return [0 if value != value else value / total for value in (background, *own)]
+    if all_own and rest != "ignore":
+        return "refused"
+    return None
+
+
+some_shares = st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.695, 0.7, 1.0, float("nan")])
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(TASKS), st.data(), st.sampled_from([None, "background", "ignore"]))
+def test_fractions_are_shares_of_a_pixel(task, data, rest):
+    k = len(task.classes)
+    fractions = np.array([data.draw(some_shares) for _ in range(k + 1)])
+    if not task.background:
+        fractions[-1] = np.nan
+    stack = fractions[:, None, None]
+    if task.type == "multilabel":
+        expected = [IGNORE if value != value else value for value in fractions[:-1]]
+    else:
+        shares = brute_shares(task, fractions.tolist(), rest, 0.01)
+        if shares == "refused":
+            with pytest.raises(LabelError, match=r"f\.tif: fractions add up to .* on 1 pixels"):
+                task.encode_fractions(stack, rest=rest, source="f.tif")
+            return
+        names = [BACKGROUND, *(one.name for one in task.classes)]
+        expected = [IGNORE if shares is None else shares[names.index(name)] for name in task.channel_names]
+    soft = task.encode_fractions(stack, rest=rest)
+    assert soft.dtype == np.float32
+    assert soft.shape == (task.channels, 1, 1)
+    np.testing.assert_allclose(soft[:, 0, 0], expected, atol=1e-6)
+    known = soft[:, 0, 0] != IGNORE
+    if task.head == "softmax" and known.any():
+        assert soft.sum() == pytest.approx(1, abs=1e-6)
+
+
+@every_task
+def test_whole_pixels_settle_to_what_their_masks_are(task):
+    random, k = np.random.default_rng(3), len(task.classes)
+    masks = random.integers(0, 2, (k, 30, 40))
+    if task.type != "multilabel":
+        masks = (
+            random.integers(0 if task.background else 1, k + 1, (30, 40)) == np.arange(1, k + 1)[:, None, None]
+        ) * 1
+    unknown = random.random((1 if task.type != "multilabel" else k, 30, 40)) < 0.2
+    fractions = np.where(unknown, np.nan, masks.astype(float))
+    background = np.full((1, 30, 40), np.nan)
+    hard = task.encode_masks(np.where(unknown, 9, masks), ignore=[9])
+    settled = task.settle(task.encode_fractions(np.concatenate([fractions, background])))
+    assert settled.dtype == np.int16
+    assert np.array_equal(settled, hard)
+    assert np.array_equal(task.settle(hard), hard)
+    batch = np.stack([task.encode_fractions(np.concatenate([fractions, background]))] * 2)
+    assert np.array_equal(task.settle(batch), np.stack([hard] * 2))
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 4), st.booleans(), st.data())
+def test_what_covers_most_is_what_is_there_whatever_the_head(k, background, data):
+    classes = tuple(LandClass(f"c{i}", i + 1) for i in range(max(k, 2 - background)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, 100), min_size=len(classes), max_size=len(classes))))
+    own = np.diff([0, *cuts])  # in percent; the rest is background
+    if not background:
+        own[-1] += 100 - own.sum()
+    best = max(range(len(own)), key=lambda place: own[place])
+    expected = best + background if own[best] >= 100 - own.sum() or not background else 0
+    for head in ("softmax", "sigmoid"):
+        task = Task("multiclass", classes, head=head, background=background)
+        soft = task.encode_fractions(np.array([*(own * 0.01), np.nan])[:, None, None])
+        assert task.settle(soft).item() == expected
+    overlapping = Task("multilabel", classes)
+    soft = overlapping.encode_fractions(np.array([*(own * 0.01), np.nan])[:, None, None])
+    assert overlapping.settle(soft)[:, 0, 0].tolist() == [int(percent >= 50) for percent in own]
+
+
+def test_a_sum_that_misses_a_whole_by_rounding_is_made_whole():
+    task = Task("multiclass", (A, B), background=False)
+    stack = np.array([[0.33, 0.7], [0.66, 0.31], [np.nan] * 2])[:, None]
+    soft = task.encode_fractions(stack, slack=0.011)
+    np.testing.assert_allclose(soft[0, 0], [0.33 / 0.99, 0.7 / 1.01], rtol=1e-6)
+    with pytest.raises(
+        LabelError, match=r"add up to 1\.01 and such on 1 pixels; classes that exclude each other cover"
+    ):
+        task.encode_fractions(stack, slack=0.005, rest="ignore")
+    with pytest.raises(
+        LabelError, match=r"add up to 0\.99 and such on 1 pixels; nothing says .* labels\.outside: ignore"
+    ):
+        task.encode_fractions(stack[..., :1], slack=0.005)
 
 
 def test_ignore_wins_over_background_and_classes():

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 from scipy.ndimage import maximum_filter
-from synthetic import read_whole, recipe_for, write_pair, write_raster
+from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 from torch.utils.data import DataLoader
 
 from segkit.data.augment import Augmentation
+from segkit.data.cover import Cover
 from segkit.data.sources import resolve
 from segkit.data.split import Area, split, whole
 from segkit.data.tiles import EpochSampler, TrainTiles, ValidationTiles, _Readers
@@ -25,14 +27,14 @@ SHAPES = {"a": (40, 50), "b": (9, 30)}  # the second is smaller than a tile alon
 def made(tmp_path_factory):
     """Two scenes whose bands hold scene, row and column, counted from 1; their labels are sparse."""
     folder = tmp_path_factory.mktemp("tiles")
-    for place, (name, shape) in enumerate(SHAPES.items()):
-        write_pair(folder, "multiclass", name, height=shape[0], width=shape[1], seed=place)
-        coordinates = np.stack([np.full(shape, place), *np.indices(shape)]).astype(np.uint16) + 1
+    for number, (name, shape) in enumerate(SHAPES.items()):
+        write_pair(folder, "multiclass", name, height=shape[0], width=shape[1], seed=number)
+        coordinates = np.stack([np.full(shape, number), *np.indices(shape)]).astype(np.uint16) + 1
         coordinates[:, :10, :10] = 0
-        write_raster(folder / "images" / f"{name}.tif", coordinates, nodata=0)
-        labels = np.where(np.random.default_rng(place).random(shape) < 0.01, 3, 255).astype(np.uint8)
+        write_raster(folder / "images" / f"{name}.tif", coordinates, nodata=0, left=place(name))
+        labels = np.where(np.random.default_rng(number).random(shape) < 0.01, 3, 255).astype(np.uint8)
         labels[-1, -1] = 9
-        write_raster(folder / "labels" / f"{name}.tif", labels)
+        write_raster(folder / "labels" / f"{name}.tif", labels, left=place(name))
     recipe = recipe_for(folder, "multiclass")
     return resolve(recipe.data.train, recipe.data, recipe.task).samples, recipe.task
 
@@ -132,8 +134,51 @@ def test_no_crop_shows_a_pixel_near_validation(made, size, seed):
         assert (planes[:, ~valid] == IGNORE).all()
 
 
+def one_class_is_rare(folder, kind):
+    """A scene in which a hundredth is of one class, in patches far apart, and its samples."""
+    write_pair(folder, kind, "a", height=200, width=200)
+    labels = np.zeros((2 if kind == "multilabel" else 1, 200, 200), np.uint8)
+    labels[0, :, :80] = 1 if kind == "multilabel" else 3
+    labels[-1, 20:40, 180:200] = 1 if kind == "multilabel" else 9
+    write_raster(folder / "labels" / "a.tif", labels)
+    write_raster(folder / "images" / "a.tif", np.ones((3, 200, 200), np.uint8))
+    recipe = recipe_for(folder, kind)
+    return list(resolve(recipe.data.train, recipe.data, recipe.task).samples), recipe.task
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_categories_are_drawn_as_the_rule_says(tmp_path, kind):
+    """Oracle: the share of a pixel's category, summed over the pixels of each cell, one by one."""
+    samples, task = one_class_is_rare(tmp_path, kind)
+    planes = samples[0].labels.read(samples[0].scene.grid.whole)
+    counts = [np.bincount(plane.ravel(), minlength=len(task.categories)) for plane in planes]
+    share = np.concatenate(counts) / np.sum(counts)
+    for oversample in (0.0, 0.5, 1.0):
+        tiles = TrainTiles(whole(samples), SIZE, None, 0, oversample=oversample)
+        pixel = sum((share[plane * len(task.categories) + each]) ** -oversample for plane, each in enumerate(planes))
+        cells = [pixel[cell.toslices()].sum() for _, cell in tiles._cells]
+        np.testing.assert_allclose(np.diff(tiles._upto, prepend=0), np.array(cells) / np.sum(cells))
+    if kind == "multiclass":
+        # Every category alike: a third of the drawn cells hold the rare class, a hundredth of the area.
+        rare = [(planes[0][cell.toslices()] == 2).any() for _, cell in tiles._cells]
+        assert 0.33 < np.diff(tiles._upto, prepend=0)[rare].sum() < 0.45
+
+
+def test_a_scene_of_double_weight_is_drawn_twice_as_often(made):
+    samples = made[0]
+    alike, doubled = (
+        TrainTiles(whole([samples[0], replace(samples[1], weight=weight)]), SIZE, None, 0) for weight in (1.0, 2.0)
+    )
+    second = [place == 1 for place, _ in alike._cells]
+    odds = [
+        share / (1 - share) for tiles in (alike, doubled) for share in [np.diff(tiles._upto, prepend=0)[second].sum()]
+    ]
+    assert odds[1] == pytest.approx(2 * odds[0])
+    assert alike.pixels == doubled.pixels
+
+
 def test_without_a_known_pixel_there_is_nothing_to_draw(areas):
-    empty = Area(areas[0].sample, areas[0].windows, (Window(0, 0, 99, 99),))
+    empty = Area(areas[0].sample, areas[0].windows, Cover((Window(0, 0, 99, 99),)))
     with pytest.raises(DataError, match="no pixel of the training areas is valid and has a known label"):
         TrainTiles([empty], SIZE, None, 0)
 

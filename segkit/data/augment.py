@@ -1,92 +1,133 @@
-"""Augmentation of training crops through albumentations, which nothing else touches."""
+"""Augmentation of training crops; albumentations, where it is used, is used here alone."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segkit.raster import Tile
+from segkit.task import IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
-import albumentations
 
-_GAIN = 0.1  # standard deviation of the factor on a band's contrast about its mean
-_SHIFT = 0.1  # of the shift of a band, in its standard deviations
 _SHARED = 0.7  # share of gain and shift that all bands have in common: light and haze change bands together
 
-
-# Of albumentations' names: quarter turns, after a mirror or not.
-_SYMMETRIES = {
-    "e": (0, False),
-    "r90": (1, False),
-    "r180": (2, False),
-    "r270": (3, False),
-    "v": (0, True),
-    "hvt": (1, True),
-    "h": (2, True),
-    "t": (3, True),
-}
+# Changes a square tile and its target planes, (P, H, W), by what it draws.
+_Step = Callable[[Tile, NDArray[Any], np.random.Generator], tuple[Tile, NDArray[Any]]]
 
 
-class Symmetry(albumentations.D4):  # type: ignore[misc]
-    """One of the eight symmetries of the square, by numpy: OpenCV 5, which albumentations asks, has 128 bands."""
+def _symmetry(tile: Tile, planes: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
+    """Change to one of the eight symmetries of the square."""
+    turns, mirrored = int(random.integers(4)), bool(random.integers(2))
 
-    def apply(self, img: NDArray[Any], group_element: str, **_: Any) -> Any:
-        """Change an image (H, W, C) or a mask (H, W)."""
-        turns, mirrored = _SYMMETRIES[group_element]
-        return np.rot90(img[::-1] if mirrored else img, turns)
+    def change(array: NDArray[Any]) -> NDArray[Any]:
+        return np.ascontiguousarray(np.rot90(array[..., ::-1] if mirrored else array, turns, (-2, -1)))
 
-
-class Radiometry(albumentations.ImageOnlyTransform):  # type: ignore[misc]
-    """Random gain and shift of each band, for any number of bands, about the bands' own mean and deviation."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], p: float = 0.8) -> None:
-        super().__init__(p=p)
-        self.mean = np.asarray(mean, dtype=np.float32)
-        self.std = np.asarray(std, dtype=np.float32)
-
-    def apply(self, img: NDArray[np.float32], gain: NDArray[np.float32], shift: NDArray[np.float32], **_: Any) -> Any:
-        """Change an image (H, W, C)."""
-        return (img - self.mean) * gain + (self.mean + shift * self.std)
-
-    def get_params(self) -> dict[str, Any]:
-        """Draw gain and shift of each band."""
-        bands = len(self.mean)
-        common, own = self.random_generator.standard_normal((2, 1)), self.random_generator.standard_normal((2, bands))
-        gain, shift = _SHARED * common + np.sqrt(1 - _SHARED**2) * own
-        return {"gain": (1 + _GAIN * gain).astype(np.float32), "shift": (_SHIFT * shift).astype(np.float32)}
+    return Tile(change(tile.pixels), change(tile.valid)), change(planes)
 
 
-def _none(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
+class _Radiometry:
+    """Random gain and shift of each band, for any number of bands, about the bands' own mean and deviation.
+
+    Parameters
+    ----------
+    mean, std
+        Of the bands.
+    gain
+        Standard deviation of the factor on a band's contrast about its mean.
+    shift
+        Standard deviation of the shift of a band, in its standard deviations.
+    probability
+        Share of the tiles that are changed.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], gain: float, shift: float, probability: float):
+        self._mean, self._std = np.asarray(mean), np.asarray(std)
+        self._gain, self._shift, self._probability = gain, shift, probability
+
+    def __call__(self, tile: Tile, planes: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
+        common, own = random.standard_normal((2, 1)), random.standard_normal((2, len(self._mean)))
+        if random.random() >= self._probability:
+            return tile, planes
+        drawn = _SHARED * common + np.sqrt(1 - _SHARED**2) * own
+        gain, shift = 1 + self._gain * drawn[0], self._shift * drawn[1]
+        # (pixels - mean) * gain + mean + shift * std, in one product and one sum.
+        pixels = tile.pixels * gain.astype(np.float32)[:, None, None]
+        pixels += (self._mean * (1 - gain) + shift * self._std).astype(np.float32)[:, None, None]
+        return Tile(pixels, tile.valid), planes
+
+
+class _Warp:
+    """Random scale and rotation; what comes from beyond the tile is no data."""
+
+    def __init__(self, mean: Sequence[float], scale: tuple[float, float], degrees: float, probability: float) -> None:
+        import albumentations
+
+        self._mean = np.asarray(mean, dtype=np.float32)[:, None, None]
+        affine = albumentations.Affine(
+            scale=scale,
+            rotate=(-degrees, degrees),
+            interpolation=1,  # linear; masks take the nearest pixel
+            mask_interpolation=0,
+            fill_mask=IGNORE,
+            p=probability,
+        )
+        self._compose = albumentations.Compose([affine])
+
+    def __call__(self, tile: Tile, planes: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
+        self._compose.set_random_seed(int(random.integers(2**31)))
+        # What holds no data would spread over its neighbours; as 0, the fill, it is the mean.
+        gone = np.isnan(tile.pixels)
+        partly = gone & tile.valid
+        bands = np.flatnonzero(partly.any(axis=(1, 2)))
+        pixels = np.where(gone, np.float32(0), tile.pixels - self._mean)
+        masks = [tile.valid.astype(np.float32), *planes.astype(np.float32), *partly[bands].astype(np.float32)]
+        out = self._compose(image=np.ascontiguousarray(np.moveaxis(pixels, 0, 2)), masks=masks)
+        changed = np.moveaxis(out["image"].reshape(*tile.valid.shape, -1), 2, 0) + self._mean
+        valid = out["masks"][0] == 1
+        changed[:, ~valid] = np.nan
+        for band, nan in zip(bands, out["masks"][1 + len(planes) :], strict=True):
+            changed[band, nan == 1] = np.nan
+        moved = np.stack(out["masks"][1 : 1 + len(planes)]).astype(planes.dtype)
+        return Tile(np.ascontiguousarray(changed), valid), moved
+
+
+def _none(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
     return []
 
 
-def _geometric(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
-    return [Symmetry(p=1.0)]
+def _geometric(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
+    return [_symmetry]
 
 
-def _default(mean: Sequence[float], std: Sequence[float]) -> list[Any]:
-    return [Symmetry(p=1.0), Radiometry(mean, std)]
+def _default(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
+    return [_symmetry, _Radiometry(mean, std, gain=0.1, shift=0.1, probability=0.8)]
 
 
-AUGMENTATIONS = {"none": _none, "geometric": _geometric, "default": _default}
+def _strong(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
+    return [
+        _symmetry,
+        _Warp(mean, scale=(0.75, 1.33), degrees=45, probability=0.7),
+        _Radiometry(mean, std, gain=0.2, shift=0.2, probability=0.8),
+    ]
+
+
+AUGMENTATIONS = {"none": _none, "geometric": _geometric, "default": _default, "strong": _strong}
 
 
 class Augmentation:
     """One of `AUGMENTATIONS` by name, for bands of a given mean and standard deviation."""
 
     def __init__(self, name: str, mean: Sequence[float], std: Sequence[float]) -> None:
-        self._compose = albumentations.Compose(AUGMENTATIONS[name](mean, std))
+        self._steps = AUGMENTATIONS[name](mean, std)
 
-    def __call__(self, tile: Tile, planes: NDArray[np.int16], seed: int) -> tuple[Tile, NDArray[np.int16]]:
+    def __call__(self, tile: Tile, planes: NDArray[Any], seed: int) -> tuple[Tile, NDArray[Any]]:
         """Return a changed square tile and its target planes; the same seed changes them in the same way."""
-        self._compose.set_random_seed(seed)
-        masks = [tile.valid.astype(np.int16), *planes]
-        out = self._compose(image=np.moveaxis(tile.pixels, 0, 2), masks=masks)
-        valid, *changed = out["masks"]
-        pixels = np.ascontiguousarray(np.moveaxis(out["image"], 2, 0))
-        return Tile(pixels, valid.astype(bool)), np.stack(changed)
+        random = np.random.default_rng(seed)
+        for step in self._steps:
+            tile, planes = step(tile, planes, random)
+        return tile, planes

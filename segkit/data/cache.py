@@ -111,8 +111,10 @@ class Cache:
             A file is damaged.
         """
         files, types = _files(scene)
-        how = {"scene": _FORMAT, "bands": scene.bands, "resample": scene.resample, "grid": _told(scene.grid)}
-        kept = np.dtype(types.pop() if len(types) == 1 and types <= _SMALL and not scene.resample else "float32")
+        how = {"scene": _FORMAT, "bands": scene.bands, "resample": scene.resample, "scaled": scene.scaled}
+        how |= {"grid": _told(scene.grid)}
+        as_stored = not scene.resample and not scene.scaled
+        kept = np.dtype(types.pop() if len(types) == 1 and types <= _SMALL and as_stored else "float32")
         pixels = scene.grid.height * scene.grid.width
         entry = self._entry(
             _digest(how, files),
@@ -138,12 +140,13 @@ class Cache:
             They cannot be read.
         """
         grid, task = labels.grid, labels.task
-        kept = np.dtype("int8" if len(task.categories) <= np.iinfo(np.int8).max else "int16")
+        small = "int8" if len(task.categories) <= np.iinfo(np.int8).max else "int16"
+        kept, planes = np.dtype("float32" if labels.soft else small), task.channels if labels.soft else task.planes
         entry = self._entry(
             _digest({"labels": _FORMAT, "grid": _told(grid), "task": asdict(task), **how}, _with_companions(files)),
-            grid.height * grid.width * task.planes * kept.itemsize,
+            grid.height * grid.width * planes * kept.itemsize,
             labels.name,
-            lambda folder: _write_labels(labels, folder, kept),
+            lambda folder: _write_labels(labels, folder, kept, planes),
         )
         return labels if entry is None else _CachedLabels(**_fields(labels, Labels), entry=entry)
 
@@ -236,8 +239,8 @@ class _Arrays:
 class _CachedLabels(Labels):
     entry: Path = Path()
 
-    def _read(self, window: Window) -> NDArray[np.int16]:
-        return _mapped(self.entry / _PLANES)[:, *window.toslices()].astype(np.int16)
+    def _read(self, window: Window) -> NDArray[Any]:
+        return _mapped(self.entry / _PLANES)[:, *window.toslices()].astype(np.float32 if self.soft else np.int16)
 
 
 @functools.lru_cache(maxsize=_OPEN_ARRAYS)
@@ -267,8 +270,8 @@ def _write_scene(scene: Scene, folder: Path, kept: np.dtype[Any], *, show: bool)
     _write_scene(scene, folder, np.dtype("float32"), show=show)
 
 
-def _write_labels(labels: Labels, folder: Path, kept: np.dtype[Any]) -> None:
-    with _array(folder / _PLANES, kept, (labels.task.planes, *labels.grid.shape)) as put:
+def _write_labels(labels: Labels, folder: Path, kept: np.dtype[Any], planes: int) -> None:
+    with _array(folder / _PLANES, kept, (planes, *labels.grid.shape)) as put:
         for window in _strips(labels.grid):
             put(int(window.row_off), labels.read(window).astype(kept))
 

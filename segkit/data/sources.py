@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import glob
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,22 +25,36 @@ RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".jp2", ".img", ".png", "
 
 @dataclass(frozen=True)
 class Sample:
-    """A scene and its labels, which lie on its grid; None where none were asked for."""
+    """A scene and its labels, which lie on its grid.
+
+    Parameters
+    ----------
+    scene, labels
+        Labels are None where none were asked for.
+    weight
+        How often the scene is drawn, beside others; 1 where the table does not say.
+    row
+        What the table says of it in columns that segkit gives no meaning; empty where there is no table.
+    """
 
     scene: Scene
     labels: Labels | None
+    weight: float = 1.0
+    row: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of a scene and where its labels are; nothing is opened yet."""
+    """The files of a scene and where its labels are, `weight` and `row` as in `Sample`; nothing is opened yet."""
 
     name: str
     images: tuple[Path, ...]
-    labels: LabelSource | None
+    labels: tuple[LabelSource, ...] = ()
+    weight: float = 1.0
+    row: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def open(self, data: Data, task: Task, cache: Cache | None = None) -> Sample:
-        """Open the scene and its labels; labels are None, too, where no polygon meets the scene.
+        """Open the scene and its labels; labels are None, too, where they are polygons and none meets the scene.
 
         With a cache, both are decoded now, unless they were before.
 
@@ -48,17 +63,17 @@ class Pair:
         SegkitError
             See `Scene.of` and `open_labels`.
         """
-        scene = Scene.of(self.images, bands=data.bands, resample=data.resample, name=self.name)
-        labels = None
-        if self.labels is not None:
-            labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
+        scene = Scene.of(self.images, bands=data.bands, resample=data.resample, scaled=data.scaled, name=self.name)
+        labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
         if cache is not None:
             scene = cache.scene(scene)
-        if cache is not None and labels is not None and self.labels is not None:
-            how = self.labels.model_dump(mode="json", exclude={"path"})
+        if cache is not None and labels is not None:
+            files = [[Path(path) for path in _listed(source.path)] for source in self.labels]
+            sources = [source.model_dump(mode="json", exclude={"path"}) for source in self.labels]
+            how = {"sources": sources, "files": [len(each) for each in files]}
             how |= {"ignore": data.ignore, "resample": data.resample}
-            labels = cache.labels(labels, [Path(path) for path in _listed(self.labels.path)], how)
-        return Sample(scene, labels)
+            labels = cache.labels(labels, [file for each in files for file in each], how)
+        return Sample(scene, labels, self.weight, self.row)
 
 
 @dataclass(frozen=True)
@@ -102,12 +117,15 @@ def resolve(source: Source, data: Data, task: Task, cache: Cache | None = None) 
     samples, unmatched = [], list(pairing.unmatched)
     for each in pairing.pairs:
         sample = each.open(data, task, cache)
-        if each.labels is not None and sample.labels is None:
+        if each.labels and sample.labels is None:
             unmatched.append(each.images[0])
         else:
             samples.append(sample)
     if not samples:
         raise DataError(f"no polygon meets a scene: {_some(unmatched)}; check the CRS of both, or name other labels")
+    kinds = {sample.labels.soft: sample.labels.name for sample in samples if sample.labels is not None}
+    if len(kinds) > 1:
+        raise DataError(f"{kinds[True]} holds fractions, {kinds[False]} does not; give all scenes labels of one kind")
     return Resolved(tuple(samples), tuple(unmatched))
 
 
@@ -116,76 +134,106 @@ def pair(source: Source) -> Pairing:
 
     Labels named in a table belong to their row. Vector files that are named, alone or in a list, serve every scene.
     Other labels pair by stem with the scene's first file; one file of each belong together whatever they are called.
+    Of several label sources a scene has those that pair with it.
 
     Raises
     ------
     MissingFileError
         A path that leads nowhere.
     DataError
-        Two files of the same stem, or nothing that pairs.
+        Two files of the same stem, or labels that pair with no scene.
     """
     scenes = _table(Path(source.table)) if source.table is not None else _scenes(source.images or ())
-    labels = source.label_source
-    if labels is None and all(scene.labels is None for scene in scenes):
+    sources = source.label_sources
+    if not sources and not any(scene.labels for scene in scenes):
         return Pairing(tuple(scenes), ())
-    pairs = [scene for scene in scenes if scene.labels is not None]
-    scenes = [scene for scene in scenes if scene.labels is None]
-    if labels is None:
-        return Pairing(tuple(pairs), tuple(scene.images[0] for scene in scenes))
+    pairs = [scene for scene in scenes if scene.labels]
+    scenes = [scene for scene in scenes if not scene.labels]
+    one_image = len(scenes) == 1 and (not isinstance(source.images, str) or Path(source.images).is_file())
+    found: list[list[LabelSource]] = [[] for _ in scenes]
+    left: list[Path] = []
+    for labels in sources:
+        partners, alone = _partners(labels, scenes, one_image=one_image)
+        if not any(partners) and not pairs:
+            raise DataError(
+                f"no image has a label of its name: {_some([scenes[0].images[0], *alone])}; give an "
+                "image and its label the same name up to the extension, or name them together in a table"
+            )
+        left += alone
+        for own, partner in zip(found, partners, strict=True):
+            own += [partner] if partner else []
+    pairs += [replace(scene, labels=tuple(own)) for scene, own in zip(scenes, found, strict=True) if own]
+    unmatched = [scene.images[0] for scene, own in zip(scenes, found, strict=True) if not own]
+    return Pairing(tuple(pairs), (*unmatched, *dict.fromkeys(left)))
+
+
+def _partners(
+    labels: LabelSource, scenes: Sequence[Pair], *, one_image: bool
+) -> tuple[list[LabelSource | None], list[Path]]:
+    """Return the labels of each scene, and the files that belong to none."""
     named = [Path(path) for path in _listed(labels.path)]
     if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
-        return Pairing((*pairs, *(replace(scene, labels=labels) for scene in scenes)), ())
-
+        return [labels] * len(scenes), []
     files = [file for path in named for file in expand(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
-    one_image = len(scenes) == 1 and (not isinstance(source.images, str) or Path(source.images).is_file())
     if one_image and files == named[:1]:
-        by_image, by_label = {"": scenes[0]}, {"": files[0]}
-    else:
-        by_image = _by_name((scene.images[0].stem, scene) for scene in scenes)
-        by_label = _by_name((file.stem, file) for file in files)
-    both = [name for name in by_image if name in by_label]
-    pairs += [replace(by_image[name], labels=labels.model_copy(update={"path": str(by_label[name])})) for name in both]
-    unmatched = [by_image[name].images[0] for name in by_image if name not in both]
-    unmatched += [by_label[name] for name in by_label if name not in both]
-    if not pairs:
-        raise DataError(
-            f"no image has a label of its name: {_some(unmatched)}; give an image and its label the same name up to "
-            "the extension, or name them together in a table"
-        )
-    return Pairing(tuple(pairs), tuple(unmatched))
+        return [labels.model_copy(update={"path": str(files[0])})], []
+    by_image = _by_name((scene.images[0].stem, scene) for scene in scenes)
+    by_label = _by_name((file.stem, file) for file in files)
+    partners = [
+        labels.model_copy(update={"path": str(by_label[name])}) if name in by_label else None for name in by_image
+    ]
+    return partners, [file for name, file in by_label.items() if name not in by_image]
 
 
 def _scenes(images: str | Sequence[str | Sequence[str]]) -> list[Pair]:
     scenes = []
     for item in _listed(images):
         if isinstance(item, str):
-            scenes += [Pair(file.stem, (file,), None) for file in expand(Path(item), "images", RASTER_SUFFIXES)]
+            scenes += [Pair(file.stem, (file,)) for file in expand(Path(item), "images", RASTER_SUFFIXES)]
         else:
             stack = tuple(file for path in item for file in expand(Path(path), "images", RASTER_SUFFIXES))
-            scenes.append(Pair(stack[0].stem, stack, None))
+            scenes.append(Pair(stack[0].stem, stack))
     return scenes
 
 
 def _table(path: Path) -> list[Pair]:
     """Read a CSV with one row a scene; paths start at its folder."""
     with existing(path, "table").open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = [column for column in reader.fieldnames or () if column.startswith("image")]
+        reader = csv.DictReader(file, restval="")
+        header = reader.fieldnames or ()
+        columns = [column for column in header if column.startswith("image")]
         if not columns:
             raise DataError(
-                f"{path}: its columns are {', '.join(reader.fieldnames or ()) or 'none'}; it needs image (or image1, "
-                "image2, ...) and label"
+                f"{path}: its columns are {', '.join(header) or 'none'}; it needs image (or image1, image2, ...) and "
+                "label"
             )
+        if {"label", "mask"} <= {*header}:
+            raise DataError(f"{path}: has the columns label and mask, which mean the same; rename one of them")
+        others = [column for column in header if column not in {*columns, "label", "mask", "name", "weight"}]
         scenes = []
         for row in reader:
+            place = f"{path}: line {reader.line_num}"
             images = tuple(path.parent / row[column] for column in columns if row[column])
             if not images:
-                raise DataError(f"{path}: line {reader.line_num} names no image")
-            label = LabelSource(path=str(path.parent / row["label"])) if row.get("label") else None
-            scenes.append(Pair(row.get("name") or images[0].stem, images, label))
+                raise DataError(f"{place} names no image")
+            label = row.get("label") or row.get("mask")
+            labels = (LabelSource(path=str(path.parent / label)),) if label else ()
+            own = {column: row[column] for column in others}
+            name = row.get("name") or images[0].stem
+            scenes.append(Pair(name, images, labels, _weight(row.get("weight") or "1", place), own))
     if not scenes:
         raise DataError(f"{path}: holds no rows; give one for each scene")
     return scenes
+
+
+def _weight(text: str, place: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not (weight > 0 and math.isfinite(weight)):
+        raise DataError(f"{place}: weight is {text!r}; it is a positive number, or empty for 1")
+    return weight
 
 
 def expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.cover import Cover, near
 from segkit.data.sources import Sample
 from segkit.errors import DataError
-from segkit.grid import cut
+from segkit.files import existing
+from segkit.grid import Grid, cut
 from segkit.labels import Labels
 from segkit.raster import Tile
-from segkit.recipe import Split
+from segkit.recipe import Recipe, Rows, Split
 from segkit.task import IGNORE, Task
 
-_DRAWS = 200  # random assignments of blocks, of which the one that shares out the classes best is kept
+_DRAWS = 200  # random assignments of parts, of which the one that shares out the classes best is kept
+_PIECE = 256  # pixels along a side of the windows that polygons validate in
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,15 @@ class Area:
     windows
         Where its pixels count, none twice.
     hidden
-        Where its pixels must not be seen at all: the other side's windows, grown by the gap.
+        Pixels that must not be seen at all: the other side's, grown by the gap.
+    counted
+        Pixels of `windows` whose labels count; None: all.
     """
 
     sample: Sample
     windows: tuple[Window, ...]
-    hidden: tuple[Window, ...] = ()
+    hidden: Cover = field(default_factory=Cover)
+    counted: Cover | None = None
 
     @property
     def labels(self) -> Labels:
@@ -44,25 +53,24 @@ class Area:
         assert self.sample.labels is not None
         return self.sample.labels
 
-    def mask(self, tile: Tile, planes: NDArray[np.int16], window: Window) -> None:
+    @property
+    def cover(self) -> Cover:
+        """What counts."""
+        return self.counted or Cover(self.windows)
+
+    def mask(self, tile: Tile, planes: NDArray[Any], window: Window) -> None:
         """Make what must not be seen no data and not known, in place, in a tile and target planes read at `window`."""
-        for hidden in self.hidden:
-            rows, columns = shared(hidden, window)
-            tile.valid[rows, columns] = False
-            planes[:, rows, columns] = IGNORE
+        if self.hidden:
+            tile.valid[self.hidden.mask(window)] = False
+        if self.counted is not None:
+            planes[:, ~self.counted.mask(window)] = IGNORE
         planes[:, ~tile.valid] = IGNORE
 
-
-def shared(one: Window, window: Window) -> tuple[slice, slice]:
-    """Return the rows and columns of `window` that lie in another one; empty where they do not meet."""
-
-    def overlap(first: float, length: float, own: float, size: float) -> slice:
-        return slice(int(max(first - own, 0)), int(max(min(first + length - own, size), 0)))
-
-    return (
-        overlap(one.row_off, one.height, window.row_off, window.height),
-        overlap(one.col_off, one.width, window.col_off, window.width),
-    )
+    def truth(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.int16]:
+        """Return the true planes int16 (P, H, W) of a window; not known where nothing is valid, or does not count."""
+        planes = self.labels.task.settle(self.labels.read(window))
+        counts = valid if self.counted is None else valid & self.counted.mask(window)
+        return np.where(counts, planes, np.int16(IGNORE))
 
 
 def whole(samples: Sequence[Sample]) -> list[Area]:
@@ -70,13 +78,60 @@ def whole(samples: Sequence[Sample]) -> list[Area]:
     return [Area(sample, (sample.scene.grid.whole,)) for sample in samples]
 
 
-def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area], list[Area]]:
-    """Divide samples into areas to train and areas to validate, by blocks.
+def divide(
+    recipe: Recipe, training: Sequence[Sample], validation: Sequence[Sample] = ()
+) -> tuple[list[Area], list[Area]]:
+    """Divide samples as `data.val` says.
 
-    Every scene is cut into blocks of `rule.block` pixels. Blocks are drawn for validation until they hold the wanted
-    fraction of the valid pixels with a known label. Of many draws that one is kept in which the fewest categories lack
-    on one side, and of these the one in which every category comes closest to that fraction. Training sees nothing
-    within `rule.gap` pixels of a validation block.
+    Parameters
+    ----------
+    training, validation
+        The samples of `data.train`, and of `data.val` where that has its own.
+
+    Returns
+    -------
+    train, validation
+        The second is empty where `data.val` is null. Training never sees ground that validates.
+
+    Raises
+    ------
+    DataError
+        One side is left without anything.
+    """
+    rule = recipe.data.val
+    if rule is None:
+        return whole(training), []
+    if isinstance(rule, Split):
+        gap = recipe.train.tile_size if rule.gap is None else rule.gap
+        return split(training, recipe.task, rule.model_copy(update={"gap": gap}))
+    if isinstance(rule, Rows):
+        training, validation = by_rows(training, rule)
+    held = whole(validation)
+    return _without(whole(training), held), held
+
+
+@dataclass(frozen=True)
+class _Part(Cover):
+    """Some of the pixels of one sample, by its place in the list."""
+
+    place: int = 0
+
+
+# What a split keeps together: parts of one or more samples.
+_Unit = tuple[_Part, ...]
+
+
+def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area], list[Area]]:
+    """Divide samples into areas to train and areas to validate.
+
+    What is kept together, as `rule.by` says: every block of `rule.block` pixels of a scene; every scene, with all that
+    share ground with it; or what a polygon covers, in all scenes. Of these units some validate: those whose field has
+    one of `rule.values`; or as many drawn at random as hold the wanted fraction of the valid pixels with a known label;
+    or one of n folds, which are dealt at random, too. Of many draws (or deals) that one is kept in which the fewest
+    categories lack on one side, and of these the one in which every category comes closest to its share. Folds depend
+    on the seed, not on which of them is asked for.
+
+    Training sees nothing within `rule.gap` pixels of what validates, in whatever scene it shows the same ground.
 
     Returns
     -------
@@ -85,63 +140,272 @@ def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area
     Raises
     ------
     DataError
-        Fewer than two blocks hold valid pixels with known labels.
+        There are too few units with valid pixels and known labels, or the polygons cannot be used.
     """
-    blocks = [(place, window) for place, sample in enumerate(samples) for window in sample.scene.grid.tiles(rule.block)]
-    counts = np.array([_known(Area(samples[place], (window,)), task) for place, window in blocks], dtype=np.float64)
+    assert rule.gap is not None
+    grids = [sample.scene.grid for sample in samples]
+    units, named = _units(samples, rule)
+    counts = np.array([_counts(samples, unit, task) for unit in units], dtype=np.float64)
     labelled = np.flatnonzero(counts.sum(axis=1))
-    if len(labelled) < 2:
+    _check_enough(len(labelled), rule)
+    if named is not None:
+        held = np.flatnonzero(named)
+        if not np.intersect1d(held, labelled).size:
+            raise DataError(f"{rule.polygons}: no polygon whose {rule.field} is {_either(rule)} covers a known label")
+    elif rule.fold is not None:
+        number, folds = map(int, rule.fold.split("/"))
+        held = labelled[_deal(counts[labelled], folds, rule.seed) == number]
+    else:
+        held = labelled[_draw(counts[labelled], rule.fraction, rule.seed)]
+    validates = np.zeros(len(units), dtype=bool)
+    validates[held] = True
+    covers = _covers(units, validates, len(samples))
+    hidden = _hidden(grids, covers, rule.gap)
+    if rule.by == "polygon":
+        kept = [(grid.whole,) for grid in grids]
+    else:
+        kept = [cover.windows for cover in _covers(units, ~validates, len(samples))]
+    train = [Area(*each) for each in zip(samples, kept, hidden, strict=True) if each[1]]
+    return train, [_validating(sample, cover) for sample, cover in zip(samples, covers, strict=True) if cover]
+
+
+def by_rows(samples: Sequence[Sample], rule: Rows) -> tuple[list[Sample], list[Sample]]:
+    """Divide samples by a column of the table that they come from.
+
+    Returns
+    -------
+    train, validation
+
+    Raises
+    ------
+    DataError
+        The table has no such column, or no row of one side.
+    """
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    found = dict.fromkeys(sample.row.get(rule.column) for sample in samples)
+    if None in found:
+        there = ", ".join(samples[0].row) or "none"
         raise DataError(
-            f"data.val: {len(labelled)} blocks of {rule.block} x {rule.block} pixels hold valid pixels with known "
-            "labels, a split needs two; make data.val.block smaller, or give data.val images and labels of its own"
+            f"data.val.column: the table has no column {rule.column!r}; its columns besides image and label are {there}"
         )
-    chosen = _draw(counts[labelled], rule)
-    validating = {int(index) for index in labelled[chosen]}
-    train, validation = [], []
-    for place, sample in enumerate(samples):
-        mine = [(index, window) for index, (owner, window) in enumerate(blocks) if owner == place]
-        held = tuple(window for index, window in mine if index in validating)
-        kept = tuple(window for index, window in mine if index not in validating)
-        if held:
-            validation.append(Area(sample, held))
-        if kept:
-            train.append(Area(sample, kept, tuple(_grown(window, rule.gap) for window in held)))
-    return train, validation
+    for sample in samples:
+        value = sample.row[rule.column].strip()
+        if value in rule.val:
+            sides[1].append(sample)
+        elif value in rule.train if rule.train is not None else value:
+            sides[0].append(sample)
+    for side, name, wanted in zip(sides, ("trains", "validates"), (rule.train, rule.val), strict=True):
+        if not side:
+            raise DataError(
+                f"data.val: no row {name} ({rule.column} is {', '.join(map(repr, found))}"
+                + (f"; {name} where it is {', '.join(wanted)})" if wanted else ")")
+            )
+    return sides
 
 
-def _draw(counts: NDArray[np.float64], rule: Split) -> NDArray[np.bool_]:
-    """Choose rows of `counts` (blocks, categories) that hold about `rule.fraction` of every category."""
-    random = np.random.default_rng(rule.seed)
-    shares = counts / np.maximum(counts.sum(axis=0), 1)
+def _units(samples: Sequence[Sample], rule: Split) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
+    """Return what is kept together, and which of it was named to validate (None where nothing was)."""
+    grids = [sample.scene.grid for sample in samples]
+    if rule.by == "block":
+        return [
+            (_Part((block,), place=place),) for place, grid in enumerate(grids) for block in grid.tiles(rule.block)
+        ], None
+    if rule.by == "scene":
+        return [
+            tuple(_Part((grids[place].whole,), place=place) for place in group) for group in _same_ground(grids)
+        ], None
+    return _of_polygons(grids, rule)
+
+
+def _same_ground(grids: Sequence[Grid]) -> list[list[int]]:
+    """Group grids that share ground, directly or through others."""
+    group = list(range(len(grids)))
+    for one, other in near(grids, 0):
+        (shape,) = Cover((grids[other].whole,)).shapes
+        there = Cover((grids[one].whole,)).onto(grids[one], grids[other]).shapes
+        # Neighbours share an edge, and what rounding adds to it.
+        if any(shapely.intersection(shape, each).area > 0.5 for each in there):
+            old, new = group[other], group[one]
+            group = [new if each == old else each for each in group]
+    return [[place for place, each in enumerate(group) if each == one] for one in dict.fromkeys(group)]
+
+
+def _of_polygons(grids: Sequence[Grid], rule: Split) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
+    import geopandas
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    path = existing(Path(str(rule.polygons)), "vector file")
+    try:
+        frame = geopandas.read_file(path, **({} if rule.layer is None else {"layer": rule.layer}))
+    except (DataSourceError, DataLayerError) as error:
+        raise DataError(f"{path}: cannot be read as polygons ({error})") from error
+    if rule.field is not None and rule.field not in frame:
+        raise DataError(f"{path}: field {rule.field!r} is not there; its fields are {', '.join(map(str, frame))}")
+    frame = frame[frame.geometry.notna()]
+    frame = frame[frame.geom_type.isin(("Polygon", "MultiPolygon")) & ~frame.is_empty]
+    parts: list[list[_Part]] = [[] for _ in range(len(frame))]
+    for place, grid in enumerate(grids):
+        if (frame.crs is None) != (grid.crs is None):
+            raise DataError(f"{path}: only one of it and the scenes has a CRS; assign the one that is missing")
+        shapes = frame.geometry if grid.crs is None else frame.geometry.to_crs(grid.crs)
+        a, b, c, d, e, f, *_ = ~grid.transform
+        shapes = shapes.make_valid().affine_transform([a, b, d, e, c, f]).to_numpy()
+        (own,) = Cover((grid.whole,)).shapes
+        for number in shapely.STRtree(shapes).query(own, predicate="intersects"):
+            parts[number].append(_Part((), (shapes[number],), place))
+    meeting = [number for number, each in enumerate(parts) if each]
+    if not meeting:
+        raise DataError(f"{path}: none of its {len(frame)} polygons meets a training scene; check the CRS of both")
+    named = None
+    if rule.field is not None and rule.values is not None:
+        values = frame[rule.field].astype(str).to_numpy()[meeting]
+        named = np.isin(values, rule.values)
+        if not named.any() or named.all():
+            which = "none" if not named.any() else "each"
+            there = ", ".join(sorted(set(values))[:8])
+            raise DataError(
+                f"{path}: {which} of the polygons on training scenes validates, of which {rule.field} is "
+                f"{_either(rule)}; it is {there}"
+            )
+    return [tuple(parts[number]) for number in meeting], named
+
+
+def _either(rule: Split) -> str:
+    return " or ".join(rule.values or ())
+
+
+def _counts(samples: Sequence[Sample], unit: _Unit, task: Task) -> NDArray[np.int64]:
+    """Count the known pixels of each category in a unit."""
+    total = np.zeros(task.planes * len(task.categories), dtype=np.int64)
+    for part in unit:
+        for _, planes, _ in read_pieces([_counting(samples[part.place], part)]):
+            total += count_categories(planes, task)
+    return total
+
+
+def _counting(sample: Sample, cover: Cover) -> Area:
+    """Return an area in which exactly a cover counts."""
+    grid = sample.scene.grid
+    if not cover.polygons:
+        return Area(sample, cover.windows)
+    left, top, right, bottom = shapely.total_bounds(cover.shapes)
+    row, column = max(0, int(top)), max(0, int(left))
+    height, width = min(grid.height, int(np.ceil(bottom))) - row, min(grid.width, int(np.ceil(right))) - column
+    around = Window(column, row, max(width, 0), max(height, 0))
+    return Area(sample, tuple(cut(around, _PIECE)), counted=cover)
+
+
+def _validating(sample: Sample, cover: Cover) -> Area:
+    """Return an area in which a cover counts, without windows that it does not meet."""
+    area = _counting(sample, cover)
+    if area.counted is None:
+        return area
+    return replace(area, windows=tuple(window for window in area.windows if cover.mask(window).any()))
+
+
+def _covers(units: Sequence[_Unit], wanted: NDArray[np.bool_], samples: int) -> list[Cover]:
+    """Return what the wanted units are of each sample."""
+    windows: list[list[Window]] = [[] for _ in range(samples)]
+    polygons: list[list[Any]] = [[] for _ in range(samples)]
+    for unit in np.flatnonzero(wanted).tolist():
+        for part in units[unit]:
+            windows[part.place] += part.windows
+            polygons[part.place] += part.polygons
+    return [Cover(tuple(own), tuple(drawn)) for own, drawn in zip(windows, polygons, strict=True)]
+
+
+def _hidden(grids: Sequence[Grid], validating: Sequence[Cover], gap: int) -> list[Cover]:
+    """Return what training must not see of each scene: ground that validates, in whatever scene, and the gap."""
+    hidden = list(validating)
+    for pair in near(grids, gap):
+        for one, other in (pair, pair[::-1]):
+            if validating[one]:
+                there = validating[one].onto(grids[one], grids[other])
+                hidden[other] = Cover(hidden[other].windows, hidden[other].polygons + there.polygons)
+    return [cover.grown(gap) for cover in hidden]
+
+
+def _without(training: Sequence[Area], validation: Sequence[Area]) -> list[Area]:
+    """Return training areas that show nothing of the ground that validation counts."""
+    areas = [*training, *validation]
+    grids = [area.sample.scene.grid for area in areas]
+    found = list(training)
+    for pair in near(grids, 0):
+        for one, other in (pair, pair[::-1]):
+            if one >= len(training) > other:
+                there = areas[one].cover.onto(grids[one], grids[other])
+                mine = found[other].hidden
+                found[other] = replace(found[other], hidden=Cover(mine.windows, mine.polygons + there.polygons))
+    return found
+
+
+def _check_enough(units: int, rule: Split) -> None:
+    what = {
+        "block": f"blocks of {rule.block} x {rule.block} pixels hold",
+        "scene": "groups of scenes on the same ground hold",
+        "polygon": f"polygons of {rule.polygons} hold",
+    }[rule.by]
+    needed = 2 if rule.fold is None else int(rule.fold.partition("/")[2])
+    if rule.values is None and units < needed:
+        advice = "make data.val.block smaller" if rule.by == "block" else "split by: block"
+        raise DataError(
+            f"data.val: {units} {what} valid pixels with known labels, a split needs {_number(needed)}; {advice}, or "
+            "give data.val images and labels of its own"
+        )
+
+
+def _number(count: int) -> str:
+    return "two" if count == 2 else str(count)
+
+
+def _draw(counts: NDArray[np.float64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Choose rows of `counts` (units, categories) that hold about `fraction` of every category."""
+    random = np.random.default_rng(seed)
     pixels = counts.sum(axis=1) / counts.sum()
-    present = counts.sum(axis=0) > 0
     best, least = np.zeros(len(counts), dtype=bool), (np.inf, np.inf)
     for _ in range(_DRAWS):
         order = random.permutation(len(counts))
         held = np.cumsum(pixels[order])
-        take = min(max(1, int(np.argmin(np.abs(held - rule.fraction))) + 1), len(counts) - 1)
+        take = min(max(1, int(np.argmin(np.abs(held - fraction))) + 1), len(counts) - 1)
         drawn = np.zeros(len(counts), dtype=bool)
         drawn[order[:take]] = True
-        one_sided = present & ~(counts[drawn].any(axis=0) & counts[~drawn].any(axis=0))
-        miss = np.abs(shares[drawn].sum(axis=0) - rule.fraction)[present].sum()
-        if (one_sided.sum(), miss) < least:
-            best, least = drawn, (one_sided.sum(), miss)
+        if (miss := _missed(counts, drawn, fraction)) < least:
+            best, least = drawn, miss
     return best
 
 
-def _known(area: Area, task: Task) -> NDArray[np.int64]:
-    return np.asarray(sum(count_categories(planes, task) for _, planes, _ in read_pieces([area])), dtype=np.int64)
+def _deal(counts: NDArray[np.float64], folds: int, seed: int) -> NDArray[np.intp]:
+    """Give each row of `counts` (units, categories) one of n folds that hold about the same of every category."""
+    random = np.random.default_rng(seed)
+    pixels = counts.sum(axis=1)
+    best, least = np.zeros(len(counts), dtype=np.intp), (np.inf, np.inf)
+    for _ in range(_DRAWS):
+        dealt, number = np.zeros(len(counts), dtype=np.intp), np.zeros(folds)
+        order = random.permutation(len(counts))
+        for turn, unit in enumerate(order):
+            # Each fold gets one before any gets a second; then who has least.
+            dealt[unit] = turn if turn < folds else int(np.argmin(number))
+            number[dealt[unit]] += pixels[unit]
+        each = np.array([_missed(counts, dealt == fold, 1 / folds) for fold in range(folds)])
+        if (miss := tuple(each.sum(axis=0))) < least:
+            best, least = dealt, miss
+    return best
 
 
-def count_categories(planes: NDArray[np.int16], task: Task) -> NDArray[np.int64]:
-    """Count the known pixels of each category of each plane (P, H, W), flat (P * K)."""
+def _missed(counts: NDArray[np.float64], held: NDArray[np.bool_], fraction: float) -> tuple[float, float]:
+    """Return how many categories are on one side only, and how far the held shares are from a fraction, in sum."""
+    total = counts.sum(axis=0)
+    inside = counts[held].sum(axis=0)
+    present = total > 0
+    one_sided = present & ((inside == 0) | (inside == total))
+    return float(one_sided.sum()), float(np.abs(inside[present] / total[present] - fraction).sum())
+
+
+def count_categories(planes: NDArray[Any], task: Task) -> NDArray[np.int64]:
+    """Count the known pixels of each category of each plane, flat (P * K); soft labels count as what they are most."""
     size = len(task.categories)
-    each = [np.bincount(plane[plane != IGNORE], minlength=size) for plane in planes]
+    each = [np.bincount(plane[plane != IGNORE], minlength=size) for plane in task.settle(planes)]
     return np.concatenate(each).astype(np.int64)
-
-
-def _grown(window: Window, gap: int) -> Window:
-    return Window(window.col_off - gap, window.row_off - gap, window.width + 2 * gap, window.height + 2 * gap)
 
 
 def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
@@ -150,7 +414,7 @@ def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
         yield from cut(window, size)
 
 
-def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:
+def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[Any], Window]]:
     """Read what counts in areas, once, as tiles and target planes of at most `size` x `size` pixels."""
     for area in areas:
         with area.sample.scene.open() as reader:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +85,60 @@ def balanced_weights(counts: NDArray[np.int64], task: Task) -> dict[str, float]:
         others = counts[plane].sum()
         weights[name] = float(others / (counts.shape[1] * pixels)) if pixels else 1.0
     return weights
+
+
+def effective_weights(counts: NDArray[np.int64], task: Task) -> dict[str, float]:
+    """Weigh each channel's category by the inverse of its effective number of samples, which saturates.
+
+    n pixels count as (1 - β^n) / (1 - β), the expected number of different ones among n drawn from N prototypes, with
+    β = 1 - 1/N (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 3). N is the known
+    pixels of the plane: how many prototypes there are is not known, and pixels are the most that can be told apart.
+    So small classes weigh by their inverse share, as balanced ones do, and large ones, which repeat themselves, a
+    little more than that: one that fills a plane counts as 0.63 of it.
+
+    With softmax the weights of the channels have the mean 1. A sigmoid channel's weight is that of its category over
+    that of the other pixels, which weigh 1 in the losses; scaled to a mean it would be 1 for a single class, whatever
+    its share. A category that never occurs, or that nothing stands against, weighs 1 and is in no mean.
+    """
+    weights: dict[str, float] = {}
+    for name, (plane, category) in zip(task.channel_names, task.speaks_for, strict=True):
+        pixels, known = int(counts[plane, category]), int(counts[plane].sum())
+        if 0 < pixels < known:
+            others = _effective(known - pixels, known) if task.head == "sigmoid" else 1.0
+            weights[name] = others / _effective(pixels, known)
+    mean = sum(weights.values()) / len(weights) if weights and task.head == "softmax" else 1.0
+    return {name: weights[name] / mean if name in weights else 1.0 for name in task.channel_names}
+
+
+def _effective(pixels: int, prototypes: int) -> float:
+    """(1 - β^pixels) / (1 - β) for β = 1 - 1 / prototypes, without the rounding of a power of nearly 1."""
+    return -math.expm1(pixels * math.log1p(-1 / prototypes)) * prototypes
+
+
+CLASS_WEIGHTS = {"balanced": balanced_weights, "effective": effective_weights}
+
+
+def class_weights(
+    given: str | Mapping[str, float] | Sequence[float] | None, counts: NDArray[np.int64], task: Task
+) -> list[float] | None:
+    """Return the weight of each channel, or None where none are wanted.
+
+    Parameters
+    ----------
+    given
+        A name in `CLASS_WEIGHTS`; {name of a channel: weight}, where those left out weigh 1; or a weight per channel.
+    counts
+        int64 (P, K): known pixels of each category of each plane.
+
+    Raises
+    ------
+    KeyError
+        A name is not in `CLASS_WEIGHTS`; recipes are checked before.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        given = CLASS_WEIGHTS[given](counts, task)
+    if isinstance(given, Mapping):
+        return [given.get(name, 1.0) for name in task.channel_names]
+    return list(given)

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from segkit.data.augment import Augmentation
-from segkit.data.split import Area, pieces
+from segkit.data.split import Area, count_categories, pieces
 from segkit.errors import DataError
 from segkit.raster import SceneReader, Tile
 from segkit.task import IGNORE
 
-Batch = tuple[Tensor, Tensor, Tensor]  # pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W)
+# Pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W), or soft ones (N, channels, H, W).
+Batch = tuple[Tensor, Tensor, Tensor]
 
 _OPEN_SCENES = 64  # file handles are few, scenes may be many
 
@@ -53,8 +55,11 @@ class _Readers:
 class TrainTiles(Dataset[Batch]):
     """Random square crops of training areas; crop number i of seed s is always the same, in whatever process.
 
-    Areas are cut into cells of half a tile. A cell is drawn with the number of its known label pixels as weight, and a
-    crop is laid at random around it, so that every known pixel is as likely as any other and no crop is without one.
+    Areas are cut into cells of half a tile. A cell is drawn with the weight of its known label pixels, and a crop is
+    laid at random around it, so no crop is without one. Where `oversample` is 0 every known pixel weighs the same. Else
+    a pixel of a category that holds the share s of the known pixels weighs s ** -oversample: with 1, a drawn pixel is
+    of every category alike; between, of each in proportion to s ** (1 - oversample). A scene's own weight multiplies
+    its pixels'. Where classes overlap, a pixel weighs the sum over its known classes.
 
     Parameters
     ----------
@@ -66,6 +71,8 @@ class TrainTiles(Dataset[Batch]):
         None changes nothing.
     seed
         Of the draws.
+    oversample
+        0 to 1, see above.
 
     Raises
     ------
@@ -73,23 +80,33 @@ class TrainTiles(Dataset[Batch]):
         No pixel has a known label.
     """
 
-    def __init__(self, areas: Sequence[Area], size: int, augmentation: Augmentation | None, seed: int) -> None:
+    def __init__(
+        self,
+        areas: Sequence[Area],
+        size: int,
+        augmentation: Augmentation | None,
+        seed: int,
+        oversample: float = 0.0,
+    ) -> None:
         self._areas, self._size, self._augmentation, self._seed = list(areas), size, augmentation, seed
         self._readers = _Readers(self._areas)
+        task = areas[0].labels.task
         self._cells = [
             (place, cell) for place, area in enumerate(areas) for cell in pieces(area.windows, max(1, size // 2))
         ]
-        known = np.array([self._known(place, cell) for place, cell in self._cells], dtype=np.float64)
-        if not known.any():
+        counts, self.pixels = np.zeros((len(self._cells), task.planes * len(task.categories))), 0
+        for number, (place, cell) in enumerate(self._cells):
+            planes = task.settle(self._read(place, cell)[1])
+            counts[number] = count_categories(planes, task)
+            self.pixels += int((planes != IGNORE).any(axis=0).sum())
+        if not self.pixels:
             raise DataError("no pixel of the training areas is valid and has a known label; see segkit check")
-        self.pixels = int(known.sum())
-        self._upto = np.cumsum(known) / known.sum()
+        share = counts.sum(axis=0) / counts.sum()
+        weight = counts @ np.where(share > 0, share, 1.0) ** -oversample
+        weight *= [areas[place].sample.weight for place, _ in self._cells]
+        self._upto = np.cumsum(weight) / weight.sum()
 
-    def _known(self, place: int, cell: Window) -> int:
-        _, planes = self._read(place, cell)
-        return int((planes != IGNORE).any(axis=0).sum())
-
-    def _read(self, place: int, window: Window) -> tuple[Tile, NDArray[np.int16]]:
+    def _read(self, place: int, window: Window) -> tuple[Tile, NDArray[Any]]:
         area = self._areas[place]
         tile, planes = self._readers[place].read(window), area.labels.read(window)
         area.mask(tile, planes, window)
