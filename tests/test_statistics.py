@@ -79,7 +79,7 @@ def test_a_band_without_a_pixel_is_named(tmp_path):
     pixels = np.ones((2, 20, 17), np.float32)
     pixels[1] = NODATA
     sample, task = sample_of(tmp_path, pixels)
-    with pytest.raises(DataError, match=r"band 2 has no valid pixel .* data\.bands"):
+    with pytest.raises(DataError, match=r"no pixel of the training areas is valid in band 2 \(2\); .*data\.bands"):
         Statistics.of(whole([sample]), task)
 
 

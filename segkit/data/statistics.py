@@ -67,8 +67,9 @@ class Statistics:
             )
         if not number.all():
             scene = areas[0].sample.scene
-            empty = scene.band_names[int(np.argmin(number))]
-            raise DataError(f"band {empty} has no valid pixel in the training areas; leave it out of data.bands")
+            empty = np.flatnonzero(number == 0)
+            listed = ", ".join(f"{scene.bands[place]} ({scene.band_names[place]})" for place in empty)
+            raise DataError(f"no pixel of the training areas is valid in band {listed}; leave it out of data.bands")
         std = np.sqrt(squares / number)
         return cls(tuple(mean.tolist()), tuple(std.tolist()), counts.reshape(task.planes, -1))
 
