@@ -13,7 +13,7 @@ from rasterio.enums import ColorInterp
 from segkit.data.cover import Cover
 from segkit.data.nearness import Nearness, nearest
 from segkit.data.sources import Sample, pair
-from segkit.data.split import count_categories, divide
+from segkit.data.split import count_categories, divide, whole
 from segkit.errors import SegkitError
 from segkit.grid import Grid, crs_name
 from segkit.progress import progress
@@ -205,8 +205,7 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
 
 def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None]) -> tuple[SceneCheck, list[str]]:
     """Count a scene's valid and labelled pixels and classes, as far as it can be read; also say what is wrong."""
-    scene, labels = sample.scene, sample.labels
-    assert labels is not None
+    scene, (area,) = sample.scene, whole([sample])
     counts = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
     valid = labelled = 0
     found = []
@@ -214,7 +213,7 @@ def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None
         for window in scene.grid.tiles(_WINDOW):
             try:
                 shown = reader.read(window).valid
-                planes = np.where(shown, labels.read(window), np.int16(IGNORE))
+                planes = area.truth(window, shown)
             except SegkitError as error:
                 found.append(str(error))
                 break
@@ -223,7 +222,7 @@ def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None
             counts += count_categories(planes, task).reshape(counts.shape)
             advance(window.height * window.width)
     result = SceneCheck(
-        part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, _class_counts(counts, task)
+        part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, class_counts(counts, task)
     )
     if not found and not labelled:
         why = "no label is known where it holds data" if valid else "it holds no data"
@@ -231,7 +230,7 @@ def _scan(part: str, sample: Sample, task: Task, advance: Callable[[float], None
     return result, found
 
 
-def _class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...]:
+def class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...]:
     """Name the counts (planes, categories)."""
     return tuple(
         ClassCount(name, int(counts[plane, category]), int(counts[plane].sum()))

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-import yaml
 from numpy.typing import NDArray
 
 from segkit.data.cache import Cache
@@ -31,14 +30,11 @@ from segkit.model import Segmenter, load
 from segkit.predict.choice import Options
 from segkit.progress import progress
 from segkit.raster import PathLike
-from segkit.recipe import Recipe, parse_yaml
+from segkit.recipe import Recipe, parse_yaml, put
 from segkit.task import IGNORE
-from segkit.train import areas, check_names, train, with_fold
+from segkit.train import LAST, METRICS, MODEL, RECIPE, areas, check_names, is_run_of, train, with_fold
 
-_MODEL, _METRICS, _RECIPE, _SPENT, _LAST = (
-    *("model.safetensors", "metrics.json", "recipe.yaml", "spent.json"),
-    "checkpoints/last.ckpt",
-)
+_SPENT = "spent.json"
 # Columns of the table: what each is called, and where it is found in a trial.
 MEASURES = {
     "mean_iou": "mean IoU",
@@ -225,16 +221,16 @@ class _Plan:
 
     @property
     def started(self) -> bool:
-        return (self.folder / _RECIPE).is_file()
+        return (self.folder / RECIPE).is_file()
 
     @property
     def same(self) -> bool:
         """Whether what is there is of this recipe."""
-        return bool(yaml.safe_load((self.folder / _RECIPE).read_text()) == self.recipe.to_dict())
+        return is_run_of(self.folder, self.recipe)
 
     @property
     def finished(self) -> bool:
-        return self.started and self.same and (self.folder / _MODEL).is_file()
+        return self.started and self.same and (self.folder / MODEL).is_file()
 
 
 def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:
@@ -323,14 +319,10 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """Return a recipe with other values at some keys."""
     raw: Any = recipe.to_dict()
     for key, value in changes.items():
-        inside, (*above, last) = raw, [int(part) if part.isdecimal() else part for part in key.split(".")]
+        place = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         try:
-            for part in above:
-                if isinstance(inside, dict) and inside.get(part) is None:
-                    inside[part] = {}
-                inside = inside[part]
-            inside[last] = value
-        except (TypeError, LookupError) as error:
+            put(raw, place, value, key)
+        except RecipeError as error:
             raise RecipeError(f"{key}={_told(value)}: the recipe has no such place; see segkit schema") from error
     try:
         return Recipe.from_dict(raw)
@@ -411,11 +403,11 @@ def _trial(plan: _Plan, *, overwrite: bool, show_progress: bool) -> Trial:
         if plan.started and not plan.same:
             discard(plan.folder)  # a model of another recipe must not be taken for this one's
         plan.folder.parent.mkdir(parents=True, exist_ok=True)
-        resume = not overwrite and plan.started and (plan.folder / _LAST).is_file()
+        resume = not overwrite and plan.started and (plan.folder / LAST).is_file()
         with _clocked(spent, resume=resume):
             train(plan.recipe, plan.folder, resume=resume, overwrite=True, show_progress=show_progress)
     cost = json.loads(spent.read_text()) if spent.is_file() else {"seconds": None, "cpu_seconds": None}
-    metrics = json.loads((plan.folder / _METRICS).read_text())
+    metrics = json.loads((plan.folder / METRICS).read_text())
     return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **cost)
 
 
@@ -477,7 +469,7 @@ def _count_alike(
     parts = ground.areas(recipe)[1]
     with scratch(folder, "agreement") as room, progress("agreement", len(plans), "models", show=show_progress) as step:
         for number, plan in enumerate(plans):
-            decider = Decider(load(plan.folder / _MODEL), Options(device=plan.recipe.train.device))
+            decider = Decider(load(plan.folder / MODEL), Options(device=plan.recipe.train.device))
             for place, area in enumerate(ground.areas(plan.recipe)[1]):
                 _keep(room / f"{number}-{place}", decider, area, kept)
             step(1)

@@ -43,10 +43,13 @@ class Decided:
 
 
 class Decider:
-    """Decides area after area; what the options leave open is chosen at the first one."""
+    """Decides area after area; what the options leave open is chosen at the first one.
+
+    The network is prepared once; the segmenter's thresholds may change between two areas.
+    """
 
     def __init__(self, segmenter: Segmenter, options: Options | None = None) -> None:
-        self._segmenter, self._options = segmenter, options or Options()
+        self.segmenter, self._options = segmenter, options or Options()
         self._device = pick_device(self._options.device)
         self._choice: Choice | None = None
         self._runner: Runner | None = None
@@ -59,7 +62,7 @@ class Decider:
         windows
             Only what lies in these; it is decided as it is with all of the area.
         """
-        task = self._segmenter.task
+        task = self.segmenter.task
         for window, probabilities, truth in self.probabilities(area, windows):
             planes = task.decide(probabilities[None])
             confidence = task.confidence(probabilities[None], planes)[0].cpu().numpy()
@@ -69,7 +72,7 @@ class Decider:
         self, area: Area, windows: Sequence[Window] | None = None
     ) -> Iterator[tuple[Window, Tensor, NDArray[np.int16]]]:
         """Yield what decisions are made of: a window, its probabilities (C, H, W) and its true planes (P, H, W)."""
-        segmenter, scene = self._segmenter, area.sample.scene
+        segmenter, scene = self.segmenter, area.sample.scene
         region = area.cover if windows is None else _Both(area.cover, Cover(tuple(windows)))
         if self._choice is None or self._runner is None:
             self._choice = choose(segmenter, scene, self._options, region)

@@ -64,7 +64,7 @@ def evaluate(
     source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
     samples = labelled_samples(source, segmenter.recipe, "evaluate", show_progress=show_progress)
     options = Options(tile=tile, overlap=overlap, device=device, precision=precision)
-    confusion = score(segmenter, whole(samples), options, show_progress=show_progress)
+    confusion = score(Decider(segmenter, options), whole(samples), show_progress=show_progress)
     result = confusion.summary()
     if target is not None:
         with staged(target) as part:
@@ -99,11 +99,9 @@ def labelled_samples(
     return labelled
 
 
-def score(
-    segmenter: Segmenter, areas: Sequence[Area], options: Options | None = None, *, show_progress: bool = False
-) -> Confusion:
-    """Count decisions against labels in areas, streamed; what `options` leave open is chosen at the first one."""
-    decider, confusion = Decider(segmenter, options), Confusion(segmenter.task)
+def score(decider: Decider, areas: Sequence[Area], *, show_progress: bool = False) -> Confusion:
+    """Count decisions against labels in areas, streamed."""
+    confusion = Confusion(decider.segmenter.task)
     total = sum(int(window.width * window.height) for area in areas for window in area.windows) / 1e6
     with progress("evaluate", total, "Mpx", show=show_progress) as advance:
         for area in areas:
@@ -113,13 +111,12 @@ def score(
     return confusion
 
 
-def fitted_thresholds(
-    segmenter: Segmenter, areas: Sequence[Area], options: Options | None = None
-) -> tuple[float, ...] | None:
+def fitted_thresholds(decider: Decider, areas: Sequence[Area]) -> tuple[float, ...] | None:
     """Return the thresholds with which each class has its best F1 in areas; None where the task leaves none open."""
-    if not any(segmenter.task.open_thresholds or ()):
+    task = decider.segmenter.task
+    if not any(task.open_thresholds or ()):
         return None
-    decider, fit = Decider(segmenter, options), ThresholdFit(segmenter.task)
+    fit = ThresholdFit(task)
     for area in areas:
         for _, probabilities, truth in decider.probabilities(area):
             fit.add(probabilities, truth)

@@ -10,14 +10,13 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.cover import overlap
+from segkit.data.cover import box, overlap
 from segkit.data.split import Area, pieces
 from segkit.decide import Decided, Decider
 from segkit.files import staged
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
 from segkit.picture import UNKNOWN, View, colored, legend_patches
-from segkit.predict.choice import Options
 from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.task import IGNORE
@@ -43,18 +42,17 @@ class Piece:
 
 
 def draw_worst(
-    segmenter: Segmenter,
+    decider: Decider,
     areas: Sequence[Area],
     path: PathLike,
     count: int = 6,
     size: int = 256,
-    options: Options | None = None,
     *,
     show_progress: bool = False,
 ) -> None:
     """Draw the windows with the largest share of wrong decisions: image, truth, decision, and how sure the errors are.
 
-    Decisions are those that `segkit.evaluate.score` counts with the same options. What was at `path` is replaced.
+    Decisions are those that `segkit.evaluate.score` counts. What was at `path` is replaced.
 
     Parameters
     ----------
@@ -67,10 +65,9 @@ def draw_worst(
     size
         Their side in pixels at most.
     """
-    decider = Decider(segmenter, options)
     found = worst(decider, areas, count, size, show_progress=show_progress)
     with staged(path) as part:
-        _draw(segmenter, [_Look.of(decider, piece) for piece in found], part)
+        _draw(decider.segmenter, [_Look.of(decider, piece) for piece in found], part)
 
 
 def worst(
@@ -85,23 +82,18 @@ def worst(
     with progress("worst windows", total, "Mpx", show=show_progress) as advance:
         for area in areas:
             windows = list(pieces(area.windows, size))
-            tree = shapely.STRtree([_box(window) for window in windows])
+            tree = shapely.STRtree([box(window) for window in windows])
             counts = np.zeros((len(windows), 2), dtype=np.int64)
             for part in decider(area):
                 known = part.truth != IGNORE
                 wrong = known & (part.truth != part.planes)
-                for place in tree.query(_box(part.window)):
+                for place in tree.query(box(part.window)):
                     rows, columns = overlap(windows[place], part.window)
                     counts[place] += known[:, rows, columns].sum(), wrong[:, rows, columns].sum()
                 advance(known.any(axis=0).sum() / 1e6)
             found += [Piece(area, window, *map(int, each)) for window, each in zip(windows, counts, strict=True)]
     enough = max(1, _ENOUGH * max((piece.known for piece in found), default=0))
     return sorted((piece for piece in found if piece.known >= enough), key=lambda piece: -piece.share)[:count]
-
-
-def _box(window: Window) -> shapely.Polygon:
-    left, top = window.col_off, window.row_off
-    return shapely.box(left, top, left + window.width, top + window.height)
 
 
 @dataclass(frozen=True)

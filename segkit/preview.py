@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.check import Report
-from segkit.data.augment import Augmentation
+from segkit.check import Report, class_counts
 from segkit.data.cache import Cache
 from segkit.data.split import count_categories, read_pieces
 from segkit.data.statistics import Statistics
@@ -78,11 +77,10 @@ def _seen(recipe: Recipe, *, show_progress: bool) -> tuple[dict[str, dict[str, f
         statistics = Statistics.of(training, task, show_progress=show_progress)
         shares = {"train": _shares(statistics.counts, task)}
         if validation:
-            held = sum(count_categories(task.settle(planes), task) for _, planes, _ in read_pieces(validation))
+            held = sum(count_categories(planes, task) for _, planes, _ in read_pieces(validation))
             shares["val"] = _shares(np.reshape(held, statistics.counts.shape), task)
         view = View.of(training[0].sample.scene.band_names, statistics.mean, statistics.std)
-        augmentation = Augmentation(setup.augment, statistics.mean, statistics.std)
-        tiles = TrainTiles(training, setup.tile_size, augmentation, setup.seed, oversample=setup.oversample)
+        tiles = TrainTiles.of(training, setup, statistics)
         crops = []
         for number in range(_CROPS):
             pixels, valid, planes = (each.numpy() for each in tiles[number])
@@ -97,10 +95,7 @@ def _seen(recipe: Recipe, *, show_progress: bool) -> tuple[dict[str, dict[str, f
 
 def _shares(counts: NDArray[np.int64], task: Task) -> dict[str, float | None]:
     """Return the share of each class among the known pixels of its plane, from counts (P, K)."""
-    return {
-        name: float(counts[plane, category] / counts[plane].sum()) if counts[plane].any() else None
-        for name, plane, category in task.scored
-    }
+    return {one.name: one.share for one in class_counts(counts, task)}
 
 
 def _draw(

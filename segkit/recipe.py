@@ -378,7 +378,7 @@ class Recipe(_Part):
         written: dict[Location, str] = {}
         for override in overrides:
             place, value = _split(override)
-            _put(raw, place, _anchored(value, Path(), place), override)
+            put(raw, place, _anchored(value, Path(), place), f"--set {override}")
             written[place] = f"--set {override}"
         return cls._validated(raw, " ".join([str(file), *written.values()]), written)
 
@@ -489,8 +489,14 @@ def _split(override: str) -> tuple[Location, Any]:
     return place, parse_yaml(value, f"--set {override}")
 
 
-def _put(raw: Any, place: Location, value: Any, override: str) -> None:
-    """Set one value deep inside a raw recipe; keys on the way are made where they are missing."""
+def put(raw: Any, place: Location, value: Any, source: str) -> None:
+    """Set one value deep inside a raw recipe; keys on the way are made where they are missing.
+
+    Raises
+    ------
+    RecipeError
+        The recipe has no such place; `source` is named.
+    """
     for depth, part in enumerate(place):
         above = ".".join(map(str, place[:depth])) or "the recipe"
         if isinstance(raw, dict):
@@ -499,10 +505,10 @@ def _put(raw: Any, place: Location, value: Any, override: str) -> None:
                 raw[key] = {}
         elif isinstance(raw, list):
             if not isinstance(part, int) or part >= len(raw):
-                raise RecipeError(f"--set {override}: {above} is a list of {len(raw)}, numbered from 0; found {part}")
+                raise RecipeError(f"{source}: {above} is a list of {len(raw)}, numbered from 0; found {part}")
             key = part
         else:
-            raise RecipeError(f"--set {override}: {above} is {_short(raw)} and has no keys")
+            raise RecipeError(f"{source}: {above} is {_short(raw)} and has no keys")
         if depth == len(place) - 1:
             raw[key] = value
         raw = raw[key]

@@ -26,12 +26,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from segkit.data.augment import Augmentation
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample
 from segkit.data.split import Area, divide
 from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
+from segkit.decide import Decider
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
 from segkit.evaluate import fitted_thresholds, labelled_samples, score
 from segkit.files import check_folder, staged
@@ -45,8 +45,10 @@ from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.recipe import Recipe, Source, Split
 
-_MODEL, _METRICS, _LOG, _CURVES, _RECIPE = "model.safetensors", "metrics.json", "log.csv", "curves.png", "recipe.yaml"
-_WORST, _CHECKPOINTS = "worst.png", "checkpoints"
+# In a run's folder.
+MODEL, METRICS, RECIPE = "model.safetensors", "metrics.json", "recipe.yaml"
+_LOG, _CURVES, _WORST = "log.csv", "curves.png", "worst.png"
+_BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _VALIDATED = ("val_iou", "val_f1", "val_accuracy")
 # Below this tile size a CPU loses more by converting weights to bf16 and back than it gains: steps with tiles of 64
 # pixels took 2.4 times as long as in fp32, with 256 pixels 0.7 times (resnet18 U-Net, AVX512-BF16).
@@ -144,13 +146,10 @@ def _train(
     # Known before hours go into it, and kept in the model file.
     if segmenter.context is not None and show_progress:
         rank_zero_only(_tell_context)(segmenter)
-    augmentation = Augmentation(recipe.train.augment, statistics.mean, statistics.std)
-    tiles = TrainTiles(
-        training, recipe.train.tile_size, augmentation, recipe.train.seed, oversample=recipe.train.oversample
-    )
+    tiles = TrainTiles.of(training, recipe.train, statistics)
     module = _Training(segmenter, weights)
     data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), accelerator)
-    best, last = (folder / _CHECKPOINTS / name for name in ("best.ckpt", "last.ckpt"))
+    best, last = folder / _BEST, folder / LAST
     kept = best if recipe.train.keep == "best" else last
     if not resume:
         rank_zero_only(_begin)(folder, recipe)
@@ -192,8 +191,8 @@ def _train(
     if trainer.is_global_zero:
         _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator)
     trainer.strategy.barrier()
-    metrics = json.loads((folder / _METRICS).read_text())
-    return Run(folder, folder / _MODEL, metrics)
+    metrics = json.loads((folder / METRICS).read_text())
+    return Run(folder, folder / MODEL, metrics)
 
 
 @contextmanager
@@ -301,11 +300,11 @@ def _check_folder(recipe: Recipe, name: str, output: PathLike | None, *, resume:
         return folder  # the first process of several looks after it
     if output is not None or folder.exists():  # runs/ is made when there is something to put in
         check_folder(folder, "run")
-    stored = folder / _RECIPE
+    stored = folder / RECIPE
     if resume:
-        if not (folder / _CHECKPOINTS / "last.ckpt").is_file():
+        if not (folder / LAST).is_file():
             raise UsageError(f"{folder}: holds no run with a finished epoch to resume; start it without --resume")
-        if stored.read_text() != _text(recipe):
+        if not is_run_of(folder, recipe):
             raise RecipeError(
                 f"{folder}: was started with another recipe ({_first_difference(stored.read_text(), _text(recipe))}); "
                 "resume with the same recipe, or train into another folder"
@@ -317,12 +316,17 @@ def _check_folder(recipe: Recipe, name: str, output: PathLike | None, *, resume:
     return folder
 
 
+def is_run_of(folder: Path, recipe: Recipe) -> bool:
+    """Whether the run in a folder was started with a recipe."""
+    return (folder / RECIPE).read_text() == _text(recipe)
+
+
 def _begin(folder: Path, recipe: Recipe) -> None:
     """Make the run folder; what an older run left to resume goes, its results stay until there are new ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*(folder / _CHECKPOINTS).glob("*.ckpt"), folder / _LOG):
+    for old in (*(folder / LAST).parent.glob("*.ckpt"), folder / _LOG):
         old.unlink(missing_ok=True)
-    with staged(folder / _RECIPE) as part:
+    with staged(folder / RECIPE) as part:
         part.write_text(_text(recipe))
 
 
@@ -374,7 +378,7 @@ class _Training(lightning.LightningModule):
         task = self.segmenter.task
         decided = task.decide(task.probabilities(self.segmenter(pixels, valid)))
         # (N, P, H, W) to (P, N, H, W): planes first, as the accumulator has it.
-        truth = np.stack([task.settle(one) for one in planes.cpu().numpy()], axis=1)
+        truth = task.settle(planes.cpu().numpy()).swapaxes(0, 1)
         self._confusion.add(decided.movedim(0, 1).cpu().numpy(), truth)
 
     def on_validation_epoch_end(self) -> None:
@@ -502,17 +506,17 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], epoch: int, accelerator: str) -> None:
     """Score the kept weights as prediction will see them, and write the run's results, the model file last."""
-    options = Options(device=accelerator)
+    decider = Decider(segmenter, Options(device=accelerator))
     if validation and segmenter.recipe.train.fit_thresholds:
-        segmenter.set_thresholds(fitted_thresholds(segmenter, validation, options))
-    segmenter.metrics = score(segmenter, validation, options).summary()
-    with staged(folder / _METRICS) as part:
+        segmenter.set_thresholds(fitted_thresholds(decider, validation))
+    segmenter.metrics = score(decider, validation).summary()
+    with staged(folder / METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
         _draw(folder / _LOG, part, epoch)
     if validation:
-        draw_worst(segmenter, validation, folder / _WORST, options=options)
-    segmenter.save(folder / _MODEL)
+        draw_worst(decider, validation, folder / _WORST)
+    segmenter.save(folder / MODEL)
 
 
 def _draw(log: Path, picture: Path, kept: int) -> None:

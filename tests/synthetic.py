@@ -66,6 +66,15 @@ def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
     write_raster(folder / "labels" / f"{name}.tif", labels.astype(np.uint8), left=place(name))
 
 
+def write_pairs(tmp_path_factory, **size):
+    """{kind: folder of two scenes, a and b}."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in TASKS}
+    for kind, folder in folders.items():
+        for seed, name in enumerate(("a", "b")):
+            write_pair(folder, kind, name, seed=seed, **size)
+    return folders
+
+
 def read_whole(area):
     """Read an area's whole scene: tile, target planes, and which pixels (H, W) lie in its windows."""
     window = area.sample.scene.grid.whole

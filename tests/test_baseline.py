@@ -70,3 +70,19 @@ def test_bands_that_say_the_same_do_no_harm(tmp_path):
     write_raster(tmp_path / "images" / "a.tif", pixels, nodata=0)
     areas = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
     np.testing.assert_array_equal(LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task).counts, alone)
+
+
+def test_cover_fractions_count_as_what_covers_most(tmp_path):
+    write_pair(tmp_path, "binary", "a")
+    with rasterio.open(tmp_path / "labels" / "a.tif") as labels:
+        codes = labels.read(1)
+    share = np.where(codes == 255, np.nan, np.where(codes == 7, 0.8, 0.3)).astype(np.float32)
+    write_raster(tmp_path / "shares" / "a.tif", share)
+    recipe = recipe_for(tmp_path, "binary")
+    soft = {"images": str(tmp_path / "images"), "labels": {"path": str(tmp_path / "shares"), "fractions": True}}
+    counts = []
+    for each in (recipe, recipe_for(tmp_path, "binary", data={"train": soft})):
+        areas = whole(resolve(each.data.train, each.data, each.task).samples)
+        counts.append(LinearDiscriminant.fit(areas, each.task).score(areas, each.task).counts)
+    assert counts[0].sum() > 8000
+    np.testing.assert_array_equal(*counts)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from synthetic import read_whole, recipe_for, write_pair
+from synthetic import read_whole, recipe_for, write_pairs
 
 from segkit.compare import MEASURES, Measure, compare, parse_vary
 from segkit.errors import OutputExistsError, RecipeError, SegkitError, UsageError
@@ -30,11 +30,7 @@ FILES = {"compare.json", "compare.csv", "compare.png"}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """{kind: folder of two scenes}."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("binary", "multiclass", "multilabel")}
-    for kind, folder in folders.items():
-        for seed, name in enumerate(("a", "b")):
-            write_pair(folder, kind, name, height=96, width=80, seed=seed)
-    return folders
+    return write_pairs(tmp_path_factory, height=96, width=80)
 
 
 class _Training:

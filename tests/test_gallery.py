@@ -49,7 +49,7 @@ def test_decisions_are_those_that_are_scored(case):
     counted = Confusion(model.task)
     for planes, truth in found:
         counted.add(planes, truth)
-    np.testing.assert_array_equal(counted.counts, score(model, areas, FAST).counts)
+    np.testing.assert_array_equal(counted.counts, score(Decider(model, FAST), areas).counts)
 
 
 def test_parts_of_an_area_are_decided_as_all_of_it(case):
@@ -92,8 +92,8 @@ def test_a_row_for_each_window(case, tmp_path, monkeypatch, count):
     monkeypatch.setattr(
         Figure, "savefig", lambda figure, *args, **how: (drawn.append(figure), save(figure, *args, **how))
     )
-    draw_worst(model, areas, tmp_path / "one.png", count, 24, FAST)
-    draw_worst(model, areas, tmp_path / "two.png", count, 24, FAST)
+    draw_worst(Decider(model, FAST), areas, tmp_path / "one.png", count, 24)
+    draw_worst(Decider(model, FAST), areas, tmp_path / "two.png", count, 24)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     panels = [ax for ax in drawn[0].axes if ax.images]
     assert len(panels) == 4 * count
@@ -115,7 +115,7 @@ def test_any_number_of_bands(tmp_path, bands):
     write_raster(tmp_path / "labels" / "a.tif", (7 * random.integers(0, 2, (40, 48))).astype(np.uint8))
     model = segmenter(tmp_path, bands=bands)
     model._reach = 40
-    draw_worst(model, areas_of(tmp_path, "binary"), tmp_path / "worst.png", 2, 32, FAST)
+    draw_worst(Decider(model, FAST), areas_of(tmp_path, "binary"), tmp_path / "worst.png", 2, 32)
     assert imread(tmp_path / "worst.png").ndim == 3
 
 
@@ -124,5 +124,5 @@ def test_nothing_known_is_a_picture_too(tmp_path):
     write_raster(tmp_path / "labels" / "a.tif", np.full((32, 32), 255, np.uint8))
     model = segmenter(tmp_path)
     model._reach = 40
-    draw_worst(model, areas_of(tmp_path, "binary"), tmp_path / "worst.png", options=FAST)
+    draw_worst(Decider(model, FAST), areas_of(tmp_path, "binary"), tmp_path / "worst.png")
     assert (tmp_path / "worst.png").read_bytes().startswith(b"\x89PNG")

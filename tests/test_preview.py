@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from synthetic import read_whole, recipe_for, write_pair, write_raster
+from synthetic import read_whole, recipe_for, write_pair, write_pairs, write_raster
 
 from segkit.check import check
 from segkit.data.tiles import TrainTiles
@@ -19,11 +19,7 @@ MAGENTA = (1, 0, 1)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """{kind: folder of two scenes}."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, folder in folders.items():
-        for seed, name in enumerate(("a", "b")):
-            write_pair(folder, kind, name, seed=seed)
-    return folders
+    return write_pairs(tmp_path_factory)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
-from synthetic import place, read_whole, recipe_for, write_pair, write_raster
+from synthetic import place, read_whole, recipe_for, write_pair, write_pairs, write_raster
 
 from segkit.data.sources import resolve
 from segkit.data.split import whole
@@ -32,11 +32,7 @@ LONG = {"epochs": 3, "steps": 20}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """{kind: folder of two scenes}."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, folder in folders.items():
-        for seed, name in enumerate(("a", "b")):
-            write_pair(folder, kind, name, seed=seed)
-    return folders
+    return write_pairs(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ class Cover:
     @functools.cached_property
     def shapes(self) -> NDArray[Any]:
         """Windows and polygons, all as polygons."""
-        return np.array([*(_box(window) for window in self.windows), *self.polygons], dtype=object)
+        return np.array([*(box(window) for window in self.windows), *self.polygons], dtype=object)
 
     @functools.cached_property
     def _tree(self) -> shapely.STRtree:
@@ -51,7 +51,7 @@ class Cover:
     def mask(self, window: Window) -> NDArray[np.bool_]:
         """Return true where a pixel of a window is covered, bool (H, W)."""
         covered = np.zeros((int(window.height), int(window.width)), dtype=bool)
-        meeting = self._tree.query(_box(window))
+        meeting = self._tree.query(box(window))
         drawn = []
         for place in meeting:
             if place < len(self.windows):
@@ -123,7 +123,8 @@ def _to_degrees(wkt: str) -> pyproj.Transformer:
     return pyproj.Transformer.from_crs(wkt, "EPSG:4326", always_xy=True)
 
 
-def _box(window: Window) -> Any:
+def box(window: Window) -> Any:
+    """Return a window as a polygon in pixel coordinates."""
     return shapely.box(window.col_off, window.row_off, window.col_off + window.width, window.row_off + window.height)
 
 

@@ -401,10 +401,10 @@ def _missed(counts: NDArray[np.float64], held: NDArray[np.bool_], fraction: floa
     return float(one_sided.sum()), float(np.abs(inside[present] / total[present] - fraction).sum())
 
 
-def count_categories(planes: NDArray[Any], task: Task) -> NDArray[np.int64]:
-    """Count the known pixels of each category of each plane, flat (P * K); soft labels count as what they are most."""
+def count_categories(planes: NDArray[np.int16], task: Task) -> NDArray[np.int64]:
+    """Count the known pixels of each category of each plane (P, H, W), flat (P * K)."""
     size = len(task.categories)
-    each = [np.bincount(plane[plane != IGNORE], minlength=size) for plane in task.settle(planes)]
+    each = [np.bincount(plane[plane != IGNORE], minlength=size) for plane in planes]
     return np.concatenate(each).astype(np.int64)
 
 
@@ -414,11 +414,14 @@ def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
         yield from cut(window, size)
 
 
-def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[Any], Window]]:
-    """Read what counts in areas, once, as tiles and target planes of at most `size` x `size` pixels."""
+def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:
+    """Read what counts in areas, once, as tiles and target planes of at most `size` x `size` pixels.
+
+    Soft labels come as the planes that they are nearest to.
+    """
     for area in areas:
         with area.sample.scene.open() as reader:
             for window in pieces(area.windows, size):
                 tile, planes = reader.read(window), area.labels.read(window)
                 area.mask(tile, planes, window)
-                yield tile, planes, window
+                yield tile, area.labels.task.settle(planes), window

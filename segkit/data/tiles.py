@@ -17,8 +17,10 @@ from torch.utils.data import Dataset, Sampler
 
 from segkit.data.augment import Augmentation
 from segkit.data.split import Area, count_categories, pieces
+from segkit.data.statistics import Statistics
 from segkit.errors import DataError
 from segkit.raster import SceneReader, Tile
+from segkit.recipe import Train
 from segkit.task import IGNORE
 
 # Pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W), or soft ones (N, channels, H, W).
@@ -105,6 +107,12 @@ class TrainTiles(Dataset[Batch]):
         weight = counts @ np.where(share > 0, share, 1.0) ** -oversample
         weight *= [areas[place].sample.weight for place, _ in self._cells]
         self._upto = np.cumsum(weight) / weight.sum()
+
+    @classmethod
+    def of(cls, areas: Sequence[Area], setup: Train, statistics: Statistics) -> TrainTiles:
+        """Return the crops of a training."""
+        augmentation = Augmentation(setup.augment, statistics.mean, statistics.std)
+        return cls(areas, setup.tile_size, augmentation, setup.seed, oversample=setup.oversample)
 
     def _read(self, place: int, window: Window) -> tuple[Tile, NDArray[Any]]:
         area = self._areas[place]
