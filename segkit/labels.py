@@ -166,7 +166,7 @@ def open_labels(
 
 
 def _paths(source: LabelSource) -> list[Path]:
-    return [Path(source.path)] if isinstance(source.path, str) else [Path(path) for path in source.path]
+    return [Path(path) for path in source.paths]
 
 
 def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> _ClaimingLabels | None:

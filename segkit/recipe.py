@@ -67,10 +67,11 @@ class _Part(BaseModel):
 class LabelSource(_Part):
     """Labels with instructions how to read them."""
 
-    path: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], _either("a path or a list of paths")
-    ]
-    """A folder, a file, a glob or a list of files."""
+    path: (
+        Annotated[Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], _either("a path or a list of paths")]
+        | None
+    ) = None
+    """A folder, a file, a glob or a list of files; by default the files that the table's column label names."""
     layer: str | None = None
     """Layer of a vector file that holds several."""
     field: str | None = None
@@ -88,6 +89,11 @@ class LabelSource(_Part):
     """Class names, highest first: who wins where polygons of an exclusive task overlap."""
     outside: Literal["background", "ignore"] | None = None
     """What a pixel outside every polygon is; by default in no class, and not known where the task has no background."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path or paths; none where the table names the files."""
+        return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
 class Source(_Part):
@@ -120,6 +126,13 @@ class Source(_Part):
     def _one_way(self) -> Source:
         if (self.images is None) == (self.table is None):
             raise ValueError("give either images or table")
+        pathless = sum(not labels.paths for labels in self.label_sources)
+        if pathless > (self.table is not None):
+            raise ValueError(
+                "labels have no path; give one, or a table whose column label names the files"
+                if self.table is None
+                else f"{pathless} of the labels have no path; only one can be the table's; give the others a path"
+            )
         return self
 
     @property

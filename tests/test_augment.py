@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from segkit.data.augment import AUGMENTATIONS, Augmentation
+from segkit.data.augment import AUGMENTATIONS, Augmentation, _Light
 from segkit.raster import Tile
 from segkit.task import IGNORE
 
@@ -70,7 +70,7 @@ def test_what_is_no_data_stays_so(name, bands):
 
 
 @pytest.mark.parametrize("bands", [1, 3, 224])
-def test_radiometry_is_a_gain_and_a_shift_of_each_band(bands):
+def test_light_is_a_gain_and_an_offset_of_each_band(bands):
     """Nothing is clipped: the order and the proportions of the values stay, also far from the mean and below zero."""
     tile = a_tile(bands, gone=False)
     tile = Tile(tile.pixels - 1000, tile.valid)
@@ -87,6 +87,49 @@ def test_radiometry_is_a_gain_and_a_shift_of_each_band(bands):
     assert 0.01 < np.std(gains) < 0.3
 
 
+def changes(light, mean, draws=600):
+    """Gain and shift (N, bands) that a light gives to pixels at the bands' means, where it changes them."""
+    bands = len(mean)
+    pixels = np.stack([np.asarray(mean), np.asarray(mean) + 100], axis=1)[:, None, :].astype(np.float32)
+    tile = Tile(pixels, np.ones((1, 2), dtype=bool))
+    found = []
+    for seed in range(draws):
+        after = light(tile, np.zeros((1, 1, 2)), np.random.default_rng(seed))[0].pixels.reshape(bands, 2)
+        if not np.array_equal(after, pixels.reshape(bands, 2)):
+            found.append(((after[:, 1] - after[:, 0]) / 100, after[:, 0] - mean))
+    gain, shift = map(np.array, zip(*found, strict=True))
+    return gain, shift
+
+
+def test_light_keeps_the_proportions_of_the_bands():
+    """A factor and something added, the same share of each band's mean: what brightness and haze do."""
+    mean, std = np.array([40.0, 55.0, 60.0, 3000.0]), np.array([30.0, 14.0, 10.5, 900.0])
+    gain, shift = changes(_Light(mean, std, shared=0.1, own=0.0, probability=0.9), mean)
+    assert 0.85 < len(gain) / 600 < 0.95
+    np.testing.assert_allclose(gain, np.broadcast_to(gain[:, :1], gain.shape), rtol=1e-4)
+    offset = shift / mean - (gain - 1)
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=1e-5)
+    assert np.log(gain[:, 0]).std() == pytest.approx(0.1, rel=0.15)
+    assert offset[:, 0].std() == pytest.approx(0.1, rel=0.15)
+    assert abs(np.corrcoef(gain[:, 0], offset[:, 0])[0, 1]) < 0.2
+    own = changes(_Light(mean, std, shared=0.0, own=0.02, probability=1.0), mean)[0]
+    assert np.abs(np.corrcoef(own.T) - np.eye(4)).max() < 0.2
+    assert np.log(own).std() == pytest.approx(0.02, rel=0.15)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_light_does_not_move_a_band_beyond_what_it_holds(sign):
+    """Kelvin, heights, decibels: the mean is far from zero, or below it."""
+    mean, std = sign * np.array([300.0, 0.3]), np.array([4.0, 0.2])
+    _, shift = changes(_Light(mean, std, shared=0.1, own=0.0, probability=1.0), mean)
+    expected = np.sqrt(2) * 0.1  # gain and offset
+    assert shift[:, 0].std() == pytest.approx(expected * 6 * 4, rel=0.15)
+    assert shift[:, 1].std() == pytest.approx(expected * 0.3, rel=0.15)
+    assert (np.sign(shift[:, 0]) == np.sign(shift[:, 1])).all()
+    alone = changes(_Light(mean[:1], std[:1], shared=0.1, own=0.0, probability=1.0), mean[:1])[1]
+    assert alone.std() == pytest.approx(expected * 4, rel=0.15)
+
+
 @pytest.mark.parametrize("bands", BANDS)
 def test_a_warp_moves_pixels_mask_and_labels_together(bands):
     """Linear interpolation of bands that are planes gives them back, but for gain and shift, which keep them planes."""
@@ -101,7 +144,7 @@ def test_a_warp_moves_pixels_mask_and_labels_together(bands):
     planes[0][gone] = IGNORE
     augment = Augmentation("strong", np.full(bands, 20.0), np.full(bands, 10.0))
     alone = Augmentation("strong", np.full(bands, 20.0), np.full(bands, 10.0))
-    alone._steps = alone._steps[:2]  # without the radiometry
+    alone._steps = alone._steps[:2]  # without the light
     warped = 0
     for seed in range(25):
         changed, valid, moved = arrays(augment(Tile(pixels, ~gone), planes, seed))

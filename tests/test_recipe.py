@@ -120,7 +120,7 @@ def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
         ("data.train.images=[]", "data.train.images: is empty"),
         ("data.train.table=x.csv", "give either images or table"),
         ("data.train={images: a}", "train has no labels"),
-        ("data.train.labels={field: x}", "data.train.labels.path: is missing"),
+        ("data.train.labels={field: x}", "data.train: labels have no path; give one"),
         ("data.train.labels={path: a, values: {2: forest}}", "'forest' is no class"),
         ("data.train.labels={path: a, priority: [forest]}", "'forest' is no class"),
         ("task.classes=[]", "the task has no classes"),
@@ -237,6 +237,17 @@ def test_short_labels_are_a_label_source():
     several = LabelSource(path="b"), LabelSource(path="c", classes=("cleared",))
     assert Source(images="a", labels=several).label_sources == several
     assert Source(images="a", labels=several[0]).label_sources == several[:1]
+
+
+def test_only_a_table_names_labels_that_have_no_path():
+    without = LabelSource(values={"1": "cleared"})
+    assert Source(table="a", labels=(without, LabelSource(path="b"))).label_sources[0].paths == ()
+    for source, said in (
+        ({"images": "a", "labels": without}, "labels have no path; give one, or a table"),
+        ({"table": "a", "labels": (without, without)}, "2 of the labels have no path; only one can be"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Source(**source)
 
 
 @pytest.mark.parametrize(

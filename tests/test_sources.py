@@ -149,6 +149,23 @@ def test_a_table_may_weigh_scenes_and_say_more(tmp_path):
     assert (plain.weight, plain.row) == (1, {})
 
 
+def test_labels_without_a_path_say_how_those_of_the_table_are_read(tmp_path):
+    for name in ("d/x.tif", "d/l.tif"):
+        write_raster(tmp_path / name)
+    table = tmp_path / "scenes.csv"
+    table.write_text("image,label,image_by\nd/x.tif,d/l.tif,us\n")
+    roads = write_polygon(tmp_path / "p.gpkg", 600_000)
+    how = LabelSource(values={"0": "background"})
+    (found,) = pair(Source(table=str(table), labels=how)).pairs
+    assert found.labels == (LabelSource(path=str(tmp_path / "d" / "l.tif"), values={"0": "background"}),)
+    assert (len(found.images), found.row) == (1, {"image_by": "us"})
+    (found,) = pair(Source(table=str(table), labels=(how, LabelSource(path=roads)))).pairs
+    assert found.labels[0].values == {"0": "background"}
+    table.write_text("image,labels\nd/x.tif,d/l.tif\n")
+    with pytest.raises(DataError, match=r"scenes\.csv: has no column label, and the recipe's labels have no path"):
+        pair(Source(table=str(table), labels=how))
+
+
 def test_published_tables(shared):
     folder = shared / "enmap_potsdam"
     with (folder / "train_files.csv").open() as file:

@@ -14,8 +14,6 @@ from segkit.task import IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version
 
-_SHARED = 0.7  # share of gain and shift that all bands have in common: light and haze change bands together
-
 # Changes a square tile and its target planes, (P, H, W), by what it draws.
 _Step = Callable[[Tile, NDArray[Any], np.random.Generator], tuple[Tile, NDArray[Any]]]
 
@@ -30,34 +28,45 @@ def _symmetry(tile: Tile, planes: NDArray[Any], random: np.random.Generator) -> 
     return Tile(change(tile.pixels), change(tile.valid)), change(planes)
 
 
-class _Radiometry:
-    """Random gain and shift of each band, for any number of bands, about the bands' own mean and deviation.
+class _Light:
+    """Random gain and offset that all bands share, and a little of each band's own.
+
+    A scene is brighter or darker as a whole (sun, season: a factor), and veiled (haze: something added). Both change
+    bands in proportion to their level, and so keep the ratios and differences by which cover is told. A gain and a
+    shift of each band alone would teach the network to ignore just these.
+
+    A level is the band's mean, of at most six of its standard deviations, so that bands whose zero says nothing
+    (height, kelvin) are not moved beyond what they hold. Where there is one band alone nothing tells light from cover:
+    there the level is at most one standard deviation.
 
     Parameters
     ----------
     mean, std
         Of the bands.
-    gain
-        Standard deviation of the factor on a band's contrast about its mean.
-    shift
-        Standard deviation of the shift of a band, in its standard deviations.
+    shared
+        Standard deviation of the logarithm of the gain, and of the offset in levels.
+    own
+        The same of what each band has for itself.
     probability
         Share of the tiles that are changed.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], gain: float, shift: float, probability: float):
-        self._mean, self._std = np.asarray(mean), np.asarray(std)
-        self._gain, self._shift, self._probability = gain, shift, probability
+    def __init__(self, mean: Sequence[float], std: Sequence[float], shared: float, own: float, probability: float):
+        self._mean = np.asarray(mean, dtype=np.float64)
+        most = (6.0 if len(self._mean) > 1 else 1.0) * np.asarray(std, dtype=np.float64)
+        self._level = np.clip(self._mean, -most, most)
+        self._shared, self._own, self._probability = shared, own, probability
 
     def __call__(self, tile: Tile, planes: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
-        common, own = random.standard_normal((2, 1)), random.standard_normal((2, len(self._mean)))
+        shared, own = random.standard_normal((2, 1)), random.standard_normal((2, len(self._mean)))
         if random.random() >= self._probability:
             return tile, planes
-        drawn = _SHARED * common + np.sqrt(1 - _SHARED**2) * own
-        gain, shift = 1 + self._gain * drawn[0], self._shift * drawn[1]
-        # (pixels - mean) * gain + mean + shift * std, in one product and one sum.
+        drawn = self._shared * shared + self._own * own
+        gain, offset = np.exp(drawn[0]), drawn[1]
+        # (pixels - mean) * gain + mean + (gain - 1 + offset) * level, in one product and one sum.
         pixels = tile.pixels * gain.astype(np.float32)[:, None, None]
-        pixels += (self._mean * (1 - gain) + shift * self._std).astype(np.float32)[:, None, None]
+        rest = self._mean * (1 - gain) + (gain - 1 + offset) * self._level
+        pixels += rest.astype(np.float32)[:, None, None]
         return Tile(pixels, tile.valid), planes
 
 
@@ -105,14 +114,14 @@ def _geometric(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
 
 
 def _default(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
-    return [_symmetry, _Radiometry(mean, std, gain=0.1, shift=0.1, probability=0.8)]
+    return [_symmetry, _Light(mean, std, shared=0.1, own=0.01, probability=0.9)]
 
 
 def _strong(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
     return [
         _symmetry,
         _Warp(mean, scale=(0.75, 1.33), degrees=45, probability=0.7),
-        _Radiometry(mean, std, gain=0.2, shift=0.2, probability=0.8),
+        _Light(mean, std, shared=0.2, own=0.02, probability=0.9),
     ]
 
 

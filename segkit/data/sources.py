@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ class Pair:
         if cache is not None:
             scene = cache.scene(scene)
         if cache is not None and labels is not None:
-            files = [[Path(path) for path in _listed(source.path)] for source in self.labels]
+            files = [[Path(path) for path in source.paths] for source in self.labels]
             sources = [source.model_dump(mode="json", exclude={"path"}) for source in self.labels]
             how = {"sources": sources, "files": [len(each) for each in files]}
             how |= {"ignore": data.ignore, "resample": data.resample}
@@ -132,8 +133,9 @@ def resolve(source: Source, data: Data, task: Task, cache: Cache | None = None) 
 def pair(source: Source) -> Pairing:
     """Find the scenes of a source and the labels of each.
 
-    Labels named in a table belong to their row. Vector files that are named, alone or in a list, serve every scene.
-    Other labels pair by stem with the scene's first file; one file of each belong together whatever they are called.
+    Labels named in a table belong to their row, and are read as labels without a path say. Vector files that are named,
+    alone or in a list, serve every scene. Other labels pair by stem with the scene's first file; one file of each
+    belong together whatever they are called.
     Of several label sources a scene has those that pair with it.
 
     Raises
@@ -143,8 +145,9 @@ def pair(source: Source) -> Pairing:
     DataError
         Two files of the same stem, or labels that pair with no scene.
     """
-    scenes = _table(Path(source.table)) if source.table is not None else _scenes(source.images or ())
-    sources = source.label_sources
+    sources = [labels for labels in source.label_sources if labels.paths]
+    how = next((labels for labels in source.label_sources if not labels.paths), None)
+    scenes = _table(Path(source.table), how) if source.table is not None else _scenes(source.images or ())
     if not sources and not any(scene.labels for scene in scenes):
         return Pairing(tuple(scenes), ())
     pairs = [scene for scene in scenes if scene.labels]
@@ -171,7 +174,7 @@ def _partners(
     labels: LabelSource, scenes: Sequence[Pair], *, one_image: bool
 ) -> tuple[list[LabelSource | None], list[Path]]:
     """Return the labels of each scene, and the files that belong to none."""
-    named = [Path(path) for path in _listed(labels.path)]
+    named = [Path(path) for path in labels.paths]
     if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
         return [labels] * len(scenes), []
     files = [file for path in named for file in expand(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
@@ -196,12 +199,12 @@ def _scenes(images: str | Sequence[str | Sequence[str]]) -> list[Pair]:
     return scenes
 
 
-def _table(path: Path) -> list[Pair]:
-    """Read a CSV with one row a scene; paths start at its folder."""
+def _table(path: Path, how: LabelSource | None) -> list[Pair]:
+    """Read a CSV with one row a scene; paths start at its folder. `how` says how the labels that it names are read."""
     with existing(path, "table").open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="")
         header = reader.fieldnames or ()
-        columns = [column for column in header if column.startswith("image")]
+        columns = [column for column in header if re.fullmatch(r"image_?[0-9]*", column)]
         if not columns:
             raise DataError(
                 f"{path}: its columns are {', '.join(header) or 'none'}; it needs image (or image1, image2, ...) and "
@@ -209,6 +212,8 @@ def _table(path: Path) -> list[Pair]:
             )
         if {"label", "mask"} <= {*header}:
             raise DataError(f"{path}: has the columns label and mask, which mean the same; rename one of them")
+        if how is not None and not {"label", "mask"} & {*header}:
+            raise DataError(f"{path}: has no column label, and the recipe's labels have no path; give one of them")
         others = [column for column in header if column not in {*columns, "label", "mask", "name", "weight"}]
         scenes = []
         for row in reader:
@@ -217,7 +222,7 @@ def _table(path: Path) -> list[Pair]:
             if not images:
                 raise DataError(f"{place} names no image")
             label = row.get("label") or row.get("mask")
-            labels = (LabelSource(path=str(path.parent / label)),) if label else ()
+            labels = ((how or LabelSource()).model_copy(update={"path": str(path.parent / label)}),) if label else ()
             own = {column: row[column] for column in others}
             name = row.get("name") or images[0].stem
             scenes.append(Pair(name, images, labels, _weight(row.get("weight") or "1", place), own))
