@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from segkit.decide import Decider
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
 from segkit.losses import LOSSES
 from segkit.model import load, read_header
+from segkit.predict import predict
 from segkit.recipe import Recipe
 from segkit.task import IGNORE
 from segkit.train import _Log, areas, read_log, train, with_fold
@@ -267,6 +269,49 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(data, tmp_pa
     assert torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == len(scores) - 1
     for name, tensor in load_file(run.model).items():
         assert torch.equal(tensor, best["state_dict"][f"segmenter.{name}"])
+
+
+# Bands, side of the scenes, type, and what says that there is no data: a declared value, or NaN that nothing declares.
+ODD = {
+    "spectrometer": (224, 20, np.float32, -32768),  # smaller than the network's stride
+    "panchromatic": (1, 64, np.uint8, 0),
+    "signed": (4, 64, np.int16, -9999),
+    "reflectance": (4, 64, np.float32, None),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_imagery_is_learned(tmp_path, kind):
+    """What holds no data (the top rows) is not decided; where one band holds none, a declared value is looked over.
+
+    NaN that nothing declares is no number to decide from, and so no data.
+    """
+    bands, side, dtype, nodata = ODD[kind]
+    for name in "abcd":
+        random = np.random.default_rng(ord(name))
+        truth = np.kron(random.permutation([0, 0, 1, 1]).reshape(2, 2), np.ones((side // 2, side // 2), dtype=np.uint8))
+        scale = np.float32(1e-4) if nodata is None else 1 if dtype == np.uint8 else -20
+        pixels = scale * (
+            100 + 60 * truth * (np.arange(bands) % 2 == 0)[:, None, None] + random.normal(0, 8, (bands, side, side))
+        )
+        gone = np.nan if nodata is None else nodata
+        pixels[:, :3] = gone
+        if bands > 1:
+            pixels[-1][random.random((side, side)) < 0.3] = gone
+        shown = ~np.isnan(pixels).any(axis=0) & (pixels != gone).any(axis=0)
+        write_raster(tmp_path / "images" / f"{name}.tif", pixels.astype(dtype), nodata=nodata, left=place(name))
+        write_raster(tmp_path / "labels" / f"{name}.tif", 7 * truth, left=place(name))
+    changes = {
+        "data": {"val": {"by": "scene", "fraction": 0.25}},
+        "train": {"epochs": 2, "steps": 20, "keep": "last"},
+        "model": {"encoder": "tu-resnet10t", "options": {"decoder_channels": [16, 8, 8, 8, 8]}},
+    }
+    run = train(recipe_for(tmp_path, "binary", **changes), tmp_path / "run")
+    assert run.metrics["mean_iou"] > 0.9
+    assert run.metrics["pixels"] == pytest.approx(shown.sum(), rel=0.1 if nodata is None else 0)  # of another scene
+    predict(run.model, tmp_path / "images/d.tif", tmp_path / "map.tif")
+    with rasterio.open(tmp_path / "map.tif") as found:
+        np.testing.assert_array_equal(found.read_masks(1) > 0, shown)
 
 
 def test_the_last_weights_are_kept_where_the_recipe_says_so(data, tmp_path):
