@@ -99,6 +99,25 @@ class Confusion:
         return float(np.abs(right - sure).sum() / pixels.sum()) if pixels.sum() else None
 
 
+def disagreement(matrix: NDArray[Any]) -> tuple[float, float]:
+    """Return quantity and allocation disagreement, which together are the share that is wrong.
+
+    Parameters
+    ----------
+    matrix
+        (K, K): counts or shares of pairs of decided and true categories, either way round.
+
+    Returns
+    -------
+    (quantity, allocation): what is wrong because the categories' sizes are, and what is at the wrong place
+    (Pontius and Millones 2011, "Death to Kappa"); NaN where nothing was counted.
+    """
+    shares = matrix / matrix.sum() if matrix.sum() else np.full(matrix.shape, np.nan)
+    rows, columns, same = shares.sum(axis=1), shares.sum(axis=0), np.diagonal(shares)
+    quantity = np.abs(rows - columns).sum() / 2
+    return float(quantity), float(np.minimum(rows - same, columns - same).sum())
+
+
 def _scores(counts: NDArray[np.int64], category: int) -> dict[str, float | int | None]:
     hit = int(counts[category, category])
     called, support = int(counts[:, category].sum()), int(counts[category].sum())

@@ -1,0 +1,148 @@
+"""Points: the GeoPackage in which a sample is looked at, and what it says beside what its interpreter sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
+
+import numpy as np
+import pandas
+
+from segkit.errors import DataError
+from segkit.files import existing
+from segkit.raster import PathLike
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+    from segkit.grid import Grid
+
+POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
+
+
+def write_points(
+    path: Path,
+    grid: Grid,
+    sample: pandas.DataFrame,
+    strata: pandas.DataFrame,
+    classes: pandas.DataFrame,
+    *,
+    show_map: bool,
+) -> None:
+    """Write a sample, with a form for QGIS.
+
+    Parameters
+    ----------
+    path
+        A GeoPackage.
+    grid
+        Of the map.
+    sample
+        ``id``, ``row``, ``col``, ``stratum``, ``map_class`` (both by name) and ``pixel_ha``.
+    strata
+        ``stratum``, ``pixels``, ``hectares``, ``samples``, and ``map_class`` where the map shows one.
+    classes
+        ``class`` and ``mapped_ha``.
+    show_map
+        Whether the interpreter sees the map's class.
+    """
+    import geopandas
+    import pyogrio
+    import shapely
+
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
+    columns = sample["col"].to_numpy()[:, None] + corners[:, 0]
+    rows = sample["row"].to_numpy()[:, None] + corners[:, 1]
+    t = grid.transform
+    outlines = shapely.polygons(np.stack([t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f], axis=-1))
+    form = pandas.DataFrame({"id": sample["id"], "ref_class": None, "note": None}, dtype=object).astype({"id": "int64"})
+    if show_map:
+        form["map_class"] = sample["map_class"]
+    centres = geopandas.GeoDataFrame(form, geometry=shapely.centroid(outlines), crs=grid.crs)
+    pyogrio.write_dataframe(centres, path, layer=POINTS, driver="GPKG", geometry_type="Point")
+    squares = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
+    pyogrio.write_dataframe(squares, path, layer=PIXELS, driver="GPKG", append=True)
+    for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
+        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True)
+    style = {
+        "f_table_catalog": "", "f_table_schema": "", "f_table_name": POINTS, "f_geometry_column": "geom",
+        "styleName": "form", "styleQML": _form(classes["class"].tolist()), "styleSLD": "", "useAsDefault": True,
+        "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
+    }  # fmt: skip
+    pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
+
+
+def _form(classes: Sequence[str]) -> str:
+    """Return the QGIS style whose form offers the classes for `ref_class`, and nothing but these."""
+    root = Element("qgis", version="3.22.0", styleCategories="Fields|Forms|Symbology")
+    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
+    symbol = SubElement(SubElement(renderer, "symbols"), "symbol", type="marker", name="0", alpha="1")
+    options = SubElement(
+        SubElement(symbol, "layer", {"class": "SimpleMarker"}, enabled="1", locked="0"), "Option", type="Map"
+    )
+    for name, value in {"name": "cross", "size": "4", "outline_color": "255,0,255,255", "color": "255,0,255,0"}.items():
+        SubElement(options, "Option", type="QString", name=name, value=value)
+    fields = SubElement(root, "fieldConfiguration")
+    widget = SubElement(SubElement(fields, "field", name="ref_class"), "editWidget", type="ValueMap")
+    values = SubElement(
+        SubElement(SubElement(widget, "config"), "Option", type="Map"), "Option", type="List", name="map"
+    )
+    for name in classes:
+        SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=name, value=name)
+    editable = SubElement(root, "editable")
+    for name, can in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
+        SubElement(editable, "field", name=name, editable=can)
+    ElementTree.indent(root)
+    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ElementTree.tostring(
+        root, encoding="unicode"
+    )
+
+
+def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:
+    """Read a table of a GeoPackage, None where it has none of that name."""
+    import pyogrio
+
+    if layer not in _layers(path):
+        return None
+    table: pandas.DataFrame = pyogrio.read_dataframe(path, layer=layer, read_geometry=False)
+    return table
+
+
+def read_points(path: PathLike) -> GeoDataFrame | pandas.DataFrame:
+    """Read the points that somebody filled: of a GeoPackage its layer `points`, of any other file all that is in it.
+
+    Raises
+    ------
+    MissingFileError
+        Nothing is there.
+    DataError
+        The file is no vector file or table, or has no column ``ref_class``.
+    """
+    import geopandas
+    from pyogrio.errors import DataLayerError, DataSourceError
+
+    file = existing(path, "file of points")
+    try:
+        if file.suffix.lower() == ".parquet":
+            points = geopandas.read_parquet(file)
+        else:
+            points = geopandas.read_file(file, layer=POINTS if POINTS in _layers(file) else 0)
+    except (DataSourceError, DataLayerError, ValueError) as error:
+        raise DataError(f"{file}: no file of points that segkit reads ({error})") from error
+    if "ref_class" not in points:
+        raise DataError(f"{file}: has no column ref_class; it has {', '.join(map(str, points.columns))}")
+    return points
+
+
+def _layers(path: PathLike) -> set[str]:
+    import pyogrio
+    from pyogrio.errors import DataSourceError
+
+    try:
+        return {str(name) for name, _ in pyogrio.list_layers(os.fspath(path))}
+    except DataSourceError as error:
+        raise DataError(f"{path}: no file of points that segkit reads ({error})") from error
