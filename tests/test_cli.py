@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import geopandas
 import jsonschema
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 from segkit import cli
 from segkit.errors import UsageError
 
-COMMANDS = ["cache", "check", "compare", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
+COMMANDS = ["assess", "cache", "check", "compare", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
 
 
 @pytest.fixture
@@ -237,6 +238,56 @@ def test_the_help_names_every_command(segkit):
     for command in COMMANDS:
         assert f"\n  {command} " in out
     assert "Usage: segkit" in segkit()[1] + segkit()[2]
+
+
+@pytest.mark.parametrize("command", ["design", "estimate"])
+def test_commands_below_assess_have_help(segkit, command):
+    code, out, err = segkit("assess", command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: segkit assess {command}" in out
+
+
+def test_a_map_is_assessed(segkit, place):
+    """Design, fill as the map says, estimate; what is wrong is one line."""
+    codes = np.kron([[0, 1], [1, 7]], np.ones((20, 20))).astype(np.uint8)
+    write_raster(place / "map.tif", codes, nodata=7)
+    (place / "names.csv").write_text("value,name\n0,forest\n1,clearing\n")
+    design = ("assess", "design", "map.tif", "-o", "points.gpkg", "--names", "names.csv")
+    code, out, err = segkit(
+        *design, "-n", "60", "--minimum", "10", "--expect", "clearing=0.7", "--buffer", "clearing:20m"
+    )
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["stratum", "pixels", "hectares", "expected", "points"]
+    assert "within 20 m of clearing" in out
+    for words, said in (
+        (("-n", "2"), "2 samples are too few for 2 strata"),
+        (
+            ("-n", "60", "--expect", "clearing"),
+            "'clearing' is not CLASS=SHARE, as forest=0.95; see segkit assess design --help",
+        ),
+        (("-n", "60", "--buffer", ":60"), "is not CLASS:METRES"),
+        ((), "say either how many samples, or the standard error"),
+    ):
+        code, _, err = segkit(*design, "--overwrite", *words)
+        assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
+    points = geopandas.read_file(place / "points.gpkg", layer="points").to_crs(32622)
+    rows, columns = (9_000_000 - points.geometry.y) // 10, (points.geometry.x - 500_000) // 10
+    points["ref_class"] = np.array(["forest", "clearing"])[codes[rows.astype(int), columns.astype(int)]]
+    points.loc[3, "ref_class"] = None
+    points.to_file(place / "points.gpkg", layer="points")
+    estimate = ("assess", "estimate", "map.tif", "points.gpkg", "--names", "names.csv")
+    code, out, _ = segkit(*estimate, *(word for end in ("json", "csv", "png") for word in ("-o", f"areas.{end}")))
+    assert code == 0
+    assert "overall accuracy 1.0000 ± 0.0000" in out
+    assert "1 points have no ref_class" in out
+    summary = json.loads((place / "areas.json").read_text())
+    assert summary["per_class"]["clearing"]["area_ha"] == pytest.approx(8.0, rel=1e-2)
+    assert (place / "areas.csv").read_text().startswith("class,mapped_ha,area_ha,area_ha_se,area_ha_ci95,users")
+    assert (place / "areas.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = segkit(*estimate, "-o", "areas.xlsx")
+    assert (code, "an estimate is written as .json, .csv, .png" in err) == (2, True)
+    assert segkit(*estimate, "-o", "areas.json")[0] == 2  # it is there
+    assert segkit("assess")[0] == 2
 
 
 def test_help_loads_no_library():

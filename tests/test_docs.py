@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -24,7 +25,10 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
 TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps": 1, "epochs": 1}
 # What a document takes for granted that another one makes.
-BEFORE = {"vectorize.md": ["segkit predict forest.safetensors scene.tif -o map.tif --probabilities chances.tif"]}
+BEFORE = {
+    "vectorize.md": ["segkit predict forest.safetensors scene.tif -o map.tif --probabilities chances.tif"],
+    "assess.md": ["segkit assess design map.tif -n 200 -o filled.gpkg"],
+}
 
 
 def commands(document: Path) -> list[str]:
@@ -65,6 +69,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")
+    (root / "counts.csv").write_text("map,background,deforestation\nbackground,90,2\ndeforestation,5,60\n")
     for recipe in (ROOT / "configs").glob("*.yaml"):
         content = yaml.safe_load(recipe.read_text())
         content["model"] |= TINY_MODEL
@@ -85,8 +90,16 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
     monkeypatch.setattr(sys.modules["segkit.train"], "draw_worst", lambda *_, **__: None)
+    if document.name == "assess.md":  # a map that has all its classes
+        shutil.copy(here / "truth.tif", here / "map.tif")
+        classes = [{"name": "background", "value": 0, "background": True}, {"name": "deforestation", "value": 1}]
+        with rasterio.open(here / "map.tif", "r+") as map_:
+            map_.update_tags(segkit_classes=json.dumps(classes))
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
         run(line, monkeypatch)
+        if "filled.gpkg" in line and "design" in line:
+            points = geopandas.read_file("filled.gpkg", layer="points")
+            points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")
 
 
 def test_python_of_the_readme_runs(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from segkit.assess.design import Design, design
 from segkit.assess.estimation import Estimate, Stratum, estimate, estimate_points, sample_size
+from segkit.assess.export import write_estimate
 from segkit.assess.sample import estimate_sample
 from segkit.assess.sampling import allocate
 
@@ -15,4 +16,5 @@ __all__ = [
     "estimate_points",
     "estimate_sample",
     "sample_size",
+    "write_estimate",
 ]
