@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from segkit.calibration import Calibration, CalibrationFit
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, whole
@@ -109,6 +110,19 @@ def score(decider: Decider, areas: Sequence[Area], *, show_progress: bool = Fals
                 confusion.add(part.planes, part.truth, part.confidence)
                 advance(part.window.width * part.window.height / 1e6)
     return confusion
+
+
+def fitted_calibration(decider: Decider, areas: Sequence[Area]) -> tuple[Calibration | None, Confusion]:
+    """Return what makes the truth in areas most likely, and how the decisions score without it."""
+    task = decider.segmenter.task
+    confusion = Confusion(task)
+    fit = CalibrationFit(task, sum(int(window.width * window.height) for area in areas for window in area.windows))
+    for area in areas:
+        for _, probabilities, truth in decider.probabilities(area):
+            fit.add(probabilities, truth)
+            planes = task.decide(probabilities[None])
+            confusion.add(planes[0].cpu().numpy(), truth, task.confidence(probabilities[None], planes)[0].cpu().numpy())
+    return fit.fit(), confusion
 
 
 def fitted_thresholds(decider: Decider, areas: Sequence[Area]) -> tuple[float, ...] | None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from segkit.calibration import Calibration
 from segkit.errors import ModelFileError, RecipeError
 from segkit.files import existing, staged
 from segkit.raster import PathLike, Scene
@@ -61,6 +62,8 @@ class Header:
         Of this header.
     reach
         As `Segmenter.reach`, "global" where that is None; None where it was not measured.
+    calibration
+        What the network's logits are scaled and shifted by; None where they are not.
     """
 
     recipe: dict[str, Any]
@@ -72,6 +75,7 @@ class Header:
     created: str
     format: int = _FORMAT
     reach: int | Literal["global"] | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a reach."""
@@ -104,6 +108,8 @@ class Segmenter(nn.Module):
 
     mean: Tensor
     std: Tensor
+    _scale: Tensor
+    _shift: Tensor
 
     def __init__(
         self,
@@ -122,6 +128,9 @@ class Segmenter(nn.Module):
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
         self._reach: int | Literal["global"] | None = None
+        self.calibration: Calibration | None = None
+        for name, value in (("_scale", 1.0), ("_shift", 0.0)):
+            self.register_buffer(name, torch.full((1, self.task.channels, 1, 1), value), persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         resolved = torch.finfo(torch.float32).eps
         scale = [own if own > resolved * abs(middle) else 1.0 for middle, own in zip(mean, std, strict=True)]
@@ -147,7 +156,8 @@ class Segmenter(nn.Module):
         height, width = pixels.shape[-2:]
         # Nothing but what the network holds of its input is held while it runs.
         logits: Tensor = self.network(self._input(pixels, valid))
-        return logits[..., :height, :width].float()
+        logits = logits[..., :height, :width].float()
+        return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
 
     def _input(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Return what the network takes: normalised, 0 where nothing is known, of a size that its stride divides."""
@@ -224,6 +234,13 @@ class Segmenter(nn.Module):
             self.task = self.task.with_thresholds(thresholds)
             self.recipe = self.recipe.model_copy(update={"task": self.task})
 
+    def set_calibration(self, calibration: Calibration | None) -> None:
+        """Scale and shift the network's logits from now on, and say so in the model file; None changes nothing."""
+        if calibration is not None:
+            self.calibration = calibration
+            for buffer, values in ((self._scale, calibration.scale), (self._shift, calibration.shift)):
+                buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+
     def check_scene(self, scene: Scene) -> None:
         """Refuse a scene whose bands are not as many as the model's."""
         if len(scene.bands) != self.bands:
@@ -233,8 +250,9 @@ class Segmenter(nn.Module):
             )
 
     def fingerprint(self) -> str:
-        """Return a hash of what decides the logits: recipe, normalisation and weights."""
-        known = [self.recipe.to_dict(), self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        """Return a hash of what decides the logits: recipe, normalisation, weights and calibration."""
+        known: list[Any] = [self.recipe.to_dict(), self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        known += [] if self.calibration is None else [asdict(self.calibration)]
         digest = sha256(json.dumps(known).encode())
         for name, tensor in self.state_dict().items():
             digest.update(name.encode())
@@ -253,6 +271,7 @@ class Segmenter(nn.Module):
             versions={name: version(name) for name in ("segkit", "torch", "segmentation-models-pytorch", "timm")},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             reach=self._reach,
+            calibration=self.calibration,
         )
 
     def save(self, path: PathLike) -> None:
@@ -288,7 +307,10 @@ def read_header(path: PathLike) -> Header:
         fields = dict(json.loads(text))
         found = fields.get("format")
         if found == _FORMAT:
-            return Header(**fields | {name: tuple(fields[name]) for name in ("mean", "std", "band_names")})
+            told: dict[str, Any] = {name: tuple(fields[name]) for name in ("mean", "std", "band_names")}
+            if fields.get("calibration") is not None:
+                told["calibration"] = Calibration(**{key: tuple(row) for key, row in fields["calibration"].items()})
+            return Header(**fields | told)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {_first_line(error)}") from error
     raise ModelFileError(
@@ -316,6 +338,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
         raise ModelFileError(f"{path}: its weights do not fit its recipe; was it edited?") from error
     segmenter.metrics = header.metrics
     segmenter._reach = header.reach
+    segmenter.set_calibration(header.calibration)
     segmenter.path = Path(path)
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

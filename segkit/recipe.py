@@ -285,6 +285,9 @@ class Train(_Part):
     """Which weights are saved: those with the best validation IoU, or those of the last epoch."""
     fit_thresholds: bool = True
     """Whether the thresholds that the task leaves open are fitted on the validation data, where classes have some."""
+    calibrate: bool = True
+    """Whether probabilities are made to mean what they say on the validation data: a temperature of the softmax, or a
+    factor and a summand for each sigmoid."""
     early_stopping: Count | None = None
     """Epochs without a better validation IoU after which training ends; by default never."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -570,6 +570,15 @@ class Task:
         """Turn logits (N, C, H, W) into float32 probabilities of the same shape."""
         return logits.float().softmax(dim=1) if self.head == "softmax" else logits.float().sigmoid()
 
+    def logits(self, probabilities: Tensor) -> Tensor:
+        """Turn probabilities (N, C, H, W) above 0 and below 1 into logits that say the same."""
+        return probabilities.log() if self.head == "softmax" else probabilities.logit()
+
+    @property
+    def channels_compete(self) -> bool:
+        """Whether the channels' probabilities sum to 1 (softmax), or each stands for itself (sigmoid)."""
+        return self.head == "softmax"
+
     def pixel_terms(
         self, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None
     ) -> tuple[Tensor, Tensor]:

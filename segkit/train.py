@@ -33,7 +33,7 @@ from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
 from segkit.decide import Decider
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
-from segkit.evaluate import fitted_thresholds, labelled_samples, score
+from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
 from segkit.files import check_folder, staged
 from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
@@ -506,10 +506,15 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], epoch: int, accelerator: str) -> None:
     """Score the kept weights as prediction will see them, and write the run's results, the model file last."""
-    decider = Decider(segmenter, Options(device=accelerator))
+    decider, before = Decider(segmenter, Options(device=accelerator)), {}
+    if validation and segmenter.recipe.train.calibrate:
+        calibration, uncalibrated = fitted_calibration(decider, validation)
+        segmenter.set_calibration(calibration)
+        before = {"ece_uncalibrated": uncalibrated.summary()["ece"]}
+        decider = Decider(segmenter, Options(device=accelerator))
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fitted_thresholds(decider, validation))
-    segmenter.metrics = score(decider, validation).summary()
+    segmenter.metrics = score(decider, validation).summary() | before
     with staged(folder / METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
