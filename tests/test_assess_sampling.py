@@ -142,6 +142,18 @@ def test_what_a_map_holds(codes, tmp_path):
         assert buffered[0].pixels == ((codes == 3) & ~near).sum()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32"])
+def test_codes_of_any_type_and_range(codes, tmp_path, dtype):
+    far = {"int16": -30_000, "uint16": 60_000, "int32": -(2**30), "uint32": 2**31}.get(dtype, 100)
+    wide = np.where(codes == 9, far, codes.astype(np.int64)).astype(dtype)
+    with class_map(write_map(tmp_path / "map.tif", wide)) as source:
+        found = {part.name: part.pixels for part in source.parts()}
+        assert found == {str(code): int((wide == code).sum()) for code in sorted((3, 7, far))}
+        (strip,) = source.strips()
+        named = np.array([*(int(part.name) for part in source.parts()), NODATA])
+        np.testing.assert_array_equal(named[strip.classes], wide)
+
+
 def test_maps_that_cannot_be_assessed_are_told(codes, tmp_path):
     plain = write_map(tmp_path / "map.tif", codes)
     for options, said in (
