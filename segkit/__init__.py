@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segkit import assess as assess
     from segkit.check import check as check
     from segkit.compare import compare as compare
     from segkit.errors import SegkitError as SegkitError
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from segkit.train import train as train
     from segkit.vector import vectorize as vectorize
 
-# The public surface: where each name lives.
+# The public surface: where each name lives. `assess` is a package of its own.
 _HOMES = {
     "LandClass": "segkit.task",
     "Recipe": "segkit.recipe",
     "SegkitError": "segkit.errors",
     "Segmenter": "segkit.model",
     "Task": "segkit.task",
+    "assess": "segkit.assess",
     "check": "segkit.check",
     "compare": "segkit.compare",
     "evaluate": "segkit.evaluate",
@@ -52,7 +54,8 @@ class _Public:
         self._name = name
 
     def __get__(self, package: ModuleType, _: type) -> Any:
-        return getattr(import_module(_HOMES[self._name]), self._name)
+        home = import_module(_HOMES[self._name])
+        return getattr(home, self._name, home)
 
     def __set__(self, package: ModuleType, module: object) -> None:
         """Importing ``segkit.train`` would put the module in the function's place."""

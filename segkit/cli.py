@@ -233,27 +233,45 @@ def _gigabytes(entries: Sequence[Entry]) -> str:
 
 @app.command()
 def evaluate(
-    model: ModelFile,
-    images: Annotated[list[str], typer.Option(help="Folder, file or glob of scenes. May be repeated.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL|MAP", help="Model file, or a map or folder of maps.")],
     labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
+    images: Annotated[
+        list[str] | None, typer.Option(help="Of a model: folder, file or glob of scenes. May be repeated.")
+    ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write metrics.json.")] = None,
+    boundary: Annotated[str, typer.Option(metavar="WIDTH", help="Width of boundaries: 20m, 2px.")] = "2px",
+    ignore: Annotated[
+        list[int] | None, typer.Option(help='Of maps: a label code that means "not known". May be repeated.')
+    ] = None,
+    names: Annotated[Path | None, typer.Option(help="Of maps: names of classes, CSV with value,name.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the scores (.json).")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a model on labelled scenes: IoU, F1, precision, recall, calibration, confusion."""
+    """Score a model or maps on labelled scenes: IoU, F1, boundaries, calibration, confusion, intervals."""
     from segkit.evaluate import evaluate as run
     from segkit.recipe import LabelSource
 
+    is_model = model.suffix.lower() == ".safetensors" or not model.exists()
+    if is_model and not images:
+        raise typer.BadParameter("a model needs scenes", param_hint="--images")
+    if not is_model and images:
+        raise typer.BadParameter(f"{model} is a map, which has no images; leave it out", param_hint="--images")
+    if is_model and (ignore or names):
+        raise typer.BadParameter("a model has its own; it is for maps", param_hint="--ignore" if ignore else "--names")
+    scenes = images or []
     result = run(
         model,
-        [images] if stack else images[0] if len(images) == 1 else images,
+        None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
         labels if field is None else LabelSource(path=labels, field=field),
         output,
+        boundary=boundary,
+        ignore=ignore or (),
+        names=names,
         tile=tile,
         overlap=overlap,
         precision=precision.value,
@@ -535,11 +553,18 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     def number(value: float | int | None) -> str:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
-    columns = ("iou", "f1", "precision", "recall", "support")
+    known = ("iou", "f1", "precision", "recall", "boundary_iou", "boundary_f1", "support")
+    columns = [key for key in known if all(key in scores for scores in metrics["per_class"].values())]
     rows = [(name, *(number(scores[key]) for key in columns)) for name, scores in metrics["per_class"].items()]
     _print_table(("class", *columns), rows)
-    told = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
-    print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in told))
+    told = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "brier", "pixels")
+    print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in told if key in metrics))
+    intervals = metrics.get("intervals")
+    if intervals:
+        spans = (
+            f"{key} {low:.4f} to {high:.4f}" for key in told[:3] if intervals[key] for low, high in [intervals[key]]
+        )
+        print(f"95 % over {intervals['units']} {intervals['unit']}s: " + "   ".join(spans))
 
 
 def _print_comparison(result: Comparison) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,19 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from segkit.data.cover import Cover
+from segkit.data.sources import RASTER_SUFFIXES, expand
 from segkit.data.split import Area
+from segkit.errors import DataError
 from segkit.model import Segmenter
 from segkit.predict.choice import Choice, Options, choose, windows_at_once
 from segkit.predict.device import pick_device
 from segkit.predict.engine import predict_blocks
 from segkit.predict.network import Runner
+from segkit.raster import PathLike, open_raster
+from segkit.task import LandClass, Task
+from segkit.vector.legend import Legend
+
+_MAP_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,27 @@ class Decided:
         Decided categories, int16 (P, H, W).
     truth
         Target planes of the same shape; `IGNORE` where the label is not known, there is no data, or nothing counts.
-    confidence
-        Probability of what was decided, float32 (P, H, W).
     """
 
     window: Window
     planes: NDArray[np.int16]
     truth: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Predicted(Decided):
+    """A part of an area that a model decided, which says how sure it is.
+
+    Parameters
+    ----------
+    confidence
+        Probability of what was decided, float32 (P, H, W).
+    probabilities
+        Of the channels, float32 (C, H, W).
+    """
+
     confidence: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
 
 
 class Decider:
@@ -54,7 +75,12 @@ class Decider:
         self._choice: Choice | None = None
         self._runner: Runner | None = None
 
-    def __call__(self, area: Area, windows: Sequence[Window] | None = None) -> Iterator[Decided]:
+    @property
+    def task(self) -> Task:
+        """The segmenter's task, with the thresholds that it has now."""
+        return self.segmenter.task
+
+    def __call__(self, area: Area, windows: Sequence[Window] | None = None) -> Iterator[Predicted]:
         """Yield the decisions of an area, every pixel that counts once.
 
         Parameters
@@ -62,11 +88,11 @@ class Decider:
         windows
             Only what lies in these; it is decided as it is with all of the area.
         """
-        task = self.segmenter.task
+        task = self.task
         for window, probabilities, truth in self.probabilities(area, windows):
             planes = task.decide(probabilities[None])
             confidence = task.confidence(probabilities[None], planes)[0].cpu().numpy()
-            yield Decided(window, planes[0].cpu().numpy(), truth, confidence)
+            yield Predicted(window, planes[0].cpu().numpy(), truth, confidence, probabilities.cpu().numpy())
 
     def probabilities(
         self, area: Area, windows: Sequence[Window] | None = None
@@ -83,6 +109,68 @@ class Decider:
             for block in blocks:
                 if block.valid.any():
                     yield block.window, block.probabilities, area.truth(block.window, block.valid)
+
+
+class MapDecider:
+    """Reads the decisions of maps, whose scenes they are, block by block."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, area: Area) -> Iterator[Decided]:
+        """Yield the decisions of an area, every pixel once.
+
+        Raises
+        ------
+        LabelError
+            A code that the map's legend does not list.
+        """
+        scene = area.sample.scene
+        with scene.open() as reader:
+            for window in scene.grid.tiles(_MAP_BLOCK):
+                tile = reader.read(window)
+                if not tile.valid.any():
+                    continue
+                codes = np.where(tile.valid, np.nan_to_num(tile.pixels), 0).astype(np.int64)
+                if self.task.planes > 1:
+                    planes = self.task.encode_masks(codes, source=scene.paths[0])
+                else:
+                    # Where there is no data any code that is known will do.
+                    codes[:, ~tile.valid] = self.task.classes[0].value
+                    planes = self.task.encode(codes[0], source=scene.paths[0])
+                yield Decided(window, planes, area.truth(window, tile.valid))
+
+
+def map_task(path: PathLike, names: PathLike | None = None) -> Task:
+    """Return the task whose classes a map lists.
+
+    Parameters
+    ----------
+    path
+        A map, or a folder of maps of one kind.
+    names
+        A file of class names, for maps that list none.
+
+    Raises
+    ------
+    DataError
+        It is no map, or lists no classes.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = expand(file, "maps", RASTER_SUFFIXES)[0]
+    with open_raster(file) as dataset:
+        legend = Legend.of(dataset, names)
+    known = legend.classes or tuple(legend.known.values())
+    none = [one for one in known if one.background]
+    classes = tuple(LandClass(one.name, one.value, one.color) for one in known if not one.background)
+    if not classes:
+        raise DataError(f"{file}: lists no classes; give their names (--names)")
+    if legend.multilabel:
+        return Task("multilabel", classes)
+    if len(classes) == 1 and none:
+        return Task("binary", classes, background_value=none[0].value)
+    return Task("multiclass", classes, background=bool(none), background_value=none[0].value if none else 0)
 
 
 @dataclass(frozen=True)

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from segkit.boundaries import Boundaries
 from segkit.calibration import Calibration, CalibrationFit
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, whole
-from segkit.decide import Decider
+from segkit.decide import Decided, Decider, MapDecider, Predicted, map_task
 from segkit.errors import DataError
 from segkit.files import check_output, staged
-from segkit.metrics import Confusion
+from segkit.grid import Grid
+from segkit.metrics import Confusion, Reliability, disagreement
 from segkit.model import Segmenter, load
 from segkit.predict.choice import Options
 from segkit.progress import progress
 from segkit.raster import PathLike
-from segkit.recipe import LabelSource, Recipe, Source
+from segkit.recipe import Data, LabelSource, Source
+from segkit.resampling import Resampling
+from segkit.task import Task
 from segkit.thresholds import ThresholdFit
+from segkit.vector.units import Quantity, length
+
+_STRIP_PIXELS = 2**22
+_OF_A_SCENE = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
 
 
 def evaluate(
     model: Segmenter | PathLike,
-    images: PathLike | Sequence[PathLike | Sequence[PathLike]],
+    images: PathLike | Sequence[PathLike | Sequence[PathLike]] | None,
     labels: PathLike | Sequence[PathLike] | LabelSource,
     output: PathLike | None = None,
     *,
+    boundary: str = "2px",
+    ignore: Sequence[int] = (),
+    names: PathLike | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     device: str = "auto",
@@ -37,23 +54,30 @@ def evaluate(
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a model on labelled scenes, as it would map them.
+    """Score a model on labelled scenes, as it would map them; or maps that are there.
 
     Parameters
     ----------
     model
-        A model file, or a loaded one.
+        A model file, or a loaded one. Or a map (.tif) or a folder of maps, with `images` None.
     images, labels
-        As in a recipe's ``data.train``: a folder, a file, a glob or a list; paired by file stem.
+        As in a recipe's ``data.train``: a folder, a file, a glob or a list; paired by file stem. Labels of maps pair
+        with the maps.
     output
         Where to write the result as JSON.
+    boundary
+        Width of boundaries: "10m" on the ground, "2px" in pixels.
+    ignore
+        Of maps: label codes that mean "not known". A model has its own.
+    names
+        Of maps: a file of class names, as for `segkit.vectorize`.
     tile, overlap, device, precision
         As for `segkit.predict`.
 
     Returns
     -------
     dict
-        As in ``metrics.json``; see `segkit.metrics.Confusion.summary`.
+        As in ``metrics.json`` (see `segkit.metrics.Confusion.summary`), and more; docs/evaluate.md has a table.
 
     Raises
     ------
@@ -61,16 +85,113 @@ def evaluate(
         No scene has labels, or a scene does not have the model's bands.
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
-    segmenter = model if isinstance(model, Segmenter) else load(model)
-    source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
-    samples = labelled_samples(source, segmenter.recipe, "evaluate", show_progress=show_progress)
-    options = Options(tile=tile, overlap=overlap, device=device, precision=precision)
-    confusion = score(Decider(segmenter, options), whole(samples), show_progress=show_progress)
-    result = confusion.summary()
+    width = length(boundary, "boundary")
+    decider: Decider | MapDecider
+    if images is None:
+        assert not isinstance(model, Segmenter)
+        task = map_task(model, names=names)
+        source = Source.model_validate({"images": _text(model), "labels": _text(labels)})
+        data = Data(train=source, ignore=tuple(ignore))
+        samples = labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
+        decider = MapDecider(task)
+    else:
+        segmenter = model if isinstance(model, Segmenter) else load(model)
+        recipe = segmenter.recipe
+        source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
+        samples = labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
+        decider = Decider(segmenter, Options(tile=tile, overlap=overlap, device=device, precision=precision))
+    result = scores(decider, whole(samples), width, show_progress=show_progress)
     if target is not None:
         with staged(target) as part:
             part.write_text(json.dumps(result, indent=2))
     return result
+
+
+def scores(
+    decider: Decider | MapDecider, areas: Sequence[Area], boundary: Quantity, *, show_progress: bool = False
+) -> dict[str, Any]:
+    """Return all that is told about decisions in areas; see docs/evaluate.md.
+
+    Decisions and truth of one scene at a time are kept in a file of the temporary folder, for boundaries reach beyond
+    the windows in which a scene is decided.
+    """
+    task = decider.task
+    total, reliability, resampling = Confusion(task), Reliability(task), Resampling(task)
+    boundaries, told = Boundaries(task, boundary.number), []
+    mpx = sum(area.sample.scene.grid.height * area.sample.scene.grid.width for area in areas) / 1e6
+    with progress("evaluate", mpx, "Mpx", show=show_progress) as advance:
+        for number, area in enumerate(areas):
+            grid, own = area.sample.scene.grid, Confusion(task)
+            with TemporaryFile() as file:
+                kept = _Kept(file, task, grid)
+                for part in decider(area):
+                    sure = part if isinstance(part, Predicted) else None
+                    own.add(part.planes, part.truth, None if sure is None else sure.confidence)
+                    resampling.add(number, part.window, part.planes, part.truth)
+                    if sure is not None:
+                        reliability.add(sure.probabilities, part.truth)
+                    kept.write(part)
+                    advance(part.window.width * part.window.height / 1e6)
+                _add_boundaries(boundaries, kept, grid, boundary)
+            total.merge(own)
+            one = own.summary()
+            told.append({"scene": area.sample.scene.name} | {key: one[key] for key in _OF_A_SCENE})
+    result = total.summary()
+    shares = disagreement(total.counts[0]) if task.planes == 1 and result["pixels"] else (None, None)
+    for name, found in boundaries.per_class().items():
+        result["per_class"][name] |= found
+    result |= {"quantity_disagreement": shares[0], "allocation_disagreement": shares[1]}
+    result["boundary_width"] = f"{boundary.number:g}{'px' if boundary.pixels else 'm'}"
+    if isinstance(decider, Decider):
+        result |= {"brier": reliability.brier(), "reliability": total.reliability()}
+        result["calibration"] = reliability.per_channel()
+    return result | {"intervals": resampling.intervals(), "scenes": told}
+
+
+class _Kept:
+    """Decisions and truth of a scene in a file; what was not written is not known."""
+
+    def __init__(self, file: IO[bytes], task: Task, grid: Grid) -> None:
+        self._file, self._grid = file, grid
+        # One more than the category, so that what the file does not hold, which reads as 0, is `IGNORE`.
+        self._dtype = np.dtype(np.int8 if len(task.categories) < np.iinfo(np.int8).max else np.int16)
+        self._layers = 2, task.planes
+        file.truncate(math.prod((*self._layers, *grid.shape)) * self._dtype.itemsize)
+
+    def write(self, part: Decided) -> None:
+        """Keep a part of the scene."""
+        top, left = int(part.window.row_off), int(part.window.col_off)
+        layers = np.stack([part.planes, part.truth]).astype(self._dtype) + self._dtype.type(1)
+        for layer, rows in enumerate(layers.reshape(-1, *layers.shape[2:])):
+            for row, values in enumerate(rows, top):
+                self._file.seek(self._place(layer, row) + left * self._dtype.itemsize)
+                self._file.write(values.tobytes())
+
+    def read(self, top: int, bottom: int) -> NDArray[np.int16]:
+        """Return decided and true planes (2, P, H, W) of some rows."""
+        size = (bottom - top) * self._grid.width
+        layers = np.empty((math.prod(self._layers), size), dtype=self._dtype)
+        for layer, values in enumerate(layers):
+            self._file.seek(self._place(layer, top))
+            values[:] = np.frombuffer(self._file.read(size * self._dtype.itemsize), self._dtype)
+        found: NDArray[np.int16] = layers.astype(np.int16) - np.int16(1)
+        return found.reshape(*self._layers, bottom - top, self._grid.width)
+
+    def _place(self, layer: int, row: int) -> int:
+        return (layer * self._grid.height + row) * self._grid.width * self._dtype.itemsize
+
+
+def _add_boundaries(boundaries: Boundaries, kept: _Kept, grid: Grid, width: Quantity) -> None:
+    """Count the boundaries of a scene, strip by strip."""
+    rows = max(1, _STRIP_PIXELS // grid.width)
+    for top in range(0, grid.height, rows):
+        bottom = min(top + rows, grid.height)
+        window = Window(0, top, grid.width, bottom - top)
+        pixel = (1.0, 1.0) if width.pixels else grid.pixel_metres(window)
+        halo = boundaries.halo(pixel)[1]
+        above, below = max(0, top - halo), min(grid.height, bottom + halo)
+        decided, truth = kept.read(above, below)
+        boundaries.add(decided, truth, pixel, (slice(top - above, bottom - above), slice(None)))
 
 
 def _text(paths: Any) -> Any:
@@ -81,7 +202,7 @@ def _text(paths: Any) -> Any:
 
 
 def labelled_samples(
-    source: Source, recipe: Recipe, where: str, *, cache: Cache | None = None, show_progress: bool = False
+    source: Source, data: Data, task: Task, where: str, *, cache: Cache | None = None, show_progress: bool = False
 ) -> list[Sample]:
     """Open the scenes of a source that have labels; with progress, list on stderr what has no partner.
 
@@ -90,7 +211,7 @@ def labelled_samples(
     DataError
         No scene has labels; `where` is named.
     """
-    found = resolve(source, recipe.data, recipe.task, cache)
+    found = resolve(source, data, task, cache)
     labelled = [sample for sample in found.samples if sample.labels is not None]
     if not labelled:
         raise DataError(f"{where}: no scene has labels; images and labels pair by file stem, see segkit check")

@@ -102,6 +102,7 @@ class _Look:
 
     piece: Piece
     whole: Decided
+    confidence: NDArray[np.float32]
     scores: Confusion
 
     @classmethod
@@ -116,7 +117,7 @@ class _Look:
             there = (slice(None), *overlap(window, part.window))
             planes[here], truth[here], confidence[here] = part.planes[there], part.truth[there], part.confidence[there]
         scores.add(planes, truth)
-        return cls(piece, Decided(window, planes, truth, confidence), scores)
+        return cls(piece, Decided(window, planes, truth), confidence, scores)
 
     @property
     def caption(self) -> str:
@@ -151,7 +152,7 @@ def _draw(segmenter: Segmenter, looks: Sequence[_Look], path: PathLike) -> None:
         image = view.image(tile.pixels, tile.valid)
         # What nobody knows is shown in neither of both.
         decided = np.where(look.whole.truth == IGNORE, IGNORE, look.whole.planes).astype(np.int16)
-        shown = (image, colored(look.whole.truth, task), colored(decided, task), _errors(image, look.whole, sureness))
+        shown = (image, colored(look.whole.truth, task), colored(decided, task), _errors(image, look, sureness))
         for ax, each in zip(own, shown, strict=True):
             ax.imshow(each, interpolation="nearest")
         own[0].set_ylabel(look.caption, rotation=0, ha="right", va="center", fontsize=9, labelpad=6)
@@ -168,11 +169,11 @@ def _draw(segmenter: Segmenter, looks: Sequence[_Look], path: PathLike) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _errors(image: NDArray[np.float64], whole: Decided, sureness: object) -> NDArray[np.float64]:
+def _errors(image: NDArray[np.float64], look: _Look, sureness: object) -> NDArray[np.float64]:
     """Return the image faded to grey, with wrong decisions in the colour of their confidence (the surest plane's)."""
-    known = whole.truth != IGNORE
-    wrong = known & (whole.planes != whole.truth)
-    sure = np.where(wrong, whole.confidence, 0).max(axis=0)
+    known = look.whole.truth != IGNORE
+    wrong = known & (look.whole.planes != look.whole.truth)
+    sure = np.where(wrong, look.confidence, 0).max(axis=0)
     grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     shown: NDArray[np.float64] = grey * (1 - _RIGHT) + _RIGHT
     shown[~known.any(axis=0)] = UNKNOWN

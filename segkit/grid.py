@@ -118,6 +118,26 @@ class Grid:
                 dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
         return np.asarray(np.abs(dx1 * dy2 - dx2 * dy1) / 2 / 10_000, dtype=np.float64)
 
+    def pixel_metres(self, window: Window | None = None) -> tuple[float, float]:
+        """Return how long a pixel's sides are in the middle of a window, along a row and along a column, in metres.
+
+        Raises
+        ------
+        GridError
+            The CRS is missing, or has no place there.
+        """
+        window = window or self.whole
+        crs, _, _ = _on_earth(self.crs)
+        row, column = window.row_off + window.height / 2, window.col_off + window.width / 2
+        corners = [self.transform @ (column + right, row + below) for right, below in ((0, 0), (1, 0), (0, 1))]
+        to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        x, y = to_degrees.transform([x for x, _ in corners], [y for _, y in corners])
+        geod = crs.get_geod()
+        if geod is None or not np.isfinite([*x, *y]).all():
+            raise GridError(f"{crs_name(self.crs)} has no place on the ground there")
+        sides = geod.inv([x[0], x[0]], [y[0], y[0]], x[1:], y[1:])[2]
+        return float(sides[0]), float(sides[1])
+
 
 def cut(window: Window, size: int) -> Iterator[Window]:
     """Cut a window into pieces of at most `size` x `size` pixels, row by row."""

@@ -93,10 +93,71 @@ class Confusion:
             },
         }
 
+    def reliability(self) -> dict[str, list[Any]]:
+        """Return what was decided how surely, by bins of equal width: mean confidence, share that is right, pixels."""
+        pixels, sure, right = self._bins.T
+        return {
+            "confidence": [_share(*pair) for pair in zip(sure, pixels, strict=True)],
+            "right": [_share(*pair) for pair in zip(right, pixels, strict=True)],
+            "pixels": pixels.astype(np.int64).tolist(),
+        }
+
     def _calibration_error(self) -> float | None:
         """Expected calibration error: mean |accuracy - confidence| of the bins, weighted by their pixels."""
         pixels, sure, right = self._bins.T
         return float(np.abs(right - sure).sum() / pixels.sum()) if pixels.sum() else None
+
+
+class Reliability:
+    """What each channel's probability says beside how often it is so, and the Brier score.
+
+    With softmax the Brier score is the mean over pixels of the squared differences of all channels, 0 to 2 (Brier
+    1950); with sigmoid that of each class alone, 0 to 1, and their mean.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        # Channel, bin: pixels, summed probability, pixels of the category.
+        self._bins = np.zeros((task.channels, _BINS, 3))
+        self._squares = np.zeros(task.channels)
+
+    def add(self, probabilities: NDArray[np.floating[Any]], truth: NDArray[np.integer[Any]]) -> None:
+        """Count pixels: probabilities (C, ...), target planes (P, ...), `IGNORE` where the truth is not known."""
+        for channel, (plane, category) in enumerate(self._task.speaks_for):
+            known = truth[plane] != IGNORE
+            said = probabilities[channel][known].astype(np.float64)
+            true = truth[plane][known] == category
+            place = np.minimum((said * _BINS).astype(np.int64), _BINS - 1)
+            columns = [np.bincount(place, column, minlength=_BINS) for column in (None, said, true)]
+            self._bins[channel] += np.stack(columns, axis=1)
+            self._squares[channel] += float(((said - true) ** 2).sum())
+
+    def merge(self, other: Reliability) -> None:
+        """Add what another one of the same task counted."""
+        self._bins += other._bins
+        self._squares += other._squares
+
+    def brier(self) -> float | None:
+        """Return the Brier score, None where nothing was counted."""
+        if self._task.channels_compete:
+            return _share(self._squares.sum(), self._bins[0, :, 0].sum())
+        return _mean([one["brier"] for one in self.per_channel().values()])
+
+    def per_channel(self) -> dict[str, dict[str, Any]]:
+        """Return Brier score, calibration error and the reliability curve of each channel's category by name."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, bins, squares in zip(self._task.channel_names, self._bins, self._squares, strict=True):
+            pixels, said, true = bins.T
+            found[name] = {
+                "brier": _share(squares, pixels.sum()),
+                "ece": _share(np.abs(true - said).sum(), pixels.sum()),
+                "reliability": {
+                    "probability": [_share(*pair) for pair in zip(said, pixels, strict=True)],
+                    "share": [_share(*pair) for pair in zip(true, pixels, strict=True)],
+                    "pixels": pixels.astype(np.int64).tolist(),
+                },
+            }
+        return found
 
 
 def disagreement(matrix: NDArray[Any]) -> tuple[float, float]:
@@ -128,6 +189,10 @@ def _scores(counts: NDArray[np.int64], category: int) -> dict[str, float | int |
         "recall": _ratio(hit, support),
         "support": support,
     }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None
 
 
 def _ratio(part: int, whole: int) -> float | None:

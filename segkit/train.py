@@ -230,10 +230,14 @@ def areas(recipe: Recipe, *, cache: Cache | None = None, show_progress: bool = F
     DataError
         A sample has no labels, scenes differ in their number of bands, or there is nothing left to train on.
     """
-    training = labelled_samples(recipe.data.train, recipe, "data.train", cache=cache, show_progress=show_progress)
+    training = labelled_samples(
+        recipe.data.train, recipe.data, recipe.task, "data.train", cache=cache, show_progress=show_progress
+    )
     validation: Sequence[Sample] = ()
     if isinstance(recipe.data.val, Source):
-        validation = labelled_samples(recipe.data.val, recipe, "data.val", cache=cache, show_progress=show_progress)
+        validation = labelled_samples(
+            recipe.data.val, recipe.data, recipe.task, "data.val", cache=cache, show_progress=show_progress
+        )
     parts = divide(recipe, training, validation)
     counts = {len(area.sample.scene.bands): area.sample.scene for part in parts for area in part}
     if len(counts) > 1:

@@ -10,7 +10,7 @@ from scipy.ndimage import distance_transform_edt
 
 from segkit.assess import strata as strata_module
 from segkit.assess.sampling import allocate, draw
-from segkit.assess.strata import class_map, pixel_metres
+from segkit.assess.strata import class_map
 from segkit.errors import DataError, GridError, UsageError
 from segkit.grid import Grid
 
@@ -173,12 +173,3 @@ def test_maps_that_cannot_be_assessed_are_told(codes, tmp_path):
         class_map(write_map(tmp_path / "crs.tif", codes, crs=None)),
     ):
         pass
-
-
-def test_pixels_in_metres():
-    """A degree of latitude at the equator is 110,574 m, one of longitude 111,320 m (WGS 84)."""
-    crs = rasterio.crs.CRS.from_epsg(4326)
-    grid = Grid(2, 2, Affine(1e-3, 0, 10, 0, -1e-3, 1e-3), crs)
-    assert pixel_metres(grid, grid.whole) == pytest.approx((111.320, 110.574), rel=1e-4)
-    north = Grid(2, 2, Affine(1e-3, 0, 10, 0, -1e-3, 60.001), crs)
-    assert pixel_metres(north, north.whole) == pytest.approx((55.80, 111.41), rel=1e-3)

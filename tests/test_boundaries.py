@@ -65,8 +65,8 @@ def test_counts_are_those_of_all_distances_whole_and_in_strips(picture, rows):
     _, halo = strips.halo(pixel)
     height = truth.shape[1]
     for top in range(0, height, rows):
-        above, bottom = max(0, top - 2 * halo), min(height, top + rows)
-        part = slice(above, min(height, bottom + 2 * halo))
+        above, bottom = max(0, top - halo), min(height, top + rows)
+        part = slice(above, min(height, bottom + halo))
         one = Boundaries(task, metres)
         one.add(decided[:, part], truth[:, part], pixel, (slice(top - above, bottom - above), slice(None)))
         strips.merge(one)

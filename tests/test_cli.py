@@ -290,6 +290,28 @@ def test_a_map_is_assessed(segkit, place):
     assert segkit("assess")[0] == 2
 
 
+def test_a_map_is_scored_and_a_model_needs_scenes(segkit, place):
+    codes = np.kron([[0, 1], [1, 0]], np.ones((20, 20))).astype(np.uint8)
+    write_raster(place / "map.tif", codes)
+    write_raster(place / "truth.tif", np.where(np.arange(40) < 2, 255, codes).astype(np.uint8))
+    (place / "names.csv").write_text("value,name,background\n0,forest,yes\n1,clearing,no\n")
+    score = ("evaluate", "map.tif", "--labels", "truth.tif", "--names", "names.csv")
+    code, out, err = segkit(*score, "--ignore", "255", "-o", "scores.json")
+    assert (code, err) == (0, "")
+    assert "boundary_f1" in out.splitlines()[0]
+    assert json.loads((place / "scores.json").read_text())["pixels"] == 40 * 38
+    for words, said in (
+        ((*score, "--images", "images"), "map.tif is a map, which has no images"),
+        (("evaluate", "model.safetensors", "--labels", "labels"), "a model needs scenes"),
+        (
+            ("evaluate", "model.safetensors", "--labels", "labels", "--images", "images", "--ignore", "3"),
+            "a model has its own",
+        ),
+    ):
+        code, _, err = segkit(*words)
+        assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
+
+
 def test_help_loads_no_library():
     code = (
         "import sys; sys.argv = ['segkit', '--help']; from segkit.cli import main\n"

@@ -1,14 +1,17 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, jaccard_score
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
+from segkit.boundaries import Boundaries
 from segkit.data.sources import resolve
 from segkit.errors import DataError, MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
 from segkit.evaluate import evaluate
+from segkit.predict import predict
 from segkit.recipe import LabelSource
 from segkit.task import IGNORE
 
@@ -52,6 +55,109 @@ def test_equals_brute_force(case):
             expected = oracle(true[plane] == category, decided[plane] == category)
             assert result["per_class"][name][key] == pytest.approx(expected)
     assert len(set(decided.ravel())) > 1
+
+
+def whole_scenes(case):
+    """Probabilities, decision and truth of each scene from one pass over it; not known where nothing counts."""
+    folder, model = case[:2]
+    recipe, found = recipe_for(folder, model.task.type), {}
+    for sample in resolve(recipe.data.train, recipe.data, recipe.task).samples:
+        tile, planes = sample.scene.read(), sample.labels.read(sample.scene.grid.whole)
+        with torch.inference_mode():
+            chances = model.task.probabilities(
+                model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
+            )
+        planes[:, ~tile.valid] = IGNORE
+        found[sample.scene.name] = chances[0].numpy(), model.task.decide(chances)[0].numpy(), planes
+    return found
+
+
+def test_brier_scores_and_reliability_are_those_of_sklearn(case):
+    task, result, scenes = case[1].task, run(case), whole_scenes(case).values()
+    said = np.concatenate([chances.reshape(len(chances), -1) for chances, _, _ in scenes], axis=1)
+    true = np.concatenate([planes.reshape(len(planes), -1) for _, _, planes in scenes], axis=1)
+    squares = {}
+    for name, chances, (plane, category) in zip(task.channel_names, said, task.speaks_for, strict=True):
+        known = true[plane] != IGNORE
+        own = (true[plane] == category)[known]
+        squares[name] = brier_score_loss(own, chances[known])
+        found = result["calibration"][name]
+        assert found["brier"] == pytest.approx(squares[name], rel=1e-5)
+        bins = np.minimum((chances[known] * 15).astype(int), 14)
+        curve = found["reliability"]
+        # On another machine a pixel that lies on an edge may be in the bin beside it.
+        np.testing.assert_allclose(curve["pixels"], np.bincount(bins, minlength=15), atol=5)
+        for place in set(bins):
+            assert curve["probability"][place] == pytest.approx(
+                chances[known][bins == place].mean(dtype=float), abs=2e-3
+            )
+            assert curve["share"][place] == pytest.approx(own[bins == place].mean(), abs=0.02)
+    together = sum if task.channels_compete else np.mean
+    assert result["brier"] == pytest.approx(together(list(squares.values())), rel=1e-5)
+    curve = result["reliability"]
+    gaps = [n * abs(c - r) for n, c, r in zip(*(curve[k] for k in ("pixels", "confidence", "right")), strict=True) if n]
+    assert sum(gaps) / result["pixels"] == pytest.approx(result["ece"])
+
+
+@pytest.mark.parametrize("boundary", ["1px", "25m", "0.035km"])
+def test_boundaries_are_those_of_whole_scenes(case, boundary, monkeypatch):
+    monkeypatch.setattr(sys.modules["segkit.evaluate"], "_STRIP_PIXELS", 1000)
+    task, metres = case[1].task, {"1px": 10, "25m": 25, "0.035km": 35}[boundary]
+    expected = Boundaries(task, metres)
+    for _, decided, truth in whole_scenes(case).values():
+        expected.add(decided, truth, (10, 10))
+    result = run(case, boundary=boundary, tile=32, overlap=8)
+    whole = run(case, boundary=boundary)
+    for name, scores in expected.per_class().items():
+        for key, value in scores.items():
+            assert whole["per_class"][name][key] == pytest.approx(value, abs=1e-3)
+            assert result["per_class"][name][key] is not None
+    assert whole["boundary_width"] == {"1px": "1px", "25m": "25m", "0.035km": "35m"}[boundary]
+
+
+def test_scenes_are_told_apart(case):
+    result = run(case)
+    scenes = whole_scenes(case)
+    assert [one["scene"] for one in result["scenes"]] == sorted(scenes)
+    for one in result["scenes"]:
+        _, decided, truth = scenes[one["scene"]]
+        known = truth != IGNORE
+        assert one["pixels"] == known.sum()
+        assert one["overall_accuracy"] == pytest.approx((decided == truth)[known].mean())
+    assert sum(one["pixels"] for one in result["scenes"]) == result["pixels"]
+
+
+def test_a_map_scores_as_the_model_that_made_it(case, tmp_path):
+    folder, model = case[:2]
+    (tmp_path / "maps").mkdir()
+    for name in SHAPES:
+        predict(model, folder / "images" / f"{name}.tif", tmp_path / "maps" / f"{name}.tif", **FAST)
+    ours = run(case)
+    found = evaluate(tmp_path / "maps", None, str(folder / "labels"), ignore=[255])
+    told = {"brier", "reliability", "calibration", "ece", "scenes"}
+    assert {key: value for key, value in found.items() if key not in told} == {
+        key: value for key, value in ours.items() if key not in told
+    }
+    assert found["ece"] is None
+    assert [one["pixels"] for one in found["scenes"]] == [one["pixels"] for one in ours["scenes"]]
+    alone = evaluate(tmp_path / "maps/a.tif", None, str(folder / "labels/a.tif"), ignore=[255])
+    assert alone["pixels"] == found["scenes"][0]["pixels"]
+
+
+def test_maps_that_cannot_be_scored_are_told(tmp_path):
+    codes = np.full((1, 20, 20), 3, dtype=np.uint8)
+    write_raster(tmp_path / "map.tif", codes)
+    write_raster(tmp_path / "labels.tif", codes)
+    with pytest.raises(DataError, match=r"map\.tif: lists no classes; give their names"):
+        evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif")
+    (tmp_path / "names.csv").write_text("value,name\n1,a\n2,b\n")
+    with pytest.raises(DataError, match="3"):
+        evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", names=tmp_path / "names.csv")
+    (tmp_path / "names.csv").write_text("value,name\n1,a\n3,b\n")
+    scores = evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", names=tmp_path / "names.csv")
+    assert (scores["overall_accuracy"], scores["per_class"]["a"]["iou"], scores["intervals"]) == (1, None, None)
+    with pytest.raises(UsageError, match="has no unit"):
+        evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", boundary="3", names=tmp_path / "names.csv")
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(32, 8), (64, 16), (1024, 128)])

@@ -165,3 +165,16 @@ def test_names_of_crs():
 def test_a_grid_is_frozen():
     with pytest.raises(AttributeError):
         GRID.width = 3
+
+
+def test_pixels_in_metres():
+    """A degree of latitude at the equator is 110,574 m, one of longitude 111,320 m (WGS 84)."""
+    crs = CRS.from_epsg(4326)
+    grid = Grid(2, 2, Affine(1e-3, 0, 10, 0, -1e-3, 1e-3), crs)
+    assert grid.pixel_metres() == pytest.approx((111.320, 110.574), rel=1e-4)
+    north = Grid(2, 2, Affine(1e-3, 0, 10, 0, -1e-3, 60.001), crs)
+    assert north.pixel_metres() == pytest.approx((55.80, 111.41), rel=1e-3)
+    utm = Grid(8, 8, Affine(0, 20, 500_000, 10, 0, 0), CRS.from_epsg(32632))  # rows run north
+    assert utm.pixel_metres(Window(0, 0, 1, 1)) == pytest.approx((10.004, 20.008), rel=1e-4)
+    with pytest.raises(GridError):
+        Grid(8, 8, Affine.identity(), None).pixel_metres()

@@ -13,7 +13,7 @@ HOUSE = Path(segkit.__file__).parent
 FLOORS = [
     {"errors"},
     {"task", "grid", "files", "progress", "threads"},
-    {"raster", "losses", "metrics", "thresholds", "calibration", "boundaries", "landscape"},
+    {"raster", "losses", "metrics", "thresholds", "calibration", "boundaries", "resampling", "landscape"},
     {"recipe", "labels", "model"},
     {"data", "vector", "predict"},
     {"train", "evaluate", "decide", "baseline", "check", "demo", "picture", "gallery", "preview"}

@@ -16,6 +16,7 @@ PUBLIC = {
     "SegkitError",
     "Segmenter",
     "Task",
+    "assess",
     "check",
     "compare",
     "evaluate",

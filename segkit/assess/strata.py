@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyproj
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
@@ -194,7 +193,7 @@ class ClassMap:
         from scipy.ndimage import distance_transform_edt
 
         centre, metres = self._buffer
-        across, down = pixel_metres(self.grid, window)
+        across, down = self.grid.pixel_metres(window)
         halo = math.ceil(metres / down)
         above = min(halo, int(window.row_off))
         below = min(halo, self.grid.height - int(window.row_off + window.height))
@@ -242,26 +241,6 @@ def class_map(
         elif of is not None:
             raise UsageError(f"{path}: its classes do not overlap and are assessed together; leave out --class")
         yield ClassMap(dataset, legend, band, buffer)
-
-
-def pixel_metres(grid: Grid, window: Window) -> tuple[float, float]:
-    """Return the lengths of a pixel's sides in the middle of a window, along a row and along a column, in metres.
-
-    Raises
-    ------
-    GridError
-        The CRS has no place there.
-    """
-    row, column = window.row_off + window.height / 2, window.col_off + window.width / 2
-    corners = [grid.transform @ (column + right, row + below) for right, below in ((0, 0), (1, 0), (0, 1))]
-    crs = pyproj.CRS.from_user_input(grid.crs)
-    to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    x, y = to_degrees.transform([x for x, _ in corners], [y for _, y in corners])
-    geod = crs.get_geod()
-    if geod is None or not np.isfinite([*x, *y]).all():
-        raise GridError("the middle of the map has no place on the ground")
-    sides = geod.inv([x[0], x[0]], [y[0], y[0]], x[1:], y[1:])[2]
-    return float(sides[0]), float(sides[1])
 
 
 def _distinct(values: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
