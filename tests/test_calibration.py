@@ -92,12 +92,13 @@ def test_a_part_of_many_pixels_says_the_same(monkeypatch):
 
 
 def test_what_cannot_be_known_stays():
-    task = task_of("multilabel", "sigmoid")
-    logits = noise(3)
+    """Classes that are nowhere, not known anywhere, and everywhere."""
+    task = task_of("multilabel", "sigmoid", 4)
+    logits = noise(4)
     truth = (np.random.default_rng(1).random(logits.shape) < logits.sigmoid().numpy()).astype(int)
-    truth[1], truth[2] = 0, IGNORE
+    truth[1], truth[2], truth[3] = 0, IGNORE, 1
     found = fitted(task, (2 * logits).sigmoid(), truth)
-    assert (found.scale[1:], found.shift[1:]) == ((1.0, 1.0), (0.0, 0.0))
+    assert (found.scale[1:], found.shift[1:]) == ((1.0,) * 3, (0.0,) * 3)
     assert found.scale[0] == pytest.approx(0.5, rel=0.05)
     assert fitted(task, logits.sigmoid(), np.full_like(truth, IGNORE)) is None
     assert CalibrationFit(task, 0).fit() is None
