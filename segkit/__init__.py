@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segkit import assess as assess
+    from segkit.change import change as change
     from segkit.check import check as check
     from segkit.compare import compare as compare
     from segkit.errors import SegkitError as SegkitError
@@ -34,6 +35,7 @@ _HOMES = {
     "Segmenter": "segkit.model",
     "Task": "segkit.task",
     "assess": "segkit.assess",
+    "change": "segkit.change",
     "check": "segkit.check",
     "compare": "segkit.compare",
     "evaluate": "segkit.evaluate",

@@ -381,6 +381,31 @@ def vectorize(
     print(f"\n{summary.path}")
 
 
+@app.command()
+def change(
+    old: Annotated[Path, typer.Argument(metavar="MAP_OLD", help="Map of class values (.tif).")],
+    new: Annotated[Path, typer.Argument(metavar="MAP_NEW", help="A later one, on the same grid.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Map of transitions (.tif).")],
+    table: Annotated[Path | None, typer.Option(help="Also write the hectares from class to class (.csv).")] = None,
+    class_: Annotated[str | None, typer.Option("--class", help="Which class, where classes overlap.")] = None,
+    names: Annotated[Path | None, typer.Option(help="Names of classes: CSV with the columns value,name.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare two maps: a map of what became of what, and its hectares."""
+    from segkit.change import change as run
+
+    result = run(old, new, output, of=class_, names=names, table=table, overwrite=overwrite, show_progress=True)
+    hectares = result.table()
+    rows = [
+        (str(name), *(f"{value:,.2f}" for value in row))
+        for name, row in zip(hectares.index, hectares.to_numpy(), strict=True)
+    ]
+    _print_table(("hectares from / to", *map(str, hectares.columns)), rows)
+    if result.unseen:
+        print(f"\n{result.unseen:,} pixels have data in one of the maps only; they are no data")
+    print(f"\n{result.path}" + ("" if table is None else f"\n{table}"))
+
+
 @assess.command("design")
 def assess_design(
     map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],

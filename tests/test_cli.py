@@ -12,7 +12,19 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 from segkit import cli
 from segkit.errors import UsageError
 
-COMMANDS = ["assess", "cache", "check", "compare", "demo", "evaluate", "predict", "schema", "train", "vectorize"]
+COMMANDS = [
+    "assess",
+    "cache",
+    "change",
+    "check",
+    "compare",
+    "demo",
+    "evaluate",
+    "predict",
+    "schema",
+    "train",
+    "vectorize",
+]
 
 
 @pytest.fixture

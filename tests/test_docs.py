@@ -90,11 +90,13 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
     monkeypatch.setattr(sys.modules["segkit.train"], "draw_worst", lambda *_, **__: None)
-    if document.name == "assess.md":  # a map that has all its classes
+    if document.name in ("assess.md", "change.md"):  # maps that have all their classes
         shutil.copy(here / "truth.tif", here / "map.tif")
         classes = [{"name": "background", "value": 0, "background": True}, {"name": "deforestation", "value": 1}]
         with rasterio.open(here / "map.tif", "r+") as map_:
             map_.update_tags(segkit_classes=json.dumps(classes))
+        for year in (2019, 2024):
+            shutil.copy(here / "map.tif", here / f"map_{year}.tif")
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
         run(line, monkeypatch)
         if "filled.gpkg" in line and "design" in line:

@@ -17,7 +17,7 @@ FLOORS = [
     {"recipe", "labels", "model"},
     {"data", "vector", "predict"},
     {"train", "evaluate", "decide", "baseline", "check", "demo", "picture", "gallery", "preview"}
-    | {"assess", "report", "export", "cluster", "compare"},
+    | {"assess", "change", "report", "export", "cluster", "compare"},
     {"cli", "__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,6 +17,7 @@ PUBLIC = {
     "Segmenter",
     "Task",
     "assess",
+    "change",
     "check",
     "compare",
     "evaluate",

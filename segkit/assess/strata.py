@@ -110,7 +110,7 @@ class ClassMap:
         """Return the names of the classes of some pixels; None where there is no data."""
         found: list[str | None] = []
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            place = int(self._read(Window(column, row, 1, 1))[0, 0])
+            place = int(self.read(Window(column, row, 1, 1))[0, 0])
             found.append(None if place == NOWHERE else self.classes[place].name)
         return found
 
@@ -133,7 +133,7 @@ class ClassMap:
     def strips(self) -> Iterator[Strip]:
         """Yield the map's rows from top to bottom."""
         for window in self._windows():
-            classes = self._read(window)
+            classes = self.read(window)
             yield Strip(window, classes, self._stratified(classes, window))
 
     def _windows(self) -> Iterator[Window]:
@@ -176,7 +176,8 @@ class ClassMap:
         counted = tuple(Part(known[code].name, pixels[code], hectares[code]) for code in met)
         return np.array(met), tuple(known[code] for code in met), counted
 
-    def _read(self, window: Window) -> NDArray[np.int16]:
+    def read(self, window: Window) -> NDArray[np.int16]:
+        """Return the index of each pixel's class in `classes`, int16 (H, W), -1 where there is no data."""
         values, valid = self._values(window)
         first, last = int(self._codes[0]), int(self._codes[-1])
         if last - first < _FEW_CODES:
@@ -198,7 +199,7 @@ class ClassMap:
         above = min(halo, int(window.row_off))
         below = min(halo, self.grid.height - int(window.row_off + window.height))
         around = Window(0, window.row_off - above, window.width, window.height + above + below)
-        away = self._read(around) != centre
+        away = self.read(around) != centre
         if away.all():
             return classes
         near = distance_transform_edt(away, sampling=(down, across))[above : above + int(window.height)] <= metres
