@@ -1,3 +1,5 @@
+from itertools import product
+
 import geopandas
 import numpy as np
 import pytest
@@ -219,14 +221,15 @@ def test_a_fold_does_not_depend_on_which_is_asked_for_but_on_the_seed(five):
     assert len({str(names(seed)) for seed in range(6)}) > 1
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_scenes_of_the_same_ground_stay_together(five, seed):
+@pytest.mark.parametrize("folds", [2, 3, 4])
+def test_scenes_of_the_same_ground_stay_together(five, folds):
     samples, task = samples_in(five)
-    train, validation = split(samples, task, Split(by="scene", fraction=0.3, gap=0, seed=seed))
-    sides = [{area.sample.scene.name for area in side} for side in (train, validation)]
-    assert sides[0] | sides[1] == set("abcde")
-    assert not sides[0] & sides[1]
-    assert any({"d", "e"} <= side for side in sides)
+    for seed, fold in product(range(4), range(folds)):
+        rule = Split(by="scene", fold=f"{fold}/{folds}", gap=0, seed=seed)
+        sides = [{area.sample.scene.name for area in side} for side in split(samples, task, rule)]
+        assert sides[0] | sides[1] == set("abcde")
+        assert not sides[0] & sides[1]
+        assert any({"d", "e"} <= side for side in sides)
 
 
 @given(seed=st.integers(0, 50), gap=st.integers(0, 20))
