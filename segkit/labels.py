@@ -97,6 +97,8 @@ class Labels(ABC):
             The file is damaged there.
         """
         row, column, height, width = (int(i) for i in (window.row_off, window.col_off, window.height, window.width))
+        if row >= 0 and column >= 0 and row + height <= self.grid.height and column + width <= self.grid.width:
+            return self._read(window)
         planes, dtype = (self.task.channels, np.float32) if self.soft else (self.task.planes, np.int16)
         target = np.full((planes, height, width), IGNORE, dtype=dtype)
         top, bottom = max(0, row), min(self.grid.height, row + height)

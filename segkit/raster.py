@@ -313,10 +313,10 @@ class SceneReader:
         if top >= bottom or left >= right:
             return tile
         inside = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)
-        inner = np.ones((bottom - top, right - left), dtype=bool)
+        inner = tile.valid[top:bottom, left:right]
+        inner[:] = True
         for source in self._sources:
             inner &= source.read(inside, tile.pixels[:, top:bottom, left:right])
-        tile.valid[top:bottom, left:right] = inner
         return tile
 
 

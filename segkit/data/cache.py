@@ -224,7 +224,7 @@ class _Arrays:
     """All bands of a scene."""
 
     def __init__(self, entry: Path) -> None:
-        self._pixels, self._valid = _mapped(entry / _PIXELS), _mapped(entry / _VALID)[0]
+        self._pixels, self._valid = _mapped(entry, _PIXELS), _mapped(entry, _VALID)[0]
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
         rows, columns = window.toslices()
@@ -240,13 +240,14 @@ class _CachedLabels(Labels):
     entry: Path = Path()
 
     def _read(self, window: Window) -> NDArray[Any]:
-        return _mapped(self.entry / _PLANES)[:, *window.toslices()].astype(np.float32 if self.soft else np.int16)
+        return _mapped(self.entry, _PLANES)[:, *window.toslices()].astype(np.float32 if self.soft else np.int16)
 
 
 @functools.lru_cache(maxsize=_OPEN_ARRAYS)
-def _mapped(path: Path) -> NDArray[Any]:
+def _mapped(entry: Path, name: str) -> NDArray[Any]:
     """Map an array into memory; processes that are forked share it, others map it again."""
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    # Slices of a plain array take a third of the time of those of a memmap.
+    return np.load(entry / name, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
 
 
 def _write_scene(scene: Scene, folder: Path, kept: np.dtype[Any], *, show: bool) -> None:

@@ -64,7 +64,8 @@ class Area:
             tile.valid[self.hidden.mask(window)] = False
         if self.counted is not None:
             planes[:, ~self.counted.mask(window)] = IGNORE
-        planes[:, ~tile.valid] = IGNORE
+        if not tile.valid.all():
+            planes[:, ~tile.valid] = IGNORE
 
     def truth(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.int16]:
         """Return the true planes int16 (P, H, W) of a window; not known where nothing is valid, or does not count."""
