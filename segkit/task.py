@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
+from segkit.codes import distinct
 from segkit.errors import LabelError, TaskError
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ class Task:
             index = own | index
         spoken = {not_known, -1, *self._places(classes)}
         known = sorted(code for code, position in own.items() if position in spoken)
-        found, inverse = np.unique(codes, return_inverse=True)
+        found, inverse = distinct(codes)
         position = np.array([index.get(int(code), unknown) for code in found], dtype=np.int16)
         if (refused := found[position == unknown]).size:
             where, room = ("the task", "task.classes") if values is None else ("labels.values",) * 2

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import segkit.boundaries as module
 from segkit.boundaries import Boundaries
 from segkit.task import IGNORE, LandClass, Task
 
@@ -52,9 +53,16 @@ def pictures(draw):
     return task, decided, truth, pixel, draw(st.sampled_from([5.0, 10.0, 25.0]))
 
 
-@given(pictures(), st.integers(1, 12))
-@settings(max_examples=150)
-def test_counts_are_those_of_all_distances_whole_and_in_strips(picture, rows):
+@given(pictures(), st.integers(1, 12), st.booleans())
+@settings(max_examples=200)
+def test_counts_are_those_of_all_distances_whole_and_in_strips(picture, rows, distances):
+    """Both with shifts, for narrow widths, and with distances, for wide ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FEW_STEPS", 0 if distances else 400)
+        check_counts(picture, rows)
+
+
+def check_counts(picture, rows):
     task, decided, truth, pixel, metres = picture
     whole, strips = Boundaries(task, metres), Boundaries(task, metres)
     whole.add(decided, truth, pixel)

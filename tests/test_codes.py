@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from segkit import codes
+from segkit.codes import distinct
+
+DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"]
+
+
+@given(
+    st.sampled_from(DTYPES).flatmap(
+        lambda dtype: arrays.arrays(dtype, arrays.array_shapes(min_dims=1, max_dims=3, min_side=0))
+    )
+)
+def test_as_numpy_unique(values):
+    expected, inverse = np.unique(values, return_inverse=True)
+    for few in (0, 300, codes.FEW):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(codes, "FEW", few)
+            found, place = distinct(values)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(place, inverse.reshape(values.shape))
+        assert place.shape == values.shape
+
+
+def test_nothing_holds_nothing():
+    found, place = distinct(np.zeros((0, 3), dtype=np.uint8))
+    assert (found.size, place.shape) == (0, (0, 3))
