@@ -11,6 +11,11 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from hypothesis import HealthCheck, settings
+
+# How fast the machine is says nothing about the code.
+settings.register_profile("segkit", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("segkit")
 
 # A shell that starts tests in the background makes them ignore Ctrl-C, and with them the commands that they stop so.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

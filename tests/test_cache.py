@@ -67,7 +67,7 @@ def test_a_scene_reads_as_its_files_do(write_raster, monkeypatch, kind, bands):
     options = KINDS[kind].copy()
     scene = Scene.of(write_raster("scene.tif", options.pop("array"), **options), bands=bands)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(windows)
     def reads_the_same(window):
         check_same(kept, scene, window)
@@ -94,7 +94,7 @@ def test_small_types_stay_small(write_raster, dtype):
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(window=windows)
 def test_labels_read_as_their_files_do(tmp_path, kind, window):
     if not (tmp_path / "images").exists():

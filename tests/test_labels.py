@@ -196,7 +196,7 @@ def test_a_table_of_codes_and_no_others(tmp_path):
 
 
 @pytest.mark.parametrize("task", [EXCLUSIVE, OVERLAPPING, FULL])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_each_class_is_what_the_sources_that_speak_for_it_say(tmp_path_factory, task, data):
     """Every pixel against the rule in words; small rasters, so that many agree."""
@@ -499,7 +499,7 @@ triangles = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(triangles, triangles, st.sampled_from([GRID, ROTATED]), st.integers(1, 9))
 def test_polygons_are_the_pixels_whose_centres_they_hold(tmp_path_factory, a, b, grid, size):
     rows, columns = np.indices(grid.shape) + 0.5

@@ -435,7 +435,7 @@ def test_a_network_with_an_operation_that_wants_float32_computes_the_rest_in_bf1
     torch.testing.assert_close(logits(model.prepared(CPU, "fp32"), *image), true, atol=1e-4, rtol=1e-4)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_reach_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_factory, data):
     layers, stride = [], 1

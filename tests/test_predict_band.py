@@ -69,7 +69,7 @@ def worked(model, scene, tiling, folder, *, order=None, region=None, batch=2):
     return whole, counts
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_bands_and_seams_in_any_order_are_the_whole_scene_in_one(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")

@@ -73,7 +73,7 @@ def tiled(model, scene, options):
     return found
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_exact_is_one_pass_over_the_whole_scene(data, tmp_path_factory):
     reach, stride = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 4, 8]))
@@ -227,7 +227,7 @@ def test_without_bf16_or_without_a_valid_pixel_fp32_is_taken(tmp_path, monkeypat
     assert (made.precision, made.agreement) == ("fp32", None)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(megapixels=st.floats(0, 4), overlap=st.none() | st.integers(0, TILE // 2))
 def test_the_tile_fits_into_the_memory_but_for_twice_the_overlap(tmp_path_factory, megapixels, overlap):
     scene = Scene.of(write_scene(tmp_path_factory.mktemp("case") / "scene.tif"))

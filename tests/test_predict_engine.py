@@ -120,7 +120,7 @@ def assemble(model, scene, **options):
     return probabilities, valid, times
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_tiling_is_invisible_to_a_network_without_surroundings(data):
     height, width = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 90))
@@ -198,7 +198,7 @@ def test_windows_without_a_valid_pixel_are_not_computed():
     np.testing.assert_allclose(probabilities[:, valid], whole(model, scene)[:, valid], atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_bands_and_what_they_share_sum_to_the_whole(data):
     """Bands worked by themselves, in any order, give the numbers of one that holds all windows, to the last bit."""

@@ -371,7 +371,7 @@ def random_scene(path, data):
     return path
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_every_valid_pixel_is_decided_as_in_one_pass_and_no_other_one(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")

@@ -508,7 +508,7 @@ def test_any_file_name_will_do(tmp_path, monkeypatch, name):
         assert not dataset.read().any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_part_holds_what_was_written_and_else_no_data(tmp_path_factory, data):
     """Windows of any cut of the rows and columns, in any order, some of them never."""
@@ -558,7 +558,7 @@ def test_a_strip_of_few_rows_takes_little_more_room_than_its_numbers(tmp_path):
         assert dataset.compression is None  # it would take long and gain little
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_parts_in_any_cut_and_order_make_the_same_map(tmp_path_factory, data):
     dtype, nodata = data.draw(st.sampled_from([("uint8", 255), ("uint16", 65535), ("float32", np.nan)]))

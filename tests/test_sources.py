@@ -46,7 +46,7 @@ def names(source):
     return [one.name for one in pair(source).pairs]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sets(st.sampled_from("abcdef"), min_size=1), st.sets(st.sampled_from("abcdef"), min_size=1))
 def test_files_pair_by_stem_and_the_others_are_listed(tmp_path_factory, images, labels):
     folder = tmp_path_factory.mktemp("s")

@@ -58,7 +58,7 @@ def by_scene(areas):
 
 
 @given(rule=RULES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_blocks_cover_every_scene_and_none_is_on_both_sides(two, rule):
     samples, task = two
     train, validation = (by_scene(side) for side in split(samples, task, rule))
@@ -71,7 +71,7 @@ def test_blocks_cover_every_scene_and_none_is_on_both_sides(two, rule):
 
 
 @given(rule=RULES)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_nothing_within_the_gap_of_validation_is_valid_or_known_in_training(two, rule):
     samples, task = two
     train, validation = split(samples, task, rule)
@@ -233,7 +233,7 @@ def test_scenes_of_the_same_ground_stay_together(five, folds):
 
 
 @given(seed=st.integers(0, 50), gap=st.integers(0, 20))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_no_other_scene_shows_validating_ground_or_its_surroundings(five, seed, gap):
     """The fifth scene lies ten pixels to the right of the fourth."""
     samples, task = samples_in(five)

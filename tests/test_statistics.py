@@ -42,7 +42,7 @@ def sample_of(folder, pixels, labels=None):
     gone=arrays(bool, (2, 20, 17)),
     unfinished=arrays(bool, (2, 20, 17)),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_mean_and_deviation_are_those_of_all_seen_pixels_together(folder, noise, offset, scale, gone, unfinished):
     pixels = (noise * scale + offset).astype(np.float32)
     pixels[gone] = NODATA

@@ -70,7 +70,7 @@ def codes_at(polygon, shape):
 blocks = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(maps(), blocks)
 def test_polygons_are_an_exact_valid_coverage(codes, block):
     check(codes, block=block)
@@ -82,7 +82,7 @@ def test_patterns(codes):
     check(codes, block=(1, 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(maps(14), blocks, st.sampled_from(options()))
 def test_the_result_does_not_depend_on_blocks(codes, block, how):
     crs = CRS.from_epsg(32633)
@@ -91,7 +91,7 @@ def test_the_result_does_not_depend_on_blocks(codes, block, how):
     assert same_polygons(whole, traced(codes, crs=crs, block=block, **how))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps(), st.sampled_from(options()), st.sets(st.sampled_from([0, 1, 2])))
 def test_what_is_left_out_does_not_change_the_rest(codes, how, wanted):
     everything, own = traced(codes, **how)
@@ -110,7 +110,7 @@ def test_a_border_that_is_gone_keeps_its_place():
     assert [one.wkb for one in shapes(chosen)] == [one.wkb for one in shapes(everything)[own != 2]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(maps())
 def test_polygons_hold_what_the_map_holds(codes):
     np.testing.assert_array_equal(image_of(traced(codes), codes), codes)

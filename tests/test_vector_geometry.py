@@ -24,14 +24,14 @@ def batch(codes, **how):
     return Batch(polygons, [kinds.get(kind) for kind in range(max(kinds, default=-1) + 1)]), own
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(maps())
 def test_binary_is_what_shapely_writes(codes):
     polygons, _ = traced(codes)
     assert binary(polygons).to_pylist() == shapely.to_wkb(shapes(polygons), byte_order=1).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps(), st.sampled_from(options()))
 def test_dissolved_each_class_is_one_valid_multipolygon(codes, how):
     whole, own = batch(codes, **how)
@@ -53,7 +53,7 @@ def test_dissolved_each_class_is_one_valid_multipolygon(codes, how):
         assert len(row) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps(), st.lists(st.integers(0, 40), max_size=3))
 def test_parts_put_together_are_the_whole(codes, cuts):
     polygons, own = traced(codes)

@@ -81,7 +81,7 @@ def test_a_region_is_as_large_as_its_pixels(place):
     np.testing.assert_allclose(np.sort(polygons.area), np.sort(expected), rtol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps(16), st.sampled_from([{"simplify": "2px"}, {"smooth": True}, {"simplify": "1px", "smooth": True}]))
 def test_generalised_areas_are_those_of_the_new_outlines(codes, how):
     # In a CRS of equal area an area on the ground is one on paper; and what one region gives, others take.

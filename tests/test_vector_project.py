@@ -113,7 +113,7 @@ def test_long_edges_keep_to_the_curve_and_to_their_neighbours(target):
     assert shapely.hausdorff_distance(back, polygons).max() < 0.01 + 1e-3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["EPSG:4326", "EPSG:6933", "EPSG:3035"]))
 def test_batches_fit_each_other(seed, target):
     """Each polygon projected alone has the same bits as all together."""
@@ -158,7 +158,7 @@ def test_across_the_antimeridian_polygons_are_cut():
     assert len(ends[0]) > 40
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_slanted_edges_are_cut_at_one_place_for_both_neighbours(seed):
     world = Grid(180, 360, Affine(1, 0, 0, 0, -1, 90), CRS.from_epsg(4326))

@@ -34,13 +34,13 @@ def check(codes, **how):
     return built, before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(maps(16), st.sampled_from(options()))
 def test_it_stays_a_valid_coverage(codes, how):
     check(codes, **how)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(maps(), st.floats(0, 12), st.booleans(), st.tuples(st.integers(1, 5), st.integers(1, 5)))
 def test_with_any_tolerance(codes, tolerance, smooth, block):
     check(codes, simplify=f"{tolerance:.3f}px", smooth=smooth, block=block)

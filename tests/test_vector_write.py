@@ -346,7 +346,7 @@ def test_where_polygons_come_from_is_in_the_file(tmp_path, ending):
     assert "other" not in metadata
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 5))
 def test_the_curve_meets_every_cell_and_goes_on_to_a_neighbour(order):
     y, x = np.indices((2**order, 2**order)).reshape(2, -1)
