@@ -67,13 +67,13 @@ class Boundaries:
             said, true = (decided[plane] == category) & known, (truth[plane] == category) & known
             if not (said.any() or true.any()):
                 continue
-            bands = [self._near(known & ~mask, pixel) & mask for mask in (said, true)]
+            bands = [near(known & ~mask, self.metres, pixel) & mask for mask in (said, true)]
             contours = [_contour(mask, known) for mask in (said, true)]
-            near = [self._near(contour, pixel) for contour in contours]
+            around = [near(contour, self.metres, pixel) for contour in contours]
             found = (
                 bands[0] & bands[1], bands[0] | bands[1],
-                contours[0], contours[0] & near[1],
-                contours[1], contours[1] & near[0],
+                contours[0], contours[0] & around[1],
+                contours[1], contours[1] & around[0],
             )  # fmt: skip
             self.counts[at] += [np.count_nonzero(each[counted]) for each in found]
 
@@ -96,26 +96,27 @@ class Boundaries:
             found[name] = {"boundary_iou": both / either if either else None, "boundary_f1": score}
         return found
 
-    def _near(self, mask: NDArray[np.bool_], pixel: tuple[float, float]) -> NDArray[np.bool_]:
-        """Say which pixels lie within the width of one of the mask, centre to centre."""
-        if not mask.any():
-            return mask
-        # A hair more, so that rounding does not decide about what lies at the width.
-        width = self.metres * (1 + 1e-9)
-        right, down = (math.floor(width / side) for side in pixel)
+
+def near(mask: NDArray[np.bool_], metres: float, pixel: tuple[float, float]) -> NDArray[np.bool_]:
+    """Say which pixels lie within so many metres of one of a mask (H, W), centre to centre; `pixel` as for `add`."""
+    if not mask.any():
+        return mask
+    # A hair more, so that rounding does not decide about what lies at the width.
+    width = metres * (1 + 1e-9)
+    right, down = (math.floor(width / side) for side in pixel)
+    if (2 * right + 1) * (2 * down + 1) <= _FEW_STEPS:
+        found = mask.copy()
         rows, columns = np.mgrid[-down : down + 1, -right : right + 1]
         steps = np.argwhere((rows * pixel[1]) ** 2 + (columns * pixel[0]) ** 2 <= width**2) - (down, right)
-        if len(steps) <= _FEW_STEPS:
-            found = mask.copy()
-            for row, column in steps.tolist():
-                if abs(row) < mask.shape[0] and abs(column) < mask.shape[1]:
-                    to, since = zip(_shifted(row), _shifted(column), strict=True)
-                    found[to] |= mask[since]
-            return found
-        from scipy.ndimage import distance_transform_edt
+        for row, column in steps.tolist():
+            if abs(row) < mask.shape[0] and abs(column) < mask.shape[1]:
+                to, since = zip(_shifted(row), _shifted(column), strict=True)
+                found[to] |= mask[since]
+        return found
+    from scipy.ndimage import distance_transform_edt
 
-        away: NDArray[np.float64] = distance_transform_edt(~mask, sampling=pixel[::-1])
-        return away <= width
+    away: NDArray[np.float64] = distance_transform_edt(~mask, sampling=pixel[::-1])
+    return away <= width
 
 
 def _shifted(step: int) -> tuple[slice, slice]:

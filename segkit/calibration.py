@@ -48,11 +48,11 @@ class CalibrationFit:
         self._said: list[Tensor] = []
         self._true: list[Tensor] = []
 
-    def add(self, probabilities: Tensor, truth: NDArray[np.integer[Any]]) -> None:
+    def add(self, probabilities: Tensor | NDArray[np.floating[Any]], truth: NDArray[np.integer[Any]]) -> None:
         """Look at pixels: probabilities (C, H, W), and target planes (P, H, W), `IGNORE` where they are not known."""
         wanted = self._random.random(truth.shape[1:]) < self._share
         chosen = torch.from_numpy(wanted & (truth >= 0).any(axis=0))
-        self._said.append(probabilities.detach().cpu().float()[:, chosen])
+        self._said.append(torch.as_tensor(probabilities).detach().cpu().float()[:, chosen])
         self._true.append(torch.from_numpy(truth.astype(np.int64))[:, chosen])
 
     def fit(self) -> Calibration | None:

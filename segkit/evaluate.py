@@ -223,7 +223,7 @@ def labelled_samples(
 
 def score(decider: Decider, areas: Sequence[Area], *, show_progress: bool = False) -> Confusion:
     """Count decisions against labels in areas, streamed."""
-    confusion = Confusion(decider.segmenter.task)
+    confusion = Confusion(decider.task)
     total = sum(int(window.width * window.height) for area in areas for window in area.windows) / 1e6
     with progress("evaluate", total, "Mpx", show=show_progress) as advance:
         for area in areas:
@@ -235,20 +235,19 @@ def score(decider: Decider, areas: Sequence[Area], *, show_progress: bool = Fals
 
 def fitted_calibration(decider: Decider, areas: Sequence[Area]) -> tuple[Calibration | None, Confusion]:
     """Return what makes the truth in areas most likely, and how the decisions score without it."""
-    task = decider.segmenter.task
-    confusion = Confusion(task)
-    fit = CalibrationFit(task, sum(int(window.width * window.height) for area in areas for window in area.windows))
+    confusion = Confusion(decider.task)
+    pixels = sum(int(window.width * window.height) for area in areas for window in area.windows)
+    fit = CalibrationFit(decider.task, pixels)
     for area in areas:
-        for _, probabilities, truth in decider.probabilities(area):
-            fit.add(probabilities, truth)
-            planes = task.decide(probabilities[None])
-            confusion.add(planes[0].cpu().numpy(), truth, task.confidence(probabilities[None], planes)[0].cpu().numpy())
+        for part in decider(area):
+            fit.add(part.probabilities, part.truth)
+            confusion.add(part.planes, part.truth, part.confidence)
     return fit.fit(), confusion
 
 
 def fitted_thresholds(decider: Decider, areas: Sequence[Area]) -> tuple[float, ...] | None:
     """Return the thresholds with which each class has its best F1 in areas; None where the task leaves none open."""
-    task = decider.segmenter.task
+    task = decider.task
     if not any(task.open_thresholds or ()):
         return None
     fit = ThresholdFit(task)

@@ -54,10 +54,7 @@ class Confusion:
             pairs = truth[plane][here].astype(np.int64) * size + decided[plane][here]
             self.counts[plane] += np.bincount(pairs, minlength=size * size).reshape(size, size)
         if confidence is not None:
-            sure = confidence[known].astype(np.float64)
-            place = np.minimum((sure * _BINS).astype(np.int64), _BINS - 1)
-            columns = (None, sure, (decided == truth)[known])
-            self._bins += np.stack([np.bincount(place, column, minlength=_BINS) for column in columns], axis=1)
+            self._bins += _binned(confidence[known].astype(np.float64), (decided == truth)[known])
 
     def merge(self, other: Confusion) -> None:
         """Add what another accumulator of the same task counted."""
@@ -84,7 +81,7 @@ class Confusion:
             "overall_accuracy": right / pixels if pixels else None,
             "mean_iou": _mean([scores["iou"] for scores in per_class.values()]),
             "macro_f1": _mean([scores["f1"] for scores in per_class.values()]),
-            "ece": self._calibration_error(),
+            "ece": _calibration_error(self._bins),
             "pixels": pixels,
             "per_class": per_class,
             "confusion": {
@@ -95,17 +92,7 @@ class Confusion:
 
     def reliability(self) -> dict[str, list[Any]]:
         """Return what was decided how surely, by bins of equal width: mean confidence, share that is right, pixels."""
-        pixels, sure, right = self._bins.T
-        return {
-            "confidence": [_share(*pair) for pair in zip(sure, pixels, strict=True)],
-            "right": [_share(*pair) for pair in zip(right, pixels, strict=True)],
-            "pixels": pixels.astype(np.int64).tolist(),
-        }
-
-    def _calibration_error(self) -> float | None:
-        """Expected calibration error: mean |accuracy - confidence| of the bins, weighted by their pixels."""
-        pixels, sure, right = self._bins.T
-        return float(np.abs(right - sure).sum() / pixels.sum()) if pixels.sum() else None
+        return _curve(self._bins, "confidence", "right")
 
 
 class Reliability:
@@ -127,15 +114,8 @@ class Reliability:
             known = truth[plane] != IGNORE
             said = probabilities[channel][known].astype(np.float64)
             true = truth[plane][known] == category
-            place = np.minimum((said * _BINS).astype(np.int64), _BINS - 1)
-            columns = [np.bincount(place, column, minlength=_BINS) for column in (None, said, true)]
-            self._bins[channel] += np.stack(columns, axis=1)
+            self._bins[channel] += _binned(said, true)
             self._squares[channel] += float(((said - true) ** 2).sum())
-
-    def merge(self, other: Reliability) -> None:
-        """Add what another one of the same task counted."""
-        self._bins += other._bins
-        self._squares += other._squares
 
     def brier(self) -> float | None:
         """Return the Brier score, None where nothing was counted."""
@@ -147,17 +127,34 @@ class Reliability:
         """Return Brier score, calibration error and the reliability curve of each channel's category by name."""
         found: dict[str, dict[str, Any]] = {}
         for name, bins, squares in zip(self._task.channel_names, self._bins, self._squares, strict=True):
-            pixels, said, true = bins.T
             found[name] = {
-                "brier": _share(squares, pixels.sum()),
-                "ece": _share(np.abs(true - said).sum(), pixels.sum()),
-                "reliability": {
-                    "probability": [_share(*pair) for pair in zip(said, pixels, strict=True)],
-                    "share": [_share(*pair) for pair in zip(true, pixels, strict=True)],
-                    "pixels": pixels.astype(np.int64).tolist(),
-                },
+                "brier": _share(squares, bins[:, 0].sum()),
+                "ece": _calibration_error(bins),
+                "reliability": _curve(bins, "probability", "share"),
             }
         return found
+
+
+def _binned(said: NDArray[np.float64], true: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return for each bin of what was said: pixels, the sum of what was said, and how many were so."""
+    place = np.minimum((said * _BINS).astype(np.int64), _BINS - 1)
+    return np.stack([np.bincount(place, column, minlength=_BINS) for column in (None, said, true)], axis=1)
+
+
+def _calibration_error(bins: NDArray[np.float64]) -> float | None:
+    """Expected calibration error: mean |share that is so - what was said| of the bins, weighted by their pixels."""
+    pixels, said, true = bins.T
+    return _share(np.abs(true - said).sum(), pixels.sum())
+
+
+def _curve(bins: NDArray[np.float64], said_name: str, true_name: str) -> dict[str, list[Any]]:
+    """Return the means of what was said and of what was so in each bin, and its pixels."""
+    pixels, said, true = bins.T
+    return {
+        said_name: [_share(*pair) for pair in zip(said, pixels, strict=True)],
+        true_name: [_share(*pair) for pair in zip(true, pixels, strict=True)],
+        "pixels": pixels.astype(np.int64).tolist(),
+    }
 
 
 def disagreement(matrix: NDArray[Any]) -> tuple[float, float]:

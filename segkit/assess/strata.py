@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from segkit.boundaries import near
 from segkit.codes import FEW, distinct
 from segkit.errors import DataError, GridError, UsageError
 from segkit.grid import Grid
@@ -80,7 +81,7 @@ class ClassMap:
             names = [one.name for one in self.classes]
             if buffer[0] not in names:
                 raise UsageError(
-                    f"{dataset.name}: has no class {buffer[0]!r} to lay a buffer around; it has {_and(names)}"
+                    f"{dataset.name}: has no class {buffer[0]!r} to lay a buffer around; it has {', '.join(names)}"
                 )
             if not (math.isfinite(buffer[1]) and buffer[1] > 0):
                 raise UsageError(f"a buffer of {buffer[1]} metres; give a positive number")
@@ -191,19 +192,16 @@ class ClassMap:
     def _stratified(self, classes: NDArray[np.int16], window: Window) -> NDArray[np.int16]:
         if self._buffer is None:
             return classes
-        from scipy.ndimage import distance_transform_edt
-
         centre, metres = self._buffer
-        across, down = self.grid.pixel_metres(window)
-        halo = math.ceil(metres / down)
+        pixel = self.grid.pixel_metres(window)
+        halo = math.ceil(metres / pixel[1])
         above = min(halo, int(window.row_off))
         below = min(halo, self.grid.height - int(window.row_off + window.height))
         around = Window(0, window.row_off - above, window.width, window.height + above + below)
-        away = self.read(around) != centre
-        if away.all():
-            return classes
-        near = distance_transform_edt(away, sampling=(down, across))[above : above + int(window.height)] <= metres
-        return np.where(near & (classes != centre) & (classes != NOWHERE), len(self.classes), classes).astype(np.int16)
+        beside = near(self.read(around) == centre, metres, pixel)[above : above + int(window.height)]
+        return np.where(beside & (classes != centre) & (classes != NOWHERE), len(self.classes), classes).astype(
+            np.int16
+        )
 
 
 @contextmanager
@@ -237,12 +235,10 @@ def class_map(
         if legend.multilabel:
             if of not in listed:
                 found = "name one with --class" if of is None else f"it has no {of!r}"
-                raise UsageError(f"{path}: its classes overlap, so each is assessed alone; {found}: {_and(listed)}")
+                raise UsageError(
+                    f"{path}: its classes overlap, so each is assessed alone; {found}: {', '.join(listed)}"
+                )
             band = listed.index(of) + 1
         elif of is not None:
             raise UsageError(f"{path}: its classes do not overlap and are assessed together; leave out --class")
         yield ClassMap(dataset, legend, band, buffer)
-
-
-def _and(names: list[str]) -> str:
-    return ", ".join(names)
