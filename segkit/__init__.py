@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from segkit.model import load as load
     from segkit.predict import predict as predict
     from segkit.recipe import Recipe as Recipe
+    from segkit.report import report as report
     from segkit.task import LandClass as LandClass
     from segkit.task import Task as Task
     from segkit.train import train as train
@@ -41,6 +42,7 @@ _HOMES = {
     "evaluate": "segkit.evaluate",
     "load": "segkit.model",
     "predict": "segkit.predict",
+    "report": "segkit.report",
     "train": "segkit.train",
     "vectorize": "segkit.vector",
 }

@@ -241,6 +241,7 @@ def evaluate(
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
     boundary: Annotated[str, typer.Option(metavar="WIDTH", help="Width of boundaries: 20m, 2px.")] = "2px",
+    objects: Annotated[str, typer.Option(metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")] = "1px",
     ignore: Annotated[
         list[int] | None, typer.Option(help='Of maps: a label code that means "not known". May be repeated.')
     ] = None,
@@ -252,7 +253,7 @@ def evaluate(
     device: OnDevice = Device.AUTO,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a model or maps on labelled scenes: IoU, F1, boundaries, calibration, confusion, intervals."""
+    """Score a model or maps on labelled scenes: IoU, F1, boundaries, objects, calibration, confusion, intervals."""
     from segkit.evaluate import evaluate as run
     from segkit.recipe import LabelSource
 
@@ -270,6 +271,7 @@ def evaluate(
         labels if field is None else LabelSource(path=labels, field=field),
         output,
         boundary=boundary,
+        objects=objects,
         ignore=ignore or (),
         names=names,
         tile=tile,
@@ -379,6 +381,57 @@ def vectorize(
     )
     _print_areas("polygons", summary.polygons, summary.hectares)
     print(f"\n{summary.path}")
+
+
+@app.command()
+def report(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="RUN|MAP|SCORES...", help="Run folder, map (.tif), scores or areas (.json).")
+    ],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The page (.html).")] = None,
+    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Also, or only, its pictures, as PNG.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Of the map: its imagery; repeated, files of its bands or dates.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Of the map: its labels; with them it is scored.")] = None,
+    field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(metavar="FILE.tif", help="Of the map: probabilities as predict wrote them.")
+    ] = None,
+    names: Annotated[Path | None, typer.Option(help="Of the map: names of classes, CSV with value,name.")] = None,
+    ignore: Annotated[
+        list[int] | None, typer.Option(help='Of the map: a label code that means "not known". May be repeated.')
+    ] = None,
+    boundary: Annotated[str, typer.Option(metavar="WIDTH", help="Width of boundaries: 20m, 2px.")] = "2px",
+    objects: Annotated[str, typer.Option(metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")] = "1px",
+    precision: InPrecision = Precision.AUTO,
+    device: OnDevice = Device.AUTO,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make one page that opens offline: scores, charts, areas, worst windows, and a map to pan and zoom."""
+    from segkit.recipe import LabelSource
+    from segkit.report import report as run
+
+    if field is not None and labels is None:
+        raise typer.BadParameter("belongs to labels, and there are none (--labels)", param_hint="--field")
+    result = run(
+        sources,
+        output,
+        png=png,
+        images=images,
+        labels=LabelSource(path=str(labels), field=field) if field is not None else labels,
+        probabilities=probabilities,
+        names=names,
+        ignore=ignore or (),
+        boundary=boundary,
+        objects=objects,
+        device=device.value,
+        precision=precision.value,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    for path in (*result.pictures, *([result.path] if result.path else [])):
+        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -578,7 +631,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     def number(value: float | int | None) -> str:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
-    known = ("iou", "f1", "precision", "recall", "boundary_iou", "boundary_f1", "support")
+    known = ("iou", "f1", "precision", "recall", "boundary_iou", "boundary_f1", "object_f1", "support")
     columns = [key for key in known if all(key in scores for scores in metrics["per_class"].values())]
     rows = [(name, *(number(scores[key]) for key in columns)) for name, scores in metrics["per_class"].items()]
     _print_table(("class", *columns), rows)

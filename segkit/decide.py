@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from torch import Tensor
 
 from segkit.data.cover import Cover
 from segkit.data.sources import RASTER_SUFFIXES, expand
@@ -19,7 +18,7 @@ from segkit.errors import DataError
 from segkit.model import Segmenter
 from segkit.predict.choice import Choice, Options, choose, windows_at_once
 from segkit.predict.device import pick_device
-from segkit.predict.engine import predict_blocks
+from segkit.predict.engine import Block, predict_blocks
 from segkit.predict.network import Runner
 from segkit.raster import PathLike, open_raster
 from segkit.task import LandClass, Task
@@ -40,11 +39,14 @@ class Decided:
         Decided categories, int16 (P, H, W).
     truth
         Target planes of the same shape; `IGNORE` where the label is not known, there is no data, or nothing counts.
+    valid
+        bool (H, W): where there was something to decide; elsewhere `planes` mean nothing.
     """
 
     window: Window
     planes: NDArray[np.int16]
     truth: NDArray[np.int16]
+    valid: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,15 @@ class Decider:
             Only what lies in these; it is decided as it is with all of the area.
         """
         task = self.task
-        for window, probabilities, truth in self.probabilities(area, windows):
+        for block, truth in self.blocks(area, windows):
+            probabilities = block.probabilities
             planes = task.decide(probabilities[None])
             confidence = task.confidence(probabilities[None], planes)[0].cpu().numpy()
-            yield Predicted(window, planes[0].cpu().numpy(), truth, confidence, probabilities.cpu().numpy())
+            decided = planes[0].cpu().numpy()
+            yield Predicted(block.window, decided, truth, block.valid, confidence, probabilities.cpu().numpy())
 
-    def probabilities(
-        self, area: Area, windows: Sequence[Window] | None = None
-    ) -> Iterator[tuple[Window, Tensor, NDArray[np.int16]]]:
-        """Yield what decisions are made of: a window, its probabilities (C, H, W) and its true planes (P, H, W)."""
+    def blocks(self, area: Area, windows: Sequence[Window] | None = None) -> Iterator[tuple[Block, NDArray[np.int16]]]:
+        """Yield what decisions are made of: blocks of probabilities, and their true planes (P, H, W)."""
         segmenter, scene = self.segmenter, area.sample.scene
         region = area.cover if windows is None else _Both(area.cover, Cover(tuple(windows)))
         if self._choice is None or self._runner is None:
@@ -108,7 +110,7 @@ class Decider:
         with closing(predict_blocks(self._runner, scene, tiling, batch=batch, region=region)) as blocks:
             for block in blocks:
                 if block.valid.any():
-                    yield block.window, block.probabilities, area.truth(block.window, block.valid)
+                    yield block, area.truth(block.window, block.valid)
 
 
 class MapDecider:
@@ -138,7 +140,7 @@ class MapDecider:
                     # Where there is no data any code that is known will do.
                     codes[:, ~tile.valid] = self.task.classes[0].value
                     planes = self.task.encode(codes[0], source=scene.paths[0])
-                yield Decided(window, planes, area.truth(window, tile.valid))
+                yield Decided(window, planes, area.truth(window, tile.valid), tile.valid)
 
 
 def map_task(path: PathLike, names: PathLike | None = None) -> Task:

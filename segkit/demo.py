@@ -23,6 +23,7 @@ from segkit.picture import colored, composite, panels, read_map
 from segkit.predict import predict
 from segkit.raster import PathLike
 from segkit.recipe import LabelSource, Recipe, Source
+from segkit.report import report
 from segkit.train import areas, train
 from segkit.vector import vectorize
 
@@ -52,7 +53,7 @@ class Demo:
         Of the network, as in `metrics.json`.
     baseline
         Of a per-pixel linear discriminant fitted on the same training pixels.
-    model, map, layer, shapefile, picture
+    model, map, layer, shapefile, picture, report
         Files to look at.
     minutes
         All of it took.
@@ -66,6 +67,7 @@ class Demo:
     layer: Path
     shapefile: Path
     picture: Path
+    report: Path
     minutes: float
 
     def render(self) -> str:
@@ -76,7 +78,8 @@ class Demo:
                 f"{name:<14}  {_number(scores['iou']):>8}  {_number(self.baseline['per_class'][name]['iou']):>30}"
             )
         rows.append(f"{'mean':<14}  {_number(self.metrics['mean_iou']):>8}  {_number(self.baseline['mean_iou']):>30}")
-        files = [f"{what:<10} {getattr(self, what)}" for what in ("picture", "map", "layer", "shapefile", "model")]
+        shown = ("report", "picture", "map", "layer", "shapefile", "model")
+        files = [f"{what:<10} {getattr(self, what)}" for what in shown]
         return "\n".join([*rows, "", *files, f"{self.minutes:.1f} minutes"])
 
 
@@ -134,8 +137,19 @@ def demo(
     (root / task / "baseline.json").write_text(json.dumps(baseline, indent=2))
     picture = root / f"{task}.png"
     _draw(picture, recipe, heldout[0], map_, layer, _NATURAL[task])
+    page = root / f"{task}.html"
+    (scene,) = images
+    report(
+        [run.folder, map_],
+        page,
+        images=scene,
+        labels=labels,
+        probabilities=chances,
+        overwrite=True,
+        show_progress=show_progress,
+    )
     minutes = (time.monotonic() - started) / 60
-    return Demo(root, metrics, baseline, run.model, map_, layer, shapefile, picture, minutes)
+    return Demo(root, metrics, baseline, run.model, map_, layer, shapefile, picture, page, minutes)
 
 
 def _deforestation() -> dict[str, Any]:

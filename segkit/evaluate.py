@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from segkit.files import check_output, staged
 from segkit.grid import Grid
 from segkit.metrics import Confusion, Reliability, disagreement
 from segkit.model import Segmenter, load
+from segkit.objects import Objects
 from segkit.predict.choice import Options
 from segkit.progress import progress
 from segkit.raster import PathLike
@@ -32,7 +33,9 @@ from segkit.recipe import Data, LabelSource, Source
 from segkit.resampling import Resampling
 from segkit.task import Task
 from segkit.thresholds import ThresholdFit
-from segkit.vector.units import Quantity, length
+from segkit.vector import units
+from segkit.vector.ground import Squares, ground_of
+from segkit.vector.units import Quantity
 
 _STRIP_PIXELS = 2**22
 _OF_A_SCENE = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
@@ -45,6 +48,7 @@ def evaluate(
     output: PathLike | None = None,
     *,
     boundary: str = "2px",
+    objects: str = "1px",
     ignore: Sequence[int] = (),
     names: PathLike | None = None,
     tile: int | None = None,
@@ -67,6 +71,8 @@ def evaluate(
         Where to write the result as JSON.
     boundary
         Width of boundaries: "10m" on the ground, "2px" in pixels.
+    objects
+        Smallest object that is counted: "0.5ha" on the ground, "12px" in pixels.
     ignore
         Of maps: label codes that mean "not known". A model has its own.
     names
@@ -85,7 +91,7 @@ def evaluate(
         No scene has labels, or a scene does not have the model's bands.
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
-    width = length(boundary, "boundary")
+    width, size = units.length(boundary, "boundary"), units.area(objects, "objects")
     decider: Decider | MapDecider
     if images is None:
         assert not isinstance(model, Segmenter)
@@ -100,7 +106,7 @@ def evaluate(
         source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
         samples = labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
         decider = Decider(segmenter, Options(tile=tile, overlap=overlap, device=device, precision=precision))
-    result = scores(decider, whole(samples), width, show_progress=show_progress)
+    result = scores(decider, whole(samples), width, size, show_progress=show_progress)
     if target is not None:
         with staged(target) as part:
             part.write_text(json.dumps(result, indent=2))
@@ -108,20 +114,27 @@ def evaluate(
 
 
 def scores(
-    decider: Decider | MapDecider, areas: Sequence[Area], boundary: Quantity, *, show_progress: bool = False
+    decider: Decider | MapDecider,
+    areas: Sequence[Area],
+    boundary: Quantity,
+    size: Quantity = Quantity(1, pixels=True),
+    *,
+    watch: Callable[[Area, Decided], None] = lambda area, part: None,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
     """Return all that is told about decisions in areas; see docs/evaluate.md.
 
-    Decisions and truth of one scene at a time are kept in a file of the temporary folder, for boundaries reach beyond
-    the windows in which a scene is decided.
+    Decisions and truth of one scene at a time are kept in a file of the temporary folder, for boundaries and objects
+    reach beyond the windows in which a scene is decided.
     """
     task = decider.task
     total, reliability, resampling = Confusion(task), Reliability(task), Resampling(task)
-    boundaries, told = Boundaries(task, boundary.number), []
+    boundaries, objects, told = Boundaries(task, boundary.number), Objects(task, size), []
     mpx = sum(area.sample.scene.grid.height * area.sample.scene.grid.width for area in areas) / 1e6
     with progress("evaluate", mpx, "Mpx", show=show_progress) as advance:
         for number, area in enumerate(areas):
             grid, own = area.sample.scene.grid, Confusion(task)
+            ground = None if size.pixels else ground_of(grid)
             with TemporaryFile() as file:
                 kept = _Kept(file, task, grid)
                 for part in decider(area):
@@ -131,17 +144,20 @@ def scores(
                     if sure is not None:
                         reliability.add(sure.probabilities, part.truth)
                     kept.write(part)
+                    watch(area, part)
                     advance(part.window.width * part.window.height / 1e6)
-                _add_boundaries(boundaries, kept, grid, boundary)
+                _add_shapes(boundaries, objects, kept, grid, boundary, ground)
             total.merge(own)
             one = own.summary()
             told.append({"scene": area.sample.scene.name} | {key: one[key] for key in _OF_A_SCENE})
     result = total.summary()
     shares = disagreement(total.counts[0]) if task.planes == 1 and result["pixels"] else (None, None)
-    for name, found in boundaries.per_class().items():
-        result["per_class"][name] |= found
+    shapes, wholes = boundaries.per_class(), objects.per_class()
+    for name, found in result["per_class"].items():
+        found |= shapes[name] | wholes[name]
     result |= {"quantity_disagreement": shares[0], "allocation_disagreement": shares[1]}
     result["boundary_width"] = f"{boundary.number:g}{'px' if boundary.pixels else 'm'}"
+    result["object_size"] = f"{size.number:g}px" if size.pixels else f"{size.number / 10_000:g}ha"
     if isinstance(decider, Decider):
         result |= {"brier": reliability.brier(), "reliability": total.reliability()}
         result["calibration"] = reliability.per_channel()
@@ -181,8 +197,10 @@ class _Kept:
         return (layer * self._grid.height + row) * self._grid.width * self._dtype.itemsize
 
 
-def _add_boundaries(boundaries: Boundaries, kept: _Kept, grid: Grid, width: Quantity) -> None:
-    """Count the boundaries of a scene, strip by strip."""
+def _add_shapes(
+    boundaries: Boundaries, objects: Objects, kept: _Kept, grid: Grid, width: Quantity, ground: Squares | None
+) -> None:
+    """Count the boundaries and objects of a scene, strip by strip."""
     rows = max(1, _STRIP_PIXELS // grid.width)
     for top in range(0, grid.height, rows):
         bottom = min(top + rows, grid.height)
@@ -191,7 +209,9 @@ def _add_boundaries(boundaries: Boundaries, kept: _Kept, grid: Grid, width: Quan
         halo = boundaries.halo(pixel)[1]
         above, below = max(0, top - halo), min(grid.height, bottom + halo)
         decided, truth = kept.read(above, below)
-        boundaries.add(decided, truth, pixel, (slice(top - above, bottom - above), slice(None)))
+        own = slice(top - above, bottom - above)
+        boundaries.add(decided, truth, pixel, (own, slice(None)))
+        objects.add(decided[:, own], truth[:, own], ground, end=bottom == grid.height)
 
 
 def _text(paths: Any) -> Any:
@@ -252,6 +272,6 @@ def fitted_thresholds(decider: Decider, areas: Sequence[Area]) -> tuple[float, .
         return None
     fit = ThresholdFit(task)
     for area in areas:
-        for _, probabilities, truth in decider.probabilities(area):
-            fit.add(probabilities, truth)
+        for block, truth in decider.blocks(area):
+            fit.add(block.probabilities, truth)
     return fit.fit()

@@ -1,9 +1,10 @@
-"""Gallery: the windows of the validation areas in which a model is most wrong."""
+"""Gallery: the windows of labelled areas in which decisions are most wrong, or most right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
@@ -15,11 +16,14 @@ from segkit.data.split import Area, pieces
 from segkit.decide import Decided, Decider
 from segkit.files import staged
 from segkit.metrics import Confusion
-from segkit.model import Segmenter
 from segkit.picture import UNKNOWN, View, colored, legend_patches
 from segkit.progress import progress
 from segkit.raster import PathLike
-from segkit.task import IGNORE
+from segkit.task import IGNORE, Task
+
+if TYPE_CHECKING:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
 _ENOUGH = 0.25  # of the known pixels of the window that has most; those with fewer are not ranked
 _SURE = "YlOrRd"  # matplotlib's colours from hardly sure to quite sure
@@ -66,8 +70,12 @@ def draw_worst(
         Their side in pixels at most.
     """
     found = worst(decider, areas, count, size, show_progress=show_progress)
+    segmenter = decider.segmenter
+    mean, std = (buffer.flatten().tolist() for buffer in (segmenter.mean, segmenter.std))
+    view = View.of(segmenter.band_names, mean, std)
+    looks = [_decided_again(decider, piece, view) for piece in found]
     with staged(path) as part:
-        _draw(decider.segmenter, [_Look.of(decider, piece) for piece in found], part)
+        draw(looks, segmenter.task, view.caption).savefig(part, dpi=110)
 
 
 def worst(
@@ -78,106 +86,186 @@ def worst(
     Of windows that are as bad as each other the first ones are taken. All areas are decided once.
     """
     total = sum(int(window.width * window.height) for area in areas for window in area.windows) / 1e6
-    found: list[Piece] = []
+    ranking = Ranking(size)
     with progress("worst windows", total, "Mpx", show=show_progress) as advance:
         for area in areas:
-            windows = list(pieces(area.windows, size))
-            tree = shapely.STRtree([box(window) for window in windows])
-            counts = np.zeros((len(windows), 2), dtype=np.int64)
             for part in decider(area):
-                known = part.truth != IGNORE
-                wrong = known & (part.truth != part.planes)
-                for place in tree.query(box(part.window)):
-                    rows, columns = overlap(windows[place], part.window)
-                    counts[place] += known[:, rows, columns].sum(), wrong[:, rows, columns].sum()
-                advance(known.any(axis=0).sum() / 1e6)
-            found += [Piece(area, window, *map(int, each)) for window, each in zip(windows, counts, strict=True)]
-    enough = max(1, _ENOUGH * max((piece.known for piece in found), default=0))
-    return sorted((piece for piece in found if piece.known >= enough), key=lambda piece: -piece.share)[:count]
+                ranking.add(area, part)
+                advance((part.truth != IGNORE).any(axis=0).sum() / 1e6)
+    return ranking.worst(count)
+
+
+class Ranking:
+    """Counts right and wrong decisions window by window.
+
+    Parameters
+    ----------
+    size
+        Side of the windows in pixels at most.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._areas: list[_Counted] = []
+
+    def add(self, area: Area, part: Decided) -> None:
+        """Count a part of an area; all parts of one come after each other."""
+        if not self._areas or self._areas[-1].area is not area:
+            self._areas.append(_Counted.of(area, self._size))
+        counted = self._areas[-1]
+        known = part.truth != IGNORE
+        wrong = known & (part.truth != part.planes)
+        for place in counted.tree.query(box(part.window)):
+            here = (slice(None), *overlap(counted.windows[place], part.window))
+            counted.known[place] += known[here].sum()
+            counted.wrong[place] += wrong[here].sum()
+            for plane, seen in zip(part.truth[here], counted.seen[place], strict=True):
+                seen[plane[plane != IGNORE]] = True
+
+    def worst(self, count: int) -> list[Piece]:
+        """Return the windows with the largest share of wrong decisions, worst first; of equal ones the first."""
+        return [piece for piece, _ in sorted(self._enough(), key=lambda each: -each[0].share)[:count]]
+
+    def best(self, count: int) -> list[Piece]:
+        """Return the windows with the smallest share of wrong decisions, best first; of equal ones the first.
+
+        Those in which all is of one kind, which is easily right, come after all others.
+        """
+        return [piece for piece, _ in sorted(self._enough(), key=lambda each: (not each[1], each[0].share))[:count]]
+
+    def _enough(self) -> list[tuple[Piece, bool]]:
+        """Return the windows with enough known pixels to be ranked, and whether they hold truths of several kinds."""
+        found = [each for counted in self._areas for each in counted.pieces()]
+        enough = max(1, _ENOUGH * max((piece.known for piece, _ in found), default=0))
+        return [each for each in found if each[0].known >= enough]
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A window with what is to be seen in it: truth and decision (P, H, W), and the confidence of the latter."""
+class _Counted:
+    """The windows of an area, their known and wrong decisions (windows,), and the categories met (windows, P, K)."""
 
-    piece: Piece
-    whole: Decided
-    confidence: NDArray[np.float32]
-    scores: Confusion
+    area: Area
+    windows: list[Window]
+    tree: shapely.STRtree
+    known: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    seen: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, decider: Decider, piece: Piece) -> _Look:
-        """Decide a window again."""
-        task, window = piece.area.labels.task, piece.window
-        shape = task.planes, int(window.height), int(window.width)
-        planes, truth = np.full((2, *shape), IGNORE, dtype=np.int16)
-        confidence, scores = np.zeros(shape, dtype=np.float32), Confusion(task)
-        for part in decider(piece.area, [window]):
-            here = (slice(None), *overlap(part.window, window))
-            there = (slice(None), *overlap(window, part.window))
-            planes[here], truth[here], confidence[here] = part.planes[there], part.truth[there], part.confidence[there]
-        scores.add(planes, truth)
-        return cls(piece, Decided(window, planes, truth), confidence, scores)
+    def of(cls, area: Area, size: int) -> _Counted:
+        """Cut an area into windows, of which nothing is counted."""
+        task, windows = area.labels.task, list(pieces(area.windows, size))
+        known, wrong = np.zeros((2, len(windows)), dtype=np.int64)
+        seen = np.zeros((len(windows), task.planes, len(task.categories)), dtype=bool)
+        return cls(area, windows, shapely.STRtree([box(window) for window in windows]), known, wrong, seen)
+
+    def pieces(self) -> list[tuple[Piece, bool]]:
+        """Return what was counted of each window, and whether it holds truths of several kinds."""
+        varied = (self.seen.sum(axis=2) > 1).any(axis=1)
+        return [
+            (Piece(self.area, window, int(known), int(wrong)), bool(several))
+            for window, known, wrong, several in zip(self.windows, self.known, self.wrong, varied, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A window with what is to be seen in it.
+
+    Parameters
+    ----------
+    image
+        float64 (H, W, 3) in 0..1.
+    truth, planes
+        True and decided categories, int16 (P, H, W).
+    confidence
+        Probability of what was decided, float32 (P, H, W); None where it is not known.
+    """
+
+    piece: Piece
+    image: NDArray[np.float64]
+    truth: NDArray[np.int16]
+    planes: NDArray[np.int16]
+    confidence: NDArray[np.float32] | None
 
     @property
     def caption(self) -> str:
         """Where it lies, and how good the decision is."""
-        window, summary = self.piece.window, self.scores.summary()
+        scores = Confusion(self.piece.area.labels.task)
+        scores.add(self.planes, self.truth)
+        window, iou = self.piece.window, scores.summary()["mean_iou"]
         top, left = int(window.row_off), int(window.col_off)
         place = f"rows {top}-{top + int(window.height) - 1}\ncolumns {left}-{left + int(window.width) - 1}"
-        right, iou = 1 - self.piece.share, summary["mean_iou"]
         told = "" if iou is None else f"\nmean IoU {iou:.3f}"
+        right = 1 - self.piece.share
         return f"{self.piece.area.sample.scene.name}\n{place}\n{right:.1%} right{told}\n{self.piece.known:,} known"
 
 
-def _draw(segmenter: Segmenter, looks: Sequence[_Look], path: PathLike) -> None:
+def _decided_again(decider: Decider, piece: Piece, view: View) -> Look:
+    task, window = piece.area.labels.task, piece.window
+    shape = task.planes, int(window.height), int(window.width)
+    planes, truth = np.full((2, *shape), IGNORE, dtype=np.int16)
+    confidence = np.zeros(shape, dtype=np.float32)
+    for part in decider(piece.area, [window]):
+        here = (slice(None), *overlap(part.window, window))
+        there = (slice(None), *overlap(window, part.window))
+        planes[here], truth[here], confidence[here] = part.planes[there], part.truth[there], part.confidence[there]
+    tile = piece.area.sample.scene.read(window)
+    return Look(piece, view.image(tile.pixels, tile.valid), truth, planes, confidence)
+
+
+def draw(looks: Sequence[Look], task: Task, caption: str) -> Figure:
+    """Draw windows below each other: image, truth, decision, and where it is wrong.
+
+    Parameters
+    ----------
+    caption
+        What the image shows.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    task = segmenter.task
-    mean, std = (buffer.flatten().tolist() for buffer in (segmenter.mean, segmenter.std))
-    view = View.of(segmenter.band_names, mean, std)
     side, rows = 2.4, max(1, len(looks))
     figure = Figure(figsize=(4 * side + 1.7, rows * side + 1.4), layout="constrained")
     axes = figure.subplots(rows, 4, squeeze=False)
     lowest = 0.5 if len(task.categories) == 2 else 0.0
     sureness = ScalarMappable(Normalize(lowest, 1), _SURE)
+    told = all(look.confidence is not None for look in looks)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    for ax, title in zip(axes[0], ("image", "truth", "decided", "wrong, and how sure"), strict=True):
+    titles = ("image", "truth", "decided", "wrong, and how sure" if told else "wrong")
+    for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=11)
     for own, look in zip(axes, looks, strict=False):
-        tile = look.piece.area.sample.scene.read(look.piece.window)
-        image = view.image(tile.pixels, tile.valid)
         # What nobody knows is shown in neither of both.
-        decided = np.where(look.whole.truth == IGNORE, IGNORE, look.whole.planes).astype(np.int16)
-        shown = (image, colored(look.whole.truth, task), colored(decided, task), _errors(image, look, sureness))
+        decided = np.where(look.truth == IGNORE, IGNORE, look.planes).astype(np.int16)
+        shown = (look.image, colored(look.truth, task), colored(decided, task), _errors(look, sureness))
         for ax, each in zip(own, shown, strict=True):
             ax.imshow(each, interpolation="nearest")
         own[0].set_ylabel(look.caption, rotation=0, ha="right", va="center", fontsize=9, labelpad=6)
     if not looks:
         axes[0, 0].set_xlabel("no label is known where there is data")
-    bar = figure.colorbar(sureness, ax=axes[:, 3], location="bottom", shrink=0.9, aspect=25, pad=0.01)
-    bar.set_label("probability of the wrong decision", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
+    if told:
+        bar = figure.colorbar(sureness, ax=axes[:, 3], location="bottom", shrink=0.9, aspect=25, pad=0.01)
+        bar.set_label("probability of the wrong decision", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     handles = legend_patches(task)
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), 8), frameon=False, fontsize=9,
-        title=f"image: {view.caption}", title_fontsize=8,
+        title=f"image: {caption}", title_fontsize=8,
     )  # fmt: skip
-    figure.savefig(path, dpi=110)
+    return figure
 
 
-def _errors(image: NDArray[np.float64], look: _Look, sureness: object) -> NDArray[np.float64]:
+def _errors(look: Look, sureness: ScalarMappable) -> NDArray[np.float64]:
     """Return the image faded to grey, with wrong decisions in the colour of their confidence (the surest plane's)."""
-    known = look.whole.truth != IGNORE
-    wrong = known & (look.whole.planes != look.whole.truth)
-    sure = np.where(wrong, look.confidence, 0).max(axis=0)
-    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    known = look.truth != IGNORE
+    wrong = known & (look.planes != look.truth)
+    sure = np.where(wrong, 1.0 if look.confidence is None else look.confidence, 0).max(axis=0)
+    grey = look.image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     shown: NDArray[np.float64] = grey * (1 - _RIGHT) + _RIGHT
     shown[~known.any(axis=0)] = UNKNOWN
-    colors = sureness.to_rgba(sure)[..., :3]  # type: ignore[attr-defined]
     here = wrong.any(axis=0)
-    shown[here] = colors[here]
+    shown[here] = sureness.to_rgba(sure)[..., :3][here]
     return shown

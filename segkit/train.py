@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from segkit import charts
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample
 from segkit.data.split import Area, divide
@@ -46,8 +47,8 @@ from segkit.raster import PathLike
 from segkit.recipe import Recipe, Source, Split
 
 # In a run's folder.
-MODEL, METRICS, RECIPE = "model.safetensors", "metrics.json", "recipe.yaml"
-_LOG, _CURVES, _WORST = "log.csv", "curves.png", "worst.png"
+MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml", "log.csv"
+_CURVES, _WORST = "curves.png", "worst.png"
 _BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 _VALIDATED = ("val_iou", "val_f1", "val_accuracy")
 # Below this tile size a CPU loses more by converting weights to bf16 and back than it gains: steps with tiles of 64
@@ -155,7 +156,7 @@ def _train(
         rank_zero_only(_begin)(folder, recipe)
     # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best,
     # which is therefore written first.
-    callbacks: list[Callback] = [_Log(folder / _LOG)]
+    callbacks: list[Callback] = [_Log(folder / LOG)]
     if kept == best:
         callbacks.append(
             ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False)
@@ -328,7 +329,7 @@ def is_run_of(folder: Path, recipe: Recipe) -> bool:
 def _begin(folder: Path, recipe: Recipe) -> None:
     """Make the run folder; what an older run left to resume goes, its results stay until there are new ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*(folder / LAST).parent.glob("*.ckpt"), folder / _LOG):
+    for old in (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG):
         old.unlink(missing_ok=True)
     with staged(folder / RECIPE) as part:
         part.write_text(_text(recipe))
@@ -522,28 +523,7 @@ def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], epoc
     with staged(folder / METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
-        _draw(folder / _LOG, part, epoch)
+        charts.png(charts.curves(read_log(folder / LOG), epoch), part)
     if validation:
         draw_worst(decider, validation, folder / _WORST)
     segmenter.save(folder / MODEL)
-
-
-def _draw(log: Path, picture: Path, kept: int) -> None:
-    """Draw loss and validation score against the epoch."""
-    from matplotlib.figure import Figure
-
-    rows = read_log(log)
-    epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(epochs, [row["loss"] for row in rows], color="#0072b2")
-    left.set(xlabel="epoch", ylabel="training loss")
-    for key, label, color in (("val_iou", "mean IoU", "#d55e00"), ("val_accuracy", "accuracy", "#009e73")):
-        if key in rows[0]:
-            right.plot(epochs, [row[key] for row in rows], color=color, label=label)
-    right.axvline(kept, color="#888888", linestyle=":", label=f"kept: epoch {kept}")
-    right.set(xlabel="epoch", ylabel="validation")
-    right.legend(frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=120)

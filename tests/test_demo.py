@@ -24,9 +24,12 @@ TINY = [
 def test_a_miniature_demo_makes_every_file_it_names(tmp_path, task):
     result = demo(tmp_path / "demo", task=task, width=288, height=256, overrides=TINY)
     assert result.folder == tmp_path / "demo"
-    for path in (result.model, result.map, result.layer, result.shapefile, result.picture):
+    for path in (result.model, result.map, result.layer, result.shapefile, result.picture, result.report):
         assert path.is_file()
         assert result.folder in path.parents
+    page = result.report.read_text()
+    for heading in ("Map", "Validation", "Mapped: map", "Scores of map", "Training"):
+        assert f">{heading}</" in page
     assert result.picture.read_bytes().startswith(b"\x89PNG")
     names = [one["name"] for one in read_header(result.model).recipe["task"]["classes"]]
     with rasterio.open(result.map) as dataset:

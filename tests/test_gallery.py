@@ -7,9 +7,9 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit.data.sources import resolve
 from segkit.data.split import whole
-from segkit.decide import Decider
+from segkit.decide import Decided, Decider
 from segkit.evaluate import score
-from segkit.gallery import draw_worst, worst
+from segkit.gallery import Ranking, draw_worst, worst
 from segkit.metrics import Confusion
 from segkit.predict.choice import Options
 from segkit.task import IGNORE
@@ -83,6 +83,41 @@ def test_the_worst_windows_are_those_of_brute_force(case):
     assert [(piece.area, piece.window, piece.known, piece.wrong) for piece in pieces] == ranked[:5]
     assert pieces[0].share > pieces[-1].share > 0
     assert len(expected) > len(ranked) > 5  # the corner without data has too few
+
+
+def test_the_best_windows_are_those_of_brute_force_and_not_all_of_one_kind(case):
+    areas, model, found = case
+    expected = []
+    for area, (planes, truth) in zip(areas, found, strict=True):
+        for window in area.sample.scene.grid.tiles(24):
+            here = truth[:, *window.toslices()]
+            known = here != IGNORE
+            wrong = int((known & (here != planes[:, *window.toslices()])).sum())
+            one_kind = all(len(np.unique(plane[plane != IGNORE])) < 2 for plane in here)
+            expected.append((area, window, int(known.sum()), wrong, one_kind))
+    most = max(known for _, _, known, _, _ in expected)
+    enough = [each for each in expected if each[2] >= most / 4]
+    ranked = sorted(enough, key=lambda each: (each[4], each[3] / each[2]))
+    ranking = Ranking(24)
+    for area in areas:
+        for part in Decider(model, FAST)(area):
+            ranking.add(area, part)
+    pieces = ranking.best(len(enough) + 1)
+    assert [(piece.area, piece.window, piece.known, piece.wrong) for piece in pieces] == [each[:4] for each in ranked]
+    assert ranking.worst(3) == worst(Decider(model, FAST), areas, 3, 24)
+
+
+def test_a_window_of_one_kind_is_not_called_best_while_there_are_others(tmp_path):
+    truth = np.zeros((64, 64), dtype=np.uint8)
+    truth[:32, :32][:16] = 1  # the first window has both, decided half right; the others are background, all right
+    write_raster(tmp_path / "images" / "a.tif", np.full((1, 64, 64), 5, np.float32))
+    write_raster(tmp_path / "labels" / "a.tif", 7 * truth)
+    (area,) = areas_of(tmp_path, "binary")
+    ranking = Ranking(32)
+    window = area.sample.scene.grid.whole
+    valid = np.ones((64, 64), dtype=bool)
+    ranking.add(area, Decided(window, np.zeros((1, 64, 64), np.int16), area.truth(window, valid), valid))
+    assert [piece.share for piece in ranking.best(4)] == [0.5, 0, 0, 0]
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -16,8 +16,8 @@ FLOORS = [
     {"raster", "losses", "metrics", "thresholds", "calibration", "boundaries", "resampling", "landscape"},
     {"recipe", "labels", "model"},
     {"data", "vector", "predict"},
-    {"train", "evaluate", "decide", "baseline", "check", "demo", "picture", "gallery", "preview"}
-    | {"assess", "change", "report", "export", "cluster", "compare"},
+    {"train", "evaluate", "decide", "baseline", "check", "demo", "picture", "charts", "gallery", "preview"}
+    | {"objects", "assess", "change", "report", "export", "cluster", "compare"},
     {"cli", "__init__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -23,6 +23,7 @@ PUBLIC = {
     "evaluate",
     "load",
     "predict",
+    "report",
     "train",
     "vectorize",
 }

@@ -368,8 +368,8 @@ def test_open_thresholds_are_fitted_and_kept_in_the_file(data, tmp_path, kind):
     model = load(run.model)
     assert recipe.task.thresholds == (0.5,) * len(recipe.task.classes)
     fitted = model.task.thresholds
-    blocks = [block for area in areas(recipe)[1] for block in Decider(model).probabilities(area)]
-    _, chances, truths = zip(*blocks, strict=True)
+    blocks = [block for area in areas(recipe)[1] for block in Decider(model).blocks(area)]
+    chances, truths = zip(*((block.probabilities, truth) for block, truth in blocks), strict=True)
     chances, truths = (np.concatenate([each.reshape(len(each), -1) for each in part], 1) for part in (chances, truths))
     for position, threshold in enumerate(fitted):
         known = truths[position] != IGNORE
@@ -403,8 +403,8 @@ def test_probabilities_are_calibrated_and_the_file_says_how(runs, data, tmp_path
         torch.testing.assert_close(after(pixels, valid), before(pixels, valid) * scale + shift)
     fit = CalibrationFit(before.task, 10**4)
     for area in areas(recipe_for(data[kind], kind))[1]:
-        for _, probabilities, truth in Decider(before).probabilities(area):
-            fit.add(probabilities, truth)
+        for block, truth in Decider(before).blocks(area):
+            fit.add(block.probabilities, truth)
     np.testing.assert_allclose(found.scale, fit.fit().scale, rtol=0.02)
 
 

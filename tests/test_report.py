@@ -1,0 +1,318 @@
+"""The report: what it is made of, what it tells, and that it works in a browser."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import rasterio
+from matplotlib.image import imread
+from synthetic import TASKS, recipe_for, write_pair, write_raster
+
+import segkit
+from segkit import cli
+from segkit.assess import estimate, write_estimate
+from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
+from segkit.report import report
+from segkit.report.story import Story, _kept
+
+pytest_plugins = ["browser"]
+
+READY = "return document.querySelector('.map-viewer').dataset.state === 'ready'"
+MARKUP = 'cut <b>&"</b>'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with two validation scenes, a map by its model, scores and areas; its class's name looks like markup."""
+    root = tmp_path_factory.mktemp("made")
+    for seed, name in enumerate("abcd"):
+        write_pair(root, "binary", name, height=64, width=80, seed=seed)
+    task = TASKS["binary"] | {"classes": [{"name": MARKUP, "value": 7, "color": "#d7301f"}]}
+    split = {"val": {"by": "scene", "fraction": 0.5}}
+    recipe = recipe_for(root, "binary", task=task, data=split, train={"epochs": 6, "steps": 8})
+    run = segkit.train(recipe, root / "run")
+    scene, labels = root / "images" / "a.tif", root / "labels" / "a.tif"
+    segkit.predict(run.model, scene, root / "map.tif", probabilities=root / "chances.tif", device="cpu")
+    segkit.evaluate(run.model, scene, labels, root / "scores.json", device="cpu")
+    found = estimate([[90, 2], [5, 60]], [900.0, 100.0], classes=["background", MARKUP])
+    write_estimate(found, root / "areas.json")
+    return root
+
+
+class Page(HTMLParser):
+    """A page's headings, tags, and what its elements would load."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.headings, self.loads, self.text, self._in = [], [], [], [], None
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self._in = tag
+        self.loads += [value for name, value in attrs if name in ("src", "href") and not value.startswith("#")]
+
+    def handle_data(self, data):
+        if self._in not in ("script", "style"):
+            self.text.append(data)
+        if self._in in ("h1", "h2") and data.strip():
+            self.headings.append(data)
+
+    @property
+    def told(self):
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def test_a_run_is_told_scored_and_shown(made, tmp_path):
+    result = report(made / "run", tmp_path / "run.html", png=tmp_path / "png", device="cpu")
+    page = Page(result.path)
+    assert page.headings == ["binary", "Map", "Validation", "Worst and best windows", "Training"]
+    assert all(load.startswith("data:") for load in page.loads)
+    assert "b" not in page.tags
+    assert MARKUP in page.told
+    metrics = json.loads((made / "run" / "metrics.json").read_text())
+    for key in ("overall_accuracy", "mean_iou"):
+        assert f"{metrics[key]:.3f}" in page.told
+    assert "2 scenes, 0.01 million pixels" in page.told
+    assert "calibration error" in page.told
+    assert {path.name for path in result.pictures} == {path.name for path in (tmp_path / "png").iterdir()}
+    names = [path.stem for path in result.pictures]
+    assert names[:6] == [
+        "validation-classes", "validation-confusion", "validation-reliability", "worst-1", "best-1", "training-curves"
+    ]  # fmt: skip
+    assert len([name for name in names if name.startswith("map-")]) == 2
+    for path in result.pictures:
+        assert imread(path).ndim == 3
+    assert result.path.stat().st_size < 15e6
+
+
+def test_a_map_alone_tells_its_areas_as_what_they_are(made, tmp_path):
+    page = Page(report(made / "map.tif", tmp_path / "map.html").path)
+    assert page.headings == ["map", "Map", "Mapped: map"]
+    with rasterio.open(made / "map.tif") as dataset:
+        decided = int((dataset.read(1) != dataset.nodata).sum())
+    assert f"{decided:,}" in page.told
+    assert "biased estimate of area" in page.told
+
+
+def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
+    page = report(
+        made / "map.tif",
+        tmp_path / "map.html",
+        images=[made / "images" / "a.tif"],
+        labels=made / "labels" / "a.tif",
+        probabilities=made / "chances.tif",
+        ignore=[255],
+        boundary="20m",
+        objects="12px",
+    )
+    found = Page(page.path)
+    assert "boundaries are 20m wide, objects have 12px or more" in found.told
+    assert found.headings[2:] == ["Mapped: map", "Scores of map", "Worst and best windows of map"]
+    scores = segkit.evaluate(made / "map.tif", None, made / "labels" / "a.tif", ignore=[255])
+    for key in ("overall_accuracy", "mean_iou", "macro_f1"):
+        assert f"{scores[key]:.3f}" in found.told
+
+
+@pytest.mark.parametrize("name", ["scores.json", "run/metrics.json"])
+def test_scores_alone(made, tmp_path, name):
+    found = json.loads((made / name).read_text())
+    page = Page(report(made / name, tmp_path / "scores.html").path)
+    assert f"{found['mean_iou']:.3f}" in page.told
+    assert f"{found['pixels']:,}" in page.told
+    assert "Map" not in page.headings
+    assert "script" not in page.tags
+
+
+def test_areas_with_their_intervals(made, tmp_path):
+    page = Page(report([made / "areas.json"], tmp_path / "areas.html").path)
+    row = json.loads((made / "areas.json").read_text())["per_class"][MARKUP]
+    assert f"{row['area_ha']:.1f} ± {row['area_ha_ci95']:.1f}" in page.told
+    assert f"{row['users']:.3f} ± {row['users_ci95']:.3f}" in page.told
+
+
+def test_areas_that_nobody_knows_are_no_numbers(tmp_path):
+    found = estimate([[9, 0], [0, 1]], [90.0, 10.0])  # one sample has no variance
+    write_estimate(found, tmp_path / "areas.json")
+    page = Page(report(tmp_path / "areas.json", tmp_path / "areas.html").path)
+    assert "± ?" in page.told
+    assert "nan" not in page.told.lower()
+
+
+def test_all_of_it_on_one_page(made, tmp_path):
+    sources = [made / "run", made / "map.tif", made / "scores.json", made / "areas.json"]
+    page = Page(report(sources, tmp_path / "all.html", device="cpu").path)
+    assert page.headings == [
+        "binary", "Map", "Validation", "Worst and best windows", "Training", "Mapped: map", "Scores: scores",
+        "Areas: areas",
+    ]  # fmt: skip
+
+
+def test_a_run_without_validation_is_told_too(made, tmp_path):
+    recipe = recipe_for(made, "binary", data={"val": None}, train={"epochs": 1, "steps": 1, "keep": "last"})
+    segkit.train(recipe, tmp_path / "run")
+    page = Page(report(tmp_path / "run", tmp_path / "run.html").path)
+    assert page.headings == ["binary", "Training"]
+    assert "validated on nothing" in page.told
+
+
+def test_a_run_whose_scenes_have_gone_says_what_is_left(made, tmp_path):
+    for folder in ("images", "labels"):
+        shutil.copytree(made / folder, tmp_path / folder)
+    recipe = recipe_for(tmp_path, "binary", train={"epochs": 1, "steps": 1})
+    segkit.train(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(DataError, match=r"images.*name .*metrics\.json instead for its scores alone"):
+        report(tmp_path / "run", tmp_path / "run.html")
+    assert not (tmp_path / "run.html").exists()
+    report(tmp_path / "run" / "metrics.json", tmp_path / "run.html")
+
+
+def test_sources_that_are_none(made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text('{"per_class": {}}')
+    target = tmp_path / "out.html"
+    for source, kind, said in (
+        ([], UsageError, "nothing to report"),
+        (tmp_path / "no.tif", MissingFileError, "no such map"),
+        (tmp_path / "no.json", MissingFileError, "no such file of scores"),
+        (tmp_path / "no", MissingFileError, "no such source"),
+        (tmp_path / "empty", DataError, r"holds no model\.safetensors, so it is no finished run"),
+        (tmp_path / "a.txt", UsageError, "a report is made of runs"),
+        (tmp_path / "broken.json", DataError, "is no JSON"),
+        (tmp_path / "other.json", DataError, "holds neither scores nor areas"),
+        ([made / "run", made / "run"], UsageError, "one run, not 2"),
+        ([made / "map.tif"] * 2, UsageError, "one map, not 2"),
+    ):
+        with pytest.raises(kind, match=said):
+            report(source, target)
+    assert not target.exists()
+
+
+def test_outputs_are_checked_before_the_work(made, tmp_path):
+    (tmp_path / "there.html").write_text("mine")
+    (tmp_path / "png").mkdir()
+    (tmp_path / "png" / "mine.png").write_text("mine")
+    source = made / "scores.json"
+    with pytest.raises(UsageError, match="nothing to write"):
+        report(source)
+    with pytest.raises(UsageError, match=r"ends in \.html"):
+        report(source, tmp_path / "report.pdf")
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        report(source, tmp_path / "there.html")
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        report(source, png=tmp_path / "png")
+    assert (tmp_path / "there.html").read_text() == "mine"
+    report(source, tmp_path / "there.html", png=tmp_path / "png", overwrite=True)
+    assert (tmp_path / "png" / "mine.png").read_text() == "mine"
+
+
+def test_what_lies_beside_a_map_lies_on_its_grid(made, tmp_path):
+    with pytest.raises(GridError, match="different grids"):
+        report(made / "map.tif", tmp_path / "map.html", images=made / "images" / "b.tif")
+    other = write_raster(tmp_path / "chances.tif", np.zeros((2, 64, 80), np.float32))
+    with rasterio.open(other, "r+") as dataset:
+        dataset.transform = dataset.transform @ dataset.transform.translation(1, 0)
+    with pytest.raises(GridError, match="different grids"):
+        report(made / "map.tif", tmp_path / "map.html", probabilities=other)
+    with pytest.raises(UsageError, match="--images: belongs to a map"):
+        report(made / "run", tmp_path / "run.html", images=made / "images" / "a.tif")
+
+
+def test_the_kept_epoch_is_the_one_that_was_kept(made):
+    recipe = recipe_for(made, "binary")
+    rows = [{"epoch": epoch, "val_iou": iou} for epoch, iou in ((1, 0.5), (2, 0.7), (3, float("nan")), (4, 0.7))]
+    assert _kept(rows, recipe) == 2
+    assert _kept([{"epoch": 1}, {"epoch": 2}], recipe) == 2
+    assert _kept(rows, recipe_for(made, "binary", train={"keep": "last"})) == 4
+
+
+def test_of_many_scenes_the_worst_and_the_best_are_shown(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules[Story.__module__], "_MOST_SCENES", 2)
+    recipe = recipe_for(made, "binary", data={"val": {"by": "scene", "fraction": 0.75}}, train={"epochs": 1})
+    segkit.train(recipe, tmp_path / "run")
+    result = report(tmp_path / "run", png=tmp_path / "png", device="cpu")
+    found = segkit.evaluate(
+        tmp_path / "run" / "model.safetensors", made / "images", made / "labels", device="cpu"
+    )["scenes"]  # fmt: skip
+    shown = [path.stem[len("map-") :][0] for path in result.pictures if path.stem.startswith("map-")]
+    assert len(shown) == 2
+    ranked = [row["scene"] for row in sorted(found, key=lambda row: row["overall_accuracy"])]
+    assert ranked.index(shown[0]) < ranked.index(shown[1])
+
+
+def test_the_command(made, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["segkit", "report", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, capsys.readouterr()
+
+    scene = ["--images", made / "images" / "a.tif"]
+    code, out = run(made / "map.tif", made / "areas.json", *scene, "-o", tmp_path / "a.html", "--png", tmp_path / "png")
+    assert code == 0
+    assert str(tmp_path / "a.html") in out.out
+    assert "map-map.png" in out.out
+    code, out = run(made / "map.tif", "-o", tmp_path / "a.html")
+    assert code == 2
+    assert out.err.count("\n") == 1
+    assert "--overwrite" in out.err
+    code, out = run(made / "map.tif", "--field", "class", "-o", tmp_path / "b.html")
+    assert code == 2
+    assert "--labels" in out.err
+
+
+def point_at(browser, row, column):
+    """Point at the middle of a pixel of the first scene; what the page reads there."""
+    x, y = browser.run(
+        """
+        const [row, column] = arguments, {x_range, y_range, inner_width, inner_height} = Bokeh.index.roots[0].model;
+        const {pixel} = JSON.parse([...document.querySelectorAll(".map-data")].at(-1).textContent);
+        const {left, top} = document.querySelector(".map-canvas").getBoundingClientRect();
+        const x = (column + 0.5) * pixel[0], y = -(row + 0.5) * pixel[1];
+        return [left + (x - x_range.start) / (x_range.end - x_range.start) * inner_width,
+                top + (y_range.end - y) / (y_range.end - y_range.start) * inner_height];
+        """,
+        row,
+        column,
+    )
+    browser.point(x, y)
+    said = (
+        "const said = document.querySelector('.map-readout').textContent; return said.startsWith(arguments[0]) && said"
+    )
+    return " ".join(browser.until(said, f"row {row} ").split())
+
+
+def test_in_a_browser_it_shows_what_the_map_says(made, tmp_path, browser):
+    """A person's way through the page: no error, nothing from the network, and what is pointed at is named."""
+    path = report(
+        [made / "map.tif", made / "scores.json"],
+        tmp_path / "map.html",
+        images=made / "images" / "a.tif",
+        labels=made / "labels" / "a.tif",
+        probabilities=made / "chances.tif",
+        ignore=[255],
+    ).path
+    browser.open(path)
+    browser.until(READY)
+    with rasterio.open(made / "map.tif") as dataset, rasterio.open(made / "labels" / "a.tif") as labels:
+        decided, truth = dataset.read(1), labels.read(1)
+    names = {0: "background", 7: MARKUP, 255: "not known"}
+    for row, column in ((40, 20), (20, 60), (60, 70), (30, 78)):
+        readout = point_at(browser, row, column)
+        assert names[int(decided[row, column])] in readout
+        assert f"column {column} " in readout
+        if truth[row, column] != 255:
+            assert names[int(truth[row, column])] in readout
+    assert not browser.errors()
+    assert not [url for url in browser.requests() if not url.startswith(("file:", "data:", "blob:", "about:"))]
+    browser.open(path, width=360, height=740, phone=True)
+    browser.until(READY)
+    assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert not browser.errors()
