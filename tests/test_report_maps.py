@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rasterio
@@ -203,6 +205,8 @@ def test_states_say_what_a_pixel_is():
 def test_a_scene_is_what_its_overview_is(case):
     shown, _, _ = case
     seen, states = overview(shown, 10**6), States()
+    drawn = np.random.default_rng(0).random(seen.confidence.shape, np.float32)
+    seen = replace(seen, confidence=np.where(np.isnan(seen.confidence), np.nan, drawn).astype(np.float32))
     found = scenery(shown, seen, states, "A note.")
     names = ["nothing", "not known", *(state.name for state in states.states)]
     for row, column in ((0, 0), (20, 30), (HEIGHT - 1, WIDTH - 1), (40, 70)):
