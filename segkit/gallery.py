@@ -226,9 +226,11 @@ def draw(looks: Sequence[Look], task: Task, caption: str) -> Figure:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    side, rows = 2.4, max(1, len(looks))
-    figure = Figure(figsize=(4 * side + 1.7, rows * side + 1.4), layout="constrained")
-    axes = figure.subplots(rows, 4, squeeze=False)
+    side = 2.4
+    # A flat window takes less room, but for what is written beside it.
+    tall = [min(1.0, max(0.5, look.image.shape[0] / look.image.shape[1])) for look in looks] or [1.0]
+    figure = Figure(figsize=(4 * side + 1.7, sum(tall) * side + 1.4), layout="constrained")
+    axes = figure.subplots(len(tall), 4, squeeze=False, height_ratios=tall)
     lowest = 0.5 if len(task.categories) == 2 else 0.0
     sureness = ScalarMappable(Normalize(lowest, 1), _SURE)
     told = all(look.confidence is not None for look in looks)
@@ -247,7 +249,7 @@ def draw(looks: Sequence[Look], task: Task, caption: str) -> Figure:
     if not looks:
         axes[0, 0].set_xlabel("no label is known where there is data")
     if told:
-        bar = figure.colorbar(sureness, ax=axes[:, 3], location="bottom", shrink=0.9, aspect=25, pad=0.01)
+        bar = figure.colorbar(sureness, ax=axes, location="bottom", shrink=0.22, anchor=(1.0, 0.0), aspect=25, pad=0.01)
         bar.set_label("probability of the wrong decision", fontsize=8)
         bar.ax.tick_params(labelsize=8)
     handles = legend_patches(task)
