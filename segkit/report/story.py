@@ -31,7 +31,7 @@ from segkit.train import LOG, METRICS, MODEL, areas, read_log
 from segkit.vector.units import Quantity
 
 _MOST_SCENES = 12  # to choose from in the map
-_PIXELS = 4_000_000  # of all of them together
+_PIXELS = 2_500_000  # of all scenes of a run together, and of a map
 _TILES, _TILE = 4, 256  # worst and best windows, and their side in pixels at most
 _VALIDATED = "Predicted is what validates; no training has seen it."
 _BIASED = "Pixels counted on the map, a biased estimate of area: what a map misses and invents does not cancel out."
