@@ -9,6 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from segkit.errors import SegkitError
+from segkit.remote import located
 
 if TYPE_CHECKING:
     from segkit.compare import Comparison
@@ -287,7 +289,10 @@ def evaluate(
 @app.command()
 def predict(
     model: ModelFile,
-    scenes: Annotated[list[Path], typer.Argument(metavar="SCENE...", help="Rasters, folders or globs of them.")],
+    scenes: Annotated[
+        list[Path],
+        typer.Argument(metavar="SCENE...", parser=located, help="Rasters, folders or globs of them, or URLs."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Map (.tif); a folder for several scenes.")],
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
     probabilities: Annotated[Path | None, typer.Option(help="Also write a band of probabilities per class.")] = None,
@@ -302,32 +307,41 @@ def predict(
     exact: Annotated[bool, typer.Option("--exact", help="As in one pass over the whole scene; slower.")] = False,
     tta: Annotated[Augmentation | None, typer.Option(help="d4: average over 8 turns and flips.")] = None,
     vrt: Annotated[bool, typer.Option("--vrt", help="Open virtual rasters (.vrt), which can read any file.")] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Workers that do it: local:4, or tls://host:8786.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="A cluster may be reached by tcp:// elsewhere.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map whole scenes of any size, without seams, as cloud-optimised GeoTIFFs."""
     from segkit.errors import ScenesError
     from segkit.predict import predict as run
 
+    if cluster is not None:
+        from segkit.cluster import connect
+
     try:
-        summaries = run(
-            model,
-            [scenes] if stack else scenes,
-            output,
-            probabilities=probabilities,
-            confidence=confidence,
-            vector=vector,
-            aoi=aoi,
-            tile=tile,
-            overlap=overlap,
-            batch=batch,
-            precision=precision.value,
-            device=device.value,
-            exact=exact,
-            tta=None if tta is None else tta.value,
-            vrt=vrt,
-            overwrite=overwrite,
-            show_progress=True,
-        )
+        with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as crew:
+            summaries = run(
+                model,
+                [scenes] if stack else scenes,
+                output,
+                probabilities=probabilities,
+                confidence=confidence,
+                vector=vector,
+                aoi=aoi,
+                tile=tile,
+                overlap=overlap,
+                batch=batch,
+                precision=precision.value,
+                device=device.value,
+                exact=exact,
+                tta=None if tta is None else tta.value,
+                vrt=vrt,
+                overwrite=overwrite,
+                show_progress=True,
+                crew=crew,
+            )
     except ScenesError as failed:
         for summary in failed.summaries:
             _print_summary(summary)
@@ -391,9 +405,12 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The page (.html).")] = None,
     png: Annotated[Path | None, typer.Option(metavar="DIR", help="Also, or only, its pictures, as PNG.")] = None,
     images: Annotated[
-        list[Path] | None, typer.Option(help="Of the map: its imagery; repeated, files of its bands or dates.")
+        list[Path] | None,
+        typer.Option(parser=located, help="Of the map: its imagery; repeated, files of its bands or dates."),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Of the map: its labels; with them it is scored.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(parser=located, help="Of the map: its labels; with them it is scored.")
+    ] = None,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Of the map: probabilities as predict wrote them.")

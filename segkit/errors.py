@@ -14,6 +14,7 @@
     |   +-- LabelError               codes, fields or geometries of labels
     |   +-- ModelFileError           a model file, or a scene that does not fit it
     +-- OutputError                  what was written could not be finished, an OSError       exit code 1
+    +-- ClusterError                 a cluster that is lost, or work that failed on it        exit code 1
     +-- ScenesError                  some of several scenes; tells which, keeps the others'   exit code 1
 
 A message says what was found, what the rule is and what to do, and names the file, band, code or field.
@@ -75,6 +76,10 @@ class ModelFileError(DataError):
 
 class OutputError(SegkitError, OSError):
     """What was written could not be finished or verified."""
+
+
+class ClusterError(SegkitError):
+    """A cluster that is not there, or not any more, or what was set aside because it failed on one."""
 
 
 class ScenesError(SegkitError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
+from segkit.remote import refuse
 
 # A folder's lock is held on a file in it: between machines, network file systems lock files, but no folders.
 _LOCK = ".lock"
@@ -35,7 +36,10 @@ def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
     ------
     MissingFileError
         Nothing is there.
+    UsageError
+        It is a URL; who reads those does not ask here.
     """
+    refuse(path, f"a {what} lies")
     found = Path(path)
     if not found.exists():
         raise MissingFileError(f"{found}: no such {what}; check the spelling and the folder (here: {Path.cwd()})")
@@ -48,7 +52,7 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     Raises
     ------
     UsageError
-        The folder does not exist, is not writable, or the path is a folder.
+        The folder does not exist, is not writable, or the path is a folder or a URL.
     OutputExistsError
         The file is there and `overwrite` is false.
     """
@@ -64,7 +68,8 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
 
 def check_parent(path: Path) -> None:
-    """Raise a UsageError where the folder that `path` is to lie in does not exist."""
+    """Raise a UsageError where the folder that `path` is to lie in does not exist, or `path` is a URL."""
+    refuse(path, "what is written lies")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first (mkdir -p {path.parent})")
 
@@ -75,8 +80,9 @@ def check_folder(path: str | os.PathLike[str], what: str) -> Path:
     Raises
     ------
     UsageError
-        It is a file, or its own folder does not exist; `what` it is for is named.
+        It is a file or a URL, or its own folder does not exist; `what` it is for is named.
     """
+    refuse(path, f"{what} lie")
     folder = Path(path)
     if not folder.parent.is_dir():
         raise UsageError(

@@ -38,6 +38,7 @@ from segkit.files import existing
 from segkit.grid import Grid, crs_name
 from segkit.raster import grid_of, open_raster, read_window, warped
 from segkit.recipe import LabelSource
+from segkit.remote import located
 from segkit.task import BACKGROUND, IGNORE, SLACK, Task
 
 VECTOR_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml")
@@ -168,7 +169,7 @@ def open_labels(
 
 
 def _paths(source: LabelSource) -> list[Path]:
-    return [Path(path) for path in source.paths]
+    return [located(path) for path in source.paths]
 
 
 def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> _ClaimingLabels | None:

@@ -5,6 +5,9 @@ Each takes ``(task, logits (N, C, H, W), planes, weights)`` and returns a float3
 are not known change neither value nor gradient, whatever the logits under them; where nothing is known a loss is 0
 with gradient 0. `weights` holds one number per channel, or None.
 
+Where several processes train, a loss is that of the batches of all of them together: sums over pixels go through
+`processes.total`.
+
 Where pixels have shares of several categories, overlaps are sums of min(p, target). For hard targets that is the
 product p x target; for soft ones it keeps the best prediction at p = target, where the product would push it to 0 or 1
 (Wang et al. 2023, "Jaccard Metric Losses" and "Dice Semimetric Losses").
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segkit.processes import gathered, total
 from segkit.task import Task
 
 Loss = Callable[[Task, Tensor, Tensor, Sequence[float] | None], Tensor]
@@ -65,12 +69,15 @@ def lovasz(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] 
     weighted mean over channels. For a class that is absent it is the largest false alarm.
     """
     p, target, valid = _chances(task, logits, planes)
-    errors, target, known = (one.movedim(1, 0).flatten(1) for one in ((p - target).abs(), target, valid))
-    slopes = torch.zeros_like(errors)
+    errors = (p - target).abs().movedim(1, 0).flatten(1)
+    (every_error, every_target, known), own = gathered(
+        torch.stack([errors, *(one.movedim(1, 0).flatten(1).float() for one in (target, valid))])
+    )
+    slopes = torch.zeros_like(every_error)
     for channel, here in enumerate(known):
         place = here.nonzero().squeeze(1)
-        slopes[channel, place] = _slopes(errors.detach()[channel, place], target[channel, place])
-    return _over_channels((errors * slopes).sum(dim=1), valid, weights)
+        slopes[channel, place] = _slopes(every_error[channel, place], every_target[channel, place])
+    return _over_channels(total((errors * slopes[:, own]).sum(dim=1)), valid, weights)
 
 
 def _slopes(errors: Tensor, target: Tensor) -> Tensor:
@@ -111,10 +118,9 @@ def boundary(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float
     near = [_highest(edge, _TOLERANCE) for edge in edges]
     over = (0, 2, 3)
     # Found of the predicted boundary in the true one, and of the true one in the predicted.
-    precision, recall = (
-        ((edge.minimum(other) * sure).sum(over) + _SMOOTH) / ((edge * sure).sum(over) + _SMOOTH)
-        for edge, other in zip(edges, reversed(near), strict=True)
-    )
+    found = [(edge.minimum(other) * sure).sum(over) for edge, other in zip(edges, reversed(near), strict=True)]
+    sums = total(torch.stack([*found, *((edge * sure).sum(over) for edge in edges)])) + _SMOOTH
+    precision, recall = sums[:2] / sums[2:]
     return _over_channels(1 - 2 * precision * recall / (precision + recall), sure, weights)
 
 
@@ -163,8 +169,12 @@ def combined(
 
 
 def _mean(terms: Tensor, weight: Tensor) -> Tensor:
-    total = weight.sum()
-    return (terms * weight).sum() / total.where(total > 0, total.new_ones(()))
+    """Weighted mean over the pixels of all processes."""
+    return _quotient(*total(torch.stack([(terms * weight).sum(), weight.sum()])))
+
+
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    return above / below.where(below > 0, below.new_ones(()))
 
 
 def _chances(task: Task, logits: Tensor, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,9 +184,10 @@ def _chances(task: Task, logits: Tensor, planes: Tensor) -> tuple[Tensor, Tensor
 
 
 def _over_channels(lost: Tensor, valid: Tensor, weights: Sequence[float] | None) -> Tensor:
-    """Weighted mean of the losses (C,) of the channels that have a valid pixel."""
+    """Weighted mean of the losses (C,) of the channels that have a valid pixel in some process."""
     weight = torch.ones_like(lost) if weights is None else lost.new_tensor(list(weights))
-    return _mean(lost, weight * valid.any(dim=0).flatten(1).any(dim=1))
+    weight = weight * (total(valid.any(dim=0).flatten(1).any(dim=1).float()) > 0)
+    return _quotient((lost * weight).sum(), weight.sum())
 
 
 def _highest(values: Tensor, window: int) -> Tensor:
@@ -192,6 +203,6 @@ def _overlap(
     """Tversky index per channel over the whole batch; Dice and Jaccard are two of its settings."""
     p, target, valid = _chances(task, logits, planes)
     over = (0, 2, 3)
-    hit = p.minimum(target).sum(over)
-    wrong = missed * (target.sum(over) - hit) + false * (p.sum(over) - hit)
+    hit, true, found = total(torch.stack([p.minimum(target).sum(over), target.sum(over), p.sum(over)]))
+    wrong = missed * (true - hit) + false * (found - hit)
     return _over_channels(1 - (hit + _SMOOTH) / (hit + wrong + _SMOOTH), valid, weights)

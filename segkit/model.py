@@ -27,6 +27,7 @@ from segkit.errors import ModelFileError, RecipeError
 from segkit.files import existing, staged
 from segkit.raster import PathLike, Scene
 from segkit.recipe import Model, Recipe
+from segkit.remote import public
 
 _FORMAT = 1  # of the header; a reader refuses what is newer
 _KEY = "segkit"  # the one entry of the safetensors metadata
@@ -251,7 +252,7 @@ class Segmenter(nn.Module):
 
     def fingerprint(self) -> str:
         """Return a hash of what decides the logits: recipe, normalisation, weights and calibration."""
-        known: list[Any] = [self.recipe.to_dict(), self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        known: list[Any] = [public(self.recipe.to_dict()), self.mean.flatten().tolist(), self.std.flatten().tolist()]
         known += [] if self.calibration is None else [asdict(self.calibration)]
         digest = sha256(json.dumps(known).encode())
         for name, tensor in self.state_dict().items():
@@ -263,7 +264,7 @@ class Segmenter(nn.Module):
     def header(self) -> Header:
         """What is written into the model file."""
         return Header(
-            recipe=self.recipe.to_dict(),
+            recipe=public(self.recipe.to_dict()),
             mean=tuple(self.mean.flatten().tolist()),
             std=tuple(self.std.flatten().tolist()),
             band_names=self.band_names,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,25 +32,38 @@ from rasterio.windows import Window
 from segkit.errors import GridError, OutputError, RasterError, UsageError
 from segkit.files import check_output, existing, staged, sync
 from segkit.grid import Grid
+from segkit.remote import Remote, again, forget, gdal_name, hold, located, of_gdal, options, told, version_of
 
 # GDAL picks a driver by content, and some can read any other file or fetch a URL. These read only what they are given.
 _DRIVERS = ("GTiff", "JP2OpenJPEG", "HFA", "ENVI", "PNG")
 # GDAL's default block cache is a share of the machine's memory; a fixed one (in MB) keeps memory independent of the
 # scene. GDAL asks the environment once, when it first reads a block.
-os.environ.setdefault("GDAL_CACHEMAX", "128")
+_CACHE_MB = "128"
+os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
+# Rows of windows overlap. A tile that the next row needs again is not fetched again where this many rows, and one more
+# of tiles, fit into the cache; for a remote raster it may grow this far.
+_CACHED_ROWS, _REMOTE_CACHE = 1024, 512 * 10**6
 
 _EXACT = ("uint8", "int8", "uint16", "int16")  # in float32
 _WHOLE_NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+
+# Remote rasters that were closed last stay open: their headers need not be fetched again, nor what GDAL holds of their
+# tiles. A process that was forked has none of them.
+_KEPT = 4
+_kept: dict[tuple[int, str, bool], tuple[str, float, DatasetReader]] = {}
+_TRUSTED_S = 1.0  # without asking again whether it has changed
 
 PathLike = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
 def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]:
-    """Open one raster file for reading.
+    """Open one raster for reading.
 
     Parameters
     ----------
+    path
+        A file, or a URL (`segkit.remote`).
     vrt
         Whether it may be a virtual raster, which can read any other file or URL.
 
@@ -60,29 +74,90 @@ def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]
     RasterError
         The file is no raster that segkit reads, is damaged, or places its pixels by ground control points only.
     """
-    file = existing(path, "raster")
-    with contextlib.ExitStack() as stack:
-        try:
-            with _quiet(), rasterio.Env():
-                drivers = [*_DRIVERS, "VRT"] if vrt else list(_DRIVERS)
-                dataset = stack.enter_context(DatasetReader(str(file), driver=drivers))
-        except RasterioError as error:
-            if file.is_dir():
-                raise RasterError(f"{file} is a folder, not a raster; name a file") from error
-            if not vrt and _is_vrt(file):
-                raise RasterError(
-                    f"{file}: is a virtual raster (VRT), which can read any other file or URL; "
-                    "if you trust it, add --vrt (vrt=True), or convert it to GeoTIFF"
-                ) from error
-            known = ", ".join(_DRIVERS)
-            raise RasterError(
-                f"{file}: not a raster that segkit reads ({known}); convert it to GeoTIFF ({error})"
-            ) from error
+    file = located(path)
+    with (
+        _open_remote(file, vrt=vrt)
+        if isinstance(file, Remote)
+        else contextlib.closing(_open(existing(path, "raster"), vrt=vrt))
+    ) as dataset:
         if dataset.count == 0:
             raise RasterError(f"{file}: holds no bands, only subdatasets; name one of them or convert it")
         if dataset.transform.is_identity and dataset.gcps[0]:
             raise RasterError(f"{file}: placed by ground control points only; warp it to a grid first (gdalwarp)")
         yield dataset
+
+
+def _open(file: Path, *, vrt: bool) -> DatasetReader:
+    drivers = [*_DRIVERS, "VRT"] if vrt else list(_DRIVERS)
+    known = ", ".join(_DRIVERS)
+    if isinstance(file, Remote):
+        try:
+            return _fetch(file, drivers)
+        except RasterioError as error:
+            why = told(error, file)
+        # Not `from error`, which names all of the URL.
+        raise RasterError(f"{file}: {why}; is the name right, may we read it, and is it a raster ({known})?")
+    try:
+        with _quiet(), rasterio.Env():
+            return DatasetReader(str(file), driver=drivers)
+    except RasterioError as error:
+        if file.is_dir():
+            raise RasterError(f"{file} is a folder, not a raster; name a file") from error
+        if not vrt and _is_vrt(file):
+            raise RasterError(
+                f"{file}: is a virtual raster (VRT), which can read any other file or URL; "
+                "if you trust it, add --vrt (vrt=True), or convert it to GeoTIFF"
+            ) from error
+        raise RasterError(
+            f"{file}: not a raster that segkit reads ({known}); convert it to GeoTIFF ({error})"
+        ) from error
+
+
+def _fetch(file: Remote, drivers: Sequence[str]) -> DatasetReader:
+    """Open a remote raster as if GDAL had not known of it before."""
+
+    def attempt() -> DatasetReader:
+        forget(file)
+        return DatasetReader(gdal_name(file), driver=list(drivers))
+
+    with _quiet(), rasterio.Env(**options()):
+        return again(attempt, lambda error: "CURL" in str(error))
+
+
+@contextlib.contextmanager
+def _open_remote(file: Remote, *, vrt: bool) -> Iterator[DatasetReader]:
+    """Open a remote raster, or take one that stayed open and has not changed."""
+    key = os.getpid(), os.fspath(file), vrt
+    version, checked, dataset = _kept.pop(key, ("", 0.0, None))
+    if dataset is None or time.monotonic() - checked > _TRUSTED_S:
+        now = version_now(file)
+        if dataset is not None and (now != version or not now):
+            dataset.close()
+            dataset = None
+        version = now
+    if dataset is None:
+        dataset = _open(file, vrt=vrt)
+    if os.environ["GDAL_CACHEMAX"] == _CACHE_MB:  # else the user has chosen
+        pixel = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes if dtype in dtype_rev)
+        rows = _CACHED_ROWS + max((height for height, _ in dataset.block_shapes), default=0)
+        hold(min(_REMOTE_CACHE, int(1.1 * rows * dataset.width * pixel)))
+    try:
+        yield dataset
+    except BaseException:
+        dataset.close()
+        raise
+    if other := _kept.pop(key, None):
+        other[2].close()
+    _kept[key] = version, time.monotonic(), dataset
+    while len(_kept) > _KEPT:
+        with contextlib.suppress(StopIteration, KeyError):  # another thread was faster
+            _kept.pop(next(iter(_kept)))[2].close()
+
+
+def version_now(file: Remote) -> str:
+    """Ask what version of a remote file is there, as `version_of` tells it."""
+    with rasterio.Env(**options()):
+        return version_of(file)
 
 
 def grid_of(dataset: DatasetReader) -> Grid:
@@ -98,12 +173,27 @@ def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, 
     RasterError
         The file is damaged there.
     """
+    return _read(dataset, window, lambda: dataset.read(list(indexes), window=window, **options))
+
+
+def _read(dataset: DatasetReader, window: Window, read: Callable[[], NDArray[Any]], what: str = "") -> NDArray[Any]:
+    """Read something of a window, from a remote file twice where it must be; `what` is told where it cannot be read."""
+    file = of_gdal(dataset.name)
     try:
-        return dataset.read(list(indexes), window=window, **options)  # type: ignore[no-any-return]
+        return read() if file is None else again(read)
     except RasterioError as error:
-        raise RasterError(
-            f"{dataset.name}: cannot be read at {_place(window)}; the file is damaged ({error})"
-        ) from error
+        place = f"{what}cannot be read at {_place(window)}"
+        if file is None:
+            raise RasterError(f"{dataset.name}: {place}; the file is damaged ({error})") from error
+        why = told(error, file)
+    # Only of opening does GDAL tell what the server said.
+    try:
+        _fetch(file, _DRIVERS).close()
+    except RasterioError as error:
+        raise RasterError(f"{file}: {place}: {told(error, file)}") from None
+    raise RasterError(
+        f"{file}: {place}; the server does not send all of it, or the file is damaged or has changed ({why})"
+    )
 
 
 @dataclass(frozen=True)
@@ -145,6 +235,7 @@ class Scene:
     resample: bool
     vrt: bool = False
     scaled: bool = False
+    versions: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -181,7 +272,7 @@ class Scene:
         GridError
             The files lie on different grids and `resample` is false.
         """
-        files = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
+        files = [located(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
         if not files:
             raise UsageError("no file was named; a scene has at least one file")
         grid: Grid | None = None
@@ -233,11 +324,18 @@ class Scene:
             )
         assert grid is not None
         names = tuple(stacked[band - 1][0] for band in chosen)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled)
+        versions = tuple(version_now(file) if isinstance(file, Remote) else "" for file in files)
+        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
-        """Open the files; the reader belongs to the thread that opened it."""
+        """Open the files; the reader belongs to the thread that opened it.
+
+        Raises
+        ------
+        RasterError
+            A file cannot be opened. Or, when the block ends, a remote one is not that which was looked at first.
+        """
         with contextlib.ExitStack() as stack:
             sources, first = [], 1
             for path in self.paths:
@@ -254,6 +352,11 @@ class Scene:
                 scaling = [declared[index - 1] for index in indexes] if self.scaled else None
                 sources.append(_Source(dataset, [place for place, _ in own], indexes, scaling))
             yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
+            for file, version in zip(self.paths, self.versions, strict=True):
+                if isinstance(file, Remote) and version and (now := version_now(file)) and now != version:
+                    raise RasterError(
+                        f"{file}: has changed since it was looked at first ({version}, now {now}); try again"
+                    )
 
     def read(self, window: Window | None = None) -> Tile:
         """Open the files and read one window (default: the whole scene)."""
@@ -349,34 +452,33 @@ class _Source:
         direct = len(own) == len(self.places) and self.places == sorted(self.places) and own.flags.c_contiguous
         room = own if direct else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
         pixels = read_window(self.dataset, self.indexes, window, out=room)
-        try:
-            known = np.ones(pixels.shape[1:], dtype=bool)
-            shown = np.full(known.shape, not self.band_masks)
-            if self.whole_mask:
-                shown &= self.dataset.read_masks(self.indexes[0], window=window) > 0
-            # Band by band, since masks of all bands at once are a quarter of the pixels' memory each.
-            for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
-                finite = True if self.dataset.dtypes[index - 1] in _WHOLE_NUMBERS else np.isfinite(band)
-                if self.band_masks:
-                    nodata = self.dataset.nodatavals[index - 1]
-                    exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT
-                    # GDAL's mask costs another look at the file.
-                    hidden = band == nodata if exact else self.dataset.read_masks(index, window=window) == 0
-                    # The no-data value itself need not be finite: float files declare NaN, or one beyond float32.
-                    known &= finite | hidden
-                    shown |= ~hidden
-                    band[hidden] = np.nan
-                else:
-                    known &= finite
-                if (scale, offset) != (1, 0):
-                    band[:] = band.astype(np.float64) * scale + offset
-        except RasterioError as error:
-            where = _place(window)
-            raise RasterError(f"{self.dataset.name}: its mask cannot be read at {where} ({error})") from error
+        known = np.ones(pixels.shape[1:], dtype=bool)
+        shown = np.full(known.shape, not self.band_masks)
+        if self.whole_mask:
+            shown &= self._mask(self.indexes[0], window) > 0
+        # Band by band, since masks of all bands at once are a quarter of the pixels' memory each.
+        for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
+            finite = True if self.dataset.dtypes[index - 1] in _WHOLE_NUMBERS else np.isfinite(band)
+            if self.band_masks:
+                nodata = self.dataset.nodatavals[index - 1]
+                exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT
+                # GDAL's mask costs another look at the file.
+                hidden = band == nodata if exact else self._mask(index, window) == 0
+                # The no-data value itself need not be finite: float files declare NaN, or one beyond float32.
+                known &= finite | hidden
+                shown |= ~hidden
+                band[hidden] = np.nan
+            else:
+                known &= finite
+            if (scale, offset) != (1, 0):
+                band[:] = band.astype(np.float64) * scale + offset
         if not direct:
             stack[self.places] = pixels
         known &= shown
         return known
+
+    def _mask(self, band: int, window: Window) -> NDArray[np.uint8]:
+        return _read(self.dataset, window, lambda: self.dataset.read_masks(band, window=window), "its mask ")
 
 
 @dataclass(frozen=True)

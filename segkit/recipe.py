@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from segkit.errors import RecipeError
 from segkit.files import existing
+from segkit.remote import is_remote
 from segkit.task import BACKGROUND, Task
 
 Location = tuple[str | int, ...]
@@ -491,6 +492,8 @@ def _anchored(value: Any, folder: Path, place: Location = ()) -> Any:
         return [_anchored(each, folder, place) for each in value]
     where = ".".join(str(part) for part in place if not isinstance(part, int))
     if not isinstance(value, str) or not _PATHS.fullmatch(where):
+        return value
+    if is_remote(value):
         return value
     if where == "model.encoder_weights" and not re.search(r"[\\/.]", value):
         return value  # the name of published weights

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from segkit import charts
+from segkit import charts, processes
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample
 from segkit.data.split import Area, divide
@@ -120,7 +120,9 @@ def train(
     check_names(recipe)
     precision, accelerator = _hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
-    folder = _check_folder(recipe, name, output, resume=resume, overwrite=overwrite)
+    first = _is_first(recipe)
+    folder = _check_folder(recipe, name, output, first=first, resume=resume, overwrite=overwrite)
+    show_progress = show_progress and first
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
         parts = areas(recipe, cache=cache, show_progress=show_progress)
@@ -146,14 +148,14 @@ def _train(
     )
     # Known before hours go into it, and kept in the model file.
     if segmenter.context is not None and show_progress:
-        rank_zero_only(_tell_context)(segmenter)
+        _tell_context(segmenter)
     tiles = TrainTiles.of(training, recipe.train, statistics)
     module = _Training(segmenter, weights)
     data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), accelerator)
     best, last = folder / _BEST, folder / LAST
     kept = best if recipe.train.keep == "best" else last
-    if not resume:
-        rank_zero_only(_begin)(folder, recipe)
+    if not resume and _is_first(recipe):
+        _begin(folder, recipe)
     # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best,
     # which is therefore written first.
     callbacks: list[Callback] = [_Log(folder / LOG)]
@@ -187,29 +189,32 @@ def _train(
         )
         with _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    state = torch.load(kept, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["state_dict"])
+    tell = processes.teller()
     if trainer.is_global_zero:
+        state = torch.load(kept, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
         _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator)
-    trainer.strategy.barrier()
-    metrics = json.loads((folder / METRICS).read_text())
-    return Run(folder, folder / MODEL, metrics)
+    return Run(folder, folder / MODEL, tell(module.segmenter.metrics))
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep what Lightning says about itself from the user: tips, devices, and advice on workers."""
-    talk = logging.getLogger("lightning.pytorch")
-    before = talk.level
-    talk.setLevel(logging.WARNING)
+    talks = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    before = [talk.level for talk in talks]
+    for talk in talks:
+        talk.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Their number is chosen on purpose; the folder was checked before; Lightning's own use of torch.
-            for message in ("does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec"):
+            # Their number is chosen on purpose; the folder was checked before; Lightning's own use of torch; DDP copies
+            # gradients of 1 x 1 kernels, whose layout is channels last.
+            known = ("does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides")
+            for message in known:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:
-        talk.setLevel(before)
+        for talk, level in zip(talks, before, strict=True):
+            talk.setLevel(level)
 
 
 @contextmanager
@@ -298,11 +303,20 @@ def _hardware(recipe: Recipe) -> tuple[str, str]:
     return "fp16", device.type
 
 
-def _check_folder(recipe: Recipe, name: str, output: PathLike | None, *, resume: bool, overwrite: bool) -> Path:
+def _is_first(recipe: Recipe) -> bool:
+    """Whether this process is the first of those that train together, which alone writes and tells."""
+    # Until there is a trainer, Lightning knows what torchrun, SLURM and itself have numbered, not machines by hand.
+    machine = int(os.environ.get("NODE_RANK", 0)) if recipe.train.num_nodes > 1 else 0
+    return not (machine or rank_zero_only.rank)  # type: ignore[attr-defined]
+
+
+def _check_folder(
+    recipe: Recipe, name: str, output: PathLike | None, *, first: bool, resume: bool, overwrite: bool
+) -> Path:
     """Return the run folder, and refuse one that holds what is not meant."""
     folder = Path("runs") / name if output is None else Path(output)
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return folder  # the first process of several looks after it
+    if not first:
+        return folder
     if output is not None or folder.exists():  # runs/ is made when there is something to put in
         check_folder(folder, "run")
     stored = folder / RECIPE
@@ -366,12 +380,28 @@ class _Training(lightning.LightningModule):
         self._loss = combined(setup.loss, segmenter.task, weights, setup.label_smoothing)
         self._confusion = Confusion(segmenter.task)
 
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Leave out what the logits do not depend on: stages below `encoder_depth`, whose gradients DDP would await."""
+        one, side = self.segmenter.eval(), self.recipe.train.tile_size
+        logits = one(torch.zeros(1, one.bands, side, side), torch.ones(1, side, side, dtype=torch.bool))
+        parameters = list(one.parameters())
+        gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        one.train()
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
         pixels, valid, planes = batch
         # Dropout draws the same at a step whether the run was resumed before it or not.
         place = (self.recipe.train.seed, self.global_step, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        loss: Tensor = self._loss(self.segmenter(pixels, valid), planes)
+        with processes.batch_norm():
+            logits = self.segmenter(pixels, valid)
+        loss: Tensor = self._loss(logits, planes)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
         return loss
 
@@ -393,6 +423,17 @@ class _Training(lightning.LightningModule):
         # All ranks hold the sum, so their mean changes nothing; Lightning wants it.
         for name, key in (("val_iou", "mean_iou"), ("val_f1", "macro_f1"), ("val_accuracy", "overall_accuracy")):
             self.log(name, math.nan if summary[key] is None else summary[key], sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["devices"] = self.trainer.world_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # With `devices: auto` the recipe is the same, the global batch is not.
+        before, now = checkpoint.get("devices", 1), self.trainer.world_size
+        if before != now:
+            raise UsageError(
+                f"the run was started on {before} devices, here are {now}; resume it on as many (train.devices)"
+            )
 
     def configure_optimizers(self) -> Any:
         setup = self.recipe.train
@@ -443,7 +484,8 @@ class _Loaders(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         trainer = self.trainer
         assert trainer is not None
-        mine = range(trainer.global_rank, len(self._validation), trainer.world_size)
+        # Lightning wants something from each process.
+        mine = range(trainer.global_rank, max(len(self._validation), trainer.world_size), trainer.world_size)
         return DataLoader(self._validation, self._setup.batch_size, sampler=list(mine), **self._options)
 
 
@@ -484,7 +526,7 @@ class _Show(Callback):
         self._open = ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        show = progress("train", trainer.estimated_stepping_batches, "steps", show=trainer.is_global_zero)
+        show = progress("train", trainer.estimated_stepping_batches, "steps", show=True)
         self._advance = self._open.enter_context(show)
         self._advance(trainer.global_step)
 
@@ -492,12 +534,11 @@ class _Show(Callback):
         self._advance(1)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.is_global_zero:
-            got = trainer.callback_metrics
-            line = f"epoch {trainer.current_epoch + 1}/{self._epochs}  loss {got['loss']:.4f}"
-            if "val_iou" in got:
-                line += f"  validation IoU {got['val_iou']:.4f}  accuracy {got['val_accuracy']:.4f}"
-            print(line, file=sys.stderr, flush=True)
+        got = trainer.callback_metrics
+        line = f"epoch {trainer.current_epoch + 1}/{self._epochs}  loss {got['loss']:.4f}"
+        if "val_iou" in got:
+            line += f"  validation IoU {got['val_iou']:.4f}  accuracy {got['val_accuracy']:.4f}"
+        print(line, file=sys.stderr, flush=True)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self._open.close()

@@ -20,7 +20,7 @@ from test_predict import FAST, UTM, Network, expected, placed, read, write_area,
 from torch import nn
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError
-from segkit.predict import plan, predict, work
+from segkit.predict import plan, predict, units
 from segkit.predict.journal import Journal
 
 # 100 x 90 pixels with FAST: four bands of four windows each, in three groups of columns.
@@ -168,9 +168,9 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
         assembled.append(path)
         return assemble(path, *arguments, **options)
 
-    assemble = work.assemble
+    assemble = units.assemble
     with monkeypatch.context() as patch:
-        patch.setattr(work, "assemble", interrupted)
+        patch.setattr(units, "assemble", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mapped(Neighbours(), scene, found)
     assert names(found) == {"map.tif.bands", *list(RASTERS.values())[:product]}
@@ -187,7 +187,7 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
 def test_a_damaged_band_is_computed_again_with_a_warning(tmp_path, scene, monkeypatch, band, name, redone):
     right, found = undisturbed(scene, tmp_path / "right"), tmp_path / "found"
     with monkeypatch.context() as patch:
-        patch.setattr(work, "assemble", lambda *arguments, **options: 1 / 0)
+        patch.setattr(units, "assemble", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mapped(Neighbours(), scene, found)
     name = "probabilities.tif" if name == "p.tif" else name

@@ -2,13 +2,20 @@
 
     .venv/bin/python tools/bench_train.py --images ../shared/data/amazon/images --labels ../shared/data/amazon/labels
 
+With `devices` it compares a training in one process with that in two, of the same global batch, instead.
+
+    .venv/bin/python tools/bench_train.py devices
+
 All figures are tiles of 256 x 256 pixels, made from the same scenes in the same run. The cache is a new one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +25,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
+import yaml
 from affine import Affine
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
@@ -31,6 +39,7 @@ from segkit.data.tiles import EpochSampler, TrainTiles
 from segkit.losses import combined
 from segkit.model import Segmenter
 from segkit.recipe import Recipe
+from segkit.train import METRICS, read_log
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon"
 SIZE = 256
@@ -143,14 +152,61 @@ def steps(recipe: Recipe, folder: Path, count: int) -> None:
     )
 
 
+# segkit's command line, which records the crops that a process draws.
+RECORDED = """
+import os
+from segkit.cli import main
+from segkit.data.tiles import TrainTiles
+
+drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainTiles.__getitem__
+TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
+main()
+"""
+
+
+def devices(recipe: Recipe, folder: Path) -> None:
+    """Print losses and scores of 1 process x 8 crops beside those of 2 x 4, the crops drawn, and the time."""
+    (folder / "run.py").write_text(RECORDED)
+    runs: list[Path] = []
+    for count in (1, 2):
+        runs.append(run := folder / f"{count}")
+        run.mkdir()
+        raw = recipe.to_dict()
+        raw["train"] |= {"devices": count, "batch_size": 8 // count}
+        (run / "recipe.yaml").write_text(yaml.safe_dump(raw))
+        command = [sys.executable, folder / "run.py", "train", "recipe.yaml", "-o", "run"]
+        subprocess.run(command, cwd=run, check=True, stdout=subprocess.DEVNULL)
+    one, two = (read_log(run / "run/log.csv") for run in runs)
+    for mine, theirs in zip(one, two, strict=True):
+        shown = (f"{key} {mine[key]:.6f} and {theirs[key]:.6f}" for key in ("loss", "val_iou"))
+        print(f"epoch {mine['epoch']:.0f}, 1 x 8 and 2 x 4: {', '.join(shown)}")
+    apart = max(abs(mine["loss"] - theirs["loss"]) for mine, theirs in zip(one, two, strict=True))
+    print(f"largest difference of the loss: {apart:.1e}")
+    scores = [json.loads((run / "run" / METRICS).read_text())["mean_iou"] for run in runs]
+    print(f"mean IoU of the kept model: {scores[0]:.6f} and {scores[1]:.6f}")
+    drawn = [[file.read_text().split() for file in sorted(run.glob("crops-*"))] for run in runs]
+    numbers = [[number for part in parts for number in part] for parts in drawn]
+    parts = " + ".join(str(len(part)) for part in drawn[1])
+    print(
+        f"crops in {len(one)} epochs: {len(numbers[0])} in one process, {parts} in two, {len(set(numbers[1]))} of them "
+        f"different; the same ones: {set(numbers[0]) == set(numbers[1])}"
+    )
+    took = [sum(row["seconds"] for row in log[1:]) for log in (one, two)]
+    print(f"time of all epochs but the first: {took[0]:.1f} s and {took[1]:.1f} s, ratio {took[1] / took[0]:.2f}")
+
+
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["devices"], help="this one only")
     parser.add_argument("--images", default=str(SHARED / "images"))
     parser.add_argument("--labels", default=str(SHARED / "labels"))
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     parser.add_argument("--steps", type=int, default=10)
+    # Rounding errors grow with every step, the faster the larger it is, also where one process reorders a batch.
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="of `devices`")
     options = parser.parse_args()
+    options.images, options.labels = (str(Path(given).resolve()) for given in (options.images, options.labels))
     recipe = Recipe.from_dict(
         {
             "name": "bench",
@@ -161,6 +217,13 @@ def main() -> None:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
+        if options.part:
+            setup = {"tile_size": 128, "epochs": 2, "steps": options.steps, "device": "cpu", "precision": "fp32"}
+            setup["learning_rate"] = options.learning_rate
+            raw = recipe.to_dict()
+            raw["data"]["val"] = {"fraction": 0.25, "block": 128, "gap": 16}
+            devices(Recipe.from_dict(raw | {"train": setup}), Path(folder))
+            return
         limits(resolve(recipe.data.train, recipe.data, recipe.task).samples[0], Path(folder), options.seconds)
         supply(recipe, Path(folder), options.seconds)
         steps(recipe, Path(folder), options.steps)

@@ -1,6 +1,7 @@
 """Cache: scenes and labels decoded once, on the disk as plain arrays that are mapped into memory.
 
-An entry is a folder of .npy files, named by a digest of what was decoded: the bytes of the files and how they are read.
+An entry is a folder of .npy files, named by a digest of what was decoded: the bytes of the files, or the version that
+a server tells of a remote one, and how they are read.
 So a changed file is another entry, and runs share what they have in common. What was used longest ago goes first.
 """
 
@@ -11,6 +12,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +30,8 @@ from segkit.files import locked, remove_leftovers, scratch, sync
 from segkit.grid import Grid
 from segkit.labels import Labels
 from segkit.progress import progress
-from segkit.raster import Scene, SceneReader, open_raster
+from segkit.raster import Scene, SceneReader, open_raster, version_now
+from segkit.remote import Remote
 
 # What the entries hold; a number for each way in which they ever did.
 _FORMAT = 1
@@ -306,14 +309,16 @@ def _files(scene: Scene) -> tuple[list[Path], set[str]]:
     types: list[str] = []
     for path in scene.paths:
         with open_raster(path, vrt=scene.vrt) as dataset:
-            files += [Path(file) for file in dataset.files]
+            # Beside a remote file, GDAL looks for nothing.
+            files += [path] if isinstance(path, Remote) else [Path(file) for file in dataset.files]
             types += dataset.dtypes
     return files, {types[band - 1] for band in scene.bands}
 
 
 def _with_companions(files: list[Path]) -> list[Path]:
     """Add the parts of a shapefile, headers, masks and world files."""
-    beside = {other for file in files for other in file.parent.glob(f"{glob.escape(file.stem)}.*")}
+    local = [file for file in files if not isinstance(file, Remote)]
+    beside = {other for file in local for other in file.parent.glob(f"{glob.escape(file.stem)}.*")}
     return [*files, *sorted(beside.difference(files))]
 
 
@@ -321,6 +326,10 @@ def _digest(how: Mapping[str, Any], files: list[Path]) -> str:
     """Return a name for what is decoded: 32 hexadecimal digits."""
     whole = hashlib.blake2b(json.dumps(how, sort_keys=True).encode(), digest_size=16)
     for file in files:
+        if isinstance(file, Remote):
+            # Not its bytes, which are what is to be saved. A server that tells no version gets an entry each time.
+            whole.update(f"{file} {version_now(file) or secrets.token_hex()}".encode())
+            continue
         with file.open("rb") as stream:
             # The name's ending tells how a file is read; where it lies does not matter.
             whole.update(file.suffix.encode() + hashlib.file_digest(stream, "blake2b").digest())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from segkit.data.cache import Cache
-from segkit.errors import DataError, MissingFileError
+from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.files import existing
 from segkit.labels import VECTOR_SUFFIXES, Labels, is_vector, open_labels
 from segkit.raster import Scene
 from segkit.recipe import Data, LabelSource, Source
+from segkit.remote import Remote, beside, located
 from segkit.task import Task
 
 T = TypeVar("T")
@@ -69,7 +71,7 @@ class Pair:
         if cache is not None:
             scene = cache.scene(scene)
         if cache is not None and labels is not None:
-            files = [[Path(path) for path in source.paths] for source in self.labels]
+            files = [[located(path) for path in source.paths] for source in self.labels]
             sources = [source.model_dump(mode="json", exclude={"path"}) for source in self.labels]
             how = {"sources": sources, "files": [len(each) for each in files]}
             how |= {"ignore": data.ignore, "resample": data.resample}
@@ -152,7 +154,7 @@ def pair(source: Source) -> Pairing:
         return Pairing(tuple(scenes), ())
     pairs = [scene for scene in scenes if scene.labels]
     scenes = [scene for scene in scenes if not scene.labels]
-    one_image = len(scenes) == 1 and (not isinstance(source.images, str) or Path(source.images).is_file())
+    one_image = len(scenes) == 1 and (not isinstance(source.images, str) or _is_file(located(source.images)))
     found: list[list[LabelSource]] = [[] for _ in scenes]
     left: list[Path] = []
     for labels in sources:
@@ -174,16 +176,16 @@ def _partners(
     labels: LabelSource, scenes: Sequence[Pair], *, one_image: bool
 ) -> tuple[list[LabelSource | None], list[Path]]:
     """Return the labels of each scene, and the files that belong to none."""
-    named = [Path(path) for path in labels.paths]
+    named = [located(path) for path in labels.paths]
     if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
         return [labels] * len(scenes), []
     files = [file for path in named for file in expand(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
     if one_image and files == named[:1]:
-        return [labels.model_copy(update={"path": str(files[0])})], []
+        return [labels.model_copy(update={"path": os.fspath(files[0])})], []
     by_image = _by_name((scene.images[0].stem, scene) for scene in scenes)
     by_label = _by_name((file.stem, file) for file in files)
     partners = [
-        labels.model_copy(update={"path": str(by_label[name])}) if name in by_label else None for name in by_image
+        labels.model_copy(update={"path": os.fspath(by_label[name])}) if name in by_label else None for name in by_image
     ]
     return partners, [file for name, file in by_label.items() if name not in by_image]
 
@@ -192,9 +194,9 @@ def _scenes(images: str | Sequence[str | Sequence[str]]) -> list[Pair]:
     scenes = []
     for item in _listed(images):
         if isinstance(item, str):
-            scenes += [Pair(file.stem, (file,)) for file in expand(Path(item), "images", RASTER_SUFFIXES)]
+            scenes += [Pair(file.stem, (file,)) for file in expand(located(item), "images", RASTER_SUFFIXES)]
         else:
-            stack = tuple(file for path in item for file in expand(Path(path), "images", RASTER_SUFFIXES))
+            stack = tuple(file for path in item for file in expand(located(path), "images", RASTER_SUFFIXES))
             scenes.append(Pair(stack[0].stem, stack))
     return scenes
 
@@ -218,11 +220,15 @@ def _table(path: Path, how: LabelSource | None) -> list[Pair]:
         scenes = []
         for row in reader:
             place = f"{path}: line {reader.line_num}"
-            images = tuple(path.parent / row[column] for column in columns if row[column])
+            images = tuple(beside(path.parent, row[column]) for column in columns if row[column])
             if not images:
                 raise DataError(f"{place} names no image")
             label = row.get("label") or row.get("mask")
-            labels = ((how or LabelSource()).model_copy(update={"path": str(path.parent / label)}),) if label else ()
+            labels = (
+                ((how or LabelSource()).model_copy(update={"path": os.fspath(beside(path.parent, label))}),)
+                if label
+                else ()
+            )
             own = {column: row[column] for column in others}
             name = row.get("name") or images[0].stem
             scenes.append(Pair(name, images, labels, _weight(row.get("weight") or "1", place), own))
@@ -246,9 +252,18 @@ def expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
 
     Raises
     ------
+    UsageError
+        It is a URL that names no single file.
     MissingFileError
         The path leads nowhere, or none of its files has one of the suffixes; `what` they are for is named.
     """
+    if isinstance(path, Remote):
+        if os.fspath(path).endswith("/") or "*" in str(path):
+            raise UsageError(
+                f"{path}: folders and globs are of this machine's files; name each remote file, in a list or in a "
+                "table (CSV)"
+            )
+        return [path]
     if path.is_dir():
         found: Iterable[Path] = path.iterdir()
     elif not path.exists() and glob.has_magic(str(path)):
@@ -259,6 +274,10 @@ def expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
     if not files:
         raise MissingFileError(f"{path}: holds no {what} ({', '.join(suffixes)})")
     return files
+
+
+def _is_file(path: Path) -> bool:
+    return isinstance(path, Remote) or path.is_file()
 
 
 def _by_name(items: Iterable[tuple[str, T]]) -> dict[str, T]:

@@ -176,13 +176,14 @@ class ValidationTiles(Dataset[Batch]):
         return len(self._cores)
 
     def __getitem__(self, number: int) -> Batch:
-        """Return window `number`, not known outside of its core."""
-        place, core = self._cores[number]
+        """Return window `number`, not known outside of its core; one beyond the last is not known at all."""
+        place, core = self._cores[number % len(self)]
         window = Window(core.col_off - self._rim, core.row_off - self._rim, self._size, self._size)
         tile, planes = self._readers[place].read(window), self._areas[place].labels.read(window)
         self._areas[place].mask(tile, planes, window)
         rows = slice(self._rim, self._rim + int(core.height))
         columns = slice(self._rim, self._rim + int(core.width))
         target = np.full_like(planes, IGNORE)
-        target[:, rows, columns] = planes[:, rows, columns]
+        if number < len(self):
+            target[:, rows, columns] = planes[:, rows, columns]
         return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(target)

@@ -1,8 +1,8 @@
 """Predict: scenes to maps.
 
-Here requests are checked. `work` does a scene: `choice` settles how, `plan` lays out windows and gathers their rows
-into bands, `engine` turns a band into finished blocks of probabilities, `band` decides them into files, and the
-`journal` keeps these until the map is whole.
+Here requests are checked. `work` tells the steps of a scene and `units` what they consist of; `crew` says where these
+are worked. `choice` settles how, `plan` lays out windows and gathers their rows into bands, `engine` turns a band into
+finished blocks of probabilities, `band` decides them into files, and the `journal` keeps these until the map is whole.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputExistsError, RasterError, ScenesError, SegkitError, UsageError
+from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError
 from segkit.files import check_output, check_parent, existing, remove_leftovers
 from segkit.predict.summary import Summary, peak_memory
-from segkit.raster import PathLike, open_raster
+from segkit.raster import PathLike, open_raster, version_now
+from segkit.remote import Remote, located
 
 if TYPE_CHECKING:
     from geopandas import GeoSeries
 
     from segkit.model import Segmenter
     from segkit.predict.choice import Options
+    from segkit.predict.crew import Crew, Steps
+    from segkit.predict.units import Source
 
 __all__ = ["Summary", "predict"]
 
@@ -51,6 +54,7 @@ def predict(
     vrt: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
+    crew: Crew | None = None,
 ) -> list[Summary]:
     """Map whole scenes with a model.
 
@@ -96,6 +100,9 @@ def predict(
         Whether scenes may be virtual rasters, which can read any other file.
     overwrite
         Whether files that are there already are replaced, and unfinished work of another call is thrown away.
+    crew
+        Workers of a cluster (`segkit.cluster.connect`), which see the same files under the same paths; by default this
+        process does it all. The pixels are the same.
 
     Returns
     -------
@@ -109,20 +116,26 @@ def predict(
         The scene could not be mapped.
     ScenesError
         Some of several could not.
+    ClusterError
+        The crew was lost, or some of a scene's work was set aside because it failed there; the same call goes on.
     """
     jobs = _jobs(_found(scenes, vrt=vrt), output, {"probabilities": probabilities, "confidence": confidence}, vector)
     _check_outputs(jobs, [output, probabilities, confidence, vector])
 
     from segkit.model import load
     from segkit.predict.choice import Options
-    from segkit.predict.journal import Journal
+    from segkit.predict.crew import ask, said, work_elsewhere, work_here
     from segkit.predict.region import read_polygons
-    from segkit.predict.work import predict_scene
+    from segkit.predict.units import Check, Tools
 
     network = load(model) if isinstance(model, (str, os.PathLike)) else model
     options = Options(tile, overlap, batch, device, precision, exact, tta)
-    options.check(network)
     polygons = None if aoi is None else read_polygons(aoi)
+    if crew is None:
+        options.check(network)
+    else:
+        jobs, source = [job.absolute() for job in jobs], _source(network, aoi, polygons)
+        options = ask(crew, source, Check("", options))
     asked = _asked(network, options, polygons)
     requests = [asked | {"scene": _identity(job), "outputs": sorted(job.rasters)} for job in jobs]
     finished = [_finished(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)]
@@ -132,37 +145,21 @@ def predict(
             "training, and may decide otherwise where two windows meet",
             stacklevel=2,
         )
-
-    summaries: list[Summary] = []
-    failures: dict[str, str] = {}
-    for job, request, summary in zip(jobs, requests, finished, strict=True):
-        try:
-            if summary is not None:
-                # What a call has left that was killed after its last step but one.
-                Journal.clear(job.map)
-                for path in job.outputs:
-                    remove_leftovers(path.parent, path.name)
-            else:
-                summary = predict_scene(
-                    network,
-                    network.scene(job.files, vrt=vrt),
-                    job.rasters,
-                    options,
-                    request,
-                    polygons=polygons,
-                    overwrite=overwrite,
-                    show_progress=show_progress,
-                )
-            if job.vector is not None:
-                _vectorize(job, overwrite=overwrite, show_progress=show_progress)
-            summaries.append(summary)
-        except Exception as error:
-            if len(jobs) == 1:
-                raise
-            known = isinstance(error, SegkitError)
-            failures[str(job.files[0])] = str(error) if known else f"unexpected {type(error).__name__}: {error}"
+    steps = [
+        _steps(job, network, options, request, summary, vrt=vrt, overwrite=overwrite, show_progress=show_progress)
+        for job, request, summary in zip(jobs, requests, finished, strict=True)
+    ]
+    ended = (
+        list(work_here(steps, Tools(network, polygons, show_progress=show_progress), show_progress=show_progress))
+        if crew is None
+        else work_elsewhere(steps, crew, source, show_progress=show_progress)
+    )
+    summaries = [one for one in ended if isinstance(one, Summary)]
+    failures = {str(job.files[0]): one for job, one in zip(jobs, ended, strict=True) if isinstance(one, Exception)}
+    if failures and len(jobs) == 1:
+        raise next(iter(failures.values()))
     if failures:
-        told = "".join(f"\n  {file}: {what}" for file, what in failures.items())
+        told = "".join(f"\n  {file}: {said(error)}" for file, error in failures.items())
         raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are done:{told}", summaries)
     return summaries
 
@@ -183,6 +180,67 @@ class _Job:
     def outputs(self) -> list[Path]:
         return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
 
+    def absolute(self) -> _Job:
+        """Name files so that other processes find them."""
+        return _Job(
+            tuple(file.absolute() for file in self.files),
+            {name: path.absolute() for name, path in self.rasters.items()},
+            None if self.vector is None else self.vector.absolute(),
+        )
+
+
+def _source(network: Segmenter, aoi: PathLike | None, polygons: GeoSeries | None) -> Source:
+    """Tell a crew where it finds the model and the area of interest."""
+    from segkit.predict.region import identity
+    from segkit.predict.units import Source
+
+    if network.path is None:
+        raise UsageError(
+            "the model is only in memory, where a cluster's workers cannot read it; save it, and name the file"
+        )
+    if polygons is None or aoi is None:
+        return Source(network.path.absolute(), network.fingerprint())
+    return Source(network.path.absolute(), network.fingerprint(), Path(aoi).absolute(), identity(polygons))
+
+
+def _steps(
+    job: _Job,
+    network: Segmenter,
+    options: Options,
+    request: dict[str, Any],
+    summary: Summary | None,
+    *,
+    vrt: bool,
+    overwrite: bool,
+    show_progress: bool,
+) -> Steps:
+    """Take the steps of one scene, from its files to its polygons."""
+    from segkit.predict.crew import settled
+    from segkit.predict.journal import Journal
+    from segkit.predict.units import Vectorize
+    from segkit.predict.work import predict_scene
+
+    if summary is not None:
+        # What a call has left that was killed after its last step but one.
+        Journal.clear(job.map)
+        for path in job.outputs:
+            remove_leftovers(path.parent, path.name)
+    else:
+        summary = yield from predict_scene(
+            network,
+            job.files,
+            job.rasters,
+            options,
+            request,
+            vrt=vrt,
+            overwrite=overwrite,
+            show_progress=show_progress,
+        )
+    if job.vector is not None:
+        polygons = [Vectorize(job.map.stem, job.map, job.vector, job.rasters.get("probabilities"), overwrite)]
+        settled(polygons, (yield polygons))
+    return summary
+
 
 def _found(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
     """Return the files of each scene: of folders and globs every raster, each a scene."""
@@ -192,9 +250,9 @@ def _found(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: b
     found: list[tuple[Path, ...]] = []
     for one in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
         if isinstance(one, (str, os.PathLike)):
-            found += [(file,) for file in expand(Path(one), "scenes", suffixes)]
+            found += [(file,) for file in expand(located(one), "scenes", suffixes)]
         else:
-            found.append(tuple(file for path in one for file in expand(Path(path), "scenes", suffixes)))
+            found.append(tuple(file for path in one for file in expand(located(path), "scenes", suffixes)))
     if not found or not all(found):
         raise UsageError("no scene was named, or one of no files; name at least one raster")
     return found
@@ -257,7 +315,9 @@ def _asked(network: Segmenter, options: Options, polygons: GeoSeries | None) -> 
     from segkit.predict.device import pick_device
     from segkit.predict.region import identity
 
-    left_open = asdict(options) | {"device": pick_device(options.device).type}
+    # That of a crew is settled, and may not be one of this machine.
+    device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
+    left_open = asdict(options) | {"device": device}
     del left_open["batch"]
     return left_open | {
         "model": network.fingerprint(),
@@ -267,9 +327,12 @@ def _asked(network: Segmenter, options: Options, polygons: GeoSeries | None) -> 
 
 
 def _identity(job: _Job) -> list[str]:
-    """Tell a scene's files apart from changed ones: by name, size and time."""
+    """Tell a scene's files apart from changed ones: by name, size and time, remote ones by what their server tells."""
     found = []
     for file in job.files:
+        if isinstance(file, Remote):
+            found.append(f"{file}, {version_now(file) or 'of unknown version'}")
+            continue
         facts = existing(file, "raster").stat()
         changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
         found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
@@ -324,13 +387,3 @@ def _summary_of(path: Path, tags: dict[str, str]) -> Summary:
         peak_memory=peak_memory(),
         choice=Choice(**json.loads(tags["segkit_choice"])),
     )
-
-
-def _vectorize(job: _Job, *, overwrite: bool, show_progress: bool) -> None:
-    from segkit.vector import vectorize
-
-    assert job.vector is not None
-    if not overwrite and job.vector.exists() and job.vector.stat().st_mtime >= job.map.stat().st_mtime:
-        return  # made of this map before
-    chances = job.rasters.get("probabilities")
-    vectorize(job.map, job.vector, probabilities=chances, overwrite=overwrite, show_progress=show_progress)

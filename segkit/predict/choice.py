@@ -101,6 +101,9 @@ class Choice:
         Test-time augmentation: "d4", or None.
     compiled
         Whether the network is compiled, because the scene is large.
+    batch, threads
+        Windows of one forward pass where nobody asks for another number, and threads that a CPU takes for it: with
+        both, some networks add up in another order. None where that is not settled yet, or the device is no CPU.
     """
 
     tile: int
@@ -111,6 +114,8 @@ class Choice:
     agreement: float | None
     tta: str | None
     compiled: bool
+    batch: int | None = None
+    threads: int | None = None
 
     def tiling(self, grid: Grid, stride: int) -> Tiling:
         """Return the windows of a scene."""
@@ -121,15 +126,22 @@ class Choice:
         tile = self.tile // 2
         if self.fixed or tile < max(_SMALLEST, 2 * self.overlap):
             return None
-        return replace(self, tile=tile)
+        return replace(self, tile=tile, batch=None)
 
 
-def choose(model: Segmenter, scene: Scene, options: Options, region: Region | None = None) -> Choice:
+def choose(
+    model: Segmenter, scene: Scene, options: Options, region: Region | None = None, *, sharing: int = 1
+) -> Choice:
     """Choose what `options` leave open.
 
     The tile is the default one where it fits into the memory, or what the network was trained with where it looks at
     all of its window. Precision is bf16 where the device has it natively and the scene's first windows are decided
     as in fp32.
+
+    Parameters
+    ----------
+    sharing
+        How many processes predict on this machine, each with its share of the memory.
 
     Raises
     ------
@@ -151,7 +163,7 @@ def choose(model: Segmenter, scene: Scene, options: Options, region: Region | No
         share = agreement(model, device, tiles)
         precision = "bf16" if share is not None and share >= _AGREEING else "fp32"
         choice = replace(choice, precision=precision, agreement=share)
-    memory = available_memory(device) * _SHARE_OF_MEMORY
+    memory = available_memory(device) * _SHARE_OF_MEMORY / sharing
     if options.tile is None and not options.exact and memory < choice.tile**2 * _PLENTY:
         fitting = memory / bytes_per_pixel(model, precision)
         while choice.tile**2 > fitting and (smaller := choice.smaller()) is not None:

@@ -118,7 +118,7 @@ class Runner:
             return self._run(tiles)
         except (RuntimeError, MemoryError) as error:
             if any(kind.__module__.startswith(_COMPILER) for kind in type(error).__mro__):
-                raise NotCompiled(f"the network cannot be compiled for this {self.device.type}") from error
+                raise NotCompiled(f"the network cannot be compiled for this {self.device.type} ({error})") from error
             if not _is_no_memory(error):
                 raise
         if self.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -286,7 +287,7 @@ def _beside(scene: Scene | None, chances: Path | None) -> list[tuple[Path, Any]]
 
 
 def _area(path: Path, labels: PathLike | LabelSource, task: Task, ignore: Sequence[int]) -> Area:
-    named = labels if isinstance(labels, LabelSource) else str(labels)
+    named = labels if isinstance(labels, LabelSource) else os.fspath(labels)
     source = Source.model_validate({"images": str(path), "labels": named})
     (area,) = whole(labelled_samples(source, Data(train=source, ignore=tuple(ignore)), task, "report"))
     return area

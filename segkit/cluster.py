@@ -1,0 +1,262 @@
+"""Cluster: predictions on more than one machine, or process, by Dask.
+
+Only this file knows Dask. Workers get units of work (`segkit.predict.units`) of a few kilobytes and return less; what
+they read and write lies in files that all of them see.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import torch
+
+from segkit.errors import ClusterError, SegkitError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_AGAIN = "what is finished is kept, and the same command goes on, with or without --cluster"
+_LOST = f"the scheduler of the cluster is lost; {_AGAIN}"
+_LOOK = 5.0  # seconds between two looks at which workers are there
+# Run by every process of `local:N`: Ctrl-C is for the client, who ends them.
+_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# Set before they start. Threads of several networks share the cores: those that wait for others must not hold them.
+_LOCAL = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@contextmanager
+def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> Iterator[DaskCrew]:
+    """Give the workers of a cluster to `segkit.predict` while the block lasts; local ones start and end with it.
+
+    Parameters
+    ----------
+    address
+        "local:4" for so many processes on this machine, the address of a scheduler (tls://host:8786), or a cluster
+        object of dask-jobqueue, dask-kubernetes and the like. Certificates come from Dask's own configuration.
+    insecure
+        Whether tcp:// is allowed to other machines: whoever reaches its port can run anything as you, on all workers.
+    patience
+        Seconds to wait for the scheduler, and for the first worker, or for a new one where all are gone.
+
+    Raises
+    ------
+    UsageError
+        The address is no such, is not allowed, or Dask is not installed.
+    ClusterError
+        Nobody answers there, or no worker comes.
+    """
+    workers = _workers(address, insecure=insecure) if isinstance(address, str) else None
+    try:
+        import dask
+        import distributed
+    except ImportError:
+        raise UsageError('a cluster needs Dask, which is not installed: pip install "segkit[cluster]"') from None
+
+    with ExitStack() as stack:
+        # What happens to workers and connections is told by errors; Dask would fill the screen with it.
+        for name in ("distributed", "tornado.application"):
+            stack.enter_context(_quiet(logging.getLogger(name)))
+        quiet = {"distributed.logging.distributed": "critical", "distributed.client.scheduler-info-interval": "1h"}
+        stack.enter_context(dask.config.set(quiet))
+        threads = None
+        if workers:
+            threads = torch.get_num_threads()
+            environment = {**_LOCAL, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            address = stack.enter_context(
+                distributed.LocalCluster(  # type: ignore[no-untyped-call]
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    scheduler_port=0,
+                    dashboard_address="127.0.0.1:0",  # of its health and numbers alone: ...
+                    scheduler_kwargs={"dashboard": False},  # ... there is no dashboard
+                    memory_limit=0,  # the system's; windows are made to fit into what is free
+                    silence_logs=logging.CRITICAL,
+                    env=environment,
+                    preload=_DEAF,
+                )
+            )
+        try:
+            client = stack.enter_context(
+                distributed.Client(  # type: ignore[no-untyped-call]
+                    address, timeout=patience, set_as_default=False, heartbeat_interval="60s"
+                )
+            )
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            raise ClusterError(
+                f"{address}: no scheduler answers there ({error}); is it running, do its and your versions of Dask "
+                "agree, and for tls:// are certificates in Dask's configuration?"
+            ) from error
+        crew = DaskCrew(client, threads=threads, patience=patience)
+        crew.wait()
+        try:
+            yield crew
+        finally:
+            crew.cancel()
+
+
+class _Gone(Exception):  # noqa: N818
+    """A task has ended, but its worker died before what it returned was fetched; it is done again."""
+
+
+class DaskCrew:
+    """The workers that a client of Dask reaches, as `segkit.predict` sees them; made by `connect`.
+
+    Parameters
+    ----------
+    threads
+        That each worker's network takes on a CPU; None for as many as it has cores.
+    """
+
+    def __init__(self, client: Client, *, threads: int | None, patience: float) -> None:
+        self._client, self._threads, self._patience = client, threads, patience
+        self._address = getattr(client.scheduler, "address", "ADDRESS")
+        self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._under_way: dict[str, Future[Any]] = {}
+        self._hosts: Counter[str] = Counter()
+        self._looked, self._seen = -float("inf"), time.monotonic()  # when workers were looked for, and last there
+
+    @property
+    def room(self) -> int:
+        """One task for each worker: the next one is there within milliseconds, and none dies in a queue."""
+        self._look()
+        return max(1, self._hosts.total())
+
+    @property
+    def sharing(self) -> int:
+        """Workers on one machine, at most."""
+        return max(self._hosts.values(), default=1)
+
+    def wait(self) -> None:
+        """Wait for the first worker."""
+        while True:
+            self._look(force=True)
+            if self._hosts:
+                return
+            time.sleep(0.1)
+
+    def start(self, task: Callable[[], Any]) -> str:
+        """Start a task on any worker."""
+        key = f"segkit-{uuid4().hex}"
+        future = self._client.submit(_on_worker, task, self._threads, key=key)
+        self._under_way[key] = future
+        future.add_done_callback(self._done.put)  # type: ignore[no-untyped-call]
+        return key
+
+    def next(self) -> tuple[str, Any]:
+        """Wait for any task that ends."""
+        while True:
+            try:
+                future = self._done.get(timeout=_LOOK)
+                outcome = self._outcome(future)
+            except queue.Empty:
+                self._look()
+            except _Gone:
+                self._look()
+                future.add_done_callback(self._done.put)  # type: ignore[no-untyped-call]
+            else:
+                key = str(future.key)
+                del self._under_way[key]
+                return key, outcome
+
+    def cancel(self) -> None:
+        """Forget what is under way; what a worker has begun, it ends, and nobody asks for it."""
+        with suppress(Exception):  # where the scheduler is lost there is nothing to cancel
+            self._client.cancel(list(self._under_way.values()), force=True)  # type: ignore[no-untyped-call]
+        self._under_way.clear()
+
+    def _outcome(self, future: Future[Any]) -> Any:
+        from distributed import CancelledError, KilledWorker
+        from distributed.comm.core import CommClosedError
+
+        try:
+            return future.result(timeout=_LOOK)
+        except KilledWorker as error:
+            return ClusterError(f"{error.allowed_failures + 1} workers died of it, one after the other")
+        except (CancelledError, CommClosedError):
+            raise ClusterError(_LOST) from None
+        except TimeoutError as error:
+            if future.status == "error":  # it is the task's
+                return error
+            raise _Gone from None
+        except Exception as error:  # noqa: BLE001 - the task's
+            return error
+
+    def _look(self, *, force: bool = False) -> None:
+        """See which workers are there, now and then."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK and not force:
+            return
+        try:
+            workers: Mapping[str, int] = self._client.nthreads()  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, RuntimeError, TimeoutError):
+            raise ClusterError(_LOST) from None
+        self._looked = now
+        self._hosts = Counter(urlsplit(worker).hostname or "" for worker in workers)
+        if self._hosts:
+            self._seen = now
+        elif now - self._seen > self._patience:
+            raise ClusterError(
+                f"the cluster has had no worker for {self._patience:.0f} s; start some (dask worker "
+                f"{self._address}); {_AGAIN}"
+            )
+
+
+def _on_worker(task: Callable[[], Any], threads: int | None) -> Any:
+    """Work a task with the threads that this worker is to take."""
+    from dask.system import CPU_COUNT
+
+    torch.set_num_threads(threads or CPU_COUNT)  # Dask's own default is one
+    try:
+        return task()
+    except SegkitError as error:
+        raise type(error)(f"{error} (told by the worker on {socket.gethostname()})") from None
+
+
+def _workers(address: str, *, insecure: bool) -> int | None:
+    """Return how many workers to start here; None where the address is a scheduler's that may be used.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if address.startswith("local"):
+        found = re.fullmatch(r"local:([1-9]\d*)", address)
+        if not found:
+            raise UsageError(f"cluster {address!r} is not known; local:4 starts four workers on this machine")
+        return int(found[1])
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("tls", "tcp") and parts.hostname and parts.port
+    except ValueError:
+        known = False
+    if not known:
+        raise UsageError(f"cluster {address!r} is not known; name local:N, or a scheduler as tls://host:8786")
+    if parts.scheme == "tcp" and parts.hostname not in _LOOPBACK and not insecure:
+        raise UsageError(
+            f"{address} is neither encrypted nor of this machine: whoever reaches it can run anything on its workers, "
+            "as you; use tls://, an ssh tunnel to tcp://127.0.0.1, or --insecure on a network where you trust everybody"
+        )
+    return None
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,335 @@
+"""Predictions by real workers: processes of Dask on this machine."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from synthetic import segmenter, write_pair
+from test_files import names
+from test_predict import UTM, placed, read, write_area
+from typer.testing import CliRunner
+
+from segkit import cli
+from segkit.cluster import connect
+from segkit.errors import ClusterError, ModelFileError, ScenesError, UsageError
+from segkit.model import load
+from segkit.predict import plan, predict
+from segkit.predict.units import BandUnit
+
+RASTERS = ("map", "probabilities", "confidence")
+TILINGS = [{"tile": 64, "overlap": 16}, {"tile": 48, "overlap": 8, "batch": 3}, {"exact": True}]
+FAST = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def several_bands(monkeypatch):
+    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+
+
+@pytest.fixture(scope="module")
+def crew():
+    with connect("local:2") as crew:
+        yield crew
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Scenes and a model file of each kind of task."""
+    folders = {}
+    for kind in ("binary", "multilabel"):
+        folders[kind] = folder = tmp_path_factory.mktemp(kind)
+        for seed, name in enumerate("abc"):
+            write_pair(folder, kind, name, height=230 - 60 * seed, width=150, seed=seed)
+        segmenter(folder, kind).save(folder / "model.safetensors")
+    return folders
+
+
+def mapped(folder, where, scenes="a", **options):
+    """Predict scenes of a folder into the folder `where`; returns the summaries."""
+    where.mkdir(exist_ok=True)
+    outputs = [where / (f"{name}.tif" if len(scenes) == 1 else name) for name in RASTERS]
+    files = [folder / "images" / f"{scene}.tif" for scene in scenes]
+    return predict(
+        folder / "model.safetensors", files, outputs[0], probabilities=outputs[1], confidence=outputs[2], **options
+    )
+
+
+def assert_same(left, right):
+    found = {path.relative_to(left) for path in left.rglob("*.tif")}
+    assert found == {path.relative_to(right) for path in right.rglob("*.tif")} != set()
+    assert not [*left.rglob("*.part"), *left.rglob("*.bands")]
+    for name in found:
+        np.testing.assert_array_equal(read(left / name), read(right / name))
+
+
+class Meddling:
+    """A crew that does something to the task of one band; how often it does, it counts."""
+
+    def __init__(self, crew, change, index=1):
+        self.crew, self.change, self.index, self.done = crew, change, index, 0
+
+    def __getattr__(self, name):
+        return getattr(self.crew, name)
+
+    def start(self, task):
+        unit = task.args[0]
+        if isinstance(unit, BandUnit) and unit.band.index == self.index:
+            self.done += 1
+            task = self.change(task)
+        return self.crew.start(task)
+
+
+def die(task):
+    os._exit(1)
+
+
+def wait_and(seconds, task):
+    time.sleep(seconds)
+    return task()
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_pixels_are_those_of_one_process(made, tmp_path, crew, kind, tiling):
+    area = write_area(tmp_path / "area.gpkg", placed(UTM, (20, 10), (190, 30), (90, 140)))
+    options = {"aoi": area if "batch" in tiling else None, "precision": "fp32", **tiling}
+    [here] = mapped(made[kind], tmp_path / "here", **options)
+    [there] = mapped(made[kind], tmp_path / "there", crew=crew, **options)
+    assert_same(tmp_path / "there", tmp_path / "here")
+    assert there.choice == here.choice
+    assert there.pixels == here.pixels
+    assert here.bands > 1 or "exact" in tiling
+
+
+def test_many_scenes_are_spread(made, tmp_path, crew):
+    """Scenes are under way at once; one that is damaged, and one that is finished, are in nobody's way."""
+    folder = made["binary"]
+    mapped(folder, tmp_path / "here", "abc", **FAST)
+    (folder / "images/x.tif").write_bytes(b"no raster")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ScenesError, match=r"1 of 4 scenes failed(.|\n)*x\.tif.*told by the worker on") as failed:
+        mapped(folder, tmp_path / "there", "xabc", crew=crew, **FAST)
+    assert [one.path.stem for one in failed.value.summaries] == ["a", "b", "c"]
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_worker_that_is_killed_costs_nothing(made, tmp_path, crew):
+    mapped(made["binary"], tmp_path / "here", **FAST)
+    slow = Meddling(crew, lambda task: partial(wait_and, 2, task))
+    killed = []
+
+    def kill():
+        time.sleep(1)
+        busy = crew._client.processing()
+        pids = crew._client.run(os.getpid)
+        killed.extend(pids[worker] for worker, tasks in busy.items() if tasks)
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    [summary] = mapped(made["binary"], tmp_path / "there", crew=slow, **FAST)
+    killer.join()
+    assert killed
+    assert summary.resumed == 0
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_band_that_kills_its_workers_is_set_aside(made, tmp_path, crew):
+    [here] = mapped(made["binary"], tmp_path / "here", **FAST)
+    with pytest.raises(ClusterError, match=r"a: 1 of \d units(.|\n)*band 1, rows \d+ to \d+: \d workers died of it"):
+        mapped(made["binary"], tmp_path / "there", crew=Meddling(crew, lambda task: partial(die, task)), **FAST)
+    assert len(list((tmp_path / "there/map.tif.bands").glob("band-*"))) == here.bands - 1
+    [summary] = mapped(made["binary"], tmp_path / "there", crew=crew, **FAST)
+    assert summary.resumed == here.bands - 1
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_damaged_block_is_set_aside_until_it_is_whole(made, tmp_path, crew):
+    scene = tmp_path / "images/a.tif"
+    scene.parent.mkdir()
+    with rasterio.open(made["binary"] / "images/a.tif") as dataset:
+        profile, pixels = dataset.profile | {"compress": "deflate", "blockysize": 16}, dataset.read()
+    with rasterio.open(scene, "w", **profile) as dataset:
+        dataset.write(pixels)
+    (tmp_path / "model.safetensors").write_bytes((made["binary"] / "model.safetensors").read_bytes())
+    [here] = mapped(tmp_path, tmp_path / "here", **FAST)
+    whole, facts = scene.read_bytes(), scene.stat()
+    half, gone = len(whole) * 3 // 4, bytes(3000)
+    scene.write_bytes(whole[:half] + gone + whole[half + len(gone) :])
+    os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    with pytest.raises(ClusterError, match=r"units of work were set aside(.|\n)*band \d, rows .*a\.tif"):
+        mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    scene.write_bytes(whole)
+    os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    [summary] = mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    assert 0 < summary.resumed < here.bands
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_client_that_is_killed_is_followed_by_another(made, tmp_path, crew):
+    """The same command with the same workers, of which one may still be at a band of the first client."""
+    mapped(made["binary"], tmp_path / "here", **FAST)
+    (tmp_path / "there").mkdir()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from functools import partial\n"
+        "import test_cluster as t; t.plan._BAND_PIXELS = 1\n"
+        "with t.connect(sys.argv[2]) as crew:\n"
+        "    slow = t.Meddling(crew, lambda task: partial(t.wait_and, 3, task))\n"
+        "    t.mapped(Path(sys.argv[3]), Path(sys.argv[4]), crew=slow, **t.FAST)\n"
+    )
+    arguments = [Path(__file__).parent, crew._client.scheduler.address, made["binary"], tmp_path / "there"]
+    client = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    journal = tmp_path / "there/map.tif.bands"
+    wait_until(lambda: len(list(journal.glob("band-*"))) > 1)
+    client.kill()
+    client.wait()
+    [summary] = mapped(made["binary"], tmp_path / "there", crew=crew, **FAST)
+    assert summary.resumed >= 2
+    assert_same(tmp_path / "there", tmp_path / "here")
+    time.sleep(3)  # the straggler comes to its end
+    assert names(tmp_path / "there") == {f"{name}.tif" for name in RASTERS}
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextmanager
+def one_worker(folder):
+    """A scheduler and a worker as a user starts them: (address, scheduler's process, worker's process)."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    processes, file = [], folder / "scheduler.json"
+
+    def start(*words):
+        command = [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file), "--no-dashboard"]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+
+    try:
+        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        wait_until(lambda: file.exists() and file.read_text().endswith("}"))
+        start("worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
+        yield json.loads(file.read_text())["address"], *processes
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("dies", ["scheduler", "worker"])
+def test_what_is_lost_is_told_in_one_line_and_the_work_goes_on_without_it(made, tmp_path, dies):
+    mapped(made["binary"], tmp_path / "here", **FAST)
+    told = {"scheduler": "the scheduler of the cluster is lost", "worker": "the cluster has had no worker for 2 s"}[
+        dies
+    ]
+    with one_worker(tmp_path) as (address, scheduler, worker), connect(address, patience=30) as crew:
+        crew._patience = 2
+        slow = Meddling(crew, lambda task: partial(wait_and, 60, task), index=2)
+        journal = tmp_path / "there/map.tif.bands"
+
+        def kill():
+            wait_until(lambda: len(list(journal.glob("band-*"))) > 1)
+            {"scheduler": scheduler, "worker": worker}[dies].kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ClusterError, match=f"^{told}.* the same command goes on") as lost:
+            mapped(made["binary"], tmp_path / "there", crew=slow, **FAST)
+        killer.join()
+        assert "\n" not in str(lost.value)
+    [summary] = mapped(made["binary"], tmp_path / "there", **FAST)
+    assert summary.resumed == 2
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_path, crew):
+    folder = made["binary"]
+    (tmp_path / "images").symlink_to(folder / "images")
+    file = tmp_path / "model.safetensors"
+    old, new = load(folder / "model.safetensors"), load(folder / "model.safetensors")
+    old.save(file)
+    old.path = file
+    mapped(tmp_path, tmp_path / "old", crew=crew, **FAST)
+    new.mean += 30
+    new.save(file)
+    crew._client.run(forget)
+    with pytest.raises(ModelFileError, match="is another model than the one that was asked for"):
+        predict(old, tmp_path / "images/a.tif", tmp_path / "none.tif", crew=crew, **FAST)
+    mapped(tmp_path, tmp_path / "here", **FAST)
+    mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    assert_same(tmp_path / "there", tmp_path / "here")
+    assert (read(tmp_path / "old/probabilities.tif") != read(tmp_path / "there/probabilities.tif")).any()
+
+
+def forget():
+    from segkit.predict import units
+
+    units._kept = None
+
+
+def test_local_workers_end_with_the_block():
+    with connect("local:1") as crew:
+        [pid] = crew._client.run(os.getpid).values()
+        assert crew._client.run(os.getenv, "OMP_WAIT_POLICY") != {}
+        assert "127.0.0.1" in crew._client.scheduler.address
+        assert (crew.room, crew.sharing) == (1, 1)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("tcp://10.0.0.1:8786", "whoever reaches it can run anything"),
+        ("tcp://example.org:8786", "--insecure"),
+        ("tcp://localhost.example.org:8786", "--insecure"),
+        ("10.0.0.1:8786", "not known"),
+        ("tls://host", "not known"),
+        ("tls://host:port", "not known"),
+        ("http://host:8786", "not known"),
+        ("local", "local:4 starts"),
+        ("local:0", "local:4 starts"),
+        ("local:two", "local:4 starts"),
+    ],
+)
+def test_an_address_that_is_none_or_open_to_others_is_refused(address, told, made, tmp_path):
+    with pytest.raises(UsageError, match=told), connect(address):
+        raise AssertionError
+    words = ["predict", str(made["binary"] / "model.safetensors"), "a.tif", "-o", "m.tif", "--cluster", address]
+    assert isinstance(CliRunner().invoke(cli.app, words).exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    "options", [{"address": "tcp://127.0.0.1:1"}, {"address": "tcp://127.0.0.1:1", "insecure": True}]
+)
+def test_nobody_there_is_told_in_one_line(options):
+    refused = pytest.raises(ClusterError, match=r"^tcp://127.0.0.1:1: no scheduler answers there")
+    with refused as told, connect(**options, patience=0.5):
+        raise AssertionError
+    assert "\n" not in str(told.value)
+
+
+def test_without_dask_a_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsageError, match=r'pip install "segkit\[cluster\]"'), connect("local:2"):
+        raise AssertionError
+
+
+def test_only_cluster_knows_dask():
+    house = Path(cli.__file__).parent
+    knowing = re.compile(r"^\s*(import|from) (dask|distributed)\b", re.MULTILINE)
+    assert [file.name for file in house.rglob("*.py") if knowing.search(file.read_text())] == ["cluster.py"]
