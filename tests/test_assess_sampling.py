@@ -108,7 +108,7 @@ def draw_of(path, numbers, seed):
 
 def test_every_pixel_has_the_same_chance(codes, tmp_path):
     """Counts over many draws are binomial: none is out of its bounds, and together they fit chi squared."""
-    path, runs = write_map(tmp_path / "map.tif", codes[:20, :24]), 400
+    path, runs = write_map(tmp_path / "map.tif", codes[:20, :24]), 120
     seen = np.zeros((20, 24))
     with class_map(path) as source:
         held = [part.pixels for part in source.stratum_parts()]

@@ -1,6 +1,4 @@
-import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -507,15 +505,3 @@ def test_scenes_of_other_bands_cannot_train_together(tmp_path):
     write_raster(tmp_path / "images/b.tif", np.ones((2, 96, 96), np.uint16), left=place("b"))
     with pytest.raises(DataError, match=r"scenes differ in their number of bands: .*a.tif has 3, .*b.tif has 2"):
         areas(recipe_for(tmp_path, "binary"))
-
-
-def test_several_processes_share_one_run(data, tmp_path):
-    """Each process calls train; only the first may look after the folder."""
-    recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps": 2, "devices": 2})
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
-    command = [sys.executable, "-m", "segkit.cli", "train", "recipe.yaml", "-o", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"USE_LIBUV": "0"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("mean_iou") == 1
-    with (tmp_path / "run/log.csv").open() as log:
-        assert len(list(csv.DictReader(log))) == 1
