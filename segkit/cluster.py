@@ -7,6 +7,7 @@ they read and write lies in files that all of them see.
 from __future__ import annotations
 
 import logging
+import operator
 import queue
 import re
 import socket
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -23,7 +25,7 @@ import torch
 from segkit.errors import ClusterError, SegkitError, UsageError
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, WorkerPlugin
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _AGAIN = "what is finished is kept, and the same command goes on, with or without --cluster"
@@ -69,11 +71,11 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
             stack.enter_context(_quiet(logging.getLogger(name)))
         quiet = {"distributed.logging.distributed": "critical", "distributed.client.scheduler-info-interval": "1h"}
         stack.enter_context(dask.config.set(quiet))
-        threads = None
+        threads = refill = None
         if workers:
             threads = torch.get_num_threads()
             environment = {**_LOCAL, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-            address = stack.enter_context(
+            cluster = address = stack.enter_context(
                 distributed.LocalCluster(  # type: ignore[no-untyped-call]
                     n_workers=workers,
                     threads_per_worker=1,
@@ -87,6 +89,7 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
                     preload=_DEAF,
                 )
             )
+            refill = partial(cluster.scale, workers)
         try:
             client = stack.enter_context(
                 distributed.Client(  # type: ignore[no-untyped-call]
@@ -98,16 +101,13 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
                 f"{address}: no scheduler answers there ({error}); is it running, do its and your versions of Dask "
                 "agree, and for tls:// are certificates in Dask's configuration?"
             ) from error
-        crew = DaskCrew(client, threads=threads, patience=patience)
+        client.register_plugin(_seldom_heard())
+        crew = DaskCrew(client, threads=threads, patience=patience, refill=refill)
         crew.wait()
         try:
             yield crew
         finally:
             crew.cancel()
-
-
-class _Gone(Exception):  # noqa: N818
-    """A task has ended, but its worker died before what it returned was fetched; it is done again."""
 
 
 class DaskCrew:
@@ -117,13 +117,18 @@ class DaskCrew:
     ----------
     threads
         That each worker's network takes on a CPU; None for as many as it has cores.
+    refill
+        Called now and then: starts workers in the place of those that Dask has given up.
     """
 
-    def __init__(self, client: Client, *, threads: int | None, patience: float) -> None:
-        self._client, self._threads, self._patience = client, threads, patience
+    def __init__(
+        self, client: Client, *, threads: int | None, patience: float, refill: Callable[[], object] | None = None
+    ) -> None:
+        self._client, self._threads, self._patience, self._refill = client, threads, patience, refill
         self._address = getattr(client.scheduler, "address", "ADDRESS")
-        self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        self._unsent: dict[str, Callable[[], Any]] = {}
         self._under_way: dict[str, Future[Any]] = {}
+        self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._hosts: Counter[str] = Counter()
         self._looked, self._seen = -float("inf"), time.monotonic()  # when workers were looked for, and last there
 
@@ -147,28 +152,24 @@ class DaskCrew:
             time.sleep(0.1)
 
     def start(self, task: Callable[[], Any]) -> str:
-        """Start a task on any worker."""
+        """Start a task on any worker; it is sent with all others that were started before `next` is called."""
         key = f"segkit-{uuid4().hex}"
-        future = self._client.submit(_on_worker, task, self._threads, key=key)
-        self._under_way[key] = future
-        future.add_done_callback(self._done.put)  # type: ignore[no-untyped-call]
+        self._unsent[key] = task
         return key
 
     def next(self) -> tuple[str, Any]:
         """Wait for any task that ends."""
+        self._send()
         while True:
             try:
-                future = self._done.get(timeout=_LOOK)
-                outcome = self._outcome(future)
+                key, outcome = self._ended.get(timeout=_LOOK)
             except queue.Empty:
                 self._look()
-            except _Gone:
-                self._look()
-                future.add_done_callback(self._done.put)  # type: ignore[no-untyped-call]
-            else:
-                key = str(future.key)
-                del self._under_way[key]
-                return key, outcome
+                continue
+            if outcome is _LOST:
+                raise ClusterError(_LOST)
+            del self._under_way[key]
+            return key, outcome
 
     def cancel(self) -> None:
         """Forget what is under way; what a worker has begun, it ends, and nobody asks for it."""
@@ -176,22 +177,38 @@ class DaskCrew:
             self._client.cancel(list(self._under_way.values()), force=True)  # type: ignore[no-untyped-call]
         self._under_way.clear()
 
-    def _outcome(self, future: Future[Any]) -> Any:
+    def _send(self) -> None:
+        """Send the tasks that were started. To the scheduler they are bytes: it need not know segkit."""
+        from distributed.protocol.pickle import dumps, loads
+        from toolz import compose
+
+        if not self._unsent:
+            return
+        pickled = [
+            dumps(partial(_on_worker, task, self._threads))  # type: ignore[no-untyped-call]
+            for task in self._unsent.values()
+        ]
+        futures = self._client.map(compose(operator.call, loads), pickled, key=list(self._unsent))
+        for key, future in zip(self._unsent, futures, strict=True):
+            self._under_way[key] = future
+            self._client.loop.add_callback(self._follow, key, future)  # type: ignore[union-attr]
+        self._unsent.clear()
+
+    async def _follow(self, key: str, future: Future[Any]) -> None:
+        """Fetch what a task comes to, in the client's thread, where those that end together are fetched together."""
         from distributed import CancelledError, KilledWorker
         from distributed.comm.core import CommClosedError
 
+        outcome: Any
         try:
-            return future.result(timeout=_LOOK)
+            outcome = await future
         except KilledWorker as error:
-            return ClusterError(f"{error.allowed_failures + 1} workers died of it, one after the other")
+            outcome = ClusterError(f"{error.allowed_failures + 1} workers died of it, one after the other")
         except (CancelledError, CommClosedError):
-            raise ClusterError(_LOST) from None
-        except TimeoutError as error:
-            if future.status == "error":  # it is the task's
-                return error
-            raise _Gone from None
+            outcome = _LOST
         except Exception as error:  # noqa: BLE001 - the task's
-            return error
+            outcome = error
+        self._ended.put((key, outcome))
 
     def _look(self, *, force: bool = False) -> None:
         """See which workers are there, now and then."""
@@ -203,6 +220,8 @@ class DaskCrew:
         except (OSError, ValueError, RuntimeError, TimeoutError):
             raise ClusterError(_LOST) from None
         self._looked = now
+        if self._refill:
+            self._refill()
         self._hosts = Counter(urlsplit(worker).hostname or "" for worker in workers)
         if self._hosts:
             self._seen = now
@@ -213,6 +232,28 @@ class DaskCrew:
             )
 
 
+def _seldom_heard() -> WorkerPlugin:
+    """Return what makes workers give a sign of life every five seconds; of few workers, Dask wants ten in that time.
+
+    It is what most of the bytes are that pass the scheduler. Whether a worker has died, its connection tells.
+    """
+    from distributed import Worker, WorkerPlugin
+
+    class SeldomHeard(WorkerPlugin):  # sent as it is written here: neither scheduler nor worker has to import torch
+        name = "segkit-seldom-heard"
+
+        def setup(self, worker: Worker) -> None:
+            beat = worker.periodic_callbacks["heartbeat"]
+
+            async def seldom() -> None:
+                await worker.heartbeat()  # which sets the time to the next one
+                beat.callback_time = max(beat.callback_time, 5000)
+
+            beat.callback = seldom
+
+    return SeldomHeard()
+
+
 def _on_worker(task: Callable[[], Any], threads: int | None) -> Any:
     """Work a task with the threads that this worker is to take."""
     from dask.system import CPU_COUNT
@@ -221,7 +262,8 @@ def _on_worker(task: Callable[[], Any], threads: int | None) -> Any:
     try:
         return task()
     except SegkitError as error:
-        raise type(error)(f"{error} (told by the worker on {socket.gethostname()})") from None
+        told = type(error)(f"{error} (told by the worker on {socket.gethostname()})")
+    raise told  # here, without what it came from: rasterio's errors cannot be sent
 
 
 def _workers(address: str, *, insecure: bool) -> int | None:

@@ -18,6 +18,9 @@
     +-- ScenesError                  some of several scenes; tells which, keeps the others'   exit code 1
 
 A message says what was found, what the rule is and what to do, and names the file, band, code or field.
+
+A builtin that has a layout of its own (OSError) is the first base: its `__new__` is the one that works, also where
+errors are brought from other processes.
 """
 
 from __future__ import annotations
@@ -46,11 +49,11 @@ class RecipeError(UsageError):
     """A recipe, or an override of it, that is not valid."""
 
 
-class MissingFileError(UsageError, FileNotFoundError):
+class MissingFileError(FileNotFoundError, UsageError):
     """A file or folder that was named and is not there."""
 
 
-class OutputExistsError(UsageError, FileExistsError):
+class OutputExistsError(FileExistsError, UsageError):
     """The output is there already and may not be overwritten."""
 
 
@@ -58,7 +61,7 @@ class DataError(SegkitError, ValueError):
     """The files are there, but do not fit what they are used for."""
 
 
-class RasterError(DataError, OSError):
+class RasterError(OSError, DataError):
     """A raster that cannot be opened or read."""
 
 
@@ -74,7 +77,7 @@ class ModelFileError(DataError):
     """A model file that cannot be used, or a scene that does not fit the model."""
 
 
-class OutputError(SegkitError, OSError):
+class OutputError(OSError, SegkitError):
     """What was written could not be finished or verified."""
 
 

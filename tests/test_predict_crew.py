@@ -50,7 +50,7 @@ class Crew:
             self.before(unit)
             return ticket, pickle.loads(pickle.dumps(task()))
         except Exception as error:  # noqa: BLE001 - what a crew does
-            return ticket, pickle.loads(pickle.dumps(error))
+            return ticket, pickle.loads(pickle.dumps(type(error)(*error.args)))  # not what it came from
 
 
 def fails(error, kind=BandUnit, index=1):

@@ -9,6 +9,7 @@ Scenes, the U-Net (resnet18, random weights) and the tiny network are those of t
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import random
@@ -37,6 +38,8 @@ from segkit.predict import plan, predict
 from segkit.predict.plan import plan_tiling
 from segkit.predict.units import BandUnit
 from segkit.recipe import Recipe
+
+_SLEEPING_PROCESSES = 4
 
 
 def small() -> Segmenter:
@@ -355,37 +358,76 @@ def _tiling(side: int) -> Any:
 
 
 def _rate(options: argparse.Namespace) -> float:
-    """Return the tasks a second that scheduler and client settle, with 1,000 workers that sleep."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    from segkit.cluster import DaskCrew
-
-    workers, seconds = options.sleepers, options.sleep
-    with dask.config.set({"distributed.logging.distributed": "critical", "distributed.worker.memory.terminate": False}):
-        # Threads stand for workers: a thousand processes do not fit here. The scheduler sees as many tasks.
-        cluster = LocalCluster(
-            n_workers=10, threads_per_worker=math.ceil(workers / 10), processes=False, dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False}, protocol="tcp", silence_logs=50, memory_limit=0,
-        )  # fmt: skip
-        with cluster, Client(cluster, set_as_default=False) as dask_client:
-            crew = DaskCrew(dask_client, threads=None, patience=60)
-            crew.wait()
-            payload = bytes(3000)  # as large as a band's unit
-            for what, pause, tasks in (("at once", 0.0, 5000), (f"sleeping {seconds:g} s", seconds, 4 * workers)):
-                started, begun, done = time.perf_counter(), 0, 0
-                while done < tasks:
-                    while begun < tasks and begun - done < workers:
-                        crew.start(partial(_sleep, pause, payload))
-                        begun += 1
-                    crew.next()
-                    done += 1
-                took = time.perf_counter() - started
-                best = f", of {workers / pause:.0f} that {workers} workers can do" if pause else ""
-                print(f"{tasks:,} tasks {what}, {workers} under way: {took:.1f} s, {tasks / took:.0f} tasks/s{best}")
-                if not pause:
-                    rate = tasks / took
+    """Return the tasks a second that scheduler and client settle, with workers that sleep."""
+    workers, pause = options.sleepers, options.sleep
+    payload = bytes(3000)  # as large as a band's unit
+    with ExitStack() as stack:
+        port = _free_port()
+        address = f"tcp://127.0.0.1:{port}"
+        scheduler = _dask("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+        stack.callback(_end, scheduler)
+        for _ in range(_SLEEPING_PROCESSES):
+            number = str(math.ceil(workers / _SLEEPING_PROCESSES))
+            process = subprocess.Popen([sys.executable, __file__, "sleepers", address, number], start_new_session=True)
+            stack.callback(_end, process)
+        crew = stack.enter_context(connect(address))
+        crew._client.wait_for_workers(workers)
+        for what, each, tasks in (("at once", 0.0, 5000), (f"sleeping {pause:g} s", pause, 4 * workers)):
+            started, begun, done = time.perf_counter(), 0, 0
+            before = _cpu(os.getpid()), _cpu(scheduler.pid)
+            while done < tasks:
+                while begun < tasks and begun - done < crew.room:
+                    crew.start(partial(_sleep, each, payload))
+                    begun += 1
+                crew.next()
+                done += 1
+            took = time.perf_counter() - started
+            mine, its = _cpu(os.getpid()) - before[0], _cpu(scheduler.pid) - before[1]
+            best = f", of {workers / each:.0f} that {workers} workers can do" if each else ""
+            print(
+                f"{tasks:,} tasks {what}, {workers} under way: {took:.1f} s, {tasks / took:.0f} tasks/s{best}; CPU "
+                f"of the client {1e3 * mine / tasks:.2f} ms a task, of the scheduler {1e3 * its / tasks:.2f} ms",
+                flush=True,
+            )
+            if not each:
+                rate = tasks / took
     return rate
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _cpu(pid: int) -> float:
+    """Return the seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def sleepers(address: str, number: str) -> None:
+    """Be many workers, each as the scheduler sees one, in one process: a thousand processes do not fit here."""
+    import asyncio
+
+    import dask
+    from distributed import Worker
+
+    async def serve() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(int(number)):
+                await Worker(address, nthreads=1, memory_limit=0, dashboard=False, local_directory=folder)
+            await asyncio.Event().wait()
+
+    # What a worker does for itself alone would fill the process.
+    calm = {
+        "distributed.admin.tick.interval": "10s",
+        "distributed.admin.tick.cycle": "10s",
+        "distributed.admin.system-monitor.interval": "60s",
+        "distributed.worker.profile.enabled": False,
+    }
+    logging.disable()
+    with dask.config.set(calm):
+        asyncio.run(serve())
 
 
 def _sleep(seconds: float, payload: bytes) -> dict[str, int]:
@@ -398,8 +440,9 @@ SECTIONS = {"speed": speed, "kills": kills, "traffic": traffic, "scaling": scali
 
 def main() -> None:
     """Run the sections that are named."""
-    if sys.argv[1:2] == ["client"]:
-        return client(*sys.argv[2:])
+    role = {"client": client, "sleepers": sleepers}.get(" ".join(sys.argv[1:2]))
+    if role:
+        return role(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all by default")
     parser.add_argument("--size", type=int, default=8192, help="speed: pixels along a side")
