@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import os
 import queue
 import re
 import socket
@@ -33,8 +34,9 @@ _LOST = f"the scheduler of the cluster is lost; {_AGAIN}"
 _LOOK = 5.0  # seconds between two looks at which workers are there
 # Run by every process of `local:N`: Ctrl-C is for the client, who ends them.
 _DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-# Set before they start. Threads of several networks share the cores: those that wait for others must not hold them.
-_LOCAL = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Set before they start. Threads of several networks share the cores: those that wait for others must not hold them. And
+# units are worked in a thread, which is to have the heap that `segkit.memory` keeps.
+_LOCAL = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
 
 
 @contextmanager
@@ -75,6 +77,8 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
         if workers:
             threads = torch.get_num_threads()
             environment = {**_LOCAL, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            stack.enter_context(_environment(environment))
+            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
             cluster = address = stack.enter_context(
                 distributed.LocalCluster(  # type: ignore[no-untyped-call]
                     n_workers=workers,
@@ -85,7 +89,6 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
                     scheduler_kwargs={"dashboard": False},  # ... there is no dashboard
                     memory_limit=0,  # the system's; windows are made to fit into what is free
                     silence_logs=logging.CRITICAL,
-                    env=environment,
                     preload=_DEAF,
                 )
             )
@@ -292,6 +295,21 @@ def _workers(address: str, *, insecure: bool) -> int | None:
             "as you; use tls://, an ssh tunnel to tcp://127.0.0.1, or --insecure on a network where you trust everybody"
         )
     return None
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the processes that are started while the block lasts; Dask itself would leave them set."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

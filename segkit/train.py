@@ -38,6 +38,7 @@ from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samp
 from segkit.files import check_folder, staged
 from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
+from segkit.memory import keep_freed, return_memory
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
 from segkit.predict.choice import Options
@@ -118,6 +119,7 @@ def train(
     if fold is not None:
         recipe = with_fold(recipe, fold)
     check_names(recipe)
+    keep_freed()
     precision, accelerator = _hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     first = _is_first(recipe)
@@ -194,6 +196,7 @@ def _train(
         state = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
         _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator)
+    return_memory()
     return Run(folder, folder / MODEL, tell(module.segmenter.metrics))
 
 

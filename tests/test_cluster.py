@@ -17,6 +17,7 @@ import dask
 import numpy as np
 import pytest
 import rasterio
+import torch
 import yaml
 from synthetic import segmenter, write_pair
 from test_files import names
@@ -356,13 +357,26 @@ def test_a_worker_that_dask_gives_up_is_followed_by_another(monkeypatch):
         assert crew.next()[1] != first
 
 
-def test_local_workers_end_with_the_block():
+def test_local_workers_end_with_the_block(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    before = dict(os.environ)
     with connect("local:1") as crew:
         [pid] = crew._client.run(os.getpid).values()
-        assert crew._client.run(os.getenv, "OMP_WAIT_POLICY") != {}
+        [environment] = crew._client.run(first_environment).values()
+        assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert environment["MALLOC_ARENA_MAX"] == "1"
+        assert environment["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+        assert "MALLOC_TRIM_THRESHOLD_" not in environment
         assert "127.0.0.1" in crew._client.scheduler.address
         assert (crew.room, crew.sharing) == (1, 1)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+    assert dict(os.environ) == before
+
+
+def first_environment():
+    """What was set before the process began."""
+    return dict(line.split("=", 1) for line in Path("/proc/self/environ").read_text().split("\0") if line)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ HOUSE = Path(segkit.__file__).parent
 # A room is a file or a folder of segkit/.
 FLOORS = [
     {"errors"},
-    {"task", "codes", "grid", "files", "processes", "progress", "remote", "threads"},
+    {"task", "codes", "grid", "files", "memory", "processes", "progress", "remote", "threads"},
     {"raster", "losses", "metrics", "thresholds", "calibration", "boundaries", "resampling", "landscape"},
     {"recipe", "labels", "model"},
     {"data", "vector", "predict"},

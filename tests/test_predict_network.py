@@ -1,10 +1,5 @@
-import ctypes
-import os
-import subprocess
-import sys
 import weakref
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +17,6 @@ from segkit.predict.network import (
     bytes_per_pixel,
     can_compile,
     operations_per_pixel,
-    return_memory,
 )
 from segkit.raster import Tile
 from segkit.task import LandClass, Task
@@ -285,68 +279,6 @@ def test_where_compiling_fails_it_is_told(tmp_path, monkeypatch):
     tile = Tile(np.zeros((model.bands, 32, 32), dtype=np.float32), np.ones((32, 32), dtype=bool))
     with pytest.raises(NotCompiled):
         Runner(model, CPU, "fp32", compiled=True)([tile])
-
-
-FAULTS = """
-import resource
-import segkit.predict.network
-import torch
-
-torch.ones(8 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    large = [torch.ones(size << 20, dtype=torch.uint8) for size in (40, 100, 70)]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this system has no huge pages"
-)
-def test_large_tensors_are_fetched_in_large_pages():
-    def faults(**environment):
-        command = [sys.executable, "-c", FAULTS]
-        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-        return int(done.stdout)
-
-    assert faults() < faults(THP_MEM_ALLOC_ENABLE="0") / 5
-
-
-HOLES = """
-from pathlib import Path
-from segkit.predict.network import return_memory
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1])
-
-pieces = [bytearray(100_000) for _ in range(2000)]
-full = resident()
-del pieces[:-1]  # the last one holds the heap's end
-return_memory()
-print(full - resident())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
-def test_free_memory_is_returned():
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", HOLES], env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) * 4096 > 0.9 * 1999 * 100_000
-
-
-@pytest.mark.parametrize("platform", ["darwin", "win32", "linux"])
-def test_returning_memory_does_nothing_without_glibc(monkeypatch, platform):
-    class Musl:
-        pass
-
-    def load(name):
-        assert platform == "linux"
-        return Musl()
-
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    return_memory()
 
 
 def machine(folder, files):

@@ -152,19 +152,24 @@ def steps(recipe: Recipe, folder: Path, count: int) -> None:
     )
 
 
-# segkit's command line, which records the crops that a process draws.
+# segkit's command line, which records the crops that a process draws, and where it is told trains in float64.
 RECORDED = """
 import os
+import sys
+import torch
 from segkit.cli import main
 from segkit.data.tiles import TrainTiles
 
 drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainTiles.__getitem__
 TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
+if os.environ["DOUBLE"]:
+    torch.Tensor.float = torch.Tensor.double
+    sys.modules["segkit.train"]._PRECISIONS["fp32"] = "64-true"
 main()
 """
 
 
-def devices(recipe: Recipe, folder: Path) -> None:
+def devices(recipe: Recipe, folder: Path, *, double: bool) -> None:
     """Print losses and scores of 1 process x 8 crops beside those of 2 x 4, the crops drawn, and the time."""
     (folder / "run.py").write_text(RECORDED)
     runs: list[Path] = []
@@ -175,7 +180,8 @@ def devices(recipe: Recipe, folder: Path) -> None:
         raw["train"] |= {"devices": count, "batch_size": 8 // count}
         (run / "recipe.yaml").write_text(yaml.safe_dump(raw))
         command = [sys.executable, folder / "run.py", "train", "recipe.yaml", "-o", "run"]
-        subprocess.run(command, cwd=run, check=True, stdout=subprocess.DEVNULL)
+        environment = os.environ | {"DOUBLE": "yes" if double else ""}
+        subprocess.run(command, cwd=run, check=True, stdout=subprocess.DEVNULL, env=environment)
     one, two = (read_log(run / "run/log.csv") for run in runs)
     for mine, theirs in zip(one, two, strict=True):
         shown = (f"{key} {mine[key]:.6f} and {theirs[key]:.6f}" for key in ("loss", "val_iou"))
@@ -205,6 +211,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     # Rounding errors grow with every step, the faster the larger it is, also where one process reorders a batch.
     parser.add_argument("--learning-rate", type=float, default=2e-4, help="of `devices`")
+    parser.add_argument("--double", action="store_true", help="`devices` in float64: what is left is no rounding")
     options = parser.parse_args()
     options.images, options.labels = (str(Path(given).resolve()) for given in (options.images, options.labels))
     recipe = Recipe.from_dict(
@@ -222,7 +229,7 @@ def main() -> None:
             setup["learning_rate"] = options.learning_rate
             raw = recipe.to_dict()
             raw["data"]["val"] = {"fraction": 0.25, "block": 128, "gap": 16}
-            devices(Recipe.from_dict(raw | {"train": setup}), Path(folder))
+            devices(Recipe.from_dict(raw | {"train": setup}), Path(folder), double=options.double)
             return
         limits(resolve(recipe.data.train, recipe.data, recipe.task).samples[0], Path(folder), options.seconds)
         supply(recipe, Path(folder), options.seconds)

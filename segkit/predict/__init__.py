@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError
 from segkit.files import check_output, check_parent, existing, remove_leftovers
+from segkit.memory import return_memory
 from segkit.predict.summary import Summary, peak_memory
 from segkit.raster import PathLike, open_raster, version_now
 from segkit.remote import Remote, located
@@ -154,6 +155,7 @@ def predict(
         if crew is None
         else work_elsewhere(steps, crew, source, show_progress=show_progress)
     )
+    return_memory()
     summaries = [one for one in ended if isinstance(one, Summary)]
     failures = {str(job.files[0]): one for job, one in zip(jobs, ended, strict=True) if isinstance(one, Exception)}
     if failures and len(jobs) == 1:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import shutil
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError
+from segkit.memory import keep_freed
 from segkit.raster import Tile
 
 if TYPE_CHECKING:
@@ -31,9 +30,8 @@ _NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive"
 _COMPILER = ("torch._dynamo", "torch._inductor")  # where the errors of torch.compile are from
 # Pixels along a side of the window on which memory is measured.
 _SIDE = 256
-# Each pass takes and gives back hundreds of megabytes, which the system hands out page by page, zeroed. Pages of 2 MB
-# halve the time of a small network in bf16; torch asks the environment when it makes its first large tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+keep_freed()
 
 
 class TileTooLarge(SegkitError):  # noqa: N818 - it says what is wrong, as all the others do
@@ -231,10 +229,3 @@ def can_compile(device: torch.device) -> bool:
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-def return_memory() -> None:
-    """Return to the system what is free (glibc; elsewhere nothing): copies of the network leave holes all over."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)

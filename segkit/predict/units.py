@@ -17,11 +17,12 @@ import torch
 
 from segkit.errors import DataError, ModelFileError
 from segkit.grid import Grid
+from segkit.memory import return_memory
 from segkit.predict.band import finish_seam, predict_band
 from segkit.predict.choice import Choice, Options, choose, windows_at_once
 from segkit.predict.device import pick_device, pick_precision
 from segkit.predict.journal import Journal
-from segkit.predict.network import Runner, return_memory
+from segkit.predict.network import Runner
 from segkit.predict.plan import Axis, Band, Tiling
 from segkit.predict.products import PRODUCTS
 from segkit.predict.region import PolygonRegion, identity, read_polygons
@@ -69,7 +70,7 @@ class Tools:
             self._runner = None  # frees its memory first
             made = Runner(self.model, device, choice.precision, tta=choice.tta is not None, compiled=choice.compiled)
             self._runner = key, made
-            return_memory()
+            return_memory()  # copies of the network leave holes all over
         return self._runner[1]
 
 

@@ -1,0 +1,123 @@
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from segkit import memory
+
+GLIBC = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+FAULTS = """
+import resource, sys, threading
+from segkit.memory import keep_freed
+
+def work():
+    if "keep" in sys.argv:
+        keep_freed()
+    import torch
+    for _ in range(3):
+        torch.ones(200 << 20, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        for size in (40, 100, 70):
+            torch.ones(size << 20, dtype=torch.uint8)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if "thread" in sys.argv:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+else:
+    work()
+"""
+
+
+def faults(*words, **environment):
+    """Pages that the system has to hand out to large tensors that follow one another."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
+    command = [sys.executable, "-c", FAULTS, *words]
+    done = subprocess.run(command, env=own | environment, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@GLIBC
+def test_what_is_freed_serves_the_next_tensors():
+    plain = faults()
+    assert faults("keep") < plain / 20
+    assert faults("keep", "thread", MALLOC_ARENA_MAX="1") < plain / 20
+
+
+@GLIBC
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this system has no huge pages"
+)
+def test_a_thread_with_a_heap_of_its_own_gets_large_pages():
+    assert faults("keep", "thread") < faults("thread") / 5
+
+
+HOLES = """
+import sys
+from pathlib import Path
+from segkit.memory import keep_freed, return_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+if "keep" in sys.argv:
+    keep_freed()
+pieces = [bytearray(100_000) for _ in range(2000)]
+full = resident()
+del pieces[:-1]  # the last one holds the heap's end
+before = resident()
+return_memory()
+print(full - before, full - resident())
+"""
+
+
+@GLIBC
+@pytest.mark.parametrize("words", [(), ("keep",)])
+def test_free_memory_is_returned(words):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", HOLES, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before, after = (int(pages) * 4096 for pages in done.stdout.split())
+    assert before < 0.1 * 1999 * 100_000
+    assert after > 0.9 * 1999 * 100_000
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "linux"])
+def test_other_allocators_are_left_alone(monkeypatch, platform):
+    class Musl:
+        pass
+
+    def load(name):
+        assert platform == "linux"
+        return Musl()
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    memory.return_memory()
+    memory.keep_freed()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setattr(memory, "_glibc", lambda name: lambda *_: 1)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    memory.keep_freed()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    memory.keep_freed()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    thread = threading.Thread(target=memory.keep_freed)
+    thread.start()
+    thread.join()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
