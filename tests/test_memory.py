@@ -38,7 +38,7 @@ else:
 
 
 def faults(*words, **environment):
-    """Pages that the system has to hand out to some large tensors, after others like them: in the best of a few rounds."""
+    """Pages that the system has to hand out to large tensors after others like them: the best of a few rounds."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
     command = [sys.executable, "-c", FAULTS, *words]
     done = subprocess.run(command, env=own | environment, capture_output=True, text=True, check=True)
