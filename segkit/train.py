@@ -210,9 +210,9 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # Their number is chosen on purpose; the folder was checked before; Lightning's own use of torch; DDP copies
-            # gradients of 1 x 1 kernels, whose layout is channels last.
+            # gradients of 1 x 1 kernels, whose layout is channels last; on a machine of a SLURM cluster one may train.
             known = ("does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides")
-            for message in known:
+            for message in (*known, "The `srun` command is available"):
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:

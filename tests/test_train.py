@@ -1,9 +1,11 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import rasterio
@@ -24,7 +26,7 @@ from segkit.model import load, read_header
 from segkit.predict import predict
 from segkit.recipe import Recipe
 from segkit.task import IGNORE
-from segkit.train import _Log, areas, read_log, train, with_fold
+from segkit.train import _Log, _quiet_lightning, areas, read_log, train, with_fold
 
 KINDS = ["binary", "multiclass", "multilabel"]
 LONG = {"epochs": 3, "steps": 20}
@@ -455,6 +457,16 @@ def test_class_weights_count(data, tmp_path):
     plain, balanced, given, ones = losses.values()
     assert plain == pytest.approx(ones)
     assert len({round(value, 5) for value in (plain, balanced, given)}) == 3
+
+
+def test_a_machine_with_slurm_is_one_like_others(tmp_path, monkeypatch):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.warns(UserWarning, match="srun"):
+        lightning.Trainer(accelerator="cpu", logger=False)
+    with _quiet_lightning():
+        lightning.Trainer(accelerator="cpu", logger=False)
 
 
 def test_tensorboard_gets_its_events(data, tmp_path):
