@@ -154,8 +154,8 @@ def steps(recipe: Recipe, folder: Path, count: int) -> None:
 
 # segkit's command line, which records the crops that a process draws, and where it is told trains in float64.
 RECORDED = """
+import importlib
 import os
-import sys
 import torch
 from segkit.cli import main
 from segkit.data.tiles import TrainTiles
@@ -164,7 +164,7 @@ drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainTiles
 TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
 if os.environ["DOUBLE"]:
     torch.Tensor.float = torch.Tensor.double
-    sys.modules["segkit.train"]._PRECISIONS["fp32"] = "64-true"
+    importlib.import_module("segkit.train")._PRECISIONS["fp32"] = "64-true"
 main()
 """
 
