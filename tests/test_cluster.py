@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import dask
+import distributed  # noqa: F401 - its defaults come first, or they would go with what tests set
 import numpy as np
 import pytest
 import rasterio
