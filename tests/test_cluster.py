@@ -1,5 +1,6 @@
 """Predictions by real workers: processes of Dask on this machine."""
 
+import asyncio
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import distributed  # noqa: F401 - its defaults come first, or they would go with what tests set
@@ -326,6 +328,30 @@ def test_workers_are_seldom_heard(crew):
 
 def time_between_beats(dask_worker):
     return dask_worker.periodic_callbacks["heartbeat"].callback_time
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(500, 5000), (8000, 8000)])
+def test_but_they_are_heard_again_and_again(wanted, taken):
+    beats = SimpleNamespace(callback=None, callback_time=0)
+
+    async def heartbeat():
+        heard.append("beat")
+        beats.callback_time = wanted  # as the scheduler says
+
+    heard, worker = [], SimpleNamespace(periodic_callbacks={"heartbeat": beats}, heartbeat=heartbeat)
+    cluster._seldom_heard().setup(worker)
+    for _ in range(3):
+        asyncio.run(beats.callback())
+        assert beats.callback_time == taken
+    assert len(heard) == 3
+
+
+def test_a_task_that_the_scheduler_forgets_is_not_taken_for_done(crew):
+    ticket = crew.start(partial(time.sleep, 1))
+    crew._send()
+    crew._client.cancel([crew._under_way.pop(ticket)], force=True)
+    with pytest.raises(ClusterError, match="the scheduler of the cluster is lost"):
+        crew.next()
 
 
 def test_many_tasks_are_sent_and_fetched_together(crew):
