@@ -150,6 +150,16 @@ def test_a_window_costs_its_tiles(server, cog):
         assert sum(method == "GET" for method, _, _ in server.asked) <= most
 
 
+def test_the_header_of_many_tiles_costs_one_request(server):
+    file, flat = server.folder / "scene.tif", server.folder / "flat.tif"
+    profile = {"width": 5000, "height": 5000, "count": 1, "dtype": "uint8", "crs": "EPSG:32622"}
+    with rasterio.open(flat, "w", driver="GTiff", **profile, transform=Affine(10, 0, 6e5, 0, -10, 9e6)):
+        pass
+    rasterio.shutil.copy(flat, file, driver="COG", BLOCKSIZE=TILE, OVERVIEWS="NONE")
+    Scene.of(server.url(file.name)).read(Window(4000, 4000, TILE // 2, TILE // 2))
+    assert sum(method == "GET" for method, _, _ in server.asked) == 2  # and one for the tile
+
+
 def test_a_whole_scene_costs_its_tiles_once(server, cog, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["segkit.predict.plan"], "_BAND_PIXELS", 2**17)  # several bands
     model = segmenter(Path("nowhere"), pretrained=False)
