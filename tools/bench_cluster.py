@@ -125,6 +125,11 @@ def _dask(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @contextmanager
 def outside(folder: Path, workers: int = 2) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a scheduler and workers as a user does; gives the address and the scheduler."""
@@ -138,8 +143,7 @@ def outside(folder: Path, workers: int = 2) -> Iterator[tuple[str, subprocess.Po
         yield address, started[0]
     finally:
         for process in reversed(started):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
 
 
 def _free_port() -> int:
@@ -308,8 +312,7 @@ def traffic(options: argparse.Namespace) -> None:
                 passed = proxy.bytes - before
         finally:
             for process in reversed(processes):
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                _end(process)
         written = sum(file.stat().st_size for file in (folder / "map.tif", folder / "p.tif"))
         beats = idle * summary.seconds
         print(
@@ -392,11 +395,6 @@ def _rate(options: argparse.Namespace) -> float:
             if not each:
                 rate = tasks / took
     return rate
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _cpu(pid: int) -> float:
