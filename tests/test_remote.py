@@ -222,6 +222,15 @@ def test_what_fails_once_is_repeated(server, cog, how, when):
         assert same(reader.read(WINDOW), Scene.of(cog).read(WINDOW))
 
 
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_window_that_gdal_gives_up_is_read_once_more(server, cog, how, monkeypatch):
+    """The server recovers while segkit waits before it tries again."""
+    with Scene.of(server.url(cog.name)).open() as reader:
+        server.failing(10**6, how)
+        monkeypatch.setattr(remote.time, "sleep", lambda seconds: server.failing(0, how))
+        assert same(reader.read(WINDOW), Scene.of(cog).read(WINDOW))
+
+
 @pytest.mark.parametrize("compress", ["DEFLATE", "NONE"])
 @pytest.mark.parametrize(
     ("how", "said"),
