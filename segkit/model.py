@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from segkit.calibration import Calibration
 from segkit.errors import ModelFileError, RecipeError
 from segkit.files import existing, staged
+from segkit.memory import keep_freed
 from segkit.raster import PathLike, Scene
 from segkit.recipe import Model, Recipe
 from segkit.remote import public
@@ -39,6 +40,8 @@ _REFUSALS = (RuntimeError, AssertionError, ValueError)
 _ROUNDING = 1e-4
 # Lengths of the strips on which the reach is measured; half of the last one is the largest reach that is found.
 _STRIPS = (2048, 8192)
+
+keep_freed()  # before weights are made or read, for all that a network does here
 
 
 @dataclass(frozen=True)

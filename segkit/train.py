@@ -38,7 +38,7 @@ from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samp
 from segkit.files import check_folder, staged
 from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
-from segkit.memory import keep_freed, return_memory
+from segkit.memory import return_memory
 from segkit.metrics import Confusion
 from segkit.model import Segmenter
 from segkit.predict.choice import Options
@@ -119,7 +119,6 @@ def train(
     if fold is not None:
         recipe = with_fold(recipe, fold)
     check_names(recipe)
-    keep_freed()
     precision, accelerator = _hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     first = _is_first(recipe)
@@ -211,8 +210,11 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             # Their number is chosen on purpose; the folder was checked before; Lightning's own use of torch; DDP copies
             # gradients of 1 x 1 kernels, whose layout is channels last; on a machine of a SLURM cluster one may train.
-            known = ("does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides")
-            for message in (*known, "The `srun` command is available"):
+            known = (
+                "does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides",
+                "The `srun` command is available",
+            )  # fmt: skip
+            for message in known:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:

@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError
-from segkit.memory import keep_freed
 from segkit.raster import Tile
 
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ _NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive"
 _COMPILER = ("torch._dynamo", "torch._inductor")  # where the errors of torch.compile are from
 # Pixels along a side of the window on which memory is measured.
 _SIDE = 256
-
-keep_freed()
 
 
 class TileTooLarge(SegkitError):  # noqa: N818 - it says what is wrong, as all the others do

@@ -133,9 +133,10 @@ class Tiling:
             if band.stop > band.start and count * wanted >= (len(bands) + 1) * number:
                 bands.append(band)
                 spans = []
-        if spans and bands and spans[-1].end <= spans[0].start + spans[0].rise:
-            spans = [*bands.pop().spans, *spans]
-        return tuple(bands) + ((Band(len(bands), tuple(spans)),) if spans else ())
+        if spans:
+            last = bands.pop()
+            bands.append(Band(last.index, (*last.spans, *spans)))
+        return tuple(bands)
 
     @property
     def groups(self) -> tuple[tuple[Span, ...], ...]:
