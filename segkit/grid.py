@@ -35,12 +35,15 @@ class Grid:
         Affine from (column, row) to CRS coordinates; may be rotated or south-up.
     crs
         None where the raster declares none.
+    georeferenced
+        Whether the raster has the transform; false where it has none, and this one only says where programs show it.
     """
 
     height: int
     width: int
     transform: Affine
     crs: CRS | None
+    georeferenced: bool = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,6 +54,11 @@ class Grid:
     def whole(self) -> Window:
         """The window that is the grid."""
         return Window(0, 0, self.width, self.height)
+
+    @property
+    def located(self) -> bool:
+        """Whether coordinates say where the pixels are; neither no transform nor the identity does."""
+        return self.georeferenced and not self.transform.is_identity
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -66,18 +74,21 @@ class Grid:
         return float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))
 
     def part(self, window: Window) -> Grid:
-        """Return the grid of a window, which may reach beyond this one."""
+        """Return the grid of a window, which may reach beyond this one; its transform says where in this one it is."""
         shift = Affine.translation(window.col_off, window.row_off)
         return Grid(int(window.height), int(window.width), self.transform @ shift, self.crs)
 
     def difference(self, other: Grid) -> str | None:
-        """Say how `other` differs from this grid, or None where both are the same to a thousandth of a pixel."""
+        """Say how `other` differs from this grid, or None where both are the same to a thousandth of a pixel.
+
+        Where neither is located, pixels at the same row and column are the same.
+        """
         found = []
         if self.shape != other.shape:
             found.append(f"{self.height} x {self.width} against {other.height} x {other.width} pixels")
         if self.crs != other.crs:
             found.append(f"CRS {crs_name(self.crs)} against {crs_name(other.crs)}")
-        elif not self._places_alike(other):
+        elif (self.located or other.located) and not self._places_alike(other):
             found.append(f"transform {_six(self.transform)} against {_six(other.transform)}")
         return "; ".join(found) or None
 

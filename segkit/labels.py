@@ -361,7 +361,7 @@ def _label_file(path: Path, grid: Grid, classes: int, *, resample: bool) -> tupl
         bands = tuple(band for band in dataset.indexes if per_class or band not in alpha)
     alpha_is_class = bool(alpha.intersection(bands)) and any(MaskFlags.alpha in flags[band - 1] for band in bands)
     difference = grid.difference(own)
-    if difference and own.crs is None and own.transform == Affine.identity() and own.shape == grid.shape:
+    if difference and own.crs is None and not own.located and own.shape == grid.shape:
         notes.append(f"{path} has no georeference; its pixels are taken as those of the image, which has its size")
         difference = None
     if difference and not resample:

@@ -32,6 +32,7 @@ from rasterio.windows import Window
 from segkit.errors import UsageError
 from segkit.files import staged
 from segkit.grid import Grid
+from segkit.raster import telling
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -861,7 +862,7 @@ def _write_raster(
     profile = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     profile |= {"predictor": 2, "nodata": nodata, "dtype": bands.dtype, "count": len(bands)}
     profile |= {"height": grid.height, "width": grid.width, "transform": grid.transform, "crs": grid.crs}
-    with staged(path) as unfinished, rasterio.open(unfinished, "w", **profile) as raster:
+    with staged(path) as unfinished, telling(path), rasterio.open(unfinished, "w", **profile) as raster:
         raster.write(bands)
         raster.descriptions = names
         raster.update_tags(**about)

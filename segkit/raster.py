@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import warnings
 import zlib
@@ -15,17 +16,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
@@ -34,8 +37,15 @@ from segkit.files import check_output, existing, staged, sync
 from segkit.grid import Grid
 from segkit.remote import Remote, again, forget, gdal_name, hold, located, of_gdal, options, told, version_of
 
-# GDAL picks a driver by content, and some can read any other file or fetch a URL. These read only what they are given.
-_DRIVERS = ("GTiff", "JP2OpenJPEG", "HFA", "ENVI", "PNG")
+# GDAL picks a driver by content, and some can read any other file or fetch a URL. These read only what they are given,
+# and fail where a file is cut off (ENVI by `_check_size`). ERDAS Imagine (HFA, .img) is left out: GDAL reads zeros
+# where its .ige file is cut off, and loses the CRS where the .img file is.
+_DRIVERS = ("GTiff", "JP2OpenJPEG", "ENVI", "PNG")
+# Files beside a raster that GDAL opens with any driver when it needs a mask, an overview or metadata, and the driver of
+# those that GDAL itself writes, which read nothing else.
+_SIDE_FILES = {".msk": "GTiff", ".ovr": "GTiff", ".aux": "HFA"}
+# What rasterio raises where GDAL fails: some of GDAL's errors pass through as they are.
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 # GDAL's default block cache is a share of the machine's memory; a fixed one (in MB) keeps memory independent of the
 # scene. GDAL asks the environment once, when it first reads a block.
 _CACHE_MB = "128"
@@ -72,7 +82,8 @@ def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]
     MissingFileError
         Nothing is there.
     RasterError
-        The file is no raster that segkit reads, is damaged, or places its pixels by ground control points only.
+        The file is no raster that segkit reads, or is damaged; a file beside it may lead GDAL to read others; or its
+        pixels are placed by ground control points only.
     """
     file = located(path)
     with (
@@ -84,7 +95,13 @@ def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]
             raise RasterError(f"{file}: holds no bands, only subdatasets; name one of them or convert it")
         if dataset.transform.is_identity and dataset.gcps[0]:
             raise RasterError(f"{file}: placed by ground control points only; warp it to a grid first (gdalwarp)")
-        yield dataset
+        try:
+            yield dataset
+            return
+        except GDAL_ERRORS as error:
+            why = told(error, file) if isinstance(file, Remote) else str(error)
+        # Not `from error`, which names all of a URL.
+        raise RasterError(f"{file}: cannot be read: {why}; the file is damaged")
 
 
 def _open(file: Path, *, vrt: bool) -> DatasetReader:
@@ -92,15 +109,19 @@ def _open(file: Path, *, vrt: bool) -> DatasetReader:
     known = ", ".join(_DRIVERS)
     if isinstance(file, Remote):
         try:
-            return _fetch(file, drivers)
-        except RasterioError as error:
+            with rasterio.Env(**options()):
+                return _asked(_fetch(file, drivers), str(file), vrt=vrt)
+        except GDAL_ERRORS as error:
             why = told(error, file)
         # Not `from error`, which names all of the URL.
         raise RasterError(f"{file}: {why}; is the name right, may we read it, and is it a raster ({known})?")
     try:
-        with _quiet(), rasterio.Env():
-            return DatasetReader(str(file), driver=drivers)
-    except RasterioError as error:
+        # GDAL looks for files beside this one by their exact names, as `_open_plain` does, not in a list of the folder.
+        with _quiet(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+            if not vrt:
+                return _open_plain(file, drivers)
+            return _asked(DatasetReader(str(file), driver=drivers), str(file), vrt=True)
+    except GDAL_ERRORS as error:
         if file.is_dir():
             raise RasterError(f"{file} is a folder, not a raster; name a file") from error
         if not vrt and _is_vrt(file):
@@ -109,8 +130,90 @@ def _open(file: Path, *, vrt: bool) -> DatasetReader:
                 "if you trust it, add --vrt (vrt=True), or convert it to GeoTIFF"
             ) from error
         raise RasterError(
-            f"{file}: not a raster that segkit reads ({known}); convert it to GeoTIFF ({error})"
+            f"{file}: not a raster that segkit reads ({known}), or damaged; copy it again, or convert it to GeoTIFF: "
+            f"gdal_translate IN OUT.tif ({error})"
         ) from error
+
+
+def _open_plain(file: Path, drivers: Sequence[str]) -> DatasetReader:
+    """Open a local file with one of some drivers, where neither it nor a file beside it makes GDAL read any other.
+
+    Raises
+    ------
+    RasterioError, CPLE_BaseError
+        None of the drivers can open it.
+    RasterError
+        It names another file, or a side file is not what GDAL writes under such a name; or an ENVI file is cut off.
+    """
+    for side, driver in _side_files(file):
+        try:
+            # Formats that name other files are text, and GDAL looks for their marks up to the first zero byte.
+            if b"\0" not in _head(side, 16):
+                raise RasterioIOError("it is text")
+            _open_plain(side, [driver]).close()
+        except GDAL_ERRORS as error:
+            raise RasterError(
+                f"{side}: GDAL would read this file with {file.name}, and it is no whole "
+                f"{'GeoTIFF' if driver == 'GTiff' else 'ERDAS file'} ({error}); other formats can name any file "
+                "or URL: copy it again, or remove it"
+            ) from error
+    dataset = _asked(DatasetReader(str(file), driver=list(drivers)), str(file), vrt=False)
+    if dataset.driver == "ENVI":
+        _check_size(file, dataset)
+    return dataset
+
+
+def _side_files(file: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files beside a raster that GDAL would open with any driver, and the driver that they need."""
+    for ending, driver in _SIDE_FILES.items():
+        names = [f"{file.name}{ending}", f"{file.name}{ending.upper()}"]
+        if ending == ".aux":
+            stem = file.name.rpartition(".")[0] or file.name
+            names += [f"{stem}{ending}", f"{stem}{ending.upper()}"]
+        for name in names:
+            side = file.with_name(name)
+            # GDAL opens no other .aux; LaTeX has files of this name, too.
+            if side.exists() and (ending != ".aux" or _head(side, 15).upper() == b"EHFA_HEADER_TAG"):
+                yield side, driver
+
+
+def _asked(dataset: DatasetReader, name: str, *, vrt: bool) -> DatasetReader:
+    """Return a raster just opened, asked for what GDAL otherwise looks for later.
+
+    Raises
+    ------
+    RasterioError, CPLE_BaseError
+        The file, or one beside it, is damaged.
+    RasterError
+        Its metadata, its own or those of an .aux.xml, name another file for its overviews, and it may be no VRT.
+    """
+    if not vrt and dataset.tags(ns="OVERVIEWS"):
+        dataset.close()
+        raise RasterError(
+            f"{name}: its metadata (OVERVIEW_FILE, in the file or in its .aux.xml) name another file or URL for its "
+            "overviews, which segkit does not read; remove that entry, or copy the raster without it: "
+            "gdalwarp -nomd -ovr NONE IN OUT.tif"
+        )
+    # Of a remote raster, which has nothing beside it, this would only be more requests.
+    if of_gdal(dataset.name) is None:
+        # Masks, overviews, and colours, the last of which raises what was an error to GDAL before.
+        _ = dataset.mask_flag_enums, vrt or not dataset.count or dataset.overviews(1), dataset.colorinterp
+    return dataset
+
+
+def _check_size(file: Path, dataset: DatasetReader) -> None:
+    """Refuse an ENVI file that is shorter than its header says: GDAL reads zeros beyond its end."""
+    # Not GDAL's metadata of the header, which an .aux.xml may change.
+    header = next((Path(each) for each in dataset.files if each.lower().endswith(".hdr")), file)
+    offset = re.search(rb"(?im)^\s*header offset\s*=\s*(\d+)", header.read_bytes())
+    pixel = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+    declared = (int(offset[1]) if offset else 0) + dataset.width * dataset.height * pixel
+    if (size := file.stat().st_size) < declared:
+        dataset.close()
+        raise RasterError(
+            f"{file}: has {size} bytes, and its header (.hdr) declares {declared}, so it is cut off or compressed; "
+            "copy it again, or, if it is compressed, convert it to GeoTIFF: gdal_translate IN OUT.tif"
+        )
 
 
 def _fetch(file: Remote, drivers: Sequence[str]) -> DatasetReader:
@@ -121,7 +224,7 @@ def _fetch(file: Remote, drivers: Sequence[str]) -> DatasetReader:
         return DatasetReader(gdal_name(file), driver=list(drivers))
 
     with _quiet(), rasterio.Env(**options()):
-        return again(attempt, lambda error: "CURL" in str(error))
+        return again(attempt, lambda error: isinstance(error, GDAL_ERRORS) and "CURL" in str(error))
 
 
 @contextlib.contextmanager
@@ -161,8 +264,31 @@ def version_now(file: Remote) -> str:
 
 
 def grid_of(dataset: DatasetReader) -> Grid:
-    """Return the grid of an open raster."""
+    """Return the grid of an open raster.
+
+    Where it has no georeference, the transform is that with which QGIS shows it: x = column, y = -row.
+    """
+    # GDAL tells a transform that is there from one that is not, rasterio shows the identity for both.
+    if dataset.transform.is_identity and described(dataset).find("GeoTransform") is None:
+        return Grid(dataset.height, dataset.width, Affine.scale(1, -1), dataset.crs, georeferenced=False)
     return Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+
+
+def described(dataset: DatasetReader) -> ElementTree.Element:
+    """Return GDAL's description of an open raster as a virtual one, which has more than rasterio shows.
+
+    Raises
+    ------
+    RasterError
+        The file is damaged.
+    """
+    try:
+        # GDAL opens files beside those that it has opened; it is to find none that `_open` has not seen.
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), MemoryFile(ext="vrt") as file:
+            rasterio.shutil.copy(dataset, file.name, driver="VRT")
+            return ElementTree.fromstring(file.read())  # noqa: S314, GDAL wrote it
+    except GDAL_ERRORS as error:
+        raise RasterError(f"{dataset.name}: the file is damaged ({error})") from error
 
 
 def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, **options: Any) -> NDArray[Any]:
@@ -176,12 +302,23 @@ def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, 
     return _read(dataset, window, lambda: dataset.read(list(indexes), window=window, **options))
 
 
+def read_mask(dataset: DatasetReader, band: int, window: Window) -> NDArray[np.uint8]:
+    """Read where a band holds data in a window that lies inside the raster: uint8 (H, W), 0 is no data.
+
+    Raises
+    ------
+    RasterError
+        The file is damaged there.
+    """
+    return _read(dataset, window, lambda: dataset.read_masks(band, window=window), "its mask ")
+
+
 def _read(dataset: DatasetReader, window: Window, read: Callable[[], NDArray[Any]], what: str = "") -> NDArray[Any]:
     """Read something of a window, from a remote file twice where it must be; `what` is told where it cannot be read."""
     file = of_gdal(dataset.name)
     try:
-        return read() if file is None else again(read)
-    except RasterioError as error:
+        return read() if file is None else again(read, lambda error: isinstance(error, GDAL_ERRORS))
+    except GDAL_ERRORS as error:
         place = f"{what}cannot be read at {_place(window)}"
         if file is None:
             raise RasterError(f"{dataset.name}: {place}; the file is damaged ({error})") from error
@@ -189,7 +326,7 @@ def _read(dataset: DatasetReader, window: Window, read: Callable[[], NDArray[Any
     # Only of opening does GDAL tell what the server said.
     try:
         _fetch(file, _DRIVERS).close()
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise RasterError(f"{file}: {place}: {told(error, file)}") from None
     raise RasterError(
         f"{file}: {place}; the server does not send all of it, or the file is damaged or has changed ({why})"
@@ -365,18 +502,27 @@ class Scene:
 
 
 def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> WarpedVRT:
-    """Present an open raster on another grid; what lies outside of it is no data."""
+    """Present an open raster on another grid; what lies outside of it is no data.
+
+    Raises
+    ------
+    RasterError
+        GDAL cannot take one grid to the other.
+    """
     # GDAL shows what a no-data value or an alpha band hides; a mask band it heeds, but does not pass on.
     masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
-    return WarpedVRT(
-        dataset,
-        crs=grid.crs,
-        transform=grid.transform,
-        height=grid.height,
-        width=grid.width,
-        resampling=resampling,
-        add_alpha=not masked,
-    )
+    try:
+        return WarpedVRT(
+            dataset,
+            crs=grid.crs,
+            transform=grid.transform,
+            height=grid.height,
+            width=grid.width,
+            resampling=resampling,
+            add_alpha=not masked,
+        )
+    except GDAL_ERRORS as error:
+        raise RasterError(f"{dataset.name}: cannot be resampled ({error}); warp it first (gdalwarp)") from error
 
 
 class BandSource(Protocol):
@@ -455,7 +601,7 @@ class _Source:
         known = np.ones(pixels.shape[1:], dtype=bool)
         shown = np.full(known.shape, not self.band_masks)
         if self.whole_mask:
-            shown &= self._mask(self.indexes[0], window) > 0
+            shown &= read_mask(self.dataset, self.indexes[0], window) > 0
         # Band by band, since masks of all bands at once are a quarter of the pixels' memory each.
         for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
             finite = True if self.dataset.dtypes[index - 1] in _WHOLE_NUMBERS else np.isfinite(band)
@@ -463,7 +609,7 @@ class _Source:
                 nodata = self.dataset.nodatavals[index - 1]
                 exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT
                 # GDAL's mask costs another look at the file.
-                hidden = band == nodata if exact else self._mask(index, window) == 0
+                hidden = band == nodata if exact else read_mask(self.dataset, index, window) == 0
                 # The no-data value itself need not be finite: float files declare NaN, or one beyond float32.
                 known &= finite | hidden
                 shown |= ~hidden
@@ -476,9 +622,6 @@ class _Source:
             stack[self.places] = pixels
         known &= shown
         return known
-
-    def _mask(self, band: int, window: Window) -> NDArray[np.uint8]:
-        return _read(self.dataset, window, lambda: self.dataset.read_masks(band, window=window), "its mask ")
 
 
 @dataclass(frozen=True)
@@ -539,7 +682,7 @@ class MapWriter:
         if stored.dtype.kind == "f":
             # Not every NaN has the bits of the one that stands for blocks that hold nothing else.
             stored = np.where(np.isnan(stored), stored.dtype.type(np.nan), stored)
-        with _telling(self._path):
+        with telling(self._path):
             self._dataset.write(stored, window=window)
         self._sums.append((window, zlib.crc32(stored.data)))
 
@@ -551,7 +694,7 @@ class MapWriter:
         OutputError
             They differ.
         """
-        with _telling(self._path):
+        with telling(self._path):
             self._dataset.close()
             sync(self._path)
         with _reading_back(self._path), open_raster(self._path) as found:
@@ -576,7 +719,7 @@ def writing_part(path: Path, grid: Grid, form: MapFormat) -> Iterator[MapWriter]
     """
     with contextlib.ExitStack() as undo:
         undo.callback(path.unlink, missing_ok=True)
-        with _telling(path), _quiet():
+        with telling(path), _quiet():
             dataset = _create(path, grid, form)
         undo.callback(_abandon, dataset)
         writer = MapWriter(dataset, path, grid)
@@ -611,7 +754,7 @@ def _create(path: Path, grid: Grid, form: MapFormat) -> DatasetWriter:
 
 
 def _abandon(dataset: DatasetWriter) -> None:
-    with contextlib.suppress(RasterioError, CPLE_BaseError, OSError):
+    with contextlib.suppress(*GDAL_ERRORS, OSError):
         dataset.close()
 
 
@@ -639,7 +782,7 @@ def assemble(path: PathLike, grid: Grid, form: MapFormat, parts: Sequence[Part],
     mosaic = _vrt(grid, form, parts)
     # NUM_THREADS is for packing blocks; without this, GDAL reads them and makes overviews in one thread.
     with staged(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
-        with _telling(target), _open_vrt(mosaic, grid, form) as dataset:
+        with telling(target), _open_vrt(mosaic, grid, form) as dataset:
             rasterio.shutil.copy(
                 dataset,
                 finished,
@@ -691,7 +834,8 @@ def _open_vrt(xml: str, grid: Grid, form: MapFormat) -> DatasetWriter:
         dataset = rasterio.open(xml, "r+", driver="VRT")
         if grid.crs is not None:
             dataset.crs = grid.crs
-        dataset.transform = grid.transform
+        if grid.georeferenced:
+            dataset.transform = grid.transform
     dataset.nodata = form.nodata
     dataset.update_tags(**form.tags)
     dataset.descriptions = form.band_names
@@ -719,8 +863,9 @@ def _verify(finished: Path, target: Path, grid: Grid, parts: Sequence[Part]) -> 
 
 
 def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:
-    difference = grid.difference(grid_of(found))
-    if difference or found.transform != grid.transform:
+    own = grid_of(found)
+    difference = grid.difference(own)
+    if difference or (own.transform, own.georeferenced) != (grid.transform, grid.georeferenced):
         raise OutputError(
             f"{path}: what was written lies on another grid ({difference or 'transform'}); "
             "GeoTIFF cannot hold the scene's, so warp the scene to another CRS first"
@@ -728,11 +873,11 @@ def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:
 
 
 @contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def telling(path: Path) -> Iterator[None]:
     """Tell what GDAL and the system say of a file that is written."""
     try:
         yield
-    except (RasterioError, CPLE_BaseError, OSError) as error:
+    except (*GDAL_ERRORS, OSError) as error:
         raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
 
 
@@ -749,9 +894,14 @@ def _differs(path: Path, window: Window) -> OutputError:
 
 
 def _is_vrt(file: Path) -> bool:
+    return b"<VRTDataset" in _head(file, 1024)  # as GDAL recognises it
+
+
+def _head(file: Path, size: int) -> bytes:
+    """Return a file's first bytes; none where it cannot be read."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
-        return b"<VRTDataset" in stream.read(1024)  # as GDAL recognises it
-    return False
+        return stream.read(size)
+    return b""
 
 
 @contextlib.contextmanager

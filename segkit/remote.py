@@ -25,9 +25,11 @@ PathLike = str | os.PathLike[str]
 _URL = re.compile(r"(https?|s3|gs|az):/{1,2}(?=[^/])", re.IGNORECASE)
 _NAMES = {"http": "/vsicurl/http://", "https": "/vsicurl/https://", "s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 
+_LOOKS_BESIDE = "GDAL_DISABLE_READDIR_ON_OPEN"
 _OPTIONS = {
     # Neither a listing of the folder nor a look for files beside this one.
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    # They could lead GDAL to other files, so that the user cannot set this one.
+    _LOOKS_BESIDE: "EMPTY_DIR",
     # The header of a scene of some thousand tiles, in one request.
     "GDAL_INGESTED_BYTES_AT_OPEN": "65536",
     # What a read of one tile is rounded up to.
@@ -142,13 +144,11 @@ def of_gdal(name: str) -> Remote | None:
     return None
 
 
-def again(act: Callable[[], T], wanted: Callable[[Exception], bool] = lambda error: True) -> T:
+def again(act: Callable[[], T], wanted: Callable[[Exception], bool]) -> T:
     """Do what failed once more: GDAL itself repeats what a server could not do, but not what was cut off."""
-    from rasterio.errors import RasterioError
-
     try:
         return act()
-    except RasterioError as error:
+    except Exception as error:
         if not wanted(error):
             raise
     time.sleep(float(os.environ.get("GDAL_HTTP_RETRY_DELAY") or _OPTIONS["GDAL_HTTP_RETRY_DELAY"]))
@@ -162,10 +162,10 @@ def gdal_name(path: PathLike) -> str:
 
 
 def options() -> dict[str, str]:
-    """Return how GDAL is to read remote files, but for what the user has set, in the environment or in rasterio.Env."""
+    """Return how GDAL is to read remote files, but for what the user may and has set, in the environment or in Env."""
     from rasterio.env import getenv, hasenv
 
-    own = {*os.environ, *(getenv() if hasenv() else ())}
+    own = {*os.environ, *(getenv() if hasenv() else ())} - {_LOOKS_BESIDE}
     return {key: value for key, value in _OPTIONS.items() if key not in own}
 
 

@@ -176,7 +176,7 @@ BAD = {
         lambda place: (place / "text.tif").write_text("no raster"),
         (*PREDICT, "text.tif", "-o", "map.tif"),
         1,
-        "text.tif: not a raster that segkit reads (GTiff, JP2OpenJPEG, HFA, ENVI, PNG)",
+        "text.tif: not a raster that segkit reads (GTiff, JP2OpenJPEG, ENVI, PNG)",
     ),
     "map exists": (
         lambda place: (place / "map.tif").write_text(""),

@@ -1,7 +1,9 @@
+import contextlib
 import dataclasses
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,10 @@ from affine import Affine
 from conftest import SHARED, UTM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio._err import CPLE_AppDefinedError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from segkit import raster
@@ -32,7 +35,7 @@ from segkit.errors import (
     UsageError,
 )
 from segkit.grid import Grid
-from segkit.raster import MapFormat, Part, Scene, assemble, grid_of, open_raster, writing_part
+from segkit.raster import MapFormat, Part, Scene, assemble, described, grid_of, open_raster, warped, writing_part
 
 COUNT = np.arange(1, 61, dtype="uint8").reshape(3, 4, 5)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -91,6 +94,185 @@ def test_a_damaged_file_says_where(write_raster):
     path.write_bytes(path.read_bytes()[:-60_000])
     with pytest.raises(RasterError, match=r"a\.tif: cannot be read at rows 400 to 600, columns 10 to 300; the file is"):
         Scene.of(path).read(Window(10, 400, 290, 200))
+
+
+def quietly(act, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return act(*args, **options)
+
+
+FORMATS = {
+    "plain.tif": {"driver": "GTiff"},
+    "tiled.tif": {"driver": "GTiff", "tiled": True, "blockxsize": 16, "blockysize": 16, "interleave": "band"},
+    "deflate.tif": {"driver": "GTiff", "compress": "DEFLATE", "mask": True},
+    "cog.tif": {"driver": "COG", "COMPRESS": "LZW", "BLOCKSIZE": 128},
+    "lossless.jp2": {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES", "BLOCKXSIZE": 64, "BLOCKYSIZE": 64},
+    "a.png": {"driver": "PNG"},
+    "bsq.dat": {"driver": "ENVI", "INTERLEAVE": "BSQ"},
+    "bil.dat": {"driver": "ENVI", "INTERLEAVE": "BIL"},
+    "bip.dat": {"driver": "ENVI", "INTERLEAVE": "BIP"},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_cut_off_is_an_error_at_any_length(tmp_path, write_raster, name):
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 90, 70), "uint8")
+    options = dict(FORMATS[name])
+    mask = np.where(pixels[0] > 30, 255, 0).astype("uint8") if options.pop("mask", False) else None
+    path, driver = tmp_path / name, options.pop("driver")
+    if driver == "GTiff":
+        write_raster(name, pixels, mask=mask, **options)
+    else:
+        rasterio.shutil.copy(write_raster("source.tif", pixels), path, driver=driver, **options)
+    whole, content = Scene.of(path).read(), path.read_bytes()
+    assert np.array_equal(whole.pixels[:, whole.valid], pixels[:, whole.valid])
+    done = 0
+    # The last bytes of a file may say nothing: that a PNG ends, what a COG's last tile starts with.
+    for size in [*range(0, len(content) - 60, len(content) // 25), *range(len(content) - 60, len(content), 6)]:
+        path.write_bytes(content[:size])
+        with contextlib.suppress(RasterError):
+            tile = Scene.of(path).read()
+            assert len(content) - size <= 12
+            assert np.array_equal(tile.pixels, whole.pixels)
+            assert np.array_equal(tile.valid, whole.valid)
+            done += 1
+    assert done <= 2
+
+
+def test_sparse_blocks_are_no_damage(write_raster):
+    path = write_raster("a.tif", np.zeros((40, 40), "uint8"), sparse_ok=True, tiled=True, blockxsize=16, blockysize=16)
+    assert path.stat().st_size < 1000
+    assert Scene.of(path).read().valid.all()
+
+
+def test_an_envi_file_may_start_with_something_else(tmp_path, write_raster):
+    path, header = tmp_path / "a.dat", tmp_path / "a.hdr"
+    rasterio.shutil.copy(write_raster("a.tif", COUNT), path, driver="ENVI")
+    path.write_bytes(b"12345" + path.read_bytes())
+    header.write_text(header.read_text().replace("header offset = 0", "header offset = 5"))
+    assert np.array_equal(Scene.of(path).read().pixels, COUNT)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        RasterError, match=r"a\.dat: has 64 bytes, and its header \(\.hdr\) declares 65, so it is cut off"
+    ):
+        Scene.of(path)
+
+
+def test_an_erdas_file_is_to_be_converted(tmp_path, write_raster):
+    """GDAL reads zeros where its .ige file is cut off."""
+    rasterio.shutil.copy(write_raster("a.tif", COUNT), tmp_path / "a.img", driver="HFA")
+    with pytest.raises(RasterError, match=r"a\.img: not a raster .* convert it to GeoTIFF: gdal_translate IN OUT\.tif"):
+        Scene.of(tmp_path / "a.img")
+
+
+def virtual(url, side):
+    return (
+        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI>'
+        '</Metadata><VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>'
+        f"{url}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+
+
+def pam(url):
+    return f'<PAMDataset><Metadata domain="overviews"><MDI key="Overview_File">{url}</MDI></Metadata></PAMDataset>'
+
+
+SIDES = {
+    ".msk": lambda url: virtual(url, 32),
+    ".MSK": lambda url: virtual(url, 32),
+    ".ovr": lambda url: virtual(url, 16),
+    ".OVR": lambda url: f"<GDALTileIndexDataset><IndexDataset>{url}</IndexDataset></GDALTileIndexDataset>",
+    ".aux": lambda url: "EHFA_HEADER_TAG" + virtual(url, 32),
+    ".aux.xml": pam,
+    ".msk.aux.xml": pam,
+    ".msk.ovr": lambda url: virtual(url, 16),
+    ".ovr.ovr": lambda url: virtual(url, 8),
+}
+
+
+def ask_all(path):
+    """Whatever segkit asks GDAL of a raster, and more."""
+    with open_raster(path) as dataset:
+        described(dataset)
+        dataset.read(out_shape=(1, 5, 5))
+        dataset.read_masks(1, out_shape=(5, 5))
+        grid = grid_of(dataset)
+        with warped(dataset, Grid(7, 7, grid.transform, grid.crs), Resampling.bilinear) as other:
+            other.read()
+    return Scene.of(path).read()
+
+
+@pytest.mark.parametrize("ending", [*SIDES, "metadata", ".ovr.Ovr", ".msk.Ovr", ".Msk"])
+def test_what_lies_beside_a_raster_leads_nowhere(tmp_path, write_raster, monkeypatch, ending):
+    """Endings of mixed case are found by a GDAL that lists the folder; here they are not looked at."""
+    for name, value in {"GDAL_HTTP_TIMEOUT": "1", "GDAL_HTTP_MAX_RETRY": "0", "no_proxy": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    path = write_raster("a.tif", np.full((32, 32), 7, "uint8"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        url = f"/vsicurl/http://127.0.0.1:{listening.getsockname()[1]}/secret.tif"
+        if first := ending.removesuffix(".aux.xml").rpartition(".")[0] or ending.endswith("k.aux.xml") * ".msk":
+            write_raster(f"a.tif{first}", np.full((32 if first == ".msk" else 16,) * 2, 7, "uint8"))
+        if ending == "metadata":
+            with rasterio.open(path, "r+") as dataset:
+                dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=url)
+        else:
+            (tmp_path / f"a.tif{ending}").write_text(SIDES.get(ending, SIDES[".ovr"])(url))
+        if ending.endswith(("Ovr", "Msk")):
+            assert ask_all(path).valid.all()
+        else:
+            with pytest.raises(
+                RasterError, match=r"a\.tif.*(another file or URL for|is no whole (GeoTIFF|ERDAS file))"
+            ):
+                ask_all(path)
+        with pytest.raises(BlockingIOError):  # nobody called
+            listening.accept()
+
+
+def test_true_files_beside_a_raster_are_read(tmp_path, write_raster):
+    path = write_raster("a.tif", COUNT)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(COUNT[0] > 3)
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2])
+    path.with_name("a.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="2"><Description>red</Description></PAMRasterBand></PAMDataset>'
+    )
+    path.with_name("a.aux").write_text("\\relax")  # LaTeX's
+    assert {each.name for each in tmp_path.iterdir()} == {
+        f"a.{ending}" for ending in ("aux", "tif", "tif.aux.xml", "tif.msk", "tif.msk.ovr", "tif.ovr")
+    }
+    scene = Scene.of(path)
+    assert scene.band_names == ("1", "red", "3")
+    assert np.array_equal(scene.read().valid, COUNT[0] > 3)
+    with open_raster(path) as dataset:
+        assert dataset.overviews(1) == [2]
+    other = quietly(write_raster, "b.tif", COUNT, transform=None)
+    (tmp_path / "b.tfw").write_text("2\n0\n0\n-2\n11\n19\n")
+    assert Scene.of(other).grid.transform == Affine(2, 0, 10, 0, -2, 20)
+    # Without its mask, which GDAL would leave out without a word, pixels would be valid that are not.
+    mask = tmp_path / "a.tif.msk"
+    (tmp_path / "a.tif.msk.ovr").unlink()
+    mask.write_bytes(mask.read_bytes()[:100])
+    with pytest.raises(RasterError, match=r"a\.tif\.msk: GDAL would read this file with a\.tif, and it is no whole"):
+        Scene.of(path)
+
+
+def test_metadata_that_gdal_refuses_is_told(write_raster):
+    """GDAL's error comes later, as something that is no RasterioError."""
+    path = write_raster("a.tif", COUNT)
+    path.with_name("a.tif.aux.xml").write_text("<PAMDataset><SRS>/vsicurl/http://127.0.0.1:9/x</SRS></PAMDataset>")
+    with pytest.raises(RasterError, match=r"a\.tif: .*ALLOW_FILE_ACCESS=NO"):
+        Scene.of(path)
+
+
+@pytest.mark.parametrize("error", [CPLE_AppDefinedError(3, 1, "broken"), RasterioError("broken")])
+def test_any_error_of_gdal_while_a_raster_is_open_is_told(write_raster, error):
+    with pytest.raises(RasterError, match=r"a\.tif: cannot be read: "), open_raster(write_raster("a.tif", COUNT)):
+        raise error
 
 
 def test_files_are_stacked_in_order_and_bands_count_from_one(write_raster):
@@ -336,7 +518,9 @@ def test_an_odd_file_opens_with_a_sane_mask_or_is_refused(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as dataset:
-            assert scene.grid == Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+            own = Grid(dataset.height, dataset.width, dataset.transform, dataset.crs)
+            shown = dataclasses.replace(own, transform=Affine.scale(1, -1), georeferenced=False)
+            assert scene.grid == (shown if own.transform.is_identity else own)  # no file has the identity itself
             pixels = dataset.read(scene.bands, window=window).astype("float32")
             assert np.array_equal(
                 tile.valid, (dataset.dataset_mask(window=window) > 0) & np.isfinite(pixels).all(axis=0)
@@ -465,7 +649,7 @@ def test_windows_never_written_are_no_data_in_overviews_too(tmp_path):
         "mirrored": (UTM @ Affine.scale(-1, 1), 32622),
         "across the dateline": (Affine(0.1, 0, 179.7, 0, -0.1, 66.6), 4326),
         "no CRS": (UTM, None),
-        "nowhere": (Affine.identity(), None),
+        "the identity": (Affine.identity(), None),
         "flipped": (Affine(1, 0, 0, 0, -1, 0), None),
     }.values(),
 )
@@ -478,6 +662,30 @@ def test_a_map_lies_where_its_scene_lies_to_the_last_bit(tmp_path, transform, cr
         assert grid_of(dataset) == grid
         assert tuple(dataset.transform) == tuple(transform)
         assert np.array_equal(dataset.read(), values)
+
+
+@pytest.mark.parametrize("crs", [None, 32622])
+def test_a_map_of_a_scene_without_georeference_has_none_either(tmp_path, write_raster, crs):
+    scene = Scene.of(quietly(write_raster, "a.tif", COUNT, crs=crs and CRS.from_epsg(crs), transform=None))
+    # QGIS shows the first row from y = 0 to y = -1.
+    assert scene.grid == Grid(4, 5, Affine(1, 0, 0, 0, -1, 0), crs and CRS.from_epsg(crs), georeferenced=False)
+    write_map(tmp_path / "map.tif", random_map(scene.grid), scene.grid, rows=[1, 3])
+    with open_raster(tmp_path / "map.tif") as dataset:
+        assert described(dataset).find("GeoTransform") is None
+        assert grid_of(dataset) == scene.grid
+    with pytest.warns(NotGeoreferencedWarning), rasterio.open(tmp_path / "map.tif"):
+        pass
+
+
+def test_the_identity_is_a_georeference_and_where_neither_says_where_pixels_are_they_are_alike(write_raster):
+    nothing = Scene.of(quietly(write_raster, "a.tif", COUNT, crs=None, transform=None)).grid
+    identity = Scene.of(quietly(write_raster, "b.tif", COUNT, crs=None, transform=Affine.identity())).grid
+    assert identity == Grid(4, 5, Affine.identity(), None)
+    assert identity != nothing
+    assert identity.difference(nothing) is None
+    assert not identity.located
+    assert not nothing.located
+    assert nothing.part(Window(1, 2, 3, 2)) == Grid(2, 3, Affine(1, 0, 1, 0, -1, -2), None)
 
 
 def test_a_crs_that_geotiff_has_no_keys_for_stays_beside_the_map(tmp_path):

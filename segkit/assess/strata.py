@@ -18,7 +18,7 @@ from segkit.codes import FEW, distinct
 from segkit.errors import DataError, GridError, UsageError
 from segkit.grid import Grid
 from segkit.predict.summary import pixel_hectares
-from segkit.raster import PathLike, grid_of, open_raster, read_window
+from segkit.raster import PathLike, grid_of, open_raster, read_mask, read_window
 from segkit.vector.legend import Legend, MapClass
 
 _STRIP_PIXELS = 2**23
@@ -146,7 +146,7 @@ class ClassMap:
 
     def _values(self, window: Window) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]:
         values = read_window(self._dataset, [self._band], window)[0]
-        return values, self._dataset.read_masks(self._band, window=window) > 0
+        return values, read_mask(self._dataset, self._band, window) > 0
 
     def _count(self) -> tuple[NDArray[np.int64], tuple[MapClass, ...], tuple[Part, ...]]:
         """Find the codes that the map has, and what they are and count."""

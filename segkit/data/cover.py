@@ -100,7 +100,7 @@ def near(grids: Sequence[Grid], gap: int) -> list[tuple[int, int]]:
     Grids that have no place on the ground lie near no other: without a transform, or without a CRS where others have
     one.
     """
-    placed = [place for place, grid in enumerate(grids) if not grid.transform.is_identity]
+    placed = [place for place, grid in enumerate(grids) if grid.located]
     systems = {grids[place].crs for place in placed}
     if len(systems) > 1:
         placed = [place for place in placed if grids[place].crs is not None]

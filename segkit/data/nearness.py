@@ -62,7 +62,7 @@ def nearest(training: Sequence[Area], validation: Sequence[Area], within: int) -
         _between(one, other)
         for one in training
         for other in validation
-        if one.sample.scene.paths == other.sample.scene.paths and one.sample.scene.grid.transform.is_identity
+        if one.sample.scene.paths == other.sample.scene.paths and not one.sample.scene.grid.located
     ]
     found.sort(key=lambda each: (-each.shared, each.pixels))
     return [each for each in found if each.shared or each.pixels <= within] or found[:1]

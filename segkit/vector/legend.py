@@ -12,12 +12,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import rasterio.shutil
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.io import DatasetReader
 
 from segkit.errors import DataError, UsageError
 from segkit.files import existing
-from segkit.raster import PathLike
+from segkit.raster import PathLike, described
 
 # How the columns of a file of names may be called.
 _COLUMNS = {
@@ -240,10 +239,8 @@ def _read_names(path: Path) -> _Facts:
 
 def _in_raster(dataset: DatasetReader) -> Iterator[_Facts]:
     """Yield what GDAL knows about the values of the first band, the best source first."""
-    # rasterio shows neither category names nor attribute tables; GDAL's description of the raster as a VRT has both.
-    with MemoryFile(ext="vrt") as file:
-        rasterio.shutil.copy(dataset, file.name, driver="VRT")
-        band = ElementTree.fromstring(file.read()).find("VRTRasterBand")  # noqa: S314, GDAL wrote it
+    # rasterio shows neither category names nor attribute tables.
+    band = described(dataset).find("VRTRasterBand")
     assert band is not None
     table = band.find("GDALRasterAttributeTable")
     if table is not None:

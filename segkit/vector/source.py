@@ -145,7 +145,8 @@ def opened(
         try:
             squares = ground_of(grid)
         except GridError as error:
-            warnings.warn(f"{map_path}: area_ha and perim_m stay empty: {error}", stacklevel=4)
+            where = "" if grid.georeferenced else "; coordinates are pixels as QGIS shows them: x = column, y = -row"
+            warnings.warn(f"{map_path}: area_ha and perim_m stay empty: {error}{where}", stacklevel=4)
             squares, placed = nowhere(), False
         options.check(placed=placed)
         source = Source(dataset, grid, legend, choice, squares, confidence, options)
