@@ -323,6 +323,20 @@ def test_the_environment_of_the_user_wins(monkeypatch):
     assert remote.options()["GDAL_HTTP_MULTIPLEX"] == "YES"
 
 
+def test_files_beside_a_remote_raster_are_not_read_whatever_the_user_sets(monkeypatch):
+    monkeypatch.setenv("GDAL_DISABLE_READDIR_ON_OPEN", "FALSE")
+    assert remote.options()["GDAL_DISABLE_READDIR_ON_OPEN"] == "EMPTY_DIR"
+
+
+def test_overviews_elsewhere_are_refused(server):
+    with rasterio.open(server.folder / "a.tif", "w", driver="GTiff", width=4, height=4, count=1, dtype="uint8",
+                       transform=Affine(10, 0, 6e5, 0, -10, 9e6)) as dataset:  # fmt: skip
+        dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/vsicurl/" + server.url("secret.tif"))
+    with pytest.raises(RasterError, match=r"a\.tif: its metadata \(OVERVIEW_FILE"):
+        Scene.of(server.url("a.tif"))
+    assert not server.requests("secret.tif")
+
+
 def test_where_gdal_tells_no_version_files_are_read_all_the_same(server, cog, monkeypatch):
     monkeypatch.setattr(remote, "_gdal", lambda *_: None)
     assert same(Scene.of(server.url(cog.name)).read(WINDOW), Scene.of(cog).read(WINDOW))

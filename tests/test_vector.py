@@ -15,6 +15,7 @@ import shapely
 from affine import Affine
 from geopandas.testing import assert_geodataframe_equal
 from pandas.testing import assert_frame_equal as assert_table_equal
+from rasterio.errors import NotGeoreferencedWarning
 
 from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
 from segkit.vector import Summary, polygons, vectorize
@@ -54,6 +55,18 @@ def write_raster(path, bands, *, legend=None, multilabel=False, names=None, tran
         if scale is not None:
             dataset.scales, dataset.offsets = (scale,) * count, (offset,) * count
     return path
+
+
+def test_polygons_without_georeference_lie_on_the_image_in_qgis(tmp_path):
+    """QGIS shows an image without georeference with x = column and y = -row."""
+    path, codes = tmp_path / "map.tif", np.zeros((6, 9), np.uint8)
+    codes[1:3, 4:9] = 1
+    with pytest.warns(NotGeoreferencedWarning):
+        write_raster(path, codes, transform=None, crs=None)
+    with pytest.warns(UserWarning, match="pixels as QGIS shows them: x = column, y = -row"):
+        frame = polygons(path)
+    assert frame.crs is None
+    assert frame.total_bounds.tolist() == [4, -3, 9, -1]
 
 
 @pytest.fixture
