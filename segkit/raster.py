@@ -717,6 +717,7 @@ def writing_part(path: Path, grid: Grid, form: MapFormat) -> Iterator[MapWriter]
     OutputError
         The disk is full, or what was written does not read back the same.
     """
+    grid = grid.part(grid.whole)  # of a scene without georeference, too, a part says where it lies
     with contextlib.ExitStack() as undo:
         undo.callback(path.unlink, missing_ok=True)
         with telling(path), _quiet():

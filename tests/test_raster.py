@@ -669,6 +669,7 @@ def test_a_map_of_a_scene_without_georeference_has_none_either(tmp_path, write_r
     scene = Scene.of(quietly(write_raster, "a.tif", COUNT, crs=crs and CRS.from_epsg(crs), transform=None))
     # QGIS shows the first row from y = 0 to y = -1.
     assert scene.grid == Grid(4, 5, Affine(1, 0, 0, 0, -1, 0), crs and CRS.from_epsg(crs), georeferenced=False)
+    write_part(tmp_path / "part.tif", random_map(scene.grid), scene.grid)
     write_map(tmp_path / "map.tif", random_map(scene.grid), scene.grid, rows=[1, 3])
     with open_raster(tmp_path / "map.tif") as dataset:
         assert described(dataset).find("GeoTransform") is None
