@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,8 @@ import numpy as np
 import pandas
 
 from segkit.errors import DataError
-from segkit.files import existing
 from segkit.raster import PathLike
+from segkit.vectorfiles import layer_names, read_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -104,45 +103,27 @@ def _form(classes: Sequence[str]) -> str:
 
 def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:
     """Read a table of a GeoPackage, None where it has none of that name."""
-    import pyogrio
-
-    if layer not in _layers(path):
-        return None
-    table: pandas.DataFrame = pyogrio.read_dataframe(path, layer=layer, read_geometry=False)
-    return table
+    return read_layer(path, layer).attributes if layer in layer_names(path) else None
 
 
 def read_points(path: PathLike) -> GeoDataFrame | pandas.DataFrame:
-    """Read the points that somebody filled: of a GeoPackage its layer `points`, of any other file all that is in it.
+    """Read the points that somebody filled: of a file with several layers its layer `points`.
 
     Raises
     ------
     MissingFileError
         Nothing is there.
     DataError
-        The file is no vector file or table, or has no column ``ref_class``.
+        The file is no vector file, has several layers of which none is `points`, or has no column ``ref_class``.
     """
-    import geopandas
-    from pyogrio.errors import DataLayerError, DataSourceError
-
-    file = existing(path, "file of points")
-    try:
-        if file.suffix.lower() == ".parquet":
-            points = geopandas.read_parquet(file)
-        else:
-            points = geopandas.read_file(file, layer=POINTS if POINTS in _layers(file) else 0)
-    except (DataSourceError, DataLayerError, ValueError) as error:
-        raise DataError(f"{file}: no file of points that segkit reads ({error})") from error
+    layers = layer_names(path)
+    spatial = [name for name, has in layers.items() if has]
+    if POINTS not in layers and len(spatial) != 1:
+        raise DataError(
+            f"{path}: its layers with geometries are {', '.join(spatial) or 'none'}; name the one of the points "
+            f"{POINTS!r}, or save it as a file of its own"
+        )
+    points = read_layer(path, POINTS if POINTS in layers else spatial[0]).frame()
     if "ref_class" not in points:
-        raise DataError(f"{file}: has no column ref_class; it has {', '.join(map(str, points.columns))}")
+        raise DataError(f"{path}: has no column ref_class; it has {', '.join(map(str, points.columns))}")
     return points
-
-
-def _layers(path: PathLike) -> set[str]:
-    import pyogrio
-    from pyogrio.errors import DataSourceError
-
-    try:
-        return {str(name) for name, _ in pyogrio.list_layers(os.fspath(path))}
-    except DataSourceError as error:
-        raise DataError(f"{path}: no file of points that segkit reads ({error})") from error
