@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ import numpy as np
 import pandas
 
 from segkit.errors import DataError
+from segkit.geopackage import STYLE_MARK, add_styles
 from segkit.raster import PathLike
 from segkit.vectorfiles import layer_names, read_layer
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from segkit.grid import Grid
 
-POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
+LAYERS = POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
 
 
 def write_points(
@@ -62,17 +64,21 @@ def write_points(
     if show_map:
         form["map_class"] = sample["map_class"]
     centres = geopandas.GeoDataFrame(form, geometry=shapely.centroid(outlines), crs=grid.crs)
-    pyogrio.write_dataframe(centres, path, layer=POINTS, driver="GPKG", geometry_type="Point")
+    about = {"segkit_version": version("segkit")}
+    pyogrio.write_dataframe(
+        centres, path, layer=POINTS, driver="GPKG", geometry_type="Point", append=path.exists(), layer_metadata=about
+    )
     squares = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
-    pyogrio.write_dataframe(squares, path, layer=PIXELS, driver="GPKG", append=True)
+    pyogrio.write_dataframe(squares, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=about)
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
-        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True)
+        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=about)
     style = {
         "f_table_catalog": "", "f_table_schema": "", "f_table_name": POINTS, "f_geometry_column": "geom",
         "styleName": "form", "styleQML": _form(classes["class"].tolist()), "styleSLD": "", "useAsDefault": True,
         "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
     }  # fmt: skip
-    pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
+    if not add_styles(path, [style]):
+        pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
 
 
 def _form(classes: Sequence[str]) -> str:
@@ -96,7 +102,7 @@ def _form(classes: Sequence[str]) -> str:
     for name, can in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
         SubElement(editable, "field", name=name, editable=can)
     ElementTree.indent(root)
-    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ElementTree.tostring(
+    return f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{STYLE_MARK}\n" + ElementTree.tostring(
         root, encoding="unicode"
     )
 
