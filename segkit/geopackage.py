@@ -79,7 +79,7 @@ def begin(path: Path, part: Path, layers: Sequence[str]) -> Kept:
             stale = sorted(set(_own(copy)).difference(layers))
         kept = _kept(part, layers)
     except sqlite3.Error as error:
-        raise OutputError(f"{path} could not be copied to replace layers in it: {error}") from error
+        raise OutputError(f"{path.name} could not be written: its copy failed ({error}); is the disk full?") from error
     if stale:
         warnings.warn(
             f"{path}: holds other layers that segkit wrote ({', '.join(stale)}); they stay: remove them where they are "
