@@ -26,6 +26,7 @@ from segkit.recipe import LabelSource, Recipe, Source
 from segkit.report import report
 from segkit.train import areas, train
 from segkit.vector import vectorize
+from segkit.vectorfiles import layer_names, read_layer
 
 _NATURAL = {"deforestation": (9, 8, 7), "landcover": (3, 2, 1), "overlapping": (3, 2, 1)}  # red, green, blue of 2024
 _COLORS = {
@@ -220,15 +221,13 @@ def _heldout(task: str, part: Part) -> tuple[Any, Any]:
 
 def _draw(picture: Path, recipe: Recipe, area: Area, map_: Path, layer: Path, bands: tuple[int, int, int]) -> None:
     """Draw image, truth, map and polygons of the lower half of the held-out part, where most happens."""
-    import geopandas
     import pandas
-    import pyogrio
 
     scene, task = area.sample.scene, recipe.task
     top = scene.grid.height * 35 // 100
     window = Window(0, top, scene.grid.width, min(scene.grid.width, scene.grid.height - top))
     image = composite(scene, bands, window)
-    parts = [geopandas.read_file(layer, layer=name) for name, kind in pyogrio.list_layers(layer) if kind]
+    parts = [read_layer(layer, name).frame() for name, has in layer_names(layer).items() if has]
     left, bottom, right, top_ = scene.grid.part(window).bounds
     panels(
         picture,

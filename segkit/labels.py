@@ -20,42 +20,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyogrio
-import pyproj
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NodataShadowWarning
-from rasterio.features import rasterize
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from segkit.errors import GridError, LabelError
-from segkit.files import existing
-from segkit.grid import Grid, crs_name
+from segkit.errors import DataError, GridError, LabelError
+from segkit.grid import Grid
+from segkit.polygons import Polygons, on_grid, rasterised, read_polygons
 from segkit.raster import grid_of, open_raster, read_window, warped
 from segkit.recipe import LabelSource
 from segkit.remote import located
 from segkit.task import BACKGROUND, IGNORE, SLACK, Task
-
-VECTOR_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb", ".gml", ".kml")
+from segkit.vectorfiles import VECTOR_SUFFIXES, is_vector
 
 _COUNTED_AT_ONCE = 2048  # pixels along a side
 _NOT_KNOWN = int(np.iinfo(np.int64).min)  # beside every code that a label raster can hold
 _MOST_SLACK = 0.05  # of sums of fractions, however coarsely a file's numbers are rounded
 _ROUNDING = 1e-6  # of a fraction in float32
-_POLYGON_TYPES = {3: "Polygon", 6: "MultiPolygon"}
-_TYPES = ("Point", "LineString", "LinearRing", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon", "Collection")
-# A straight edge bends when it is reprojected; pieces of a kilometre stay within centimetres of the true line.
-_LONGEST_EDGE_M, _LONGEST_EDGE_DEG = 1_000.0, 0.01
-
-
-def is_vector(path: str | Path) -> bool:
-    """Whether a label file holds polygons, by its suffix; every other file is taken for a raster."""
-    return Path(path).suffix.lower() in VECTOR_SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)
@@ -529,8 +514,7 @@ class _VectorLabels(_ClaimingLabels):
         covered = np.zeros((k + 2, *shape), dtype=bool)
         near = self.tree.query(shapely.box(left, top, left + window.width, top + window.height))
         for kind in np.unique(self.kinds[near]):
-            shapes = self.polygons[near[self.kinds[near] == kind]]
-            covered[kind] = rasterize(shapes, shape, transform=Affine.translation(left, top), dtype="uint8")
+            covered[kind] = rasterised(self.polygons[near[self.kinds[near] == kind]], window)
         known = ~covered[k + 1] & (covered.any(axis=0) | self.outside_known)
         claims = covered[: k + 1]
         if self.task.planes == 1:
@@ -569,10 +553,13 @@ def _open_vector(
     kinds |= {one.name: position for position, one in enumerate(task.classes)}
     polygons, meanings, notes = [], [], []
     for path in paths:
-        stamp = existing(path, "vector file").stat().st_mtime_ns
-        layer = _read_layer(path, source.layer, source.field, stamp)
-        meaning = _meanings(path, layer, source, task, kinds, ignore, classes)
-        shapes, near, repaired = _on_grid(path, layer, grid)
+        try:
+            layer = read_polygons(path, source.layer, option="labels.layer")
+            values = None if source.field is None else layer.texts(source.field)
+        except DataError as error:
+            raise LabelError(str(error)) from error
+        meaning = _meanings(layer, values, source, task, kinds, ignore, classes)
+        shapes, near, repaired = on_grid(layer, grid)
         polygons.append(shapes)
         meanings.append(meaning[near])
         if layer.skipped:
@@ -590,55 +577,9 @@ def _open_vector(
     return _VectorLabels(name, grid, task, tuple(notes), False, shapes, meaning, tree, ranks, known, spoken)
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """Polygons of a file with a geometry; `values` are the field's, as text (None where it is null)."""
-
-    crs: CRS | None
-    polygons: NDArray[Any]
-    values: tuple[str | None, ...] | None
-    fields: tuple[str, ...]
-    skipped: int
-
-
-@functools.lru_cache(maxsize=8)  # one file serves many scenes
-def _read_layer(path: Path, layer: str | None, field: str | None, stamp: int) -> _Layer:
-    """Read one layer; `stamp` is the file's time of change, so that a changed file is read again."""
-    try:
-        layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
-        if (layer not in layers) if layer else (len(layers) != 1):
-            missing = f"layer {layer!r} is not there; " if layer else ""
-            there = ", ".join(layers) or "none"
-            raise LabelError(f"{path}: {missing}its layers with geometries are {there}; name one under labels.layer")
-        meta, _, wkb, columns = pyogrio.raw.read(path, layer=layer or layers[0])
-    except (DataSourceError, DataLayerError) as error:
-        raise LabelError(f"{path}: cannot be read as a vector file ({error})") from error
-    fields = tuple(str(name) for name in meta["fields"])
-    if field is not None and field not in fields:
-        raise LabelError(f"{path}: field {field!r} is not there; its fields are {', '.join(fields) or 'none'}")
-    geometries = np.asarray(shapely.from_wkb(wkb), dtype=object)
-    there = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
-    types = shapely.get_type_id(geometries)
-    for other in np.unique(types[there & ~np.isin(types, list(_POLYGON_TYPES))]):
-        raise LabelError(
-            f"{path}: {int((types[there] == other).sum())} of {there.sum()} geometries are of type {_TYPES[other]}; "
-            "labels are polygons: buffer points and lines first"
-        )
-    values = None if field is None else tuple(_text(value) for value in columns[fields.index(field)][there])
-    crs = None if meta["crs"] is None else CRS.from_user_input(meta["crs"])
-    return _Layer(crs, shapely.force_2d(geometries[there]), values, fields, int((~there).sum()))
-
-
-def _text(value: Any) -> str | None:
-    """Write a field's value as a recipe would; whole numbers are whole in every type."""
-    if value is None or value != value:
-        return None
-    return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value).strip()
-
-
 def _meanings(
-    path: Path,
-    layer: _Layer,
+    layer: Polygons,
+    values: tuple[str | None, ...] | None,
     source: LabelSource,
     task: Task,
     kinds: dict[str, int],
@@ -646,15 +587,15 @@ def _meanings(
     classes: Sequence[str],
 ) -> NDArray[np.intp]:
     """Say what each polygon of a layer is, as `_VectorLabels.kinds` does."""
-    not_known = len(task.classes) + 1
-    if layer.values is None:
+    path, not_known = layer.path, len(task.classes) + 1
+    if values is None:
         if len(classes) > 1:
             whose = "the task has" if source.classes is None else "these labels speak for"
             raise LabelError(
                 f"{path}: {whose} {len(classes)} classes; name the field that tells them apart under "
-                f"labels.field (there are {', '.join(layer.fields) or 'none'})"
+                f"labels.field (there are {', '.join(map(str, layer.attributes)) or 'none'})"
             )
-        return np.full(len(layer.polygons), kinds[classes[0]], dtype=np.intp)
+        return np.full(len(layer.shapes), kinds[classes[0]], dtype=np.intp)
     if source.values is not None:
         table = {value: not_known if name is None else kinds[name] for value, name in source.values.items()}
     else:
@@ -662,47 +603,11 @@ def _meanings(
         table = {str(code): not_known for code in ignore}
         table |= {str(task.background_value): kinds[BACKGROUND]} if BACKGROUND in kinds else {}
         table |= {str(one.value): kinds[one.name] for one in task.classes if one.name in classes} | own
-    unknown = [value for value in layer.values if value not in table]
+    unknown = [value for value in values if value not in table]
     if unknown:
         counts = ", ".join(f"{value!r} ({unknown.count(value)} polygons)" for value in list(dict.fromkeys(unknown))[:5])
         raise LabelError(
             f"{path}: field {source.field!r} holds {counts}, known are {', '.join(table)}; say under labels.values "
             "which class each is (null: not known)"
         )
-    return np.array([table[value] for value in layer.values if value is not None], dtype=np.intp)
-
-
-def _on_grid(path: Path, layer: _Layer, grid: Grid) -> tuple[NDArray[Any], NDArray[np.intp], int]:
-    """Take the polygons that may meet the grid to its pixel coordinates, and make them valid.
-
-    Also returns which polygons of the layer they are, and how many were not valid.
-    """
-    if (layer.crs is None) != (grid.crs is None):
-        raise GridError(
-            f"{path} has CRS {crs_name(layer.crs)}, its image {crs_name(grid.crs)}; assign the one that is missing"
-        )
-    bounds, to_grid = grid.bounds, None
-    if layer.crs is not None and grid.crs is not None and layer.crs != grid.crs:
-        to_grid = pyproj.Transformer.from_crs(layer.crs.to_wkt(), grid.crs.to_wkt(), always_xy=True)
-        bounds = to_grid.transform_bounds(*bounds, direction="INVERSE")
-    near = _meeting(layer.polygons, bounds)
-    polygons = layer.polygons[near]
-    if layer.crs is not None and to_grid is not None:
-        edge = _LONGEST_EDGE_DEG if layer.crs.is_geographic else _LONGEST_EDGE_M / layer.crs.linear_units_factor[1]
-        polygons = shapely.transform(shapely.segmentize(polygons, edge), to_grid.transform, interleaved=False)
-    a, b, c, d, e, f, *_ = ~grid.transform
-    polygons = shapely.transform(polygons, lambda x, y: (a * x + b * y + c, d * x + e * y + f), interleaved=False)
-    meets = _meeting(polygons, (0, 0, grid.width, grid.height))
-    polygons, near = polygons[meets], near[meets]
-    invalid = ~shapely.is_valid(polygons)
-    polygons[invalid] = shapely.make_valid(polygons[invalid], method="structure", keep_collapsed=False)
-    left = ~shapely.is_empty(polygons)  # a polygon that was but a line
-    return polygons[left], near[left], int(invalid.sum())
-
-
-def _meeting(polygons: NDArray[Any], bounds: tuple[float, float, float, float]) -> NDArray[np.intp]:
-    """Say which polygons' boxes meet (left, bottom, right, top); left > right where the antimeridian lies between."""
-    x0, y0, x1, y1 = shapely.bounds(polygons).reshape(-1, 4).T
-    left, bottom, right, top = bounds
-    across = (x1 >= left) & (x0 <= right) if left <= right else (x1 >= left) | (x0 <= right)
-    return np.flatnonzero(across & (y1 >= bottom) & (y0 <= top) & np.isfinite(x0 + y0 + x1 + y1))
+    return np.array([table[value] for value in values if value is not None], dtype=np.intp)

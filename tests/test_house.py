@@ -12,8 +12,20 @@ HOUSE = Path(segkit.__file__).parent
 # A room is a file or a folder of segkit/.
 FLOORS = [
     {"errors"},
-    {"task", "codes", "grid", "files", "memory", "processes", "progress", "remote", "threads"},
-    {"raster", "losses", "metrics", "thresholds", "calibration", "boundaries", "resampling", "landscape"},
+    {
+        "task",
+        "codes",
+        "grid",
+        "files",
+        "geopackage",
+        "memory",
+        "processes",
+        "progress",
+        "remote",
+        "threads",
+        "vectorfiles",
+    },
+    {"raster", "losses", "metrics", "thresholds", "calibration", "boundaries", "resampling", "landscape", "polygons"},
     {"recipe", "labels", "model"},
     {"data", "vector", "predict"},
     {"train", "evaluate", "decide", "baseline", "check", "demo", "picture", "charts", "gallery", "preview"}

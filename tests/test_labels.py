@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from segkit.errors import GridError, LabelError, MissingFileError
 from segkit.grid import Grid
-from segkit.labels import is_vector, open_labels
+from segkit.labels import open_labels
 from segkit.raster import grid_of, open_raster
 from segkit.recipe import LabelSource
 from segkit.task import IGNORE, LandClass, Task
@@ -619,11 +619,11 @@ def test_layers(tmp_path):
 
 def test_a_crs_on_one_side_only_is_an_error(tmp_path):
     path = write_polygons(tmp_path / "p.geojson", boxes((0, 0, 2, 2)))
-    with pytest.raises(GridError, match=r"p\.geojson has CRS EPSG:.*its image none"):
+    with pytest.raises(GridError, match=r"p\.geojson has CRS EPSG:.*the scene none"):
         read(path, BINARY, Grid(12, 17, GRID.transform, None))
     with pytest.warns(UserWarning, match="crs"):
         path = write_polygons(tmp_path / "p.gpkg", boxes((0, 0, 2, 2)), crs=None)
-    with pytest.raises(GridError, match=r"p\.gpkg has CRS none, its image EPSG:32622"):
+    with pytest.raises(GridError, match=r"p\.gpkg has CRS none, the scene EPSG:32622"):
         read(path, BINARY)
     assert read(path, BINARY, Grid(12, 17, GRID.transform, None)).sum() == 4
 
@@ -670,11 +670,6 @@ def test_outside_the_scene_nothing_is_known_and_labels_travel(tmp_path, kind):
     assert (target == 1).sum() == 12 * 17
     assert (labels.read(Window(100, 0, 4, 5)) == IGNORE).all()
     assert labels.read(Window(100, 0, 4, 5)).shape == (1, 5, 4)
-
-
-def test_is_vector():
-    assert is_vector("a.SHP")
-    assert not is_vector("a.gpkg.tif")
 
 
 # Published polygons and the rasters that were made of them

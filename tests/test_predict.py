@@ -16,7 +16,7 @@ from torch import nn
 from segkit.errors import DataError, MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
 from segkit.grid import Grid
 from segkit.predict import predict
-from segkit.predict.region import PolygonRegion, read_polygons
+from segkit.predict.region import PolygonRegion, read_area
 from segkit.predict.summary import Tally, pixel_hectares, total
 from segkit.raster import Scene
 from segkit.task import LandClass, Task
@@ -382,9 +382,8 @@ def test_the_area_is_that_of_rasterising_it_at_once(tmp_path):
     scene = Scene.of(write_scene(tmp_path / "scene.tif"))
     polygon = placed(UTM, (3.3, 4.4), (80.2, 11.7), (31.1, 60.6))
     area = write_area(tmp_path / "area.geojson", polygon, to="EPSG:3857")
-    polygons = read_polygons(area)
-    region = PolygonRegion(polygons, scene.grid)
-    whole = geometry_mask(polygons.to_crs(scene.grid.crs), scene.grid.shape, UTM, invert=True)
+    region = PolygonRegion(read_area(area), scene.grid)
+    whole = geometry_mask(geopandas.read_file(area).to_crs(scene.grid.crs).geometry, scene.grid.shape, UTM, invert=True)
     assert 0 < whole.sum() < whole.size
     for window in scene.grid.tiles(13):
         np.testing.assert_array_equal(region.mask(window), whole[window.toslices()])
@@ -397,12 +396,16 @@ def test_an_area_that_does_not_fit_is_refused(tmp_path):
     geopandas.GeoDataFrame(geometry=[shapely.Point(500_100, 8_999_900)], crs="EPSG:32622").to_file(points)
     text = tmp_path / "notes.txt"
     text.write_text("somewhere in the north")
-    for area, match in ((far, "does not meet the scene"), (points, "no polygon"), (text, "not a file of polygons")):
+    for area, match in (
+        (far, "does not meet the scene"),
+        (points, "of type Point; only polygons"),
+        (text, "not a vector format"),
+    ):
         with pytest.raises(DataError, match=match) as refused:
             predict(Network(), scene, tmp_path / "map.tif", aoi=area, **FAST)
         assert str(area) in str(refused.value)
     nowhere = write_scene(tmp_path / "nowhere.tif", crs=None)
-    with pytest.raises(DataError, match="the scene has no CRS"):
+    with pytest.raises(DataError, match="EPSG:4326, the scene none"):
         predict(Network(), nowhere, tmp_path / "map.tif", aoi=far, **FAST)
     assert not (tmp_path / "map.tif").exists()
 

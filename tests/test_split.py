@@ -312,8 +312,11 @@ def test_polygons_can_be_dealt_into_folds(five, tmp_path):
     [
         ({"field": "use", "values": ("nobody",)}, "none of the polygons on training scenes validates, of which use is"),
         ({"field": "use", "values": ("a", "b")}, "each of the polygons on training scenes validates"),
-        ({"field": "kind", "values": ("a",)}, "field 'kind' is not there; its fields are use, geometry"),
-        ({"layer": "other"}, "cannot be read as polygons"),
+        ({"field": "kind", "values": ("a",)}, "field 'kind' is not there; its fields are use"),
+        (
+            {"layer": "other"},
+            "layer 'other' is not there; .* are zones; name one under data.val.layer",
+        ),
         ({"fold": "0/3"}, "2 polygons of .* hold valid pixels with known labels, a split needs 3"),
     ],
 )

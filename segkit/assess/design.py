@@ -10,11 +10,12 @@ import numpy as np
 import pandas
 
 from segkit.assess.estimation import sample_size
-from segkit.assess.points import POINTS, read_table, write_points
+from segkit.assess.points import LAYERS, POINTS, read_table, write_points
 from segkit.assess.sampling import Allocation, allocate, draw
 from segkit.assess.strata import Part, class_map
 from segkit.errors import OutputError, UsageError
 from segkit.files import check_output, staged
+from segkit.geopackage import begin, check_layers, verify
 from segkit.raster import PathLike
 
 _EXPECTED = 0.9  # user's accuracy of a stratum of which nothing was said
@@ -108,6 +109,7 @@ def design(
     target = check_output(output, overwrite=overwrite)
     if target.suffix.lower() != ".gpkg":
         raise UsageError(f"{target}: points are written as a GeoPackage; name a file that ends in .gpkg")
+    check_layers(target, LAYERS)
     if (samples is None) == (error is None):
         raise UsageError("say either how many samples, or the standard error of the overall accuracy")
     with class_map(map_path, names=names, of=of, buffer=buffer) as source:
@@ -145,8 +147,10 @@ def design(
             }
         )
         with staged(target) as part:
+            kept = begin(target, part, LAYERS)
             write_points(part, source.grid, sample, table, classes, show_map=show_map)
             written = read_table(part, POINTS)
             if written is None or len(written) != len(sample):
                 raise OutputError(f"{target}: what was written does not read back")
+            verify(part, LAYERS, kept)
     return Design(target, strata, tuple(numbers), tuple(right))

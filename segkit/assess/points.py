@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -13,15 +13,16 @@ import numpy as np
 import pandas
 
 from segkit.errors import DataError
-from segkit.files import existing
+from segkit.geopackage import STYLE_MARK, add_styles
 from segkit.raster import PathLike
+from segkit.vectorfiles import layer_names, read_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
     from segkit.grid import Grid
 
-POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
+LAYERS = POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
 
 
 def write_points(
@@ -63,17 +64,21 @@ def write_points(
     if show_map:
         form["map_class"] = sample["map_class"]
     centres = geopandas.GeoDataFrame(form, geometry=shapely.centroid(outlines), crs=grid.crs)
-    pyogrio.write_dataframe(centres, path, layer=POINTS, driver="GPKG", geometry_type="Point")
+    about = {"segkit_version": version("segkit")}
+    pyogrio.write_dataframe(
+        centres, path, layer=POINTS, driver="GPKG", geometry_type="Point", append=path.exists(), layer_metadata=about
+    )
     squares = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
-    pyogrio.write_dataframe(squares, path, layer=PIXELS, driver="GPKG", append=True)
+    pyogrio.write_dataframe(squares, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=about)
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
-        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True)
+        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=about)
     style = {
         "f_table_catalog": "", "f_table_schema": "", "f_table_name": POINTS, "f_geometry_column": "geom",
         "styleName": "form", "styleQML": _form(classes["class"].tolist()), "styleSLD": "", "useAsDefault": True,
         "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
     }  # fmt: skip
-    pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
+    if not add_styles(path, [style]):
+        pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
 
 
 def _form(classes: Sequence[str]) -> str:
@@ -97,52 +102,34 @@ def _form(classes: Sequence[str]) -> str:
     for name, can in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
         SubElement(editable, "field", name=name, editable=can)
     ElementTree.indent(root)
-    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ElementTree.tostring(
+    return f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{STYLE_MARK}\n" + ElementTree.tostring(
         root, encoding="unicode"
     )
 
 
 def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:
     """Read a table of a GeoPackage, None where it has none of that name."""
-    import pyogrio
-
-    if layer not in _layers(path):
-        return None
-    table: pandas.DataFrame = pyogrio.read_dataframe(path, layer=layer, read_geometry=False)
-    return table
+    return read_layer(path, layer).attributes if layer in layer_names(path) else None
 
 
 def read_points(path: PathLike) -> GeoDataFrame | pandas.DataFrame:
-    """Read the points that somebody filled: of a GeoPackage its layer `points`, of any other file all that is in it.
+    """Read the points that somebody filled: of a file with several layers its layer `points`.
 
     Raises
     ------
     MissingFileError
         Nothing is there.
     DataError
-        The file is no vector file or table, or has no column ``ref_class``.
+        The file is no vector file, has several layers of which none is `points`, or has no column ``ref_class``.
     """
-    import geopandas
-    from pyogrio.errors import DataLayerError, DataSourceError
-
-    file = existing(path, "file of points")
-    try:
-        if file.suffix.lower() == ".parquet":
-            points = geopandas.read_parquet(file)
-        else:
-            points = geopandas.read_file(file, layer=POINTS if POINTS in _layers(file) else 0)
-    except (DataSourceError, DataLayerError, ValueError) as error:
-        raise DataError(f"{file}: no file of points that segkit reads ({error})") from error
+    layers = layer_names(path)
+    spatial = [name for name, has in layers.items() if has]
+    if POINTS not in layers and len(spatial) != 1:
+        raise DataError(
+            f"{path}: its layers with geometries are {', '.join(spatial) or 'none'}; name the one of the points "
+            f"{POINTS!r}, or save it as a file of its own"
+        )
+    points = read_layer(path, POINTS if POINTS in layers else spatial[0]).frame()
     if "ref_class" not in points:
-        raise DataError(f"{file}: has no column ref_class; it has {', '.join(map(str, points.columns))}")
+        raise DataError(f"{path}: has no column ref_class; it has {', '.join(map(str, points.columns))}")
     return points
-
-
-def _layers(path: PathLike) -> set[str]:
-    import pyogrio
-    from pyogrio.errors import DataSourceError
-
-    try:
-        return {str(name) for name, _ in pyogrio.list_layers(os.fspath(path))}
-    except DataSourceError as error:
-        raise DataError(f"{path}: no file of points that segkit reads ({error})") from error

@@ -11,10 +11,10 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from segkit.grid import Grid
+from segkit.polygons import moved, rasterised
 
 _LONGEST_EDGE = 64.0  # pixels; a straight edge bends when it is taken to another CRS
 _AROUND = 1.005  # a circle of 32 edges about a point holds the circle whose radius is this much shorter
@@ -57,10 +57,8 @@ class Cover:
             if place < len(self.windows):
                 covered[overlap(self.windows[place], window)] = True
             else:
-                drawn.append(shapely.affinity.translate(self.shapes[place], -window.col_off, -window.row_off))
-        if drawn:
-            covered |= rasterize(drawn, covered.shape, dtype="uint8").astype(bool)
-        return covered
+                drawn.append(self.shapes[place])
+        return covered | rasterised(drawn, window)
 
     def grown(self, gap: int) -> Cover:
         """Return what lies within `gap` pixels: of windows along rows and columns, of polygons in every direction."""
@@ -73,12 +71,12 @@ class Cover:
         shapes = self.shapes
         if own.crs is not None and other.crs is not None and own.crs != other.crs:
             to_other = pyproj.Transformer.from_crs(own.crs.to_wkt(), other.crs.to_wkt(), always_xy=True)
-            shapes = _moved(shapely.segmentize(shapes, _LONGEST_EDGE), own.transform)
+            shapes = moved(shapely.segmentize(shapes, _LONGEST_EDGE), own.transform)
             shapes = shapely.transform(shapes, to_other.transform, interleaved=False)
             shapes = shapes[np.isfinite(shapely.bounds(shapes)).all(axis=1)]
-            shapes = _moved(shapes, ~other.transform)
+            shapes = moved(shapes, ~other.transform)
         else:
-            shapes = _moved(shapes, ~other.transform @ own.transform)
+            shapes = moved(shapes, ~other.transform @ own.transform)
         return Cover((), tuple(shapely.make_valid(shapes, method="structure")))
 
 
@@ -130,9 +128,3 @@ def box(window: Window) -> Any:
 
 def _grown(window: Window, gap: int) -> Window:
     return Window(window.col_off - gap, window.row_off - gap, window.width + 2 * gap, window.height + 2 * gap)
-
-
-def _moved(shapes: NDArray[Any], transform: Any) -> NDArray[Any]:
-    a, b, c, d, e, f, *_ = transform
-    moved = shapely.transform(shapes, lambda x, y: (a * x + b * y + c, d * x + e * y + f), interleaved=False)
-    return np.asarray(moved, dtype=object)

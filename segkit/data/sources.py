@@ -15,11 +15,12 @@ from typing import TypeVar
 from segkit.data.cache import Cache
 from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.files import existing
-from segkit.labels import VECTOR_SUFFIXES, Labels, is_vector, open_labels
+from segkit.labels import Labels, open_labels
 from segkit.raster import Scene
 from segkit.recipe import Data, LabelSource, Source
 from segkit.remote import Remote, beside, located
 from segkit.task import Task
+from segkit.vectorfiles import VECTOR_SUFFIXES, is_vector
 
 T = TypeVar("T")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from rasterio.windows import Window
 from segkit.data.cover import Cover, near
 from segkit.data.sources import Sample
 from segkit.errors import DataError
-from segkit.files import existing
 from segkit.grid import Grid, cut
 from segkit.labels import Labels
+from segkit.polygons import on_grid, read_polygons
 from segkit.raster import Tile
 from segkit.recipe import Recipe, Rows, Split
 from segkit.task import IGNORE, Task
@@ -232,38 +231,27 @@ def _same_ground(grids: Sequence[Grid]) -> list[list[int]]:
 
 
 def _of_polygons(grids: Sequence[Grid], rule: Split) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
-    import geopandas
-    from pyogrio.errors import DataLayerError, DataSourceError
-
-    path = existing(Path(str(rule.polygons)), "vector file")
-    try:
-        frame = geopandas.read_file(path, **({} if rule.layer is None else {"layer": rule.layer}))
-    except (DataSourceError, DataLayerError) as error:
-        raise DataError(f"{path}: cannot be read as polygons ({error})") from error
-    if rule.field is not None and rule.field not in frame:
-        raise DataError(f"{path}: field {rule.field!r} is not there; its fields are {', '.join(map(str, frame))}")
-    frame = frame[frame.geometry.notna()]
-    frame = frame[frame.geom_type.isin(("Polygon", "MultiPolygon")) & ~frame.is_empty]
-    parts: list[list[_Part]] = [[] for _ in range(len(frame))]
+    assert rule.polygons is not None
+    path = rule.polygons
+    polygons = read_polygons(rule.polygons, rule.layer, option="data.val.layer")
+    polygons.warn()
+    texts = None if rule.field is None else np.array(polygons.texts(rule.field), dtype=object)
+    parts: list[list[_Part]] = [[] for _ in polygons.shapes]
     for place, grid in enumerate(grids):
-        if (frame.crs is None) != (grid.crs is None):
-            raise DataError(f"{path}: only one of it and the scenes has a CRS; assign the one that is missing")
-        shapes = frame.geometry if grid.crs is None else frame.geometry.to_crs(grid.crs)
-        a, b, c, d, e, f, *_ = ~grid.transform
-        shapes = shapes.make_valid().affine_transform([a, b, d, e, c, f]).to_numpy()
+        shapes, numbers, _ = on_grid(polygons, grid)
         (own,) = Cover((grid.whole,)).shapes
-        for number in shapely.STRtree(shapes).query(own, predicate="intersects"):
-            parts[number].append(_Part((), (shapes[number],), place))
+        for at in np.flatnonzero(shapely.intersects(shapes, own)):
+            parts[numbers[at]].append(_Part((), (shapes[at],), place))
     meeting = [number for number, each in enumerate(parts) if each]
     if not meeting:
-        raise DataError(f"{path}: none of its {len(frame)} polygons meets a training scene; check the CRS of both")
+        raise DataError(f"{path}: none of its {len(parts)} polygons meets a training scene; check the CRS of both")
     named = None
-    if rule.field is not None and rule.values is not None:
-        values = frame[rule.field].astype(str).to_numpy()[meeting]
+    if texts is not None and rule.values is not None:
+        values = texts[meeting]
         named = np.isin(values, rule.values)
         if not named.any() or named.all():
             which = "none" if not named.any() else "each"
-            there = ", ".join(sorted(set(values))[:8])
+            there = ", ".join(sorted({"null" if value is None else value for value in values})[:8])
             raise DataError(
                 f"{path}: {which} of the polygons on training scenes validates, of which {rule.field} is "
                 f"{_either(rule)}; it is {there}"

@@ -26,9 +26,8 @@ from segkit.raster import PathLike, open_raster, version_now
 from segkit.remote import Remote, located
 
 if TYPE_CHECKING:
-    from geopandas import GeoSeries
-
     from segkit.model import Segmenter
+    from segkit.polygons import Polygons
     from segkit.predict.choice import Options
     from segkit.predict.crew import Crew, Steps
     from segkit.predict.units import Source
@@ -45,6 +44,7 @@ def predict(
     confidence: PathLike | None = None,
     vector: PathLike | None = None,
     aoi: PathLike | None = None,
+    aoi_layer: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     batch: int | None = None,
@@ -82,6 +82,8 @@ def predict(
         GeoPackages.
     aoi
         Polygons, in any CRS: pixels whose centre lies outside of them are no data, and hardly computed.
+    aoi_layer
+        The layer of `aoi` that holds them, where it has several.
     tile, overlap
         Pixels along a side of the windows that the network sees at most, and how many of them neighbours share at
         least. By default what keeps seams invisible, or, where the network pools over its whole window, the tiles
@@ -120,22 +122,26 @@ def predict(
     ClusterError
         The crew was lost, or some of a scene's work was set aside because it failed there; the same call goes on.
     """
+    if aoi_layer is not None and aoi is None:
+        raise UsageError("aoi_layer names a layer of aoi, which is not given; name the file of polygons, too")
     jobs = _jobs(_found(scenes, vrt=vrt), output, {"probabilities": probabilities, "confidence": confidence}, vector)
     _check_outputs(jobs, [output, probabilities, confidence, vector])
 
     from segkit.model import load
     from segkit.predict.choice import Options
     from segkit.predict.crew import ask, said, work_elsewhere, work_here
-    from segkit.predict.region import read_polygons
+    from segkit.predict.region import read_area
     from segkit.predict.units import Check, Tools
 
     network = load(model) if isinstance(model, (str, os.PathLike)) else model
     options = Options(tile, overlap, batch, device, precision, exact, tta)
-    polygons = None if aoi is None else read_polygons(aoi)
+    polygons = None if aoi is None else read_area(aoi, aoi_layer)
+    if polygons is not None:
+        polygons.warn()
     if crew is None:
         options.check(network)
     else:
-        jobs, source = [job.absolute() for job in jobs], _source(network, aoi, polygons)
+        jobs, source = [job.absolute() for job in jobs], _source(network, aoi, aoi_layer, polygons)
         options = ask(crew, source, Check("", options))
     asked = _asked(network, options, polygons)
     requests = [asked | {"scene": _identity(job), "outputs": sorted(job.rasters)} for job in jobs]
@@ -191,7 +197,7 @@ class _Job:
         )
 
 
-def _source(network: Segmenter, aoi: PathLike | None, polygons: GeoSeries | None) -> Source:
+def _source(network: Segmenter, aoi: PathLike | None, layer: str | None, polygons: Polygons | None) -> Source:
     """Tell a crew where it finds the model and the area of interest."""
     from segkit.predict.region import identity
     from segkit.predict.units import Source
@@ -202,7 +208,7 @@ def _source(network: Segmenter, aoi: PathLike | None, polygons: GeoSeries | None
         )
     if polygons is None or aoi is None:
         return Source(network.path.absolute(), network.fingerprint())
-    return Source(network.path.absolute(), network.fingerprint(), Path(aoi).absolute(), identity(polygons))
+    return Source(network.path.absolute(), network.fingerprint(), Path(aoi).absolute(), layer, identity(polygons))
 
 
 def _steps(
@@ -312,7 +318,7 @@ def _make_folder(folder: Path, scenes: int) -> None:
     folder.mkdir(exist_ok=True)
 
 
-def _asked(network: Segmenter, options: Options, polygons: GeoSeries | None) -> dict[str, Any]:
+def _asked(network: Segmenter, options: Options, polygons: Polygons | None) -> dict[str, Any]:
     """Return everything but the scene that decides what a map's pixels are; its words are told to users."""
     from segkit.predict.device import pick_device
     from segkit.predict.region import identity

@@ -25,13 +25,12 @@ from segkit.predict.journal import Journal
 from segkit.predict.network import Runner
 from segkit.predict.plan import Axis, Band, Tiling
 from segkit.predict.products import PRODUCTS
-from segkit.predict.region import PolygonRegion, identity, read_polygons
+from segkit.predict.region import PolygonRegion, identity, read_area
 from segkit.raster import Part, Scene, assemble
 
 if TYPE_CHECKING:
-    from geopandas import GeoSeries
-
     from segkit.model import Segmenter
+    from segkit.polygons import Polygons
 
 Advance = Callable[[float], None]
 
@@ -47,7 +46,7 @@ class Tools:
         Whether the process has a user who watches it.
     """
 
-    def __init__(self, model: Segmenter, polygons: GeoSeries | None = None, *, show_progress: bool = False) -> None:
+    def __init__(self, model: Segmenter, polygons: Polygons | None = None, *, show_progress: bool = False) -> None:
         self.model, self.show_progress = model, show_progress
         self.sharing = 1  # processes that predict on this machine
         self._polygons = polygons
@@ -81,6 +80,7 @@ class Source:
     model: Path
     fingerprint: str
     area: Path | None = None
+    layer: str | None = None
     polygons: str | None = None
 
     def tools(self) -> Tools:
@@ -99,7 +99,7 @@ class Source:
                 f"{self.model}: is another model than the one that was asked for; every machine must see the same file "
                 "there, as long as the work goes on"
             )
-        polygons = None if self.area is None else read_polygons(self.area)
+        polygons = None if self.area is None else read_area(self.area, self.layer)
         if polygons is not None and identity(polygons) != self.polygons:
             raise DataError(
                 f"{self.area}: holds other polygons than when it was asked for; every machine must see the same file "

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.files import check_output
 from segkit.raster import PathLike
 
 if TYPE_CHECKING:
@@ -75,10 +74,9 @@ def vectorize(
     """
     from segkit.vector.engine import Options
     from segkit.vector.source import opened
-    from segkit.vector.write import format_of, writing
+    from segkit.vector.write import check_target, writing
 
-    target = check_output(output, overwrite=overwrite)
-    format_of(target)
+    target, _ = check_target(output, overwrite=overwrite)
     options = Options.of(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with ExitStack() as stack:
         source = stack.enter_context(

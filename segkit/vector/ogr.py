@@ -16,6 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError
+from segkit.geopackage import add_styles
 from segkit.vector.plan import Found, Plan, Sink
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ def geopackage(plan: Plan) -> Iterator[Sink]:
         always | {"f_table_name": layer, "styleQML": plan.style(layer), "useAsDefault": True, "update_time": now}
         for layer in plan.layers
     ]
-    pyogrio.write_arrow(pa.Table.from_pylist(rows), plan.path, layer="layer_styles", driver="GPKG", FID="id")
+    if not add_styles(plan.path, rows):
+        pyogrio.write_arrow(pa.Table.from_pylist(rows), plan.path, layer="layer_styles", driver="GPKG", FID="id")
 
 
 @contextmanager

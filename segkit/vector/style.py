@@ -9,11 +9,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from segkit.geopackage import STYLE_MARK
 from segkit.vector.legend import MapClass
 
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
-# QGIS drops comments when it saves a style: where this one is missing, somebody has made the style their own.
-_MARK = "<!-- written by segkit -->\n"
+_MARK = f"{STYLE_MARK}\n"
 # What XML 1.0 cannot hold, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _GOLDEN = (5**0.5 - 1) / 2

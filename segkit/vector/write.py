@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.errors import OutputError, SegkitError, UsageError
+from segkit.errors import OutputError, OutputExistsError, SegkitError, UsageError
 from segkit.files import check_output, staged
+from segkit.geopackage import begin, verify
 from segkit.grid import Grid
 from segkit.raster import PathLike
 from segkit.vector.geojson import geojson
@@ -57,6 +58,8 @@ class Format:
         Whether a file can hold several layers.
     lonlat
         Whether the format holds longitude and latitude (WGS 84) with seven decimals and nothing else.
+    siblings
+        Endings of other files that it is made of.
     companions
         Endings of files beside it that belong to it and would be wrong about a new one.
     """
@@ -65,11 +68,17 @@ class Format:
     look: Callable[[Path, str], Found]
     layered: bool = False
     lonlat: bool = False
+    siblings: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
 
 
 FORMATS = {
-    ".shp": Format(shapefile, look_shapefile, companions=(".prj", ".qix", ".sbn", ".sbx", ".shp.xml")),
+    ".shp": Format(
+        shapefile,
+        look_shapefile,
+        siblings=(".dbf", ".shx", ".prj", ".cpg"),
+        companions=(".prj", ".qix", ".sbn", ".sbx", ".shp.xml"),
+    ),
     ".gpkg": Format(geopackage, look_geopackage, layered=True, companions=(".gpkg-wal", ".gpkg-shm", ".gpkg-journal")),
     ".parquet": Format(geoparquet, look_geoparquet),
     ".fgb": Format(flatgeobuf, look_flatgeobuf),
@@ -92,6 +101,25 @@ def format_of(path: Path) -> Format:
             f"{path}: polygons are not written as {path.suffix or 'a file without ending'}; "
             f"use one of {', '.join(FORMATS)}"
         ) from None
+
+
+def check_target(path: PathLike, *, overwrite: bool) -> tuple[Path, Format]:
+    """Return a path that can be written to and its format.
+
+    Raises
+    ------
+    UsageError, OutputExistsError
+        The output cannot be written, has an unknown ending, or it or one of its files is there and `overwrite` is
+        false.
+    """
+    target = check_output(path, overwrite=overwrite)
+    form = format_of(target)
+    there = [file.name for ending in form.siblings if (file := target.with_suffix(ending)).exists()]
+    if there and not overwrite:
+        raise OutputExistsError(
+            f"{target}: {', '.join(there)} would be replaced, too; add --overwrite to do that, or name another file"
+        )
+    return target, form
 
 
 @contextmanager
@@ -131,7 +159,7 @@ def writing(
     tags
         The map's own metadata (`dataset.tags()`), for what the file says about where it comes from.
     overwrite
-        Whether a file of this name is replaced.
+        Whether a file of this name is replaced; of a GeoPackage, only the layers that are written.
 
     Yields
     ------
@@ -148,8 +176,7 @@ def writing(
     OutputError
         The file could not be written, or does not read back.
     """
-    target = check_output(path, overwrite=overwrite)
-    form = format_of(target)
+    target, form = check_target(path, overwrite=overwrite)
     move, crs, splits = _projection(target, form, grid, to_crs)
     met = {one for one in legend.classes if not one.background}
 
@@ -159,12 +186,14 @@ def writing(
         return qml((one for one in shown if layer in (one.name, target.stem)), see_through=legend.multilabel)
 
     with staged(target) as part, ExitStack() as stack:
+        names = tuple(layers) if form.layered and layers else (target.stem,)
+        kept = begin(target, part, names) if form.layered else {}
         plan = Plan(
             part,
             _schema(confidence),
             crs,
             "Unknown" if form.lonlat else "MultiPolygon" if multi or splits else "Polygon",
-            tuple(layers) if form.layered and layers else (target.stem,),
+            names,
             _about(legend, tags or {}),
             style,
         )
@@ -175,6 +204,7 @@ def writing(
         with _told(target):
             stack.close()
             _verify(plan, form, writer.counts, target.name)
+            verify(part, names, kept)
             beside = target.with_suffix(".qml")
             if is_ours(beside) or not beside.exists():
                 part.with_suffix(".qml").write_text(style(target.stem), encoding="utf-8")
