@@ -74,8 +74,7 @@ class Decider:
     def __init__(self, segmenter: Segmenter, options: Options | None = None) -> None:
         self.segmenter, self._options = segmenter, options or Options()
         self._device = pick_device(self._options.device)
-        self._choice: Choice | None = None
-        self._runner: Runner | None = None
+        self._prepared: tuple[Choice, Runner] | None = None
 
     @property
     def task(self) -> Task:
@@ -98,16 +97,22 @@ class Decider:
             decided = planes[0].cpu().numpy()
             yield Predicted(block.window, decided, truth, block.valid, confidence, probabilities.cpu().numpy())
 
+    def prepare(self, area: Area) -> tuple[Choice, Runner]:
+        """Choose how to predict by what an area shows, and prepare the network, unless that is done already."""
+        if self._prepared is None:
+            choice = choose(self.segmenter, area.sample.scene, self._options, area.cover)
+            runner = Runner(self.segmenter, self._device, choice.precision, tta=choice.tta is not None)
+            self._prepared = choice, runner
+        return self._prepared
+
     def blocks(self, area: Area, windows: Sequence[Window] | None = None) -> Iterator[tuple[Block, NDArray[np.int16]]]:
         """Yield what decisions are made of: blocks of probabilities, and their true planes (P, H, W)."""
         segmenter, scene = self.segmenter, area.sample.scene
         region = area.cover if windows is None else _Both(area.cover, Cover(tuple(windows)))
-        if self._choice is None or self._runner is None:
-            self._choice = choose(segmenter, scene, self._options, region)
-            self._runner = Runner(segmenter, self._device, self._choice.precision, tta=self._choice.tta is not None)
-        tiling = self._choice.tiling(scene.grid, segmenter.stride)
-        batch = self._options.batch or windows_at_once(segmenter, self._choice, tiling, self._device)
-        with closing(predict_blocks(self._runner, scene, tiling, batch=batch, region=region)) as blocks:
+        choice, runner = self.prepare(area)
+        tiling = choice.tiling(scene.grid, segmenter.stride)
+        batch = self._options.batch or windows_at_once(segmenter, choice, tiling, self._device)
+        with closing(predict_blocks(runner, scene, tiling, batch=batch, region=region)) as blocks:
             for block in blocks:
                 if block.valid.any():
                     yield block, area.truth(block.window, block.valid)

@@ -23,15 +23,16 @@ import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segkit import charts, processes
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample
-from segkit.data.split import Area, divide
+from segkit.data.split import Area, divide, pieces
 from segkit.data.statistics import Statistics, class_weights
-from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
+from segkit.data.tiles import Batch, EpochSampler, TrainTiles, least_tile_size, small_tile
 from segkit.decide import Decider
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
 from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
@@ -45,7 +46,7 @@ from segkit.predict.choice import Options
 from segkit.predict.device import pick_device, pick_precision
 from segkit.progress import progress
 from segkit.raster import PathLike
-from segkit.recipe import Recipe, Source, Split
+from segkit.recipe import Recipe, Source, Split, Train
 
 # In a run's folder.
 MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml", "log.csv"
@@ -55,6 +56,8 @@ _VALIDATED = ("val_iou", "val_f1", "val_accuracy")
 # Below this tile size a CPU loses more by converting weights to bf16 and back than it gains: steps with tiles of 64
 # pixels took 2.4 times as long as in fp32, with 256 pixels 0.7 times (resnet18 U-Net, AVX512-BF16).
 _WORTH_BF16 = 128
+_SHOWN = 5e-5  # change of a score that four digits show
+_PIECE = 1024  # pixels along a side of what several processes share out to validate
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -150,9 +153,9 @@ def _train(
     # Known before hours go into it, and kept in the model file.
     if segmenter.context is not None and show_progress:
         _tell_context(segmenter)
-    tiles = TrainTiles.of(training, recipe.train, statistics)
-    module = _Training(segmenter, weights)
-    data = _Loaders(recipe, tiles, ValidationTiles(validation, recipe.train.tile_size), accelerator)
+    tiles = TrainTiles.of(training, _large_enough(segmenter, training, show_progress=show_progress), statistics)
+    module = _Training(segmenter, weights, validation)
+    data = _Loaders(recipe, tiles, accelerator)
     best, last = folder / _BEST, folder / LAST
     kept = best if recipe.train.keep == "best" else last
     if not resume and _is_first(recipe):
@@ -194,7 +197,7 @@ def _train(
     if trainer.is_global_zero:
         state = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
-        _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator)
+        _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator, show_progress=show_progress)
     return_memory()
     return Run(folder, folder / MODEL, tell(module.segmenter.metrics))
 
@@ -374,12 +377,25 @@ def _tell_context(segmenter: Segmenter) -> None:
     )
 
 
+def _large_enough(segmenter: Segmenter, training: Sequence[Area], *, show_progress: bool) -> Train:
+    """Return how to train, with tiles that are large enough for the network; say where the recipe's are not."""
+    setup = segmenter.recipe.train
+    least = least_tile_size(segmenter.stride, training)
+    # Where maps are made with windows of the tile's size, they have the padding that training has.
+    if setup.tile_size >= least or segmenter.context is not None:
+        return setup
+    if show_progress:
+        print(f"warning: {small_tile(segmenter.recipe, segmenter.stride, least)}", file=sys.stderr)
+    return setup.model_copy(update={"tile_size": least})
+
+
 class _Training(lightning.LightningModule):
     """Loss, optimiser and validation score of a segmenter."""
 
-    def __init__(self, segmenter: Segmenter, weights: Sequence[float] | None) -> None:
+    def __init__(self, segmenter: Segmenter, weights: Sequence[float] | None, validation: Sequence[Area] = ()) -> None:
         super().__init__()
         self.segmenter = segmenter
+        self._validation = validation
         self.recipe = segmenter.recipe
         setup = self.recipe.train
         self._loss = combined(setup.loss, segmenter.task, weights, setup.label_smoothing)
@@ -410,16 +426,16 @@ class _Training(lightning.LightningModule):
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
+    def validation_step(self, *_: Any) -> None:
+        """Score the weights as `_finish` does and as maps will be made: same windows, blend and precision."""
         self._confusion = Confusion(self.segmenter.task)
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        pixels, valid, planes = batch
-        task = self.segmenter.task
-        decided = task.decide(task.probabilities(self.segmenter(pixels, valid)))
-        # (N, P, H, W) to (P, N, H, W): planes first, as the accumulator has it.
-        truth = task.settle(planes.cpu().numpy()).swapaxes(0, 1)
-        self._confusion.add(decided.movedim(0, 1).cpu().numpy(), truth)
+        decider = Decider(self.segmenter, Options(device=str(self.device)))
+        decider.prepare(self._validation[0])  # so that all processes choose alike
+        # What the training computes in, autocast, is not what maps are computed in.
+        with torch.autocast(self.device.type, enabled=False):
+            for area, windows in shared_out(self._validation, self.trainer.global_rank, self.trainer.world_size):
+                for part in decider(area, windows):
+                    self._confusion.add(part.planes, part.truth)
 
     def on_validation_epoch_end(self) -> None:
         counts = torch.from_numpy(self._confusion.counts).to(self.device)
@@ -464,9 +480,9 @@ class _Training(lightning.LightningModule):
 class _Loaders(lightning.LightningDataModule):
     """Batches for each process of the training."""
 
-    def __init__(self, recipe: Recipe, tiles: TrainTiles, validation: ValidationTiles, accelerator: str) -> None:
+    def __init__(self, recipe: Recipe, tiles: TrainTiles, accelerator: str) -> None:
         super().__init__()
-        self._setup, self._tiles, self._validation = recipe.train, tiles, validation
+        self._setup, self._tiles = recipe.train, tiles
         # A CPU that trains has no cores to spare for loading.
         spare = 0 if accelerator == "cpu" else min(8, (os.cpu_count() or 1) - 1)
         workers = spare if recipe.train.workers is None else recipe.train.workers
@@ -480,18 +496,25 @@ class _Loaders(lightning.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         together = self._setup.batch_size * trainer.world_size
-        crops = together * (
-            self._setup.steps or max(1, round(self._tiles.pixels / self._setup.tile_size**2 / together))
-        )
+        crops = together * (self._setup.steps or max(1, round(self._tiles.pixels / self._tiles.size**2 / together)))
         sampler = EpochSampler(crops, trainer.global_rank, trainer.world_size)
         return DataLoader(self._tiles, self._setup.batch_size, sampler=sampler, drop_last=True, **self._options)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        trainer = self.trainer
-        assert trainer is not None
-        # Lightning wants something from each process.
-        mine = range(trainer.global_rank, max(len(self._validation), trainer.world_size), trainer.world_size)
-        return DataLoader(self._validation, self._setup.batch_size, sampler=list(mine), **self._options)
+    def val_dataloader(self) -> DataLoader[int]:
+        """One step, in which `_Training` goes through the validation areas itself."""
+        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
+
+
+def shared_out(areas: Sequence[Area], rank: int, world: int) -> list[tuple[Area, list[Window] | None]]:
+    """Return what one of `world` processes validates: areas, and which of their windows (None: all)."""
+    if world == 1:
+        return [(area, None) for area in areas]
+    numbered = enumerate((place, window) for place, area in enumerate(areas) for window in pieces(area.windows, _PIECE))
+    mine: dict[int, list[Window]] = {}
+    for number, (place, window) in numbered:
+        if number % world == rank:
+            mine.setdefault(place, []).append(window)
+    return [(areas[place], windows) for place, windows in mine.items()]
 
 
 class _Log(Callback):
@@ -555,17 +578,28 @@ def read_log(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], epoch: int, accelerator: str) -> None:
+def _finish(
+    folder: Path,
+    segmenter: Segmenter,
+    validation: Sequence[Area],
+    epoch: int,
+    accelerator: str,
+    *,
+    show_progress: bool,
+) -> None:
     """Score the kept weights as prediction will see them, and write the run's results, the model file last."""
     decider, before = Decider(segmenter, Options(device=accelerator)), {}
     if validation and segmenter.recipe.train.calibrate:
         calibration, uncalibrated = fitted_calibration(decider, validation)
         segmenter.set_calibration(calibration)
-        before = {"ece_uncalibrated": uncalibrated.summary()["ece"]}
+        found = uncalibrated.summary()
+        before = {"ece_uncalibrated": found["ece"], "mean_iou_uncalibrated": found["mean_iou"]}
         decider = Decider(segmenter, Options(device=accelerator))
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fitted_thresholds(decider, validation))
     segmenter.metrics = score(decider, validation).summary() | before
+    if show_progress and (epoch_iou := _logged_iou(folder, epoch)) is not None:
+        _print_fitted(epoch, epoch_iou, segmenter.metrics["mean_iou"])
     with staged(folder / METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
@@ -573,3 +607,18 @@ def _finish(folder: Path, segmenter: Segmenter, validation: Sequence[Area], epoc
     if validation:
         draw_worst(decider, validation, folder / _WORST)
     segmenter.save(folder / MODEL)
+
+
+def _logged_iou(folder: Path, epoch: int) -> float | None:
+    """Return the validation IoU that the log has of an epoch."""
+    return next((row.get("val_iou") for row in read_log(folder / LOG) if row["epoch"] == epoch), None)
+
+
+def _print_fitted(epoch: int, before: float, after: float | None) -> None:
+    """Say what fitting calibration and thresholds changed of the score of the weights that are kept."""
+    if after is not None and abs(after - before) >= _SHOWN:
+        print(
+            f"epoch {epoch} is kept; with calibration and thresholds fitted on the validation data its IoU is "
+            f"{after:.4f} (before: {before:.4f})",
+            file=sys.stderr,
+        )

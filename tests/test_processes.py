@@ -9,25 +9,24 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import rasterio
 import timm.layers
 import torch
 import yaml
 from safetensors.torch import load_file
-from synthetic import read_whole, recipe_for, write_pair
+from synthetic import recipe_for, write_pair
 from torch import distributed, nn
 
 from segkit import processes
 from segkit.data.split import whole
-from segkit.data.tiles import ValidationTiles
 from segkit.errors import RecipeError, UsageError
 from segkit.evaluate import labelled_samples
 from segkit.losses import LOSSES
 from segkit.task import IGNORE
-from segkit.train import _Loaders, read_log, train
+from segkit.train import read_log, shared_out, train
 
 # Parts of one process.
 
@@ -287,15 +286,14 @@ def test_a_run_is_resumed_on_as_many_devices(data, alone, devices, tmp_path):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 150])
-def test_every_window_is_validated_once_by_however_many(data, world):
+def test_every_pixel_is_validated_once_by_however_many(data, world, monkeypatch):
+    monkeypatch.setattr("segkit.train._PIECE", 50)
     recipe_ = recipe(data, "multilabel")
     areas = whole(labelled_samples(recipe_.data.train, recipe_.data, recipe_.task, "data.train"))
-    tiles, known = ValidationTiles(areas, 32), 0
-    assert len(tiles) < 150
+    times = {id(area): np.zeros(area.sample.scene.grid.shape, dtype=int) for area in areas}
     for rank in range(world):
-        loaders = _Loaders(recipe_, SimpleNamespace(pixels=10**4), tiles, "cpu")
-        loaders.trainer = SimpleNamespace(global_rank=rank, world_size=world)
-        batches = list(loaders.val_dataloader())
-        assert batches
-        known += sum(int((planes != IGNORE).sum()) for _, _, planes in batches)
-    assert known == sum(int((read_whole(area)[1] != IGNORE).sum()) for area in areas)
+        for area, windows in shared_out(areas, rank, world):
+            for window in area.windows if windows is None else windows:
+                times[id(area)][window.toslices()] += 1
+    assert len(times) == 2
+    assert all((counted == 1).all() for counted in times.values())

@@ -14,7 +14,7 @@ from segkit.data.augment import Augmentation
 from segkit.data.cover import Cover
 from segkit.data.sources import resolve
 from segkit.data.split import Area, split, whole
-from segkit.data.tiles import EpochSampler, TrainTiles, ValidationTiles, _Readers
+from segkit.data.tiles import EpochSampler, TrainTiles, _Readers, least_tile_size
 from segkit.errors import DataError
 from segkit.recipe import Split
 from segkit.task import IGNORE
@@ -197,16 +197,9 @@ def test_no_number_is_drawn_twice(crops, world, epochs):
     assert sorted(drawn) == list(range(crops * epochs))
 
 
-@pytest.mark.parametrize("size", [7, 16, 64])
-def test_validation_shows_every_known_pixel_once_with_its_surroundings(made, size):
-    samples, task = made
-    _, validation = split(samples, task, Split(fraction=0.4, block=17, gap=2))
-    for areas in (validation, whole(samples)):
-        tiles, seen = ValidationTiles(areas, size), []
-        for number in range(len(tiles)):
-            pixels, valid, planes = as_arrays(tiles[number])
-            assert pixels.shape == (3, size, size)
-            known = planes[0] != IGNORE
-            assert valid[known].all()
-            seen += places(pixels, known)
-        assert sorted(seen) == sorted(known_pixels(areas))
+@given(stride=st.sampled_from([1, 2, 8, 16, 32]))
+def test_the_least_tile_has_four_strides_unless_scenes_are_smaller(areas, stride):
+    least = least_tile_size(stride, areas)  # the largest side of these scenes is 50
+    assert least % stride == 0
+    assert least == 4 * stride or 50 <= least < 50 + stride
+    assert least <= 4 * stride

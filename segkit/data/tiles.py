@@ -1,4 +1,4 @@
-"""Tiles for the network: random crops to train, a grid of windows to validate."""
+"""Tiles for the network: random crops to train on."""
 
 from __future__ import annotations
 
@@ -20,13 +20,41 @@ from segkit.data.split import Area, count_categories, pieces
 from segkit.data.statistics import Statistics
 from segkit.errors import DataError
 from segkit.raster import SceneReader, Tile
-from segkit.recipe import Train
+from segkit.recipe import Recipe, Train
 from segkit.task import IGNORE
 
 # Pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W), or soft ones (N, channels, H, W).
 Batch = tuple[Tensor, Tensor, Tensor]
 
 _OPEN_SCENES = 64  # file handles are few, scenes may be many
+# The deepest features of a tile this many strides wide are 4 x 4. Of fewer, most of what they see is the padding at the
+# tile's edges, which the large windows of a prediction hardly have; docs/small-data.md has what that costs.
+_FEWEST_STRIDES = 4
+
+
+def least_tile_size(stride: int, areas: Sequence[Area]) -> int:
+    """Return the smallest side of a training tile from which a network learns more than its own padding, in pixels.
+
+    Parameters
+    ----------
+    stride
+        Of the network.
+    areas
+        What it is trained on: a tile need not be larger than the largest scene.
+    """
+    largest = max(max(area.sample.scene.grid.shape) for area in areas)
+    return min(_FEWEST_STRIDES * stride, -(-largest // stride) * stride)
+
+
+def small_tile(recipe: Recipe, stride: int, least: int) -> str:
+    """Return the warning that a recipe's tiles are smaller than `least_tile_size`."""
+    model = recipe.model
+    return (
+        f"train.tile_size is {recipe.train.tile_size}, less than {_FEWEST_STRIDES} strides of {model.architecture} "
+        f"with {model.encoder} ({stride} pixels each): its deepest features would see mostly the padding around it, of "
+        f"which maps have hardly any. Tiles of {least} pixels are used; set train.tile_size to {least} or more, or "
+        "use fewer stages (model.options.encoder_depth)"
+    )
 
 
 class _Readers:
@@ -90,7 +118,7 @@ class TrainTiles(Dataset[Batch]):
         seed: int,
         oversample: float = 0.0,
     ) -> None:
-        self._areas, self._size, self._augmentation, self._seed = list(areas), size, augmentation, seed
+        self._areas, self.size, self._augmentation, self._seed = list(areas), size, augmentation, seed
         self._readers = _Readers(self._areas)
         task = areas[0].labels.task
         self._cells = [
@@ -128,15 +156,15 @@ class TrainTiles(Dataset[Batch]):
         grid = self._areas[place].sample.scene.grid
         row = self._origin(random, int(cell.row_off), int(cell.height), grid.height)
         column = self._origin(random, int(cell.col_off), int(cell.width), grid.width)
-        tile, planes = self._read(place, Window(column, row, self._size, self._size))
+        tile, planes = self._read(place, Window(column, row, self.size, self.size))
         if self._augmentation is not None:
             tile, planes = self._augmentation(tile, planes, int(random.integers(2**31)))
         return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(planes)
 
     def _origin(self, random: np.random.Generator, start: int, length: int, extent: int) -> int:
         """Draw where a crop begins that holds start..start+length, and lies in 0..extent or holds all of it."""
-        low, high = sorted((0, extent - self._size))
-        return int(random.integers(max(start + length - self._size, low), min(start, high) + 1))
+        low, high = sorted((0, extent - self.size))
+        return int(random.integers(max(start + length - self.size, low), min(start, high) + 1))
 
 
 class EpochSampler(Sampler[int]):
@@ -157,33 +185,3 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         """Return how many numbers this process gets."""
         return len(range(self._rank, self._crops, self._world))
-
-
-class ValidationTiles(Dataset[Batch]):
-    """Windows that cover areas with every pixel known in one window only, each with some context around it."""
-
-    def __init__(self, areas: Sequence[Area], size: int) -> None:
-        self._areas, self._size, self._rim = list(areas), size, size // 8
-        self._readers = _Readers(self._areas)
-        self._cores = [
-            (place, core)
-            for place, area in enumerate(areas)
-            for core in pieces(area.windows, max(1, size - 2 * self._rim))
-        ]
-
-    def __len__(self) -> int:
-        """Return the number of windows."""
-        return len(self._cores)
-
-    def __getitem__(self, number: int) -> Batch:
-        """Return window `number`, not known outside of its core; one beyond the last is not known at all."""
-        place, core = self._cores[number % len(self)]
-        window = Window(core.col_off - self._rim, core.row_off - self._rim, self._size, self._size)
-        tile, planes = self._readers[place].read(window), self._areas[place].labels.read(window)
-        self._areas[place].mask(tile, planes, window)
-        rows = slice(self._rim, self._rim + int(core.height))
-        columns = slice(self._rim, self._rim + int(core.width))
-        target = np.full_like(planes, IGNORE)
-        if number < len(self):
-            target[:, rows, columns] = planes[:, rows, columns]
-        return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(target)
