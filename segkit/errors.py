@@ -13,6 +13,7 @@
     |   +-- GridError                two grids that must be one
     |   +-- LabelError               codes, fields or geometries of labels
     |   +-- ModelFileError           a model file, or a scene that does not fit it
+    +-- TrainingError                a loss or weight that is not a finite number             exit code 1
     +-- OutputError                  what was written could not be finished, an OSError       exit code 1
     +-- ClusterError                 a cluster that is lost, or work that failed on it        exit code 1
     +-- ScenesError                  some of several scenes; tells which, keeps the others'   exit code 1
@@ -75,6 +76,10 @@ class LabelError(DataError):
 
 class ModelFileError(DataError):
     """A model file that cannot be used, or a scene that does not fit the model."""
+
+
+class TrainingError(SegkitError):
+    """A training whose loss, gradients or weights are not finite numbers any more."""
 
 
 class OutputError(OSError, SegkitError):
