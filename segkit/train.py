@@ -33,7 +33,7 @@ from segkit.data.split import Area, divide
 from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
 from segkit.decide import Decider
-from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError
+from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError, ways
 from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
 from segkit.files import check_folder, staged
 from segkit.gallery import draw_worst
@@ -335,7 +335,9 @@ def _check_folder(
     stored = folder / RECIPE
     if resume:
         if not (folder / LAST).is_file():
-            raise UsageError(f"{folder}: holds no run with a finished epoch to resume; start it without --resume")
+            raise UsageError(
+                f"{folder}: holds no run with a finished epoch to resume" + ways("start it without --resume")
+            )
         before, now = (_without_changeable(yaml.safe_load(text)) for text in (stored.read_text(), _text(recipe)))
         if before != now:
             raise RecipeError(
@@ -344,7 +346,8 @@ def _check_folder(
             )
     elif stored.exists() and not overwrite:
         raise OutputExistsError(
-            f"{folder}: holds a run already; --resume goes on with it, --overwrite starts anew, -o names another folder"
+            f"{folder}: holds a run already"
+            + ways("go on with it (--resume)", "start anew (--overwrite)", "name another folder (--output)")
         )
     return folder
 
@@ -468,7 +471,7 @@ class _Training(lightning.LightningModule):
             )
         if found := not_finite(checkpoint["state_dict"]):
             raise TrainingError(
-                f"the last finished epoch cannot be resumed: it holds {found}; start anew with --overwrite"
+                f"the last epoch cannot be resumed: it holds {found}" + ways("start anew (--overwrite)")
             )
         # A checkpoint holds the learning rate that it was made with.
         [schedule], [optimizer] = checkpoint["lr_schedulers"], checkpoint["optimizer_states"]
@@ -568,12 +571,15 @@ class _Finite(Callback):
         lower = f"lower train.learning_rate (it is {setup.learning_rate:g})"
         if self._precision != "fp32":
             lower += f" or set train.precision: fp32 (it is {self._precision})"
-        go_on = "and start anew (--overwrite); no epoch was finished before"
-        if done and self._last.is_file():
-            go_on = (
-                f"and go on after epoch {done}, which is kept in {self._last} (--resume), or start anew (--overwrite)"
+        kept = done > 0 and self._last.is_file()
+        where = f"epoch {done} is kept in {self._last}" if kept else "no epoch was finished before"
+        raise TrainingError(
+            f"training stopped in epoch {done + 1}, {what}; {where}"
+            + ways(
+                *([f"{lower} and go on after epoch {done} (--resume)"] if kept else []),
+                f"{lower} and start anew (--overwrite)",
             )
-        raise TrainingError(f"training stopped in epoch {done + 1}, {what}; {lower}, {go_on}")
+        )
 
 
 class _Log(Callback):

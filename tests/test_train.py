@@ -325,7 +325,9 @@ def contents(folder):
 
 def test_a_run_is_not_overwritten_by_accident(data, runs):
     before = contents(runs["binary"].folder)
-    with pytest.raises(OutputExistsError, match="holds a run already; --resume goes on with it, --overwrite starts"):
+    with pytest.raises(
+        OutputExistsError, match=r"holds a run already; go on with it \(--resume\), or start anew \(--overwrite\)"
+    ):
         train(recipe_for(data["binary"], "binary"), runs["binary"].folder)
     assert contents(runs["binary"].folder) == before
 
