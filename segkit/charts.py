@@ -132,7 +132,8 @@ def curves(rows: Sequence[Mapping[str, float]], kept: int) -> Figure:
 def confusion(matrix: Mapping[str, Any]) -> Figure:
     """Draw a confusion matrix: of the pixels of each true class, which share was decided how.
 
-    Of more than 30 classes, those with the most wrong pixels have a row and a column of their own; the others share one.
+    Of more than 30 classes, those with the most wrong pixels have a row and a column of their own;
+    the others share one.
     Where classes overlap, each has a bar instead, of what was found, what was missed and what was falsely found.
 
     Parameters
