@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,11 @@ class Calibration:
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a number."""
+        if not np.isfinite([*self.scale, *self.shift]).all():
+            raise ValueError(f"calibration is {self.scale} and {self.shift}, not finite numbers")
 
 
 class CalibrationFit:
@@ -93,5 +99,6 @@ class CalibrationFit:
         with torch.no_grad():
             scale, shift = parts()
         if not torch.isfinite(torch.stack([scale, shift])).all():
+            warnings.warn("calibration: the fit gave no finite numbers; probabilities stay as they are", stacklevel=2)
             return None
         return Calibration(tuple(scale.tolist()), tuple(shift.tolist()))

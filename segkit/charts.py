@@ -10,7 +10,6 @@ import io
 import math
 import re
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.picture import spoken
+from segkit.picture import any_names, spoken
 from segkit.raster import PathLike
 
 if TYPE_CHECKING:
@@ -35,14 +34,10 @@ _LINES = tuple(zip((_RED, _BLUE, _GREEN, _ORANGE, "#56b4e9", "#cc79a7", "#332288
 _VALIDATED = (("val_iou", "mean IoU", _RED, "o"), ("val_accuracy", "accuracy", _GREEN, "s"))
 _MARKERS = 12  # on a line at most, about
 _ROOMY = 6  # classes at most where the cells of a confusion matrix hold counts, too
+_MOST = 30  # classes at most in a confusion matrix; of more, those that are confused most
 _MANY_HECTARES = 1e7  # are written in millions
 _SLANT = 40  # degrees, of names that are too long to stand side by side
 _FEW = 12  # classes at most whose bars are thick
-# DejaVu Sans, which matplotlib brings, has no Chinese; the first of these that is there has.
-_MORE_FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB"),
-    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Droid Sans Fallback", "Arial Unicode MS"),
-)
 _STYLE = {
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"],
@@ -77,12 +72,8 @@ _STYLE = {
 def _styled() -> Iterator[None]:
     """Make and draw figures in one style, whatever the user's matplotlibrc says, and with the fonts there are."""
     from matplotlib import style
-    from matplotlib.font_manager import fontManager
 
-    known = set(fontManager.get_font_names())
-    fonts = ["DejaVu Sans", *[name for name in _MORE_FONTS if name in known][:1], "sans-serif"]
-    with style.context(["default", _STYLE | {"font.family": fonts}]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+    with style.context(["default", _STYLE]), any_names():
         yield
 
 
@@ -141,6 +132,8 @@ def curves(rows: Sequence[Mapping[str, float]], kept: int) -> Figure:
 def confusion(matrix: Mapping[str, Any]) -> Figure:
     """Draw a confusion matrix: of the pixels of each true class, which share was decided how.
 
+    Of more than 30 classes, those with the most wrong pixels have a row and a column of their own;
+    the others share one.
     Where classes overlap, each has a bar instead, of what was found, what was missed and what was falsely found.
 
     Parameters
@@ -149,7 +142,22 @@ def confusion(matrix: Mapping[str, Any]) -> Figure:
         `labels` and `matrix`, as in an evaluation's `confusion`.
     """
     counts = np.asarray(matrix["matrix"], dtype=np.int64)
-    return _found_and_missed(matrix["labels"], counts) if counts.ndim == 3 else _matrix(matrix["labels"], counts)
+    if counts.ndim == 3:
+        return _found_and_missed(matrix["labels"], counts)
+    return _matrix(*_most_confused(matrix["labels"], counts))
+
+
+def _most_confused(labels: Sequence[str], counts: NDArray[np.int64]) -> tuple[Sequence[str], NDArray[np.int64]]:
+    """Join rows and columns of a matrix (K, K) until it has `_MOST`, those with the fewest wrong pixels."""
+    if len(labels) <= _MOST:
+        return labels, counts
+    wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+    kept = np.sort(np.argsort(-wrong, kind="stable")[: _MOST - 1])
+    group = np.full(len(labels), _MOST - 1)
+    group[kept] = np.arange(len(kept))
+    joined = np.zeros((_MOST, _MOST), dtype=np.int64)
+    np.add.at(joined, (group[:, None], group[None]), counts)
+    return [*(labels[place] for place in kept), f"{len(labels) - len(kept)} other classes"], joined
 
 
 def _matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> Figure:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
-from segkit.errors import SegkitError
+from segkit.errors import KEY, RECIPE, SegkitError, offering
 from segkit.remote import located
 
 if TYPE_CHECKING:
@@ -257,9 +257,10 @@ def evaluate(
 ) -> None:
     """Score a model or maps on labelled scenes: IoU, F1, boundaries, objects, calibration, confusion, intervals."""
     from segkit.evaluate import evaluate as run
+    from segkit.files import existing
     from segkit.recipe import LabelSource
 
-    is_model = model.suffix.lower() == ".safetensors" or not model.exists()
+    is_model = existing(model, "model file or map").suffix.lower() == ".safetensors"
     if is_model and not images:
         raise typer.BadParameter("a model needs scenes", param_hint="--images")
     if not is_model and images:
@@ -608,8 +609,10 @@ def main() -> None:
     debug = "--debug" in sys.argv
     warnings.showwarning = _warn
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    options = _options(arguments)
     try:
-        code = app(args=arguments, prog_name="segkit", standalone_mode=False)
+        with offering(options):
+            code = app(args=arguments, prog_name="segkit", standalone_mode=False)
     except (KeyboardInterrupt, Abort):
         code = _INTERRUPTED
     except TyperException as error:
@@ -620,7 +623,7 @@ def main() -> None:
     except SegkitError as error:
         if debug:
             raise
-        code = _fail(str(error), error.exit_code)
+        code = _fail(str(error) + _about_keys(str(error), options), error.exit_code)
     except Exception as error:
         if debug:
             raise
@@ -629,6 +632,35 @@ def main() -> None:
     if code == _INTERRUPTED:  # typer makes this code of Ctrl-C itself
         _fail("interrupted; what was finished before is there, nothing is half-written", code)
     sys.exit(code or 0)
+
+
+def _options(arguments: Sequence[str]) -> set[str]:
+    """Return the options of the command that is asked for."""
+    command: Any = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument, command)
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def _about_keys(message: str, options: set[str]) -> str:
+    """Say of what a message calls by a key of the recipe that this command takes no recipe."""
+    keys = [] if RECIPE in options else sorted(set(KEY.findall(message)) & _keys())
+    if not keys:
+        return ""
+    named = f"{keys[0]} is a key" if len(keys) == 1 else f"{' and '.join(keys)} are keys"
+    return f" ({named} of a recipe, and this command takes none: change the files, or the recipe and train again)"
+
+
+def _keys() -> set[str]:
+    """Return the keys that messages name: data.bands, labels.values."""
+    import dataclasses
+
+    from segkit.recipe import Data, LabelSource, Model, Train
+    from segkit.task import Task
+
+    parts = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
+    names = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
+    return names | {f"task.{field.name}" for field in dataclasses.fields(Task)}
 
 
 def _commands() -> set[str]:

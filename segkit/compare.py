@@ -27,6 +27,7 @@ from segkit.decide import Decider
 from segkit.errors import OutputExistsError, RecipeError, UsageError
 from segkit.files import check_folder, discard, scratch, staged
 from segkit.model import Segmenter, load
+from segkit.picture import any_names
 from segkit.predict.choice import Options
 from segkit.progress import progress
 from segkit.raster import PathLike
@@ -521,6 +522,7 @@ def _write(result: Comparison) -> None:
         part.write_text(json.dumps(told, indent=2))
 
 
+@any_names()
 def _draw(result: Comparison, path: Path) -> None:
     """Draw scores and seconds with their spread and every trial, and the matrix of agreement."""
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from segkit.data.cover import Cover
 from segkit.data.sources import RASTER_SUFFIXES, expand
 from segkit.data.split import Area
-from segkit.errors import DataError
+from segkit.errors import DataError, ways
 from segkit.model import Segmenter
 from segkit.predict.choice import Choice, Options, choose, windows_at_once
 from segkit.predict.device import pick_device
@@ -172,7 +172,7 @@ def map_task(path: PathLike, names: PathLike | None = None) -> Task:
     none = [one for one in known if one.background]
     classes = tuple(LandClass(one.name, one.value, one.color) for one in known if not one.background)
     if not classes:
-        raise DataError(f"{file}: lists no classes; give their names (--names)")
+        raise DataError(f"{file}: lists no classes" + ways("give their names (--names)"))
     if legend.multilabel:
         return Task("multilabel", classes)
     if len(classes) == 1 and none:

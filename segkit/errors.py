@@ -13,6 +13,7 @@
     |   +-- GridError                two grids that must be one
     |   +-- LabelError               codes, fields or geometries of labels
     |   +-- ModelFileError           a model file, or a scene that does not fit it
+    +-- TrainingError                a loss or weight that is not a finite number             exit code 1
     +-- OutputError                  what was written could not be finished, an OSError       exit code 1
     +-- ClusterError                 a cluster that is lost, or work that failed on it        exit code 1
     +-- ScenesError                  some of several scenes; tells which, keeps the others'   exit code 1
@@ -25,8 +26,41 @@ errors are brought from other processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+KEY = re.compile(r"(?<![\w./-])(?:task|data|model|train|labels)\.[a-z_]+")
+RECIPE = "--set"  # an option of all commands that take a recipe, and only of those
+_offered: Collection[str] | None = None
+
+
+@contextmanager
+def offering(options: Collection[str] | None) -> Iterator[None]:
+    """Let `ways` give only advice that a command with these options can follow, while the block lasts."""
+    global _offered
+    before, _offered = _offered, options
+    try:
+        yield
+    finally:
+        _offered = before
+
+
+def ways(*advice: str) -> str:
+    """Return what the user can do as the end of a message: "; add --vrt, or convert the file".
+
+    What names an option that the running command does not have, or a key of a recipe (data.bands) where it takes none,
+    is left out. In Python, where options are parameters, all of it is given.
+    """
+    given = [one for one in advice if _offered is None or can_follow(one, _offered)]
+    return "; " + ", or ".join(given) if given else ""
+
+
+def can_follow(advice: str, options: Collection[str]) -> bool:
+    """Whether a command with these options has all options and keys that an advice names."""
+    return all(name in options for name in OPTION.findall(advice)) and (RECIPE in options or not KEY.search(advice))
 
 
 class SegkitError(Exception):
@@ -75,6 +109,10 @@ class LabelError(DataError):
 
 class ModelFileError(DataError):
     """A model file that cannot be used, or a scene that does not fit the model."""
+
+
+class TrainingError(SegkitError):
+    """A training whose loss, gradients or weights are not finite numbers any more."""
 
 
 class OutputError(OSError, SegkitError):

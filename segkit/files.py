@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
+from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError, ways
 from segkit.remote import refuse
 
 # A folder's lock is held on a file in it: between machines, network file systems lock files, but no folders.
@@ -63,7 +63,9 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     if not os.access(output.parent, os.W_OK):
         raise UsageError(f"{output}: its folder {output.parent} is not writable")
     if output.exists() and not overwrite:
-        raise OutputExistsError(f"{output} is there already; add --overwrite to replace it, or name another file")
+        raise OutputExistsError(
+            f"{output} is there already" + ways("add --overwrite to replace it", "name another file")
+        )
     return output
 
 

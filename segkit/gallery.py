@@ -16,7 +16,7 @@ from segkit.data.split import Area, pieces
 from segkit.decide import Decided, Decider
 from segkit.files import staged
 from segkit.metrics import Confusion
-from segkit.picture import UNKNOWN, View, colored, legend_patches
+from segkit.picture import UNKNOWN, View, any_names, colored, legend_patches
 from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.task import IGNORE, Task
@@ -74,7 +74,7 @@ def draw_worst(
     mean, std = (buffer.flatten().tolist() for buffer in (segmenter.mean, segmenter.std))
     view = View.of(segmenter.band_names, mean, std)
     looks = [_decided_again(decider, piece, view) for piece in found]
-    with staged(path) as part:
+    with staged(path) as part, any_names():
         draw(looks, segmenter.task, view.caption).savefig(part, dpi=110)
 
 

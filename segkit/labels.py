@@ -27,7 +27,7 @@ from rasterio.errors import NodataShadowWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from segkit.errors import DataError, GridError, LabelError
+from segkit.errors import DataError, GridError, LabelError, ways
 from segkit.grid import Grid
 from segkit.polygons import Polygons, on_grid, rasterised, read_polygons
 from segkit.raster import grid_of, open_raster, read_window, warped
@@ -348,14 +348,17 @@ def _label_file(path: Path, grid: Grid, classes: int, *, resample: bool) -> tupl
     if difference and own.crs is None and not own.located and own.shape == grid.shape:
         notes.append(f"{path} has no georeference; its pixels are taken as those of the image, which has its size")
         difference = None
-    if difference and not resample:
-        raise GridError(
-            f"{path} lies on another grid than its image ({difference}, image first); correct the labels, or set "
-            "data.resample: true"
-        )
     if difference and (own.crs is None or grid.crs is None or alpha_is_class):
         why = "its alpha band would hide its other classes" if alpha_is_class else "one of them has no CRS"
-        raise GridError(f"{path} cannot be resampled to its image's grid ({difference}): {why}")
+        raise GridError(
+            f"{path} lies on another grid than its image ({difference}, image first), and cannot be resampled to it: "
+            f"{why}; correct the labels"
+        )
+    if difference and not resample:
+        raise GridError(
+            f"{path} lies on another grid than its image ({difference}, image first)"
+            + ways("correct the labels", "set data.resample: true")
+        )
     return _LabelFile(path, grid, bands, not alpha_is_class, bool(difference)), notes
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +21,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNKNOWN = (0.62, 0.62, 0.62)  # not known and no data are grey in every picture
+# DejaVu Sans, which matplotlib brings, has no Chinese; the first of these that is there has.
+_MORE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Droid Sans Fallback", "Arial Unicode MS"),
+)
 _STRETCH = (2, 98)  # percentiles of valid pixels that become black and white
 
 _DEVIATIONS = 2  # from a band's mean to black and to white
 _FEW_BANDS = 12  # of more, as of a spectrometer, three that lie far apart are shown
+
+
+@contextmanager
+def any_names() -> Iterator[None]:
+    """Draw names of classes in any script, with the fonts that are there; a character that none has becomes a box."""
+    from matplotlib import rc_context
+    from matplotlib.font_manager import fontManager
+
+    known = set(fontManager.get_font_names())
+    fonts = ["DejaVu Sans", *[name for name in _MORE_FONTS if name in known][:1], "sans-serif"]
+    with rc_context({"font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -137,6 +157,7 @@ def read_map(path: Path, task: Task, window: Window | None = None) -> NDArray[np
         return task.encode_masks(values, ignore=[task.nodata], source=path)
 
 
+@any_names()
 def panels(
     path: Path,
     images: dict[str, NDArray[np.float64]],

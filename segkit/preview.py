@@ -18,7 +18,7 @@ from segkit.data.statistics import Statistics
 from segkit.data.tiles import TrainTiles
 from segkit.errors import SegkitError
 from segkit.files import staged
-from segkit.picture import UNKNOWN, View, colored, legend_patches, spoken
+from segkit.picture import UNKNOWN, View, any_names, colored, legend_patches, spoken
 from segkit.raster import PathLike
 from segkit.recipe import Recipe
 from segkit.task import IGNORE, Task
@@ -98,6 +98,7 @@ def _shares(counts: NDArray[np.int64], task: Task) -> dict[str, float | None]:
     return {one.name: one.share for one in class_counts(counts, task)}
 
 
+@any_names()
 def _draw(
     name: str,
     task: Task,

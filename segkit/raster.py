@@ -32,7 +32,7 @@ from rasterio.io import DatasetReader, DatasetWriter, MemoryFile
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from segkit.errors import GridError, OutputError, RasterError, UsageError
+from segkit.errors import GridError, OutputError, RasterError, UsageError, ways
 from segkit.files import check_output, existing, staged, sync
 from segkit.grid import Grid
 from segkit.remote import Remote, again, forget, gdal_name, hold, located, of_gdal, options, told, version_of
@@ -126,8 +126,8 @@ def _open(file: Path, *, vrt: bool) -> DatasetReader:
             raise RasterError(f"{file} is a folder, not a raster; name a file") from error
         if not vrt and _is_vrt(file):
             raise RasterError(
-                f"{file}: is a virtual raster (VRT), which can read any other file or URL; "
-                "if you trust it, add --vrt (vrt=True), or convert it to GeoTIFF"
+                f"{file}: is a virtual raster (VRT), which can read any other file or URL"
+                + ways("if you trust it, add --vrt (vrt=True)", "convert it to GeoTIFF")
             ) from error
         raise RasterError(
             f"{file}: not a raster that segkit reads ({known}), or damaged; copy it again, or convert it to GeoTIFF: "
@@ -427,13 +427,16 @@ class Scene:
                 own = grid_of(dataset)
                 grid = grid or own
                 difference = grid.difference(own)
+                if difference and (grid.crs is None or own.crs is None):
+                    raise GridError(
+                        f"{files[0]} and {file} lie on different grids ({difference}), and one of them has no CRS, so "
+                        "it cannot be resampled; give both the same georeference"
+                    )
                 if difference and not resample:
                     raise GridError(
-                        f"{files[0]} and {file} lie on different grids ({difference}); a scene has one grid: "
-                        "warp one of them, or set resample: true"
+                        f"{files[0]} and {file} lie on different grids ({difference}); a scene has one grid"
+                        + ways("warp one of them (gdalwarp)", "set data.resample: true")
                     )
-                if difference and (grid.crs is None or own.crs is None):
-                    raise GridError(f"{file}: without a CRS on both {files[0]} and {file} neither can be resampled")
                 if difference:
                     moved.update(range(len(stacked) + 1, len(stacked) + dataset.count + 1))
                 prefix = f"{file.stem}:" if len(files) > 1 else ""

@@ -34,14 +34,14 @@ from segkit.data.split import Area, divide, pieces
 from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, least_tile_size, small_tile
 from segkit.decide import Decider
-from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
+from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError, ways
 from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
 from segkit.files import check_folder, staged
 from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
 from segkit.memory import return_memory
 from segkit.metrics import Confusion
-from segkit.model import Segmenter
+from segkit.model import Segmenter, not_finite
 from segkit.predict.choice import Options
 from segkit.predict.device import pick_device, pick_precision
 from segkit.progress import progress
@@ -58,6 +58,11 @@ _VALIDATED = ("val_iou", "val_f1", "val_accuracy")
 _WORTH_BF16 = 128
 _SHOWN = 5e-5  # change of a score that four digits show
 _PIECE = 1024  # pixels along a side of what several processes share out to validate
+# Keys that a resumed run may have another value of: those that help against numbers that are not finite.
+_CHANGEABLE = ("train.learning_rate", "train.precision")
+# With fp16, a step whose gradients are too large is left out, and gradients are made half as large from there on. When
+# they were made smaller than this, they are not too large, but no numbers.
+_LEAST_SCALE = 2.0**-16
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -99,7 +104,8 @@ def train(
     output
         The run folder; by default ``runs/NAME``, and of a fold ``runs/NAME-fold0of5``. Made where its parent exists.
     resume
-        Go on after the last finished epoch of this folder's run.
+        Go on after the last finished epoch of this folder's run, with the same recipe; `train.learning_rate` and
+        `train.precision` may be others.
     overwrite
         Start anew where the folder holds a run.
     overrides
@@ -117,6 +123,8 @@ def train(
     ------
     UsageError, DataError
         The recipe, the data or the folder do not allow it.
+    TrainingError
+        A loss, the gradients or a weight are not finite numbers. Checkpoints of epochs before are kept.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
@@ -158,11 +166,11 @@ def _train(
     data = _Loaders(recipe, tiles, accelerator)
     best, last = folder / _BEST, folder / LAST
     kept = best if recipe.train.keep == "best" else last
-    if not resume and _is_first(recipe):
-        _begin(folder, recipe)
+    if _is_first(recipe):
+        _begin(folder, recipe, resume=resume)
     # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best,
     # which is therefore written first.
-    callbacks: list[Callback] = [_Log(folder / LOG)]
+    callbacks: list[Callback] = [_Finite(last, precision), _Log(folder / LOG)]
     if kept == best:
         callbacks.append(
             ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False)
@@ -330,15 +338,19 @@ def _check_folder(
     stored = folder / RECIPE
     if resume:
         if not (folder / LAST).is_file():
-            raise UsageError(f"{folder}: holds no run with a finished epoch to resume; start it without --resume")
-        if not is_run_of(folder, recipe):
+            raise UsageError(
+                f"{folder}: holds no run with a finished epoch to resume" + ways("start it without --resume")
+            )
+        before, now = (_without_changeable(yaml.safe_load(text)) for text in (stored.read_text(), _text(recipe)))
+        if before != now:
             raise RecipeError(
-                f"{folder}: was started with another recipe ({_first_difference(stored.read_text(), _text(recipe))}); "
-                "resume with the same recipe, or train into another folder"
+                f"{folder}: was started with another recipe ({_first_difference(before, now)}); resume with the same "
+                f"recipe (only {' and '.join(_CHANGEABLE)} may differ), or train into another folder"
             )
     elif stored.exists() and not overwrite:
         raise OutputExistsError(
-            f"{folder}: holds a run already; --resume goes on with it, --overwrite starts anew, -o names another folder"
+            f"{folder}: holds a run already"
+            + ways("go on with it (--resume)", "start anew (--overwrite)", "name another folder (--output)")
         )
     return folder
 
@@ -348,10 +360,10 @@ def is_run_of(folder: Path, recipe: Recipe) -> bool:
     return (folder / RECIPE).read_text() == _text(recipe)
 
 
-def _begin(folder: Path, recipe: Recipe) -> None:
+def _begin(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Make the run folder; what an older run left to resume goes, its results stay until there are new ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG):
+    for old in () if resume else (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG):
         old.unlink(missing_ok=True)
     with staged(folder / RECIPE) as part:
         part.write_text(_text(recipe))
@@ -359,6 +371,14 @@ def _begin(folder: Path, recipe: Recipe) -> None:
 
 def _text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+
+
+def _without_changeable(raw: dict[str, Any]) -> str:
+    """Write what has to be the same when a run is resumed."""
+    for key in _CHANGEABLE:
+        part, name = key.split(".")
+        raw[part].pop(name, None)
+    return yaml.safe_dump(raw, sort_keys=False)
 
 
 def _first_difference(old: str, new: str) -> str:
@@ -400,6 +420,7 @@ class _Training(lightning.LightningModule):
         setup = self.recipe.train
         self._loss = combined(setup.loss, segmenter.task, weights, setup.label_smoothing)
         self._confusion = Confusion(segmenter.task)
+        self.gradient = torch.zeros(())  # its norm in the last step, before clipping
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
@@ -425,6 +446,15 @@ class _Training(lightning.LightningModule):
         loss: Tensor = self._loss(logits, planes)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
         return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        assert gradient_clip_val is not None
+        self.gradient = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def validation_step(self, *_: Any) -> None:
         """Score the weights as `_finish` does and as maps will be made: same windows, blend and precision."""
@@ -455,6 +485,16 @@ class _Training(lightning.LightningModule):
             raise UsageError(
                 f"the run was started on {before} devices, here are {now}; resume it on as many (train.devices)"
             )
+        if found := not_finite(checkpoint["state_dict"]):
+            raise TrainingError(
+                f"the last epoch cannot be resumed: it holds {found}" + ways("start anew (--overwrite)")
+            )
+        # A checkpoint holds the learning rate that it was made with.
+        [schedule], [optimizer] = checkpoint["lr_schedulers"], checkpoint["optimizer_states"]
+        wanted, former = self.recipe.train.learning_rate, schedule["base_lrs"][0]
+        for group in optimizer["param_groups"]:
+            group |= {"lr": group["lr"] * (wanted / former), "initial_lr": wanted}
+        schedule["base_lrs"] = [wanted] * len(schedule["base_lrs"])
 
     def configure_optimizers(self) -> Any:
         setup = self.recipe.train
@@ -515,6 +555,54 @@ def shared_out(areas: Sequence[Area], rank: int, world: int) -> list[tuple[Area,
         if number % world == rank:
             mine.setdefault(place, []).append(window)
     return [(areas[place], windows) for place, windows in mine.items()]
+
+
+class _Finite(Callback):
+    """Stops a training at the first loss, gradient or weight that is not a finite number.
+
+    Parameters
+    ----------
+    last
+        The checkpoint of the last finished epoch. Weights are looked at before it is written.
+    precision
+        Of the training.
+    """
+
+    def __init__(self, last: Path, precision: str) -> None:
+        self._last, self._precision = last, precision
+        self._before: list[tuple[int, str, Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, _Training)
+        values = [(batch_idx, "the loss", outputs["loss"])]
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None or scaler.get_scale() < _LEAST_SCALE:
+            values.append((batch_idx, "the norm of the gradients", pl_module.gradient))
+        # Of the step before: a GPU, which is at work on this one, need not be waited for.
+        for step, what, value in self._before + (values if trainer.is_last_batch else []):
+            if not math.isfinite(value):
+                self._stop(trainer, f"step {step + 1} of {trainer.num_training_batches}: {what} is {value:g}")
+        self._before = [] if trainer.is_last_batch else values
+        if trainer.is_last_batch and (found := not_finite(pl_module.state_dict())):
+            self._stop(trainer, f"whose last step left {found}")
+
+    def _stop(self, trainer: lightning.Trainer, what: str) -> None:
+        assert isinstance(trainer.lightning_module, _Training)
+        setup, done = trainer.lightning_module.recipe.train, trainer.current_epoch
+        lower = f"lower train.learning_rate (it is {setup.learning_rate:g})"
+        if self._precision != "fp32":
+            lower += f" or set train.precision: fp32 (it is {self._precision})"
+        kept = done > 0 and self._last.is_file()
+        where = f"epoch {done} is kept in {self._last}" if kept else "no epoch was finished before"
+        raise TrainingError(
+            f"training stopped in epoch {done + 1}, {what}; {where}"
+            + ways(
+                *([f"{lower} and go on after epoch {done} (--resume)"] if kept else []),
+                f"{lower} and start anew (--overwrite)",
+            )
+        )
 
 
 class _Log(Callback):

@@ -261,6 +261,86 @@ def test_what_cannot_be_read_is_told_and_leaves_nothing(tmp_path, write_raster):
     assert [len(list(entry.path.glob("*.npy"))) for entry in entries()] == [2]  # the scene whose labels are wrong
 
 
+def cut(file, random, _):
+    os.truncate(file, random.integers(file.stat().st_size))
+
+
+def flip(file, random, _):
+    content = bytearray(file.read_bytes())
+    content[random.integers(len(content))] ^= 1 << random.integers(8)
+    file.write_bytes(content)
+
+
+def lengthen(file, *_):
+    file.write_bytes(file.read_bytes() + b"x")
+
+
+def remove(file, *_):
+    file.unlink()
+
+
+def exchange(file, _, other):
+    file.write_bytes((other / file.name).read_bytes())
+
+
+def exchange_all(file, _, other):
+    for one in file.parent.iterdir():
+        one.write_bytes((other / one.name).read_bytes())
+
+
+FILES = {"scene": ("pixels.npy", "valid.npy", "checksums.json"), "labels": ("planes.npy", "checksums.json")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "attack"),
+    [
+        (kind, name, attack)
+        for kind, names in FILES.items()
+        for name in names
+        for attack in (cut, flip, lengthen, remove, exchange, exchange_all)
+        if (name, attack) != ("valid.npy", exchange)  # the two scenes have the same
+    ],
+)
+def test_a_damaged_entry_is_told_and_made_anew(tmp_path, kind, name, attack):
+    """Another entry of the same kind has files of the same sizes."""
+    for place, seed in (("mine", 0), ("other", 1)):
+        write_pair(tmp_path / place, "binary", "a", height=40, width=50, seed=seed)
+
+    def read(place, own):
+        recipe = recipe_for(tmp_path / place, "binary")
+        [sample] = resolve(recipe.data.train, recipe.data, recipe.task, own).samples
+        tile = sample.scene.read()
+        return tile.pixels, tile.valid, sample.labels.read(sample.scene.grid.whole)
+
+    truth, found = read("mine", None), []
+    for place in ("mine", "other"):
+        with Cache.opened(GIGABYTES) as own:
+            read(place, own)
+        new = [entry.path for entry in entries() if entry.path not in found]
+        found += sorted(new, key=lambda entry: (entry / "planes.npy").exists())
+    mine, other = (found[number + (kind == "labels")] for number in (0, 2))
+    random = np.random.default_rng(0)
+    for _ in range(5 if attack in (cut, flip) else 1):
+        attack(mine / name, random, other)
+        message = rf"a(\.tif)?: its entry in the cache is damaged \({mine}.*\); it is made anew$"
+        with Cache.opened(GIGABYTES) as own, pytest.warns(UserWarning, match=message) as told:
+            anew = read("mine", own)
+        assert len(told) == 1
+        for one, same in zip(truth, anew, strict=True):
+            np.testing.assert_array_equal(one, same)
+        with Cache.opened(GIGABYTES) as own:
+            read("mine", own)  # without a warning
+
+
+def test_a_damaged_entry_that_another_process_uses_is_not_read(write_raster):
+    scene = Scene.of(write_raster("scene.tif", noise("uint8")))
+    with Cache.opened(GIGABYTES) as first, Cache.opened(GIGABYTES) as second:
+        entry = first.scene(scene).entry
+        flip(entry / "pixels.npy", np.random.default_rng(0), None)
+        with pytest.warns(UserWarning, match="damaged|another process uses the damaged entry.*read from its files"):
+            assert second.scene(scene) is scene
+
+
 def _take(path):
     with Cache.opened(GIGABYTES) as own:
         return float(own.scene(Scene.of(path)).read().pixels.sum())

@@ -516,3 +516,15 @@ def test_names_are_wrapped_by_their_width():
     assert all("".join(lines) == name for name, lines in wrapped.items() if " " not in name)
     assert charts._wrapped("many words " * 20).endswith(" …")
     assert charts._wrapped("many words " * 20).count("\n") == 2
+
+
+def test_of_many_classes_the_most_confused_are_shown_and_no_pixel_is_lost():
+    counts = np.diag(np.arange(300) + 1)
+    counts[7, 200] = counts[250, 3] = 99
+    labels, joined = charts._most_confused([f"c{number}" for number in range(300)], counts)
+    assert len(labels) == len(joined) == 30
+    assert {"c3", "c7", "c200", "c250"} < set(labels)
+    assert labels[-1] == "271 other classes"
+    assert joined.sum() == counts.sum()
+    assert joined[labels.index("c7"), labels.index("c200")] == joined[labels.index("c250"), labels.index("c3")] == 99
+    assert len(charts.svg(charts.confusion({"labels": [str(k) for k in range(300)], "matrix": counts}))) < 1e6

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from segkit.errors import MissingFileError, ModelFileError, RecipeError, SegkitError
-from segkit.model import Segmenter, load, read_header
+from segkit.model import Segmenter, load, not_finite, read_header
 
 ARCHITECTURES = {
     "unet": "tu-resnet10t",
@@ -149,6 +149,12 @@ BROKEN = {
     "bands": (lambda path, _, header, __: write(path, header | {"mean": [1]}), "cannot use its header"),
     "reach": (lambda path, _, header, __: write(path, header | {"reach": -1}), "its header is damaged: reach is -1, "),
     "weights": (lambda path, _, header, __: write(path, header), "its weights do not fit its recipe"),
+    "mean": (lambda path, _, header, __: write(path, header | {"mean": [1, 1, np.inf]}), "mean of band b3 is inf"),
+    "std": (lambda path, _, header, __: write(path, header | {"std": [1, np.nan, 1]}), "deviation of band b2 is nan"),
+    "calibration": (
+        lambda path, _, header, __: write(path, header | {"calibration": {"scale": [np.nan], "shift": [0]}}),
+        "its header is damaged: calibration is",
+    ),
 }
 
 
@@ -165,6 +171,29 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path, stored, breaking, messag
         load(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path, stored, value):
+    _, header, weights = stored
+    weights = {name: tensor.clone() for name, tensor in weights.items()}
+    first, *_, last = (name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[first].view(-1)[-1] = weights[last].view(-1)[0] = value
+    whole = sum(tensor.numel() for tensor in weights.values())
+    path = tmp_path / "bad.safetensors"
+    found = f"2 of {whole:,} weights that are not finite numbers \\(first in {first}\\); train the model again"
+    model = segmenter(tmp_path)
+    model.load_state_dict(weights)
+    with pytest.raises(ModelFileError, match=f"^{path}: is not written: it would hold {found}$"):
+        model.save(path)
+    assert list(tmp_path.iterdir()) == []
+    save_file(weights, path, metadata={"segkit": json.dumps(header)})
+    with pytest.raises(ModelFileError, match=f"^{path}: holds {found}$"):
+        load(path)
+
+
+def test_large_weights_whose_sum_overflows_are_finite(tmp_path):
+    assert not_finite({"a": torch.full((9,), 3e38), "b": torch.arange(3)}) is None
 
 
 def test_a_model_that_is_not_there(tmp_path):
@@ -274,6 +303,14 @@ def test_weights_of_a_deeper_encoder_are_refused(tmp_path):
     torch.save(state("resnet34"), tmp_path / "w.pth")
     with pytest.raises(ModelFileError, match="has unknown 96 of 120 weights"):
         segmenter(tmp_path, encoder="resnet18", options={}, encoder_weights=str(tmp_path / "w.pth"))
+
+
+def test_weights_of_an_encoder_that_are_not_finite_are_refused(tmp_path):
+    weights = state()
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ModelFileError, match=r"w.pth: holds 1 of .* not finite .*; name another file in model.encoder"):
+        segmenter(tmp_path, encoder_weights=str(tmp_path / "w.pth"))
 
 
 def test_a_file_of_weights_that_is_text_or_missing(tmp_path):

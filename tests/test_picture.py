@@ -112,3 +112,9 @@ def test_which_bands_are_shown_follows_from_their_names_or_numbers(names, bands,
     assert view.bands == bands
     assert said in view.caption
     assert "mean ± 2 standard deviations" in view.caption
+
+
+def test_names_in_any_script_are_drawn_without_a_warning(tmp_path):
+    task = Task("binary", (LandClass("\u6c34 \u0baf\U00010330", 1),))
+    panels(tmp_path / "p.png", {"\u6c34": np.zeros((4, 4, 3))}, task)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -318,10 +318,13 @@ def test_files_on_different_grids_are_refused(write_raster):
         Scene.of([a, b])
     assert str(caught.value) == (
         f"{a} and {b} lie on different grids (transform (10, 0, 600000, 0, -10, 9000000) against "
-        "(10, 0, 600010, 0, -10, 9000000)); a scene has one grid: warp one of them, or set resample: true"
+        "(10, 0, 600010, 0, -10, 9000000)); a scene has one grid; warp one of them (gdalwarp), or set "
+        "data.resample: true"
     )
     nowhere = write_raster("c.tif", COUNT, crs=None)
-    with pytest.raises(GridError, match=r"without a CRS on both .*a\.tif and .*c\.tif neither can be resampled"):
+    with pytest.raises(
+        GridError, match=r"a\.tif and .*c\.tif lie on different grids .* has no CRS, so it cannot be resampled"
+    ):
         Scene.of([a, nowhere], resample=True)
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import lightning.pytorch as lightning
 import numpy as np
@@ -13,21 +14,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
-from synthetic import place, read_whole, recipe_for, write_pair, write_pairs, write_raster
+from synthetic import place, read_whole, recipe_for, segmenter, write_pair, write_pairs, write_raster
 
 from segkit.calibration import CalibrationFit
 from segkit.data.sources import resolve
 from segkit.data.split import whole
 from segkit.data.tiles import TrainTiles
 from segkit.decide import Decider
-from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
+from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError
 from segkit.evaluate import evaluate
 from segkit.losses import LOSSES
 from segkit.model import load, read_header
 from segkit.predict import predict
 from segkit.recipe import Recipe
 from segkit.task import IGNORE
-from segkit.train import _Log, _quiet_lightning, areas, read_log, train, with_fold
+from segkit.train import _Finite, _Log, _quiet_lightning, _Training, areas, read_log, train, with_fold
 
 KINDS = ["binary", "multiclass", "multilabel"]
 LONG = {"epochs": 3, "steps": 20}
@@ -258,12 +259,100 @@ def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
 def test_resume_needs_a_run_of_the_same_recipe(data, tmp_path, runs):
     with pytest.raises(UsageError, match="holds no run with a finished epoch to resume; start it without --resume"):
         train(recipe_for(data["binary"], "binary"), tmp_path / "none", resume=True)
-    with pytest.raises(RecipeError, match=r"'learning_rate: 0\.01' then, 'learning_rate: 0\.02' now"):
+    with pytest.raises(RecipeError, match=r"'seed: 0' then, 'seed: 1' now.*same recipe \(only train.learning_rate and"):
         train(
-            recipe_for(data["binary"], "binary", train=LONG | {"learning_rate": 0.02}),
+            recipe_for(data["binary"], "binary", train=LONG | {"seed": 1}),
             runs["binary"].folder,
             resume=True,
         )
+
+
+def spoil(monkeypatch, step, what):
+    """Let a training go wrong at a step (counted from 0)."""
+    own = _Training.training_step
+
+    def spoiled(module, batch, number):
+        loss = own(module, batch, number)
+        if module.global_step != step:
+            return loss
+        if what == "the loss":
+            return loss * torch.inf
+        if what == "the norm of the gradients":
+            weight = next(module.parameters())
+            weight.register_hook(lambda gradient: torch.full_like(gradient, torch.nan))
+        else:
+            norm = next(one for one in module.modules() if isinstance(one, torch.nn.BatchNorm2d))
+            norm.running_mean.data.fill_(torch.nan)  # which no loss in training shows
+        return loss
+
+    monkeypatch.setattr(_Training, "training_step", spoiled)
+
+
+WRONG = {"the loss": (3, 4, 5), "the norm of the gradients": (4,), "weights": (5,)}
+
+
+@pytest.mark.parametrize(("what", "step"), [(what, step) for what, steps in WRONG.items() for step in steps])
+def test_a_training_stops_where_numbers_are_not_finite_and_goes_on_with_a_lower_rate(
+    data, tmp_path, monkeypatch, what, step
+):
+    """In the second epoch of three steps: the first one's checkpoint stays as it was."""
+    recipe = recipe_for(data["binary"], "binary", train={"epochs": 3})
+    kept = tmp_path / "run/checkpoints/last.ckpt"
+    with monkeypatch.context() as patch:
+        spoil(patch, step, what)
+        with pytest.raises(TrainingError) as caught:
+            train(recipe, tmp_path / "run")
+    message = str(caught.value)
+    place = "whose last step left " if what == "weights" else f"step {step - 2} of 3: {what} is "
+    assert message.startswith(f"training stopped in epoch 2, {place}")
+    assert "lower train.learning_rate (it is 0.01)" in message
+    assert f"go on after epoch 1, which is kept in {kept} (--resume)" in message
+    assert "fp32" not in message  # which it is
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "log.csv", "recipe.yaml"}
+    for checkpoint in kept.parent.iterdir():
+        assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    lower = recipe_for(data["binary"], "binary", train={"epochs": 3, "learning_rate": 0.004, "precision": "auto"})
+    run = train(lower, tmp_path / "run", resume=True)
+    assert Recipe.load(run.folder / "recipe.yaml") == lower
+    rates = [row["learning_rate"] for row in read_log(run.folder / "log.csv")]
+    straight = [0.01 * 0.5 * (1 + np.cos(np.pi * (done - 1) / 8)) for done in (3, 6, 9)]  # one step of nine warms up
+    np.testing.assert_allclose(rates, np.array(straight) * [1, 0.4, 0.4], atol=1e-8)
+
+
+def test_nothing_is_kept_of_a_first_epoch_that_goes_wrong(data, tmp_path):
+    raw = recipe_for(data["binary"], "binary", train={"learning_rate": 1e30, "keep": "last"}).to_dict()
+    raw["data"]["val"] = None
+    with pytest.raises(TrainingError, match=r"epoch 1, step 2 of 3: the loss is nan; .*no epoch was finished before"):
+        train(Recipe.from_dict(raw), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.yaml"]
+
+
+def test_an_epoch_that_is_not_finite_is_not_resumed(data, tmp_path):
+    recipe = recipe_for(data["binary"], "binary", train={"epochs": 1})
+    last = train(recipe, tmp_path / "run").folder / "checkpoints/last.ckpt"
+    stored = torch.load(last, weights_only=True)
+    next(iter(stored["state_dict"].values())).fill_(torch.nan)
+    torch.save(stored, last)
+    with pytest.raises(TrainingError, match=r"cannot be resumed: it holds .* not finite .*; start anew"):
+        train(recipe, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(65_536.0, False), (1.0, False), (2.0**-20, True)])
+def test_steps_that_fp16_leaves_out_are_no_failure(data, tmp_path, scale, stops):
+    """Its gradients are infinite where their scale is too large; the scaler leaves the step out and halves it."""
+    module = _Training(segmenter(tmp_path), None)
+    module.gradient = torch.tensor(torch.inf)
+    scaler = SimpleNamespace(get_scale=lambda: scale)
+    trainer = SimpleNamespace(
+        precision_plugin=SimpleNamespace(scaler=scaler), is_last_batch=True, num_training_batches=1, current_epoch=0
+    )
+    trainer.lightning_module = module
+    watch = _Finite(tmp_path / "last.ckpt", "fp16")
+    if not stops:
+        watch.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, None, 0)
+        return
+    with pytest.raises(TrainingError, match=r"gradients is inf; .* or set train.precision: fp32 \(it is fp16\)"):
+        watch.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, None, 0)
 
 
 def contents(folder):
@@ -272,7 +361,9 @@ def contents(folder):
 
 def test_a_run_is_not_overwritten_by_accident(data, runs):
     before = contents(runs["binary"].folder)
-    with pytest.raises(OutputExistsError, match="holds a run already; --resume goes on with it, --overwrite starts"):
+    with pytest.raises(
+        OutputExistsError, match=r"holds a run already; go on with it \(--resume\), or start anew \(--overwrite\)"
+    ):
         train(recipe_for(data["binary"], "binary"), runs["binary"].folder)
     assert contents(runs["binary"].folder) == before
 

@@ -3,6 +3,8 @@
 An entry is a folder of .npy files, named by a digest of what was decoded: the bytes of the files, or the version that
 a server tells of a remote one, and how they are read.
 So a changed file is another entry, and runs share what they have in common. What was used longest ago goes first.
+
+An entry holds the checksums of its files. They are compared when it is opened; what is damaged is decoded anew.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import secrets
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -37,9 +40,11 @@ from segkit.remote import Remote
 _FORMAT = 1
 _GIGABYTE = 10**9
 _PIXELS, _VALID, _PLANES = "pixels.npy", "valid.npy", "planes.npy"
+_SUMS = "checksums.json"
 # Types that float32 holds exactly; others are kept as float32, which is how they are read.
 _SMALL = {"uint8", "int8", "uint16", "int16"}
 _STRIP_PIXELS = 2**22
+_CHUNK = 2**20  # bytes read at once for a checksum; more fall out of the processor's cache
 _OPEN_ARRAYS = 512
 _FREE_SHARE = 0.05  # of a disk, which is left free
 
@@ -156,9 +161,15 @@ class Cache:
     def _entry(self, key: str, size: int, name: str, write: Callable[[Path], None]) -> Path | None:
         """Return an entry that is there or can be made, and hold it until the cache is closed."""
         entry = self._folder / key
-        if self._hold(entry):
+        damage = self._hold(entry)
+        if damage is None:
             return entry
         try:
+            if damage:
+                warnings.warn(f"{name}: its entry in the cache is damaged ({damage}); it is made anew", stacklevel=4)
+                _mapped.cache_clear()  # of this process; what it has mapped may be the damaged files
+                if not _remove(entry) and entry.is_dir():
+                    raise BlockingIOError("another process uses the damaged entry")
             self._folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(size):
                 warnings.warn(
@@ -171,6 +182,7 @@ class Cache:
                 arrays = part / "arrays"
                 arrays.mkdir()
                 write(arrays)
+                (arrays / _SUMS).write_text(json.dumps(_checksums(arrays, key)))
                 for file in (*arrays.iterdir(), arrays):
                     sync(file)
                 try:
@@ -178,9 +190,10 @@ class Cache:
                 except OSError:
                     if not entry.is_dir():  # else another run was faster
                         raise
-            if self._hold(entry):
+            why = self._hold(entry)
+            if why is None:
                 return entry
-            why = "somebody removes it"
+            why = why or "another process has removed it"
         except SegkitError:
             raise
         except OSError as error:
@@ -188,16 +201,20 @@ class Cache:
         warnings.warn(f"{self._folder}: cannot keep {name} ({why}); it is read from its files", stacklevel=4)
         return None
 
-    def _hold(self, entry: Path) -> bool:
-        """Keep others from removing an entry; false where it is not there."""
+    def _hold(self, entry: Path) -> str | None:
+        """Keep others from removing a sound entry; else say what is damaged, and nothing where it is not there."""
         if not entry.is_dir():
-            return False
+            return ""
         try:
-            self._held.enter_context(locked(entry, shared=True))
-            os.utime(entry)
+            with ExitStack() as own:
+                own.enter_context(locked(entry, shared=True))
+                os.utime(entry)
+                damage = _damage(entry)
+                if damage is None:
+                    self._held.enter_context(own.pop_all())
+                return damage
         except OSError:  # it is just being removed, or somebody else's
-            return False
-        return True
+            return ""
 
     def _make_room(self, size: int) -> bool:
         """Remove entries that were not used for longest until there is room; false where that does not do."""
@@ -251,6 +268,31 @@ def _mapped(entry: Path, name: str) -> NDArray[Any]:
     """Map an array into memory; processes that are forked share it, others map it again."""
     # Slices of a plain array take a third of the time of those of a memmap.
     return np.load(entry / name, mmap_mode="r").view(np.ndarray)  # type: ignore[no-any-return]
+
+
+def _checksums(folder: Path, key: str) -> dict[str, str | int]:
+    """Return the CRC-32 of each array in a folder, and the name of the entry, lest it be taken for another one."""
+    sums: dict[str, str | int] = {"name": key}
+    buffer = memoryview(bytearray(_CHUNK))
+    for path in sorted(folder.glob("*.npy")):
+        sums[path.name] = 0
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                sums[path.name] = zlib.crc32(buffer[:size], int(sums[path.name]))
+    return sums
+
+
+def _damage(entry: Path) -> str | None:
+    """Say what of an entry is not as it was written; None where all is."""
+    try:
+        written, found = json.loads((entry / _SUMS).read_bytes()), _checksums(entry, entry.name)
+    except (OSError, ValueError):
+        return f"{entry} has no readable {_SUMS}"
+    if written == found:
+        return None
+    names = sorted(found.keys() | dict(written).keys()) if isinstance(written, dict) else []
+    wrong = [name for name in names if written.get(name) != found.get(name)]
+    return f"{entry}: {', '.join(wrong) or _SUMS} is not as it was written"
 
 
 def _write_scene(scene: Scene, folder: Path, kept: np.dtype[Any], *, show: bool) -> None:

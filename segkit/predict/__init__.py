@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError
+from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError, ways
 from segkit.files import check_output, check_parent, existing, remove_leftovers
 from segkit.memory import return_memory
 from segkit.predict.summary import Summary, peak_memory
@@ -363,7 +363,7 @@ def _finished(job: _Job, request: dict[str, Any], *, overwrite: bool) -> Summary
             other = sorted(key for key in request if made.get(key) != request[key]) if made else ()
             why = f", made with other settings ({', '.join(other)})" if other else ""
             raise OutputExistsError(
-                f"{path} is there already{why}; add --overwrite to replace it, or name another file"
+                f"{path} is there already{why}" + ways("add --overwrite to replace it", "name another file")
             )
     if len(found) < len(job.rasters):
         if job.vector is not None:

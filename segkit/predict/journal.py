@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segkit.errors import OutputError, OutputExistsError, SegkitError
+from segkit.errors import OutputError, OutputExistsError, SegkitError, ways
 from segkit.files import discard, locked, remove_leftovers, scratch, staged, sync
 
 _REQUEST = "request.json"
@@ -236,7 +236,7 @@ class Journal:
             )
             raise OutputExistsError(
                 f"{self._target}: {len(bands)} finished band(s) of another request are in {self._folder} "
-                f"({difference}); run the same command to continue, or add --overwrite to start afresh"
+                f"({difference})" + ways("run the same command to continue", "add --overwrite to start afresh")
             )
         self._start(None)
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from segkit.errors import SegkitError
+from segkit.errors import SegkitError, ways
 from segkit.raster import Tile
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class Runner:
             else:
                 height, width = part[0].valid.shape
                 raise TileTooLarge(
-                    f"a window of {height} x {width} pixels is more than the {self.device.type} has memory for; "
-                    "pass a smaller --tile"
+                    f"a window of {height} x {width} pixels is more than the {self.device.type} has memory for"
+                    + ways("pass a smaller --tile", "compute on another device")
                 )
         return done[0] if len(done) == 1 else torch.cat(done)
 

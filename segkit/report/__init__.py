@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segkit.errors import OutputExistsError, UsageError
+from segkit.errors import OutputExistsError, UsageError, ways
 from segkit.files import check_folder, check_output, staged
 from segkit.raster import PathLike
 
@@ -122,11 +122,15 @@ def report(
 
 def _outputs(output: PathLike | None, png: PathLike | None, *, overwrite: bool) -> tuple[Path | None, Path | None]:
     if output is None and png is None:
-        raise UsageError("nothing to write; name a page (-o report.html), a folder for pictures (--png DIR), or both")
+        raise UsageError(
+            "nothing to write" + ways("name a page (--output report.html)", "a folder for pictures (--png DIR)", "both")
+        )
     target = None if output is None else check_output(output, overwrite=overwrite)
     if target is not None and target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{target}: a report is a page; name a file that ends in .html")
     folder = None if png is None else check_folder(png, "pictures")
     if folder is not None and folder.is_dir() and not overwrite and any(folder.glob("*.png")):
-        raise OutputExistsError(f"{folder}: holds pictures already; add --overwrite to replace those of one name")
+        raise OutputExistsError(
+            f"{folder}: holds pictures already" + ways("add --overwrite to replace those of one name")
+        )
     return target, folder

@@ -15,7 +15,7 @@ from queue import Queue
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import UsageError
+from segkit.errors import UsageError, ways
 from segkit.geopackage import add_styles
 from segkit.vector.plan import Found, Plan, Sink
 
@@ -172,7 +172,7 @@ def geopackage(plan: Plan) -> Iterator[Sink]:
     if twins:
         raise UsageError(
             f"{plan.path.name}: a GeoPackage cannot hold {' and '.join(twins)} as layers, whose names differ in "
-            "upper and lower case only; write a GeoParquet (.parquet) instead, or rename a class (--names)"
+            "upper and lower case only" + ways("write a GeoParquet (.parquet) instead", "rename a class (--names)")
         )
     with _configured(_SPARING), _driven(plan, driver="GPKG") as write:
         yield write
@@ -213,7 +213,8 @@ def shapefile(plan: Plan) -> Iterator[Sink]:
         if plan.crs is not None:
             plan.crs.to_wkt("WKT1_ESRI")
     except CRSError:
-        raise UsageError(f"{name}: a shapefile has no way to say this CRS; {_WAY_OUT}, or use --to-crs") from None
+        advice = ways(_WAY_OUT, "use --to-crs")
+        raise UsageError(f"{name}: a shapefile has no way to say this CRS{advice}") from None
     rows, longest, shapes = 0, 80, 100  # a text field's least width, a file's header
 
     def checked(table: Table, layer: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.errors import OutputError, OutputExistsError, SegkitError, UsageError
+from segkit.errors import OutputError, OutputExistsError, SegkitError, UsageError, ways
 from segkit.files import check_output, staged
 from segkit.geopackage import begin, verify
 from segkit.grid import Grid
@@ -357,7 +357,7 @@ def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> N
             raise OutputError(f"{name}: the columns {', '.join(columns)} read back as {', '.join(found.columns)}")
         if plan.crs is not None and not _same_crs(plan.crs, found.crs):
             raise OutputError(
-                f"{name}: the CRS {plan.crs.name} does not read back; write another format, or use --to-crs"
+                f"{name}: the CRS {plan.crs.name} does not read back" + ways("write another format", "use --to-crs")
             )
 
 
