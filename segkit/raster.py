@@ -364,10 +364,15 @@ class Scene:
             return reader.read(window or self.grid.whole)
 
 
-def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> WarpedVRT:
-    """Present an open raster on another grid; what lies outside of it is no data."""
+def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
+    """Present an open raster on another grid; outside of it there is no data, nor where the declared value says so."""
     # GDAL shows what a no-data value or an alpha band hides; a mask band it heeds, but does not pass on.
     masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
+    if ignore_nodata:
+        return WarpedVRT(
+            dataset, crs=grid.crs, transform=grid.transform, height=grid.height, width=grid.width,
+            resampling=resampling, src_nodata=None, nodata=None, add_alpha=True,
+        )  # fmt: skip
     return WarpedVRT(
         dataset,
         crs=grid.crs,
