@@ -74,6 +74,13 @@ class Allocation(StrEnum):
     NEYMAN = "neyman"
 
 
+class NoData(StrEnum):
+    """What label pixels are whose value is a code and declared as no data."""
+
+    CODE = "code"
+    IGNORE = "ignore"
+
+
 class DemoTask(StrEnum):
     """Tasks of the sample landscape."""
 
@@ -88,6 +95,13 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: train.epochs=3. May be repeated.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")]
+Force = Annotated[bool, typer.Option("--force", help="Train in spite of what check calls a problem.")]
+LabelNoData = Annotated[
+    NoData | None,
+    typer.Option(
+        "--nodata", help="Label pixels of a class's value that is declared as no data: this code, or unknown."
+    ),
+]
 Tile = Annotated[int | None, typer.Option(help="Side of the windows that the network sees at most, in pixels.")]
 Overlap = Annotated[int | None, typer.Option(help="Pixels that neighbouring windows share at least.")]
 OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
@@ -151,6 +165,7 @@ def train(
         typer.Option(metavar="K/N", help="Validate on one of N folds, 0/N to N-1/N, of the training scenes."),
     ] = None,
     set_: Set = None,
+    force: Force = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model: RUN/model.safetensors, RUN/metrics.json, the log and its picture."""
@@ -159,7 +174,14 @@ def train(
     from segkit.train import train as run
 
     result = run(
-        recipe, output, resume=resume, overwrite=overwrite, overrides=set_ or (), fold=fold, show_progress=True
+        recipe,
+        output,
+        resume=resume,
+        overwrite=overwrite,
+        overrides=set_ or (),
+        fold=fold,
+        force=force,
+        show_progress=True,
     )
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return  # the first process of several speaks for all
@@ -185,6 +207,7 @@ def compare(
         list[str] | None, typer.Option(metavar="K/N,...", help="Each variant is trained in each fold. Repeatable.")
     ] = None,
     set_: Set = None,
+    force: Force = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a recipe in variants, with several seeds: scores with their spread, cost, and agreement."""
@@ -199,6 +222,7 @@ def compare(
         seeds=[_seed(text) for text in _listed(seeds)],
         folds=[each for text in fold or () for each in _listed(text)],
         overrides=set_ or (),
+        force=force,
         overwrite=overwrite,
         show_progress=True,
     )
@@ -242,6 +266,7 @@ def evaluate(
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
+    nodata: LabelNoData = None,
     boundary: Annotated[str, typer.Option(metavar="WIDTH", help="Width of boundaries: 20m, 2px.")] = "2px",
     objects: Annotated[str, typer.Option(metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")] = "1px",
     ignore: Annotated[
@@ -258,7 +283,6 @@ def evaluate(
     """Score a model or maps on labelled scenes: IoU, F1, boundaries, objects, calibration, confusion, intervals."""
     from segkit.evaluate import evaluate as run
     from segkit.files import existing
-    from segkit.recipe import LabelSource
 
     is_model = existing(model, "model file or map").suffix.lower() == ".safetensors"
     if is_model and not images:
@@ -271,7 +295,7 @@ def evaluate(
     result = run(
         model,
         None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
-        labels if field is None else LabelSource(path=labels, field=field),
+        _labels(labels, field, nodata),
         output,
         boundary=boundary,
         objects=objects,
@@ -285,6 +309,14 @@ def evaluate(
         show_progress=True,
     )
     _print_metrics(result)
+
+
+def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
+    from segkit.recipe import LabelSource
+
+    if field is None and nodata is None:
+        return path
+    return LabelSource(path=str(path), field=field, nodata=None if nodata is None else nodata.value)
 
 
 @app.command()
@@ -415,6 +447,7 @@ def report(
         Path | None, typer.Option(parser=located, help="Of the map: its labels; with them it is scored.")
     ] = None,
     field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
+    nodata: LabelNoData = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Of the map: probabilities as predict wrote them.")
     ] = None,
@@ -429,17 +462,17 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Make one page that opens offline: scores, charts, areas, worst windows, and a map to pan and zoom."""
-    from segkit.recipe import LabelSource
     from segkit.report import report as run
 
-    if field is not None and labels is None:
-        raise typer.BadParameter("belongs to labels, and there are none (--labels)", param_hint="--field")
+    if labels is None and (field or nodata):
+        name = "--field" if field else "--nodata"
+        raise typer.BadParameter("belongs to labels, and there are none (--labels)", param_hint=name)
     result = run(
         sources,
         output,
         png=png,
         images=images,
-        labels=LabelSource(path=str(labels), field=field) if field is not None else labels,
+        labels=labels if labels is None else _labels(labels, field, nodata),
         probabilities=probabilities,
         names=names,
         ignore=ignore or (),

@@ -33,7 +33,7 @@ from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.recipe import Recipe, parse_yaml, put
 from segkit.task import IGNORE
-from segkit.train import LAST, METRICS, MODEL, RECIPE, areas, check_names, is_run_of, train, with_fold
+from segkit.train import LAST, METRICS, MODEL, RECIPE, check_names, examined, is_run_of, train, with_fold
 
 _SPENT = "spent.json"
 # Columns of the table: what each is called, and where it is found in a trial.
@@ -154,6 +154,7 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     folds: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    force: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> Comparison:
@@ -179,6 +180,8 @@ def compare(
         "0/3", "1/3", ...: see `segkit.train.with_fold`; by default `data.val` is as in the recipe.
     overrides
         ``"train.epochs=3"`` and the like, for a recipe file.
+    force
+        Train in spite of what `segkit.check` calls a problem.
     overwrite
         Train anew what is there.
     show_progress
@@ -195,7 +198,7 @@ def compare(
     )
     folder = _check_folder(plans, output, overwrite=overwrite)
     with Cache.opened(base.data.cache, show_progress=show_progress) as cache:
-        ground = _Ground(cache)
+        ground = _Ground(cache, force=force)
         _check_alike(plans, ground)
         trials = []
         for number, plan in enumerate(plans, 1):
@@ -348,16 +351,18 @@ def _check_folder(plans: Sequence[_Plan], output: PathLike | None, *, overwrite:
 class _Ground:
     """What recipes train and validate on; opened once for all that share it."""
 
-    def __init__(self, cache: Cache | None) -> None:
-        self._cache = cache
-        self._known: dict[str, tuple[list[Area], list[Area]]] = {}
+    def __init__(self, cache: Cache | None, *, force: bool) -> None:
+        self._cache, self._force = cache, force
+        self._known: dict[str, tuple[Sequence[Area], Sequence[Area]]] = {}
 
-    def areas(self, recipe: Recipe) -> tuple[list[Area], list[Area]]:
-        """Return training and validation areas."""
+    def areas(self, recipe: Recipe) -> tuple[Sequence[Area], Sequence[Area]]:
+        """Return training and validation areas; refuse those with problems, unless they are to be put up with."""
         raw = recipe.to_dict()
         key = json.dumps([raw["data"], raw["task"] | {"head": None}, recipe.train.tile_size])
         if key not in self._known:
-            self._known[key] = areas(recipe, cache=self._cache)
+            found = examined(recipe, cache=self._cache)
+            found.refuse(force=self._force)
+            self._known[key] = found.training, found.validation
         return self._known[key]
 
     def told(self, recipe: Recipe) -> Any:
@@ -406,7 +411,8 @@ def _trial(plan: _Plan, *, overwrite: bool, show_progress: bool) -> Trial:
         plan.folder.parent.mkdir(parents=True, exist_ok=True)
         resume = not overwrite and plan.started and (plan.folder / LAST).is_file()
         with _clocked(spent, resume=resume):
-            train(plan.recipe, plan.folder, resume=resume, overwrite=True, show_progress=show_progress)
+            # What is wrong with the data was refused before any training.
+            train(plan.recipe, plan.folder, resume=resume, overwrite=True, force=True, show_progress=show_progress)
     cost = json.loads(spent.read_text()) if spent.is_file() else {"seconds": None, "cpu_seconds": None}
     metrics = json.loads((plan.folder / METRICS).read_text())
     return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **cost)

@@ -20,7 +20,7 @@ from segkit.data.cache import Cache
 from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, whole
 from segkit.decide import Decided, Decider, MapDecider, Predicted, map_task
-from segkit.errors import DataError
+from segkit.errors import DataError, LabelError
 from segkit.files import check_output, staged
 from segkit.grid import Grid
 from segkit.metrics import Confusion, Reliability, disagreement
@@ -88,7 +88,8 @@ def evaluate(
     Raises
     ------
     DataError
-        No scene has labels, or a scene does not have the model's bands.
+        No scene has labels, a scene does not have the model's bands, or labels declare as no data what is also a code
+        and do not say what it means (`LabelSource.nodata`).
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
     width, size = units.length(boundary, "boundary"), units.area(objects, "objects")
@@ -106,6 +107,7 @@ def evaluate(
         source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
         samples = labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
         decider = Decider(segmenter, Options(tile=tile, overlap=overlap, device=device, precision=precision))
+    refuse_doubts(samples)
     result = scores(decider, whole(samples), width, size, show_progress=show_progress)
     if target is not None:
         with staged(target) as part:
@@ -239,6 +241,18 @@ def labelled_samples(
         listed = ", ".join(str(path) for path in found.unmatched)
         print(f"{where}: left out, without a partner: {listed}", file=sys.stderr)
     return labelled
+
+
+def refuse_doubts(samples: Sequence[Sample]) -> None:
+    """Raise a LabelError where labels may not mean what they seem to, which scores would not show.
+
+    Training asks `segkit.check.examine`.
+    """
+    for sample in samples:
+        if sample.labels is not None and sample.labels.doubts:
+            raise LabelError(
+                f"{sample.labels.doubts[0]}; add --nodata code if such pixels are that, --nodata ignore if nobody knows"
+            )
 
 
 def score(decider: Decider, areas: Sequence[Area], *, show_progress: bool = False) -> Confusion:

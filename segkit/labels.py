@@ -14,8 +14,8 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,9 @@ class Labels(ABC):
         What was met on opening and dealt with: geometries repaired or skipped, a missing georeference.
     soft
         Whether planes are soft: shares of the channels' categories, instead of categories.
+    doubts
+        What may be wrong until somebody says which way it is meant: files that declare the value of a class, or of
+        background, as no data. Until then it counts as not known.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Labels(ABC):
     task: Task
     notes: tuple[str, ...]
     soft: bool
+    doubts: tuple[str, ...] = field(default=(), kw_only=True)
 
     def read(self, window: Window) -> NDArray[Any]:
         """Read the target planes of a window; `IGNORE` where not known, and outside the scene.
@@ -149,7 +153,8 @@ def open_labels(
     if len(parts) < 2:
         return parts[0] if parts else None
     names, notes = " and ".join(part.name for part in parts), tuple(note for part in parts for note in part.notes)
-    return _JoinedLabels(names, grid, task, notes, parts[0].soft, parts)
+    doubts = tuple(doubt for part in parts for doubt in part.doubts)
+    return _JoinedLabels(names, grid, task, notes, parts[0].soft, parts, doubts=doubts)
 
 
 def _paths(source: LabelSource) -> list[Path]:
@@ -162,6 +167,8 @@ def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], re
     if all(is_vector(path) for path in paths):
         if source.fractions:
             raise LabelError(f"{paths[0]}: fractions is for rasters of one band per class; remove it")
+        if source.nodata is not None:
+            raise LabelError(f"{paths[0]}: nodata is for label rasters; remove it")
         return _open_vector(paths, source, task, grid, ignore, classes)
     if len(paths) > 1:
         raise LabelError(f"{paths[0]} and {paths[1]}: a scene has one label raster, or vector files; name one file")
@@ -214,25 +221,48 @@ class _ClaimingLabels(Labels):
 
 @dataclass(frozen=True)
 class _LabelFile:
-    """One band of codes, or one band per class: what the file's mask or no-data value hides, and NaN, is not known."""
+    """One band of codes, or one band per class: what the file's mask or no-data value hides, and NaN, is not known.
+
+    `nodata` is the declared value where that decides what is hidden; `coded` says that it hides nothing.
+    """
 
     path: Path
     grid: Grid
     bands: tuple[int, ...]
     masked: bool
     resample: bool
+    nodata: float | None
+    coded: bool = False
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read numbers (bands, H, W) as the file has them, and where they are hidden."""
         with contextlib.ExitStack() as stack:
             dataset: DatasetReader = stack.enter_context(open_raster(self.path))
             if self.resample:
-                dataset = stack.enter_context(warped(dataset, self.grid, Resampling.nearest))
+                dataset = stack.enter_context(warped(dataset, self.grid, Resampling.nearest, ignore_nodata=self.coded))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NodataShadowWarning)  # no-data counts, no alpha band
                 found = read_window(dataset, self.bands, window, masked=self.masked)
         values, hidden = np.ma.getdata(found), np.ma.getmaskarray(found)
+        if self.coded and not self.resample:
+            hidden &= values != self.nodata
         return values, hidden | np.isnan(values) if values.dtype.kind == "f" else hidden
+
+    def understood(self, as_code: str | None, source: LabelSource) -> tuple[_LabelFile, tuple[str, ...]]:
+        """Say what the declared no-data value means, which reads `as_code` if it is a code; and what is in doubt."""
+        if as_code is None or source.nodata == "ignore":
+            return self, ()
+        if source.nodata == "code":
+            return replace(self, coded=True), ()
+        with open_raster(self.path) as dataset:
+            windows = grid_of(dataset).tiles(_COUNTED_AT_ONCE)
+            pixels = sum(
+                int((read_window(dataset, self.bands, window) == self.nodata).any(axis=0).sum()) for window in windows
+            )
+            share = pixels / (dataset.height * dataset.width)
+        if not pixels:
+            return self, ()
+        return self, (f"{self.path} declares {self.nodata:g} as no data, which is also {as_code} ({share:.1%} of it)",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,6 +373,7 @@ def _label_file(path: Path, grid: Grid, classes: int, *, resample: bool) -> tupl
         # GDAL calls the fourth of four byte bands alpha, also where it is the fourth class.
         per_class = dataset.count == classes
         bands = tuple(band for band in dataset.indexes if per_class or band not in alpha)
+        nodata = dataset.nodata if any(MaskFlags.nodata in flags[band - 1] for band in bands) else None
     alpha_is_class = bool(alpha.intersection(bands)) and any(MaskFlags.alpha in flags[band - 1] for band in bands)
     difference = grid.difference(own)
     if difference and own.crs is None and not own.located and own.shape == grid.shape:
@@ -359,7 +390,7 @@ def _label_file(path: Path, grid: Grid, classes: int, *, resample: bool) -> tupl
             f"{path} lies on another grid than its image ({difference}, image first)"
             + ways("correct the labels", "set data.resample: true")
         )
-    return _LabelFile(path, grid, bands, not alpha_is_class, bool(difference)), notes
+    return _LabelFile(path, grid, bands, not alpha_is_class, bool(difference), nodata), notes
 
 
 def _open_codes(
@@ -371,13 +402,15 @@ def _open_codes(
     notes: list[str],
 ) -> _CodeLabels:
     path, values = file.path, _table(file.path, source, file.bands)
+    codes: Mapping[int, str | None] = {0: "where a class is not", 1: "where a class is"}
     if len(file.bands) == 1:
-        codes = {row["value"]: row["name"] for row in task.legend} if values is None else values
-        with open_raster(path) as dataset:
-            nodata = dataset.nodata
-        hidden = [name for code, name in codes.items() if code == nodata and name]
-        notes += [f"{path} declares no-data {nodata:g}, the value of {name}: it is not known there" for name in hidden]
-    return _CodeLabels(str(path), file.grid, task, tuple(notes), False, file, tuple(ignore), classes, values)
+        named = {row["value"]: row["name"] for row in task.legend} if values is None else values
+        codes = {code: f"the code of {name}" for code, name in named.items() if name}
+    meant = next((codes[code] for code in codes if code == file.nodata and code not in ignore), None)
+    file, doubts = file.understood(meant, source)
+    return _CodeLabels(
+        str(path), file.grid, task, tuple(notes), False, file, tuple(ignore), classes, values, doubts=doubts
+    )
 
 
 def _open_fractions(
@@ -399,7 +432,7 @@ def _open_fractions(
             f"({', '.join(classes)}); name the class of each band, in their order, under labels.classes"
         )
     with open_raster(path) as dataset:
-        nodata, dtypes = dataset.nodata, [dataset.dtypes[band - 1] for band in bands]
+        dtypes = [dataset.dtypes[band - 1] for band in bands]
         scales = tuple(dataset.scales[band - 1] / source.whole for band in bands)
         offsets = tuple(dataset.offsets[band - 1] / source.whole for band in bands)
     for scale, offset in dict.fromkeys(zip(scales, offsets, strict=True)):
@@ -409,14 +442,17 @@ def _open_fractions(
                     f"{path}: data.ignore lists {code}, which is the fraction {share:g} here; remove it, and say under "
                     "labels.values of the labels that hold codes that it is not known"
                 )
-        if nodata is not None and 0 <= (share := nodata * scale + offset) <= 1:
-            notes.append(f"{path} declares no-data {nodata:g}, the fraction {share:g}: it is not known there")
+    meant = None
+    if file.nodata is not None and file.nodata not in ignore:
+        shares = (file.nodata * scale + offset for scale, offset in zip(scales, offsets, strict=True))
+        meant = next((f"the fraction {share:g}" for share in shares if 0 <= share <= 1), None)
+    file, doubts = file.understood(meant, source)
     # Sums of whole numbers miss 1 by their rounding.
     steps = sum(abs(scale) for scale, dtype in zip(scales, dtypes, strict=True) if "int" in dtype)
     slack = min(max(SLACK, steps / 2), _MOST_SLACK)
     return _FractionLabels(
         str(path), file.grid, task, tuple(notes), True, file, tuple(ignore), classes, scales, offsets,
-        source.outside, slack,
+        source.outside, slack, doubts=doubts,
     )  # fmt: skip
 
 

@@ -62,7 +62,12 @@ class Confusion:
         self._bins += other._bins
 
     def per_class(self) -> dict[str, dict[str, float | int | None]]:
-        """Return IoU, F1, precision, recall and support (true pixels) by name; None where a score is undefined."""
+        """Return IoU, F1, precision, recall and support (true pixels) by name; None where a score is undefined.
+
+        IoU and F1 of a class without true pixels are undefined, also where it was decided: they would be 0 for one
+        wrong pixel as for a million. So such a class takes no part in the means; the pixels that were wrongly decided
+        as it count against the classes that they are of, and make its precision 0.
+        """
         return {name: _scores(self.counts[plane], category) for name, plane, category in self.task.scored}
 
     def summary(self) -> dict[str, Any]:
@@ -180,8 +185,8 @@ def _scores(counts: NDArray[np.int64], category: int) -> dict[str, float | int |
     hit = int(counts[category, category])
     called, support = int(counts[:, category].sum()), int(counts[category].sum())
     return {
-        "iou": _ratio(hit, called + support - hit),
-        "f1": _ratio(2 * hit, called + support),
+        "iou": _ratio(hit, called + support - hit) if support else None,
+        "f1": _ratio(2 * hit, called + support) if support else None,
         "precision": _ratio(hit, called),
         "recall": _ratio(hit, support),
         "support": support,

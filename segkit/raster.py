@@ -504,8 +504,8 @@ class Scene:
             return reader.read(window or self.grid.whole)
 
 
-def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> WarpedVRT:
-    """Present an open raster on another grid; what lies outside of it is no data.
+def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
+    """Present an open raster on another grid; outside of it there is no data, nor where the declared value says so.
 
     Raises
     ------
@@ -514,6 +514,7 @@ def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> Warped
     """
     # GDAL shows what a no-data value or an alpha band hides; a mask band it heeds, but does not pass on.
     masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
+    undeclared: dict[str, Any] = {"src_nodata": None, "nodata": None} if ignore_nodata else {}
     try:
         return WarpedVRT(
             dataset,
@@ -522,7 +523,8 @@ def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling) -> Warped
             height=grid.height,
             width=grid.width,
             resampling=resampling,
-            add_alpha=not masked,
+            add_alpha=ignore_nodata or not masked,
+            **undeclared,
         )
     except GDAL_ERRORS as error:
         raise RasterError(f"{dataset.name}: cannot be resampled ({error}); warp it first (gdalwarp)") from error

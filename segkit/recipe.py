@@ -86,6 +86,9 @@ class LabelSource(_Part):
     """Whether the raster holds the cover of each class, one band a class, instead of codes: soft labels."""
     whole: Positive = 1.0
     """What a pixel that is covered wholly has in a raster of fractions, after the file's own scale: 1, 100, 255."""
+    nodata: Literal["code", "ignore"] | None = None
+    """What pixels of a raster are whose value is a class's, or background's, and also declared as no data: this `code`,
+    or not known (`ignore`). By default that is a problem."""
     priority: Names | None = None
     """Class names, highest first: who wins where polygons of an exclusive task overlap."""
     outside: Literal["background", "ignore"] | None = None
@@ -155,8 +158,8 @@ class Split(_Part):
     """Share of the labelled area that validates; the parts are drawn at random."""
     fold: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] | None = None
     """"0/5": of five folds the first validates; together they are all that is labelled. Stands for `fraction`."""
-    block: Count = 512
-    """Side of a block in pixels."""
+    block: Count | None = None
+    """Side of a block in pixels; by default 512 or four tiles, or as much less as small scenes need."""
     polygons: str | None = None
     """Vector file of the polygons."""
     layer: str | None = None
@@ -166,7 +169,8 @@ class Split(_Part):
     values: Names | None = None
     """Values of the field of polygons that validate. Stands for `fraction`."""
     gap: Annotated[int, Field(ge=0)] | None = None
-    """Pixels between training and validation that serve neither; by default train.tile_size."""
+    """Pixels between training and validation that serve neither; by default train.tile_size, but at most a quarter of
+    the side of a block (of a scene, a polygon)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the draw."""
 

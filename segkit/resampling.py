@@ -88,9 +88,10 @@ class Resampling:
             for name, plane, category in self._task.scored:
                 hit = counts[:, plane, category, category]
                 called, support = counts[:, plane, :, category].sum(axis=1), counts[:, plane, category].sum(axis=1)
+                there = np.where(support > 0, 1.0, np.nan)  # as in `Confusion.per_class`
                 classes[name] = {
-                    "iou": hit / (called + support - hit),
-                    "f1": 2 * hit / (called + support),
+                    "iou": there * hit / (called + support - hit),
+                    "f1": there * 2 * hit / (called + support),
                     "precision": hit / called,
                     "recall": hit / support,
                 }

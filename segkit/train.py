@@ -28,13 +28,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segkit import charts, processes
+from segkit.check import Examination, check_bands, examine
 from segkit.data.cache import Cache
 from segkit.data.sources import Sample
 from segkit.data.split import Area, divide, pieces
 from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, least_tile_size, small_tile
 from segkit.decide import Decider
-from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError, ways
+from segkit.errors import OutputExistsError, RecipeError, TrainingError, UsageError, ways
 from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
 from segkit.files import check_folder, staged
 from segkit.gallery import draw_worst
@@ -93,6 +94,7 @@ def train(
     overwrite: bool = False,
     overrides: Sequence[str] = (),
     fold: str | None = None,
+    force: bool = False,
     show_progress: bool = False,
 ) -> Run:
     """Train a model.
@@ -112,6 +114,8 @@ def train(
         ``"train.epochs=3"`` and the like, for a recipe file.
     fold
         ``"0/5"``: the first of five folds validates, see `with_fold`.
+    force
+        Train in spite of what `segkit.check` calls a problem; a run that is resumed is not asked again.
     show_progress
         Tell about each epoch on stderr.
 
@@ -122,7 +126,7 @@ def train(
     Raises
     ------
     UsageError, DataError
-        The recipe, the data or the folder do not allow it.
+        The recipe, the data or the folder do not allow it; problems of the data are said as `segkit.check` says them.
     TrainingError
         A loss, the gradients or a weight are not finite numbers. Checkpoints of epochs before are kept.
     """
@@ -137,7 +141,12 @@ def train(
     show_progress = show_progress and first
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
-        parts = areas(recipe, cache=cache, show_progress=show_progress)
+        found = examined(recipe, cache=cache, show_progress=show_progress)
+        statistics = found.refuse(force=force or resume)
+        if first and not resume:
+            for problem in found.problems:
+                print(f"segkit: in spite of this problem: {problem}", file=sys.stderr)
+        parts = found.training, found.validation, statistics
         return _train(recipe, folder, *parts, precision, accelerator, resume=resume, show_progress=show_progress)
 
 
@@ -146,6 +155,7 @@ def _train(
     folder: Path,
     training: Sequence[Area],
     validation: Sequence[Area],
+    statistics: Statistics,
     precision: str,
     accelerator: str,
     *,
@@ -153,7 +163,6 @@ def _train(
     show_progress: bool,
 ) -> Run:
     """Train, as `train` does once everything is checked."""
-    statistics = Statistics.of(training, recipe.task, show_progress=show_progress)
     weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
     segmenter = Segmenter(
         recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
@@ -252,20 +261,30 @@ def areas(recipe: Recipe, *, cache: Cache | None = None, show_progress: bool = F
     DataError
         A sample has no labels, scenes differ in their number of bands, or there is nothing left to train on.
     """
-    training = labelled_samples(
-        recipe.data.train, recipe.data, recipe.task, "data.train", cache=cache, show_progress=show_progress
-    )
-    validation: Sequence[Sample] = ()
-    if isinstance(recipe.data.val, Source):
-        validation = labelled_samples(
-            recipe.data.val, recipe.data, recipe.task, "data.val", cache=cache, show_progress=show_progress
-        )
-    parts = divide(recipe, training, validation)
-    counts = {len(area.sample.scene.bands): area.sample.scene for part in parts for area in part}
-    if len(counts) > 1:
-        found = ", ".join(f"{scene.paths[0]} has {count}" for count, scene in counts.items())
-        raise DataError(f"scenes differ in their number of bands: {found}; choose common ones in data.bands")
-    return parts
+    training, validation = _samples(recipe, cache=cache, show_progress=show_progress)
+    check_bands([*training, *validation])
+    return divide(recipe, training, validation)
+
+
+def examined(recipe: Recipe, *, cache: Cache | None = None, show_progress: bool = False) -> Examination:
+    """Return the same with all that is wrong with it, as `segkit.check` tells.
+
+    Raises
+    ------
+    SegkitError
+        Scenes or labels cannot be opened.
+    """
+    return examine(recipe, *_samples(recipe, cache=cache, show_progress=show_progress), show_progress=show_progress)
+
+
+def _samples(recipe: Recipe, *, cache: Cache | None, show_progress: bool) -> tuple[list[Sample], list[Sample]]:
+    sides: list[list[Sample]] = [[], []]
+    for side, name in zip(sides, ("train", "val"), strict=True):
+        source = getattr(recipe.data, name)
+        if isinstance(source, Source):
+            where = f"data.{name}"
+            side += labelled_samples(source, recipe.data, recipe.task, where, cache=cache, show_progress=show_progress)
+    return sides[0], sides[1]
 
 
 def with_fold(recipe: Recipe, fold: str) -> Recipe:

@@ -6,9 +6,14 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from synthetic import SMALLEST, read_whole
 
 from segkit.check import check
-from segkit.recipe import Recipe
+from segkit.compare import compare
+from segkit.errors import DataError, LabelError
+from segkit.evaluate import evaluate
+from segkit.recipe import LabelSource, Recipe
+from segkit.train import areas, train
 
 SIZE = 24
 MODULE = importlib.import_module("segkit.check")  # segkit.check is also the function
@@ -155,7 +160,7 @@ def test_scenes_without_data_and_scenes_of_other_bands(place):
     write_raster(place / "images" / "0.tif", np.zeros((4, SIZE, SIZE)), nodata=0, photometric="MINISBLACK", alpha="NO")
     found = check(recipe(place)).problems
     assert any("0.tif: it holds no data" in one for one in found)
-    assert any("number of bands (3 in" in one and "4 in" in one for one in found)
+    assert any("number of bands: " in one and "1.tif has 3" in one and "0.tif has 4" in one for one in found)
 
 
 def test_an_alpha_band_is_noted(place):
@@ -180,10 +185,13 @@ def write_other(place, left, *, size=SIZE):
 def test_a_scene_that_trains_and_validates_is_a_leak(place):
     both = {"images": str(place / "images" / "0.tif"), "labels": str(place / "labels" / "0.tif")}
     report = check(recipe(place, data={"val": both}))
-    assert len(report.problems) == 2  # the second training scene touches it
-    for said in ("0.tif trains and ", f"share ground ({SIZE * SIZE} pixels)"):
-        assert said in report.problems[0]
+    only(report.problems, "0.tif is named to train and to validate, so none of its pixels would train")
+    only(report.warnings, "1.tif trains right beside what")
     assert report.nearest[0].shared == SIZE * SIZE
+    report = check(recipe(place, data={"train": both, "val": both}))
+    assert len(report.problems) == 2
+    assert "0.tif is named to train and to validate" in report.problems[0]
+    assert "nothing is left to train" in report.problems[1]
 
 
 @pytest.mark.parametrize("left", [-20, -7, 30])
@@ -195,8 +203,10 @@ def test_files_that_overlap_are_a_leak_with_its_pixels(place, left):
     assert f"{report.nearest[0].shared} shared" in report.render()
 
 
-def test_neighbours_are_a_leak_and_near_ones_a_warning(place):
-    only(check(recipe(place, data={"val": write_other(place, 2 * SIZE)})).problems, "they touch: scores would be too")
+def test_neighbours_are_a_warning(place):
+    report = check(recipe(place, data={"val": write_other(place, 2 * SIZE)}))
+    assert not report.problems
+    only(report.warnings, "1.tif trains right beside what ")
     report = check(recipe(place, data={"val": write_other(place, 2 * SIZE + 5)}, train={"tile_size": 16}))
     assert not report.problems
     only(report.warnings, "trains 5 pixels from where")
@@ -244,3 +254,112 @@ def test_tiles_larger_than_scenes_and_scenes_without_crs(place):
     assert not report.problems
     assert "tile_size is 32, the largest scene has 24" in report.warnings[0]
     assert "no CRS in 0, 1" in report.warnings[1]
+
+
+# What is left after split and gap
+
+
+def counted(areas):
+    """Oracle: known pixels of background and of the class, from labels and masks of whole scenes."""
+    found = np.zeros(2, dtype=int)
+    for area in areas:
+        tile, planes, inside = read_whole(area)
+        known = planes[0][inside & tile.valid]
+        found += [(known == category).sum() for category in range(2)]
+    return found.tolist()
+
+
+@pytest.mark.parametrize("val", [{"block": 12, "gap": 2}, {"block": 7, "gap": 0, "fraction": 0.5}, {"by": "scene"}, {}])
+def test_pixels_that_train_and_validate_are_counted_after_split_and_gap(place, val):
+    trial = recipe(place, data={"val": val})
+    report, (training, validation) = check(trial), areas(trial)
+    assert not report.problems
+    assert [one.pixels for one in report.trains] == counted(training)
+    assert [one.pixels for one in report.validates] == counted(validation)
+    lines = report.render().splitlines()
+    table = lines.index(next(line for line in lines if line.startswith("after split and gap")))
+    for line, one, other in zip(lines[table + 1 :], report.trains, report.validates, strict=False):
+        assert line.split() == [one.name, f"{one.pixels:,}", f"{other.pixels:,}"]
+
+
+def test_a_split_that_leaves_nothing_is_a_problem_that_train_tells_in_the_same_words(tmp_path):
+    write_raster(tmp_path / "images" / "0.tif", np.full((3, 128, 128), 100))
+    write_raster(tmp_path / "labels" / "0.tif", np.kron(codes(0), np.ones((6, 6)))[:128, :128])
+    trial = recipe(tmp_path, data={"val": {"block": 64, "gap": 64}}, train={"tile_size": 256})
+    report = check(trial)
+    only(report.problems, "nothing is left to train: ")
+    assert "inf" not in report.render()
+    with pytest.raises(DataError) as refused:
+        train(trial, tmp_path / "run", force=True)
+    assert str(refused.value) == report.problems[0]
+    # With the gap left open, the same blocks leave something.
+    report = check(recipe(tmp_path, data={"val": {"block": 64}}, train={"tile_size": 256}))
+    assert not report.problems
+    assert "in blocks of 64 pixels with a gap of 16 pixels" in report.render()
+
+
+def test_a_class_of_which_all_validates_is_a_problem(place):
+    three = {"type": "multiclass", "classes": [{"name": "a", "value": 1}, {"name": "b", "value": 2}]}
+    for i in range(2):
+        labels = codes(i).astype(np.uint8)
+        labels[0, 0] = 2 - i  # "b" is a single pixel of the first scene
+        write_raster(place / "labels" / f"{i}.tif", labels, left=600_000 + i * SIZE * 10)
+    report = check(recipe(place, task=three, data={"val": {"block": 12, "gap": 2}}))
+    assert (report.trains[2].pixels, report.validates[2].pixels) == (1, 0)
+    assert not report.problems
+    only(report.warnings, "'b' never occurs in validation; its IoU and F1 will be undefined")
+    report = check(recipe(place, task=three, data={"val": {"block": 12, "gap": 2, "fraction": 0.8}}))
+    assert (report.trains[2].pixels, report.validates[2].pixels) == (0, 1)
+    only(report.problems, "class 'b' does not train: all of its 1 pixels validate or lie in the gap")
+
+
+# Labels whose declared no data is a class
+
+
+@pytest.mark.parametrize("declaring", [(0,), (0, 1)])
+def test_masks_that_declare_background_as_no_data_are_refused_by_train_as_check_tells_it(place, declaring):
+    for i in declaring:
+        write_raster(place / "labels" / f"{i}.tif", codes(i), left=600_000 + i * SIZE * 10, nodata=0)
+    trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps": 1})
+    found = [one for one in check(trial).problems if "as no data" in one]
+    assert len(found) == len(declaring)
+    assert (
+        f"0.tif declares 0 as no data, which is also the code of background ({1 - codes(0).mean():.1%} of it)"
+        in found[0]
+    )
+    with pytest.raises(DataError) as refused:
+        train(trial, place / "run")
+    assert str(refused.value).startswith(found[0])
+    assert str(refused.value).endswith("--force trains all the same")
+    assert not (place / "run").exists()
+
+    labels = {"path": str(place / "labels"), "nodata": "code"}
+    as_code = check(recipe(place, data={"train": {"images": str(place / "images"), "labels": labels}}))
+    assert not as_code.problems
+    assert [one.pixels for one in as_code.classes("train")][1] == sum(int(codes(i).sum()) for i in range(2))
+    assert as_code.classes("train")[1].known == 2 * SIZE * SIZE
+
+
+def test_train_goes_on_in_spite_of_problems_when_it_is_forced(place, capsys):
+    write_raster(place / "labels" / "0.tif", codes(0), nodata=0)
+    trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps": 1, "batch_size": 2})
+    run = train(trial, place / "run", force=True)
+    assert run.model.is_file()
+    (problem,) = check(trial).problems
+    assert f"segkit: in spite of this problem: {problem}" in capsys.readouterr().err
+    compared = {"seeds": (0,), "vary": {"train.label_smoothing": [0.0, 0.1]}}
+    with pytest.raises(DataError) as refused:
+        compare(trial, place / "compared", **compared)
+    assert problem in str(refused.value)
+    assert not (place / "compared").exists()
+
+
+def test_scores_against_labels_in_doubt_are_refused(place):
+    label = write_raster(place / "labels" / "0.tif", codes(0), nodata=0)
+    map_ = write_raster(place / "maps" / "0.tif", codes(0))
+    (place / "names.csv").write_text("value,name,background\n0,background,yes\n1,cleared,no\n")
+    with pytest.raises(LabelError, match=r"0 as no data, which is also the code of background.*--nodata code"):
+        evaluate(map_, None, label, names=place / "names.csv")
+    for nodata, pixels in (("code", SIZE * SIZE), ("ignore", int(codes(0).sum()))):
+        source = LabelSource(path=str(label), nodata=nodata)
+        assert evaluate(map_, None, source, names=place / "names.csv")["pixels"] == pixels

@@ -39,7 +39,7 @@ class _Training:
     def __init__(self):
         self.calls, self.stop_at = [], None
 
-    def __call__(self, recipe, folder, *, resume, overwrite, show_progress):
+    def __call__(self, recipe, folder, *, resume, overwrite, force, show_progress):
         self.calls.append((folder, resume))
         folder.mkdir(exist_ok=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))

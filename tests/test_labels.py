@@ -148,11 +148,62 @@ def test_labels_without_georeference_lie_on_the_image_only_if_they_have_its_size
         read(small, BINARY, resample=True)
 
 
-def test_a_no_data_value_that_is_a_class_is_noted(tmp_path):
-    path = write_raster(tmp_path / "l.tif", np.zeros(GRID.shape, np.uint8), nodata=0)
-    labels = open_labels(LabelSource(path=path), BINARY, GRID)
-    assert "no-data 0, the value of background" in labels.notes[0]
-    assert (labels.read(GRID.whole) == IGNORE).all()
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "table", "part", "bands", "fractions"])
+def test_a_declared_value_that_is_also_a_code_is_in_doubt_until_it_is_said_which(tmp_path, kind):
+    """Oracle: the same file that declares nothing (`code`), or lists the value as not known (`ignore`)."""
+    codes = np.random.default_rng(0).integers(0, 2, (2, *GRID.shape), dtype=np.uint8)
+    codes = codes if kind in ("bands", "fractions") else codes[0]
+    codes[..., 0, 0] = 9
+    options = {
+        "table": {"values": {"0": "background", "1": "b", "9": None}},
+        "part": {"classes": ("a",)},
+        "fractions": {"fractions": True, "classes": ("a", "b"), "outside": "background"},
+    }.get(kind, {})
+    if kind == "fractions":
+        codes[1] = 0
+    task = {"binary": BINARY, "bands": OVERLAPPING, "fractions": Task("multiclass", classes(a=1, b=2))}.get(kind)
+    task = task or EXCLUSIVE
+    declared = LabelSource(path=write_raster(tmp_path / "l.tif", codes, nodata=0), **options)
+    plain = LabelSource(path=write_raster(tmp_path / "plain.tif", codes), **options)
+    hidden = codes == 0
+
+    def opened(source, **changes):
+        return open_labels(source.model_copy(update=changes), task, GRID, ignore=[9])
+
+    doubted = opened(declared)
+    [doubt] = doubted.doubts
+    for said in (
+        "l.tif declares 0 as no data, which is also",
+        f"{hidden.reshape(-1, *GRID.shape).any(axis=0).mean():.1%}",
+    ):
+        assert said in doubt
+    as_code, as_unknown = opened(declared, nodata="code"), opened(declared, nodata="ignore")
+    assert as_code.doubts == as_unknown.doubts == opened(plain).doubts == ()
+    expected = opened(plain).read(GRID.whole)
+    np.testing.assert_array_equal(as_code.read(GRID.whole), expected)
+    np.testing.assert_array_equal(as_unknown.read(GRID.whole), doubted.read(GRID.whole))
+    if kind not in ("bands", "fractions"):
+        np.testing.assert_array_equal(as_unknown.read(GRID.whole)[0], np.where(hidden, IGNORE, expected[0]))
+    else:
+        assert (as_unknown.read(GRID.whole) == IGNORE).sum() > (expected == IGNORE).sum()
+
+
+def test_a_declared_value_that_is_no_code_or_nowhere_is_in_no_doubt(tmp_path):
+    for nodata, codes in ((254, np.zeros(GRID.shape, np.uint8)), (0, np.ones(GRID.shape, np.uint8))):
+        path = write_raster(tmp_path / "l.tif", codes, nodata=nodata)
+        assert open_labels(LabelSource(path=path), BINARY, GRID).doubts == ()
+    path = write_polygons(tmp_path / "p.gpkg", [placed(shapely.box(1, 1, 5, 5), GRID)])
+    with pytest.raises(LabelError, match="nodata is for label rasters"):
+        read(LabelSource(path=path, nodata="code"), BINARY)
+
+
+def test_a_declared_code_on_another_grid_is_not_spread_beyond_its_file(tmp_path):
+    coarse = Grid(4, 5, GRID.transform @ Affine.translation(2, 3) @ Affine.scale(2), UTM)
+    codes = np.random.default_rng(1).integers(0, 2, coarse.shape, dtype=np.uint8)
+    source = LabelSource(path=write_raster(tmp_path / "l.tif", codes, coarse, nodata=0), nodata="code")
+    expected = np.full(GRID.shape, IGNORE, dtype=np.int16)
+    expected[3:11, 2:12] = np.kron(codes, np.ones((2, 2), int))
+    np.testing.assert_array_equal(read(source, BINARY, resample=True)[0], expected)
 
 
 def test_instructions_for_polygons_do_not_go_to_rasters(tmp_path):
@@ -176,8 +227,8 @@ def test_a_table_of_codes_and_no_others(tmp_path):
     values = {"0": "background", "11": "a", "12": "a", "20": "c", "99": None, "300": "b"}
     source = LabelSource(path=path, values=values)
     assert read(source, EXCLUSIVE, ignore=[255, 11])[0, 0, :7].tolist() == [1, 1, 3, IGNORE, IGNORE, IGNORE, 0]
-    assert open_labels(source, EXCLUSIVE, GRID).notes == (
-        f"{path} declares no-data 300, the value of b: it is not known there",
+    assert open_labels(source, EXCLUSIVE, GRID).doubts == (
+        f"{path} declares 300 as no data, which is also the code of b (0.5% of it)",
     )
     labels = open_labels(source, EXCLUSIVE, GRID)
     with pytest.raises(
@@ -362,8 +413,8 @@ def test_fractions_are_scaled_and_hidden_where_not_known(tmp_path):
     with pytest.raises(LabelError, match=r"data\.ignore lists 50, which is the fraction 0\.25 here"):
         read(source, OVERLAPPING, ignore=[999, 50])
     none = write_fractions(tmp_path / "n.tif", stored, 1, 50, nodata=50)
-    [note] = open_labels(source.model_copy(update={"path": none}), OVERLAPPING, GRID, ignore=[999]).notes
-    assert "n.tif declares no-data 50, the fraction 0.25" in note
+    [doubt] = open_labels(source.model_copy(update={"path": none}), OVERLAPPING, GRID, ignore=[999]).doubts
+    assert "n.tif declares 50 as no data, which is also the fraction 0.25" in doubt
 
 
 def test_fractions_of_floats_may_be_nan_and_rounded(tmp_path):

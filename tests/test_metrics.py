@@ -132,19 +132,35 @@ def test_counts_are_exact_beyond_float32():
 
 def test_an_undefined_score_is_none_and_no_part_of_a_mean():
     task = EXCLUSIVE[2]
-    # a: right; b: called, never there; c: there, never called; background: neither
+    # a: right; b: called, never there, so only its precision is defined; c: there, never called; background: neither
     confusion = counted(task, np.array([[1, 1, 2]]), np.array([[1, 1, 3]]))
     summary = confusion.summary()
     empty = {"iou": None, "f1": None, "precision": None, "recall": None, "support": 0}
     assert summary["per_class"] == {
         BACKGROUND: empty,
         "a": {"iou": 1, "f1": 1, "precision": 1, "recall": 1, "support": 2},
-        "b": {"iou": 0, "f1": 0, "precision": 0, "recall": None, "support": 0},
+        "b": {"iou": None, "f1": None, "precision": 0, "recall": None, "support": 0},
         "c": {"iou": 0, "f1": 0, "precision": None, "recall": 0, "support": 1},
     }
-    assert summary["mean_iou"] == pytest.approx(1 / 3)
-    assert summary["macro_f1"] == pytest.approx(1 / 3)
+    assert summary["mean_iou"] == pytest.approx(1 / 2)
+    assert summary["macro_f1"] == pytest.approx(1 / 2)
     assert summary["ece"] is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_means_are_those_of_the_classes_that_have_true_pixels(seed):
+    """scikit-learn, asked only about the labels that occur in the truth."""
+    task = EXCLUSIVE[2]
+    random = np.random.default_rng(seed)
+    truth = random.choice(np.delete(np.arange(len(task.categories)), 1 + seed), (1, 500)).astype("int16")
+    decided = random.integers(0, len(task.categories), truth.shape)
+    there, pair = np.unique(truth), (truth[0], decided[0])
+    summary = counted(task, decided, truth).summary()
+    expected = sklearn.jaccard_score(*pair, labels=there, average="macro")
+    assert summary["mean_iou"] == pytest.approx(expected)
+    assert summary["macro_f1"] == pytest.approx(sklearn.f1_score(*pair, labels=there, average="macro"))
+    # A class that is not there would lower the mean.
+    assert sklearn.jaccard_score(*pair, average="macro") < 0.9 * expected
 
 
 @pytest.mark.parametrize("task", EXCLUSIVE + OVERLAPPING)

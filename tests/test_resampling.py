@@ -79,3 +79,17 @@ def test_nothing_to_draw_from():
     assert made.intervals() is None
     made.add(1, Window(0, 0, 70, 70), decided * 0 + 1, truth * 0 + 1)
     assert made.intervals()["per_class"]["b"]["iou"] is not None
+
+
+def test_a_class_without_true_pixels_has_no_interval_and_lowers_none():
+    task = TASKS["multiclass"]
+    made, others = Resampling(task), Resampling(task)
+    truth = np.zeros((1, 8, 8), np.int16)
+    for number in range(12):
+        decided = truth.copy()
+        decided[0, : 1 + number % 3] = 1  # "a", which is never there
+        made.add(number, Window(0, 0, 8, 8), decided, truth)
+        others.add(number, Window(0, 0, 8, 8), np.where(decided == 1, 2, 0).astype(np.int16), truth)
+    found = made.intervals()
+    assert found["per_class"]["a"]["iou"] is found["per_class"]["a"]["f1"] is None
+    assert found["mean_iou"] == found["per_class"]["background"]["iou"] == others.intervals()["mean_iou"]

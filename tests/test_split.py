@@ -1,20 +1,35 @@
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
 import shapely
+from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio.crs import CRS
 from rasterio.windows import Window
 from scipy.ndimage import distance_transform_edt, maximum_filter
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
 from segkit.data.cover import Cover
 from segkit.data.sources import resolve
-from segkit.data.split import Area, count_categories, divide, pieces, read_pieces, split, whole
+from segkit.data.split import (
+    Area,
+    count_categories,
+    divide,
+    fitted,
+    pieces,
+    read_pieces,
+    split,
+    survey,
+    whole,
+)
 from segkit.errors import DataError
+from segkit.grid import Grid
 from segkit.raster import Tile
 from segkit.recipe import Recipe, Split
 from segkit.task import IGNORE
@@ -382,11 +397,87 @@ def test_without_validation_everything_trains(five):
     assert validation == []
 
 
-def test_the_gap_is_a_tile_where_none_is_given(five):
+def test_the_gap_is_a_tile_but_no_more_than_a_quarter_of_a_block(five):
     samples = samples_in(five)[0]
-    for gap, expected in ((None, 32), (5, 5)):
-        recipe = recipe_for(five, "multiclass", data={"val": {"block": 16, "gap": gap}})
-        train, validation = divide(recipe, samples)
+    for block, gap, expected in ((16, None, 4), (128, None, 32), (16, 5, 5)):
+        trial = recipe_for(five, "multiclass", data={"val": {"block": block, "gap": gap}})
+        assert fitted(trial, samples).data.val.gap == expected
+        train, validation = divide(trial, samples)
         held, trains = by_scene(validation), by_scene(train)
-        name = next(name for name in held if name in trains and name not in "de")
-        assert trains[name].hidden == Cover(held[name].windows).grown(expected)
+        for name in (held.keys() & trains.keys()) - {"d", "e"}:
+            assert trains[name].hidden == Cover(held[name].windows).grown(expected)
+
+
+def scenes_of(*shapes):
+    """Samples of which nothing but the grid is known, side by side."""
+    return [
+        SimpleNamespace(
+            scene=SimpleNamespace(grid=Grid(*shape, Affine(10, 0, 1e5 * number, 0, -10, 0), CRS.from_epsg(32622)))
+        )
+        for number, shape in enumerate(shapes)
+    ]
+
+
+@settings(max_examples=40)
+@given(
+    shapes=st.lists(st.tuples(st.integers(48, 2000), st.integers(48, 2000)), min_size=1, max_size=3),
+    tile=st.sampled_from([32, 64, 256, 512]),
+    val=st.sampled_from([{}, {"fraction": 0.5}, {"fraction": 0.05}, {"fold": "0/5"}, {"gap": 8}]),
+    seed=st.integers(0, 99),
+)
+def test_the_blocks_that_nobody_chose_leave_something_on_both_sides(shapes, tile, val, seed):
+    """Whatever so many blocks are drawn, most of them or few."""
+    raw = recipe_for(Path(), "binary", train={"tile_size": tile}).to_dict()
+    raw["data"]["val"] = val
+    samples = scenes_of(*shapes)
+    rule = fitted(Recipe.from_dict(raw), samples).data.val
+    assert rule.block <= max(512, 4 * tile)
+    assert rule.gap == 8 if "gap" in val else rule.gap <= min(tile, rule.block / 4)
+    blocks = [(at, block) for at, one in enumerate(samples) for block in one.scene.grid.tiles(rule.block)]
+    share = 1 / 5 if "fold" in val else val.get("fraction", 0.2)
+    number = max(1, round(share * len(blocks)))
+    assert 1 <= number < len(blocks)
+    held = np.random.default_rng(seed).permutation(len(blocks)) < number
+    left = 0
+    for number, shape in enumerate(shapes):
+        away = Cover(tuple(block for (at, block), one in zip(blocks, held, strict=True) if one and at == number))
+        left += int((~away.grown(rule.gap).mask(Window(0, 0, *shape[::-1]))).sum())
+    assert left
+
+
+def test_large_scenes_have_large_blocks_and_a_gap_of_a_tile():
+    for tile, block, gap in ((64, 512, 64), (128, 512, 128), (256, 1024, 256)):
+        raw = recipe_for(Path(), "binary", train={"tile_size": tile}).to_dict()
+        raw["data"]["val"] = {}
+        rule = fitted(Recipe.from_dict(raw), scenes_of((9000, 9000))).data.val
+        assert (rule.block, rule.gap) == (block, gap)
+
+
+@pytest.mark.parametrize("by", ["scene", "polygon"])
+def test_the_gap_between_scenes_and_polygons_fits_them(five, tmp_path, by):
+    samples = samples_in(five)[0]
+    val = {"by": by}
+    if by == "polygon":
+        val["polygons"] = write_zones(tmp_path / "zones.gpkg", [zone(5, 5, 25, 25), zone(30, 10, 46, 26)])
+    trial = recipe_for(five, "multiclass", train={"tile_size": 64})
+    raw = trial.to_dict()
+    raw["data"]["val"] = val
+    gap = fitted(Recipe.from_dict(raw), samples).data.val.gap
+    sides = [np.sqrt(np.prod(sample.scene.grid.shape)) for sample in samples] if by == "scene" else [20, 16]
+    assert gap == np.sqrt(np.median(np.square(sides))) // 4
+
+
+@pytest.mark.parametrize("val", [{"block": 16, "gap": 4}, {"by": "scene", "gap": 0}])
+def test_scenes_that_were_surveyed_are_divided_the_same(five, val):
+    trial = recipe_for(five, "multiclass", data={"val": val})
+    samples, task = samples_in(five)
+    rule = Split(**val)
+    surveys = [survey(sample, task, rule, size=13) for sample in samples]
+    given, read = split(samples, task, rule, surveys), split(samples, task, rule)
+    for one, other in zip((*given[0], *given[1]), (*read[0], *read[1]), strict=True):
+        assert (one.windows, one.hidden) == (other.windows, other.hidden)
+    for sample, found in zip(samples, surveys, strict=True):
+        (area,) = whole([sample])
+        tile, planes, _ = read_whole(area)
+        assert (found.valid, found.labelled) == (tile.valid.sum(), (planes != IGNORE).any(axis=0).sum())
+        np.testing.assert_array_equal(found.counts.sum(axis=0), count_categories(planes, trial.task))

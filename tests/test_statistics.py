@@ -86,8 +86,11 @@ def test_a_band_without_a_pixel_is_named(tmp_path):
 def test_where_nothing_is_left_to_train_on_that_is_said(tmp_path):
     write_pair(tmp_path, "binary", "a", height=20, width=17)
     sample, task = sample_of(tmp_path, np.ones((2, 20, 17), np.float32))
-    with pytest.raises(DataError, match=r"no pixel of the training areas is valid; .* data\.val\.gap"):
+    with pytest.raises(DataError, match=r"nothing is left to train: .* data\.val\.gap"):
         Statistics.of([Area(sample, (Window(0, 0, 5, 5),), Cover((Window(-9, -9, 30, 30),)))], task)
+    write_raster(tmp_path / "labels" / "a.tif", np.full((20, 17), 255, np.uint8))
+    with pytest.raises(DataError, match=r"nothing is there to train: .* correct the labels"):
+        Statistics.of(whole([sample]), task)
 
 
 WEIGHED = [

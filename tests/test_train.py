@@ -634,7 +634,7 @@ def test_the_folder_of_the_run_is_checked_first(data, tmp_path):
 
 def test_a_gap_that_leaves_nothing_is_an_error(data, tmp_path):
     recipe = recipe_for(data["binary"], "binary", data={"val": {"fraction": 0.5, "block": 32, "gap": 96}})
-    with pytest.raises(DataError, match=r"no pixel of the training areas is valid.*data\.val\.gap"):
+    with pytest.raises(DataError, match=r"nothing is left to train: .*data\.val\.gap"):
         train(recipe, tmp_path / "run")
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -142,10 +143,31 @@ def test_choosing_classes_does_not_change_their_polygons(exclusive):
     assert shapely.equals(chosen.geometry, same.geometry).all()
 
 
-def test_a_foreign_map_names_classes_by_code_and_0_is_background(tmp_path):
+def test_a_foreign_map_names_classes_by_code_and_0_is_background_which_is_said(tmp_path):
     path = write_raster(tmp_path / "foreign.tif", CODES.astype(np.int32) * 1000, nodata=NODATA * 1000)
-    assert set(polygons(path)["class"]) == {"1000", "2000", "5000"}
+    share = (CODES == 0).sum() / (CODES != NODATA).sum()
+    with pytest.warns(UserWarning, match=rf"foreign\.tif: value 0 \({share:.1%} of what .*--background keeps it"):
+        found = polygons(path)
+    assert set(found["class"]) == {"1000", "2000", "5000"}
+    # Pixels are those of the map, before small regions went to their neighbours.
+    with pytest.warns(UserWarning, match=rf"value 0 \({share:.1%}"):
+        polygons(path, min_area="3px", dissolve=True)
+    # Who asks for it, or for others, is told nothing; nor is anybody where there is no 0.
     assert set(polygons(path, background=True)["class_id"]) == {0, 1000, 2000, 5000}
+    assert set(polygons(path, classes=[2000])["class_id"]) == {2000}
+    (tmp_path / "names.csv").write_text("value,name\n0,sea\n")
+    assert "sea" in set(polygons(path, names=tmp_path / "names.csv")["class"])
+    assert len(polygons(write_raster(tmp_path / "ones.tif", np.ones_like(CODES)))) == 1
+
+
+def test_a_0_that_the_raster_names_is_a_class_unless_it_is_called_nothing(tmp_path):
+    path = write_raster(tmp_path / "foreign.tif", CODES, nodata=NODATA)
+    for name, kept in (("Water", True), ("Unclassified", False)):
+        names = f"<CategoryNames><Category>{name}</Category><Category>wood</Category></CategoryNames>"
+        Path(f"{path}.aux.xml").write_text(f'<PAMDataset><PAMRasterBand band="1">{names}</PAMRasterBand></PAMDataset>')
+        found = polygons(path)
+        assert (name in set(found["class"])) == kept
+        assert found["pixels"].sum() == ((CODES != NODATA) & (kept | (CODES != 0))).sum()
 
 
 def test_a_code_that_the_legend_lacks_is_called_by_its_number(tmp_path):
@@ -161,10 +183,9 @@ def test_a_mask_band_is_no_data(tmp_path):
 
 
 def test_a_south_up_map_lies_where_its_pixels_lie(tmp_path):
-    north_up = polygons(write_raster(tmp_path / "n.tif", CODES))
-    south_up = polygons(
-        write_raster(tmp_path / "s.tif", np.flipud(CODES), transform=Affine(10, 0, 300_000, 0, 10, 8_999_960))
-    )
+    north_up = polygons(write_raster(tmp_path / "n.tif", CODES), background=True)
+    transform = Affine(10, 0, 300_000, 0, 10, 8_999_960)
+    south_up = polygons(write_raster(tmp_path / "s.tif", np.flipud(CODES), transform=transform), background=True)
     north_up, south_up = sorted_by_place(north_up), sorted_by_place(south_up)
     assert south_up["class"].tolist() == north_up["class"].tolist()
     assert shapely.equals(south_up.geometry, north_up.geometry).all()
@@ -175,12 +196,12 @@ def test_a_south_up_map_lies_where_its_pixels_lie(tmp_path):
 def test_without_a_crs_areas_are_null_and_that_is_said(tmp_path):
     path = write_raster(tmp_path / "map.tif", CODES, crs=None)
     with pytest.warns(UserWarning, match="area_ha and perim_m stay empty: without a CRS") as warned:
-        frame = polygons(path)
+        frame = polygons(path, background=True)
     assert warned[0].filename == __file__
     assert frame["area_ha"].isna().all()
     assert frame["perim_m"].isna().all()
     with pytest.warns(UserWarning, match="area_ha and perim_m stay empty"):
-        summary = vectorize(path, tmp_path / "out.shp")
+        summary = vectorize(path, tmp_path / "out.shp", background=True)
     assert summary.hectares is None
     assert read(tmp_path / "out.shp")["area_ha"].isna().all()
     with pytest.warns(UserWarning, match="area_ha"), pytest.raises(UsageError, match="GeoJSON holds longitude"):
@@ -366,7 +387,8 @@ def test_another_crs(exclusive, tmp_path):
 def test_names_from_a_file(tmp_path):
     path = write_raster(tmp_path / "map.tif", CODES)
     (tmp_path / "names.csv").write_text("value,name\n1,trees\n2,lake\n", encoding="utf-8")
-    assert set(polygons(path, names=tmp_path / "names.csv")["class"]) == {"trees", "lake", "5"}
+    with pytest.warns(UserWarning, match="value 0 "):  # which the file does not name
+        assert set(polygons(path, names=tmp_path / "names.csv")["class"]) == {"trees", "lake", "5"}
     summary = vectorize(path, tmp_path / "out.gpkg", names=tmp_path / "names.csv", classes=["trees"])
     assert summary.polygons == {"trees": 3}
 

@@ -109,7 +109,9 @@ def test_the_bands_of_a_multilabel_map_are_its_classes(legend_of):
 def test_names_and_colours_come_from_the_raster(legend_of, made, name, color):
     legend = legend_of(**made)
     assert legend.class_of(1, 1) == MapClass(name, 1, color=color)
-    assert legend.class_of(1, 0).background
+    zero = legend.class_of(1, 0)
+    assert zero.background == (zero.name.lower() in ("0", "nothing", "unclassified"))
+    assert legend.guesses(zero) == (zero.name == "0")
     assert not legend.class_of(1, 77).background
     assert legend.classes == ()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from segkit.task import IGNORE, Task
 
 _DRAWS = 200  # random assignments of parts, of which the one that shares out the classes best is kept
 _PIECE = 256  # pixels along a side of the windows that polygons validate in
+# Blocks that nobody chose: their side at most (or four tiles), their side at least, and how many should validate.
+_BLOCK, _SMALLEST_BLOCK, _BLOCKS = 512, 8, 3
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,113 @@ def whole(samples: Sequence[Sample]) -> list[Area]:
     return [Area(sample, (sample.scene.grid.whole,)) for sample in samples]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What was counted in a scene.
+
+    Parameters
+    ----------
+    valid, labelled
+        Pixels that hold data; those of them whose label is known.
+    counts
+        int64 (windows, P * K): known pixels of each category of each plane, for each of the windows of `survey`.
+    """
+
+    valid: int
+    labelled: int
+    counts: NDArray[np.int64]
+
+
+def survey(
+    sample: Sample,
+    task: Task,
+    rule: object,
+    *,
+    size: int = 1024,
+    advance: Callable[[float], None] = lambda pixels: None,
+) -> Survey:
+    """Read a scene once and count: block by block where it is to be split into blocks, else all of it together.
+
+    Parameters
+    ----------
+    rule
+        `data.val` of a recipe that is `fitted`.
+    size
+        Pixels along a side of what is read at once.
+    """
+    (area,) = whole([sample])
+    windows = _windows(sample.scene.grid, rule)
+    counts = np.zeros((len(windows), task.planes * len(task.categories)), dtype=np.int64)
+    valid = labelled = 0
+    with sample.scene.open() as reader:
+        for number, window in enumerate(windows):
+            for part in cut(window, size):
+                shown = reader.read(part).valid
+                planes = area.truth(part, shown)
+                valid += int(shown.sum())
+                labelled += int((planes != IGNORE).any(axis=0).sum())
+                counts[number] += count_categories(planes, task)
+                advance(part.height * part.width)
+    return Survey(valid, labelled, counts)
+
+
+def _windows(grid: Grid, rule: object) -> list[Window]:
+    """Return what is counted for itself in a scene."""
+    if isinstance(rule, Split) and rule.by == "block":
+        assert rule.block is not None
+        return list(grid.tiles(rule.block))
+    return [grid.whole]
+
+
+def fitted(recipe: Recipe, training: Sequence[Sample]) -> Recipe:
+    """Return a recipe whose split has the block and the gap that suit the scenes, where the recipe leaves them open.
+
+    A block is 512 pixels wide, or four tiles, and halved until the scenes have room for enough of them that three
+    validate (and three train). The gap is a tile, but no more than a quarter of the side of what is kept together: a
+    block, a typical scene, a typical polygon. So a block whose neighbours all validate still trains in its middle.
+
+    Raises
+    ------
+    DataError
+        The polygons cannot be used.
+    """
+    rule = recipe.data.val
+    if not isinstance(rule, Split) or not training:
+        return recipe
+    grids, tile = [sample.scene.grid for sample in training], recipe.train.tile_size
+    block, gap = rule.block, rule.gap
+    if rule.by == "block" and block is None:
+        share = rule.fraction if rule.fold is None else 1 / int(rule.fold.partition("/")[2])
+        pixels = sum(grid.height * grid.width for grid in grids)
+        wanted = _BLOCKS / min(share, 1 - share)
+        # A gap that is given needs blocks that are wider than it.
+        least = max(_SMALLEST_BLOCK, min(2 * (gap or 0), math.isqrt(pixels) // 2))
+        block = max(_BLOCK, 4 * tile)
+        while block // 2 >= least and pixels < wanted * block**2:
+            block //= 2
+    if gap is None:
+        gap = min(tile, max(1, _side(grids, rule, block) // 4))
+    split = rule.model_copy(update={"block": block, "gap": gap})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"val": split})})
+
+
+def _side(grids: Sequence[Grid], rule: Split, block: int | None) -> int:
+    """Return the side in pixels of what a split keeps together: of a square with the median area."""
+    if rule.by == "block":
+        assert block is not None
+        return block
+    if rule.by == "scene":
+        areas = [grid.height * grid.width for grid in grids]
+    else:
+        areas = [part.area for unit in _of_polygons(grids, rule)[0] for part in unit]
+    return int(np.sqrt(np.median(areas)))
+
+
 def divide(
-    recipe: Recipe, training: Sequence[Sample], validation: Sequence[Sample] = ()
+    recipe: Recipe,
+    training: Sequence[Sample],
+    validation: Sequence[Sample] = (),
+    surveys: Sequence[Survey] | None = None,
 ) -> tuple[list[Area], list[Area]]:
     """Divide samples as `data.val` says.
 
@@ -87,6 +195,8 @@ def divide(
     ----------
     training, validation
         The samples of `data.train`, and of `data.val` where that has its own.
+    surveys
+        Of the training samples, if there are any already: then nothing is read twice.
 
     Returns
     -------
@@ -98,12 +208,12 @@ def divide(
     DataError
         One side is left without anything.
     """
+    recipe = fitted(recipe, training)
     rule = recipe.data.val
     if rule is None:
         return whole(training), []
     if isinstance(rule, Split):
-        gap = recipe.train.tile_size if rule.gap is None else rule.gap
-        return split(training, recipe.task, rule.model_copy(update={"gap": gap}))
+        return split(training, recipe.task, rule, surveys)
     if isinstance(rule, Rows):
         training, validation = by_rows(training, rule)
     held = whole(validation)
@@ -116,12 +226,19 @@ class _Part(Cover):
 
     place: int = 0
 
+    @property
+    def area(self) -> float:
+        """How many pixels it holds."""
+        return float(shapely.area(self.shapes).sum())
+
 
 # What a split keeps together: parts of one or more samples.
 _Unit = tuple[_Part, ...]
 
 
-def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area], list[Area]]:
+def split(
+    samples: Sequence[Sample], task: Task, rule: Split, surveys: Sequence[Survey] | None = None
+) -> tuple[list[Area], list[Area]]:
     """Divide samples into areas to train and areas to validate.
 
     What is kept together, as `rule.by` says: every block of `rule.block` pixels of a scene; every scene, with all that
@@ -145,7 +262,15 @@ def split(samples: Sequence[Sample], task: Task, rule: Split) -> tuple[list[Area
     assert rule.gap is not None
     grids = [sample.scene.grid for sample in samples]
     units, named = _units(samples, rule)
-    counts = np.array([_counts(samples, unit, task) for unit in units], dtype=np.float64)
+    if rule.by != "polygon" and surveys is None:
+        surveys = [survey(sample, task, rule) for sample in samples]
+    if rule.by == "block":
+        found = np.concatenate([each.counts for each in surveys or ()])
+    elif rule.by == "scene":
+        found = np.array([sum((surveys or ())[part.place].counts[0] for part in unit) for unit in units])
+    else:
+        found = np.array([_counts(samples, unit, task) for unit in units])
+    counts = found.astype(np.float64)
     labelled = np.flatnonzero(counts.sum(axis=1))
     _check_enough(len(labelled), rule)
     if named is not None:
@@ -208,7 +333,7 @@ def _units(samples: Sequence[Sample], rule: Split) -> tuple[list[_Unit], NDArray
     grids = [sample.scene.grid for sample in samples]
     if rule.by == "block":
         return [
-            (_Part((block,), place=place),) for place, grid in enumerate(grids) for block in grid.tiles(rule.block)
+            (_Part((block,), place=place),) for place, grid in enumerate(grids) for block in _windows(grid, rule)
         ], None
     if rule.by == "scene":
         return [
@@ -336,7 +461,7 @@ def _check_enough(units: int, rule: Split) -> None:
     }[rule.by]
     needed = 2 if rule.fold is None else int(rule.fold.partition("/")[2])
     if rule.values is None and units < needed:
-        advice = "make data.val.block smaller" if rule.by == "block" else "split by: block"
+        advice = "make data.val.block smaller" if rule.by == "block" else "set data.val.by: block"
         raise DataError(
             f"data.val: {units} {what} valid pixels with known labels, a split needs {_number(needed)}; {advice}, or "
             "give data.val images and labels of its own"

@@ -41,7 +41,7 @@ class Statistics:
         Raises
         ------
         DataError
-            A band has no valid pixel.
+            No pixel is valid and has a known label, or a band has no valid pixel.
         """
         bands = len(areas[0].sample.scene.bands)
         number, mean, squares = np.zeros(bands), np.zeros(bands), np.zeros(bands)
@@ -60,10 +60,13 @@ class Statistics:
                         mean[band] += apart * values.size / joined
                         number[band] = joined
                 advance(window.width * window.height / 1e6)
-        if not number.any():
+        if not counts.any():
             raise DataError(
-                "no pixel of the training areas is valid; see segkit check, and make data.val.gap smaller where it "
-                "leaves nothing"
+                "nothing is left to train: where training scenes hold data and have known labels, something validates, "
+                "or lies within data.val.gap of it; make data.val.gap and data.val.block smaller, or validate elsewhere"
+                if any(area.hidden for area in areas)
+                else "nothing is there to train: no pixel of the training scenes holds data and has a known label; "
+                "correct the labels or data.train"
             )
         if not number.all():
             scene = areas[0].sample.scene

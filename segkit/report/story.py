@@ -15,7 +15,7 @@ from segkit import charts
 from segkit.data.split import Area, whole
 from segkit.decide import Decider, MapDecider, map_task
 from segkit.errors import DataError, GridError, SegkitError
-from segkit.evaluate import labelled_samples, scores
+from segkit.evaluate import labelled_samples, refuse_doubts, scores
 from segkit.files import staged
 from segkit.gallery import Piece, Ranking, draw
 from segkit.model import Segmenter, load
@@ -289,7 +289,9 @@ def _beside(scene: Scene | None, chances: Path | None) -> list[tuple[Path, Any]]
 def _area(path: Path, labels: PathLike | LabelSource, task: Task, ignore: Sequence[int]) -> Area:
     named = labels if isinstance(labels, LabelSource) else os.fspath(labels)
     source = Source.model_validate({"images": str(path), "labels": named})
-    (area,) = whole(labelled_samples(source, Data(train=source, ignore=tuple(ignore)), task, "report"))
+    samples = labelled_samples(source, Data(train=source, ignore=tuple(ignore)), task, "report")
+    refuse_doubts(samples)
+    (area,) = whole(samples)
     return area
 
 

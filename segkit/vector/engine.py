@@ -90,16 +90,29 @@ class Options:
 
 @dataclass
 class Kinds:
-    """The classes of a band, in the order in which their codes turn up."""
+    """The classes of a band, in the order in which their codes turn up, and how many pixels have them."""
 
     choose: Callable[[int], MapClass | None]
     codes: list[int] = field(default_factory=list)
     classes: list[MapClass | None] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
 
     def meet(self, code: int) -> None:
         """Take up a new code."""
         self.codes.append(code)
         self.classes.append(self.choose(code))
+        self.pixels.append(0)
+
+    def count(self, runs: Runs) -> None:
+        """Count the pixels of runs."""
+        there = runs.kind >= 0
+        counts = np.bincount(runs.kind[there], runs.lengths()[there], minlength=len(self.codes))
+        for kind, number in enumerate(counts.tolist()):
+            self.pixels[kind] += int(number)
+
+    def share(self, code: int) -> float:
+        """Return the share of a code among the pixels that hold data."""
+        return self.pixels[self.codes.index(code)] / sum(self.pixels)
 
     @property
     def wanted(self) -> NDArray[np.bool_]:
@@ -145,7 +158,7 @@ def trace_band(
         form = Generalisation(options.simplify.number, not options.simplify.pixels, options.smooth)
     # Read and unpacked in a thread of its own, which ends before anybody closes the map.
     with closing(ahead(read_runs(dataset, band, codes, block=block), depth=_AHEAD)) as reading:
-        runs = _told(reading, advance)
+        runs = _told(reading, kinds, advance)
         for quantity, holes in ((options.min_area, False), (options.fill_holes, True)):
             if quantity is not None:
                 runs = _sifted(runs, grid, squares, quantity, kinds, holes=holes)
@@ -156,8 +169,9 @@ def trace_band(
         yield from _batches(_traced(tracer, parts, kinds, grid.height))
 
 
-def _told(runs: Iterator[Runs], advance: Callable[[float], None]) -> Iterator[Runs]:
+def _told(runs: Iterator[Runs], kinds: Kinds, advance: Callable[[float], None]) -> Iterator[Runs]:
     for some in runs:
+        kinds.count(some)
         yield some
         advance(some.height)
 

@@ -25,6 +25,8 @@ _COLUMNS = {
     **dict.fromkeys(("color", "colour"), "color"),
     "background": "background",
 }
+# What 0 is called in a raster where it is no class.
+_NOTHING = {"background", "none", "nothing", "no data", "nodata", "unclassified", "unlabeled", "unlabelled", "unknown"}
 _YES_OR_NO = dict.fromkeys(("yes", "true", "1"), True) | dict.fromkeys(("no", "false", "0"), False)
 # What columns of a raster attribute table are for (GDALRATFieldUsage).
 _RAT_NAME, _RAT_VALUE, _RAT_RGB = "2", "5", ("6", "7", "8")
@@ -114,7 +116,7 @@ class Legend:
             value: MapClass(
                 told.get("name", str(value)),
                 value,
-                told.get("background", value == 0 and value not in given),
+                told.get("background", value == 0 and value not in given and _is_nothing(told.get("name"))),
                 told.get("color"),
             )
             for value, told in facts.items()
@@ -124,11 +126,15 @@ class Legend:
     def class_of(self, band: int, code: int) -> MapClass:
         """Return what a code means in a band.
 
-        Without a name it is called by its number, and 0 is background where nothing is listed.
+        Without a name it is called by its number, and 0 is taken for background where nothing is listed.
         """
         if self.multilabel:
             return self.classes[band - 1]
         return self.known.get(code) or MapClass(str(code), code, background=code == 0 and not self.classes)
+
+    def guesses(self, one: MapClass) -> bool:
+        """Whether a class is taken for background though nothing in the map says so: a 0 without a name."""
+        return one.background and one.name == "0" and not self.classes
 
     def choose(self, wanted: Sequence[str | int] | None = None, *, background: bool = False) -> Choice:
         """Return which classes are kept: those whose name or value is wanted, by default all but background.
@@ -148,6 +154,8 @@ class Choice:
         self._legend = legend
         self._wanted = None if wanted is None else {str(one) for one in wanted}
         self._background = background
+        # A code that was met and left out as background though nothing in the map says so.
+        self.guessed: int | None = None
         self._met = dict.fromkeys(
             (*legend.classes, *(one for one in legend.known.values() if one.name != str(one.value)))
         )
@@ -160,6 +168,8 @@ class Choice:
         if one.background and self._background:
             return one
         kept = not one.background if self._wanted is None else self._wanted & _aliases(one)
+        if self._wanted is None and self._legend.guesses(one):
+            self.guessed = code
         return one if kept else None
 
     def check(self) -> None:
@@ -177,6 +187,10 @@ class Choice:
                     f"{one.name} ({one.value})" if one.name != str(one.value) else one.name for one in self._met
                 )
             )
+
+
+def _is_nothing(name: str | None) -> bool:
+    return name is None or name.strip().lower() in _NOTHING
 
 
 def _aliases(one: MapClass) -> set[str]:

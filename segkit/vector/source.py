@@ -102,6 +102,13 @@ class Source:
                     else:
                         yield from Batch(joined(list(traced)), kinds.classes).dissolved()
         self.choice.check()
+        if self.choice.guessed is not None:
+            share = f"{kinds.share(self.choice.guessed):.1%} of what holds data"
+            warnings.warn(
+                f"{self.dataset.name}: value 0 ({share}) was taken for background and left out, as nothing in the map "
+                "names it; --background keeps it, --names can name it",
+                stacklevel=2,
+            )
 
     def _choose(self, band: int, code: int) -> MapClass | None:
         one = None if self.legend.multilabel and code != 1 else self.choice.of(band, code)
