@@ -255,13 +255,15 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
     surveys, broken = _surveyed([sample for _, sample in everything], recipe, show_progress=show_progress)
     problems += broken
     scenes = [_scene(part, sample, one, task) for (part, sample), one in zip(everything, surveys, strict=True)]
-    found = Examination(recipe)
+    found, network = Examination(recipe), []
     if not problems:
         found = examine(
             recipe, samples["train"], samples["val"], surveys=surveys, measure=True, show_progress=show_progress
         )
         problems += found.problems
         problems += [] if found.fatal is None else [str(found.fatal)]
+        network, wrong = _network(recipe, found.training)
+        problems += wrong
     else:
         problems += _of_scenes([sample for _, sample in everything], surveys)
     report = Report(
@@ -269,7 +271,25 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
         () if found.statistics is None else class_counts(found.statistics.counts, task),
         () if found.held is None else class_counts(found.held, task),
     )  # fmt: skip
-    return replace(report, warnings=(*_warnings(report), *_close(given, found.near)))
+    return replace(report, warnings=(*_warnings(report), *network, *_close(given, found.near)))
+
+
+def _network(recipe: Recipe, training: Sequence[Area]) -> tuple[list[str], list[str]]:
+    """Return warnings and problems of the network: tiles that are small against it, and one that cannot be built."""
+    from segkit.data.tiles import least_tile_size, small_tile
+    from segkit.model import Segmenter
+
+    if not training:
+        return [], []
+    bands = training[0].sample.scene.band_names
+    try:
+        segmenter = Segmenter(recipe, [0.0] * len(bands), [1.0] * len(bands), bands, pretrained=False)
+    except SegkitError as error:
+        return [], [str(error)]
+    least = least_tile_size(segmenter.stride, training)
+    if recipe.train.tile_size >= least or segmenter.context is not None:
+        return [], []
+    return [small_tile(recipe, segmenter.stride, least)], []
 
 
 def examine(
@@ -321,10 +341,10 @@ def examine(
         # Nothing is far from what does not train.
         near = near if not isinstance(recipe.data.val, Split) else []
         return Examination(recipe, near=tuple(near), problems=tuple(problems), fatal=error)
-    held = np.zeros(task.planes * len(task.categories), dtype=np.int64)
+    flat = np.zeros(task.planes * len(task.categories), dtype=np.int64)
     for _, planes, _ in read_pieces(validates):
-        held += count_categories(planes, task)
-    held = held.reshape(task.planes, -1)
+        flat += count_categories(planes, task)
+    held = flat.reshape(task.planes, -1)
     fatal = None
     if validates and not held.any():
         fatal = DataError(

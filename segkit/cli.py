@@ -688,10 +688,12 @@ def _keys() -> set[str]:
     """Return the keys that messages name: data.bands, labels.values."""
     import dataclasses
 
+    from pydantic import BaseModel
+
     from segkit.recipe import Data, LabelSource, Model, Train
     from segkit.task import Task
 
-    parts = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
+    parts: dict[str, type[BaseModel]] = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
     names = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
     return names | {f"task.{field.name}" for field in dataclasses.fields(Task)}
 

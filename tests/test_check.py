@@ -35,6 +35,20 @@ def codes(seed, share=0.3):
     return np.random.default_rng(seed).random((SIZE, SIZE)) < share
 
 
+NETWORK = MODULE._network
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Tiles of these tests are tiny; `with_network` has the tests of what is said of the network."""
+    monkeypatch.setattr(MODULE, "_network", lambda *_: ([], []))
+
+
+@pytest.fixture
+def with_network(_no_network, monkeypatch):
+    monkeypatch.setattr(MODULE, "_network", NETWORK)
+
+
 @pytest.fixture
 def place(tmp_path):
     """Two good scenes side by side."""
@@ -363,3 +377,16 @@ def test_scores_against_labels_in_doubt_are_refused(place):
     for nodata, pixels in (("code", SIZE * SIZE), ("ignore", int(codes(0).sum()))):
         source = LabelSource(path=str(label), nodata=nodata)
         assert evaluate(map_, None, source, names=place / "names.csv")["pixels"] == pixels
+
+
+def test_tiles_that_are_small_against_the_network_are_a_warning(place, with_network):
+    """Five stages halve five times: 32 pixels; three: 8."""
+    deep = {"encoder": "tu-resnet10t", "options": {"decoder_channels": [16, 8, 8, 8, 8]}}
+    report = check(recipe(place, model=deep))
+    only(report.warnings, "less than 4 strides of unet with tu-resnet10t (32 pixels each)")
+    # The scenes are smaller than four strides.
+    only(report.warnings, f"Tiles of {-(-SIZE // 32) * 32} pixels are used")
+
+
+def test_a_network_that_cannot_be_built_is_a_problem(place, with_network):
+    only(check(recipe(place, model={"encoder": "resnet13"})).problems, "model.encoder: 'resnet13' is not known")
