@@ -15,7 +15,7 @@ from segkit.data.nearness import Nearness, nearest
 from segkit.data.sources import Sample, pair
 from segkit.data.split import Area, Survey, count_categories, divide, fitted, read_pieces, survey
 from segkit.data.statistics import Statistics
-from segkit.errors import DataError, SegkitError
+from segkit.errors import DataError, SegkitError, ways
 from segkit.grid import Grid, crs_name
 from segkit.progress import progress
 from segkit.raster import open_raster
@@ -206,7 +206,7 @@ class Examination:
         if self.problems and not force:
             more = len(self.problems) - 1 + (self.fatal is not None)
             others = f" (and {more} more, which segkit check lists)" if more else ""
-            raise DataError(f"{self.problems[0]}{others}; --force trains all the same")
+            raise DataError(f"{self.problems[0]}{others}" + ways("train all the same (--force)"))
         assert self.statistics is not None
         return self.statistics
 

@@ -20,7 +20,7 @@ from segkit.data.cache import Cache
 from segkit.data.sources import Sample, resolve
 from segkit.data.split import Area, whole
 from segkit.decide import Decided, Decider, MapDecider, Predicted, map_task
-from segkit.errors import DataError, LabelError
+from segkit.errors import DataError, LabelError, ways
 from segkit.files import check_output, staged
 from segkit.grid import Grid
 from segkit.metrics import Confusion, Reliability, disagreement
@@ -251,7 +251,8 @@ def refuse_doubts(samples: Sequence[Sample]) -> None:
     for sample in samples:
         if sample.labels is not None and sample.labels.doubts:
             raise LabelError(
-                f"{sample.labels.doubts[0]}; add --nodata code if such pixels are that, --nodata ignore if nobody knows"
+                sample.labels.doubts[0]
+                + ways("add --nodata code if such pixels are that", "--nodata ignore if they are not known")
             )
 
 

@@ -82,7 +82,7 @@ def begin(path: Path, part: Path, layers: Sequence[str]) -> Kept:
         raise OutputError(f"{path.name} could not be written: its copy failed ({error}); is the disk full?") from error
     if stale:
         warnings.warn(
-            f"{path}: holds other layers that segkit wrote ({', '.join(stale)}); they stay: remove them where they are "
+            f"{path}: holds other layers of segkit ({', '.join(stale)}); they stay: remove them where they are "
             "out of date",
             stacklevel=2,
         )
@@ -154,7 +154,7 @@ def _check(database: sqlite3.Connection, path: Path, layers: Sequence[str]) -> N
             continue
         if there[0][0] != "table" or not _is_ours(database, layer):
             raise UsageError(
-                f"{path}: its layer {there[0][1]!r} was not written by segkit and would be replaced; rename it, "
+                f"{path}: its layer {there[0][1]!r} is not segkit's and would be replaced; rename it, "
                 "or name another file"
             )
         query = (

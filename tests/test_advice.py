@@ -27,6 +27,7 @@ COMMAND = re.compile(r"\bsegkit (?!reads|cannot)([a-z]+)\b")
 # These name an option because it was given, so the command has it; the last is what `ways` itself looks for.
 GIVEN = {
     ("segkit.report", "report"),
+    ("segkit.predict.region", "read_area"),
     ("segkit.recipe", "Recipe.load"),
     ("segkit.recipe", "_split"),
     ("segkit.errors", "RECIPE"),

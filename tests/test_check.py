@@ -344,7 +344,7 @@ def test_masks_that_declare_background_as_no_data_are_refused_by_train_as_check_
     with pytest.raises(DataError) as refused:
         train(trial, place / "run")
     assert str(refused.value).startswith(found[0])
-    assert str(refused.value).endswith("--force trains all the same")
+    assert str(refused.value).endswith("; train all the same (--force)")
     assert not (place / "run").exists()
 
     labels = {"path": str(place / "labels"), "nodata": "code"}

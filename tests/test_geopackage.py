@@ -90,7 +90,7 @@ def test_a_layer_is_added_to_a_project_that_has_none_of_its_name(project, map_):
     before = other(moved)
     with pytest.raises(OutputExistsError):
         vectorize(map_, moved)
-    with pytest.warns(UserWarning, match=r"holds other layers that segkit wrote \(project\); they stay"):
+    with pytest.warns(UserWarning, match=r"holds other layers of segkit \(project\); they stay"):
         vectorize(map_, moved, overwrite=True)
     assert len(geopandas.read_file(moved, layer="atlas")) == 2
     after = other(moved, "atlas")
@@ -111,7 +111,7 @@ def test_what_a_write_ahead_log_holds_is_kept(project, map_):
 def test_the_sample_is_drawn_into_a_project(project, map_, tmp_path):
     before = other(project)
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"segkit wrote \(project\)"):
+        with pytest.warns(UserWarning, match=r"layers of segkit \(project\)"):
             design(map_, project, samples=20, minimum=5, overwrite=True)
     own = ("points", "pixels", "design", "strata", "classes")
     assert other(project, *own) == before
@@ -123,7 +123,7 @@ def test_the_sample_is_drawn_into_a_project(project, map_, tmp_path):
 @pytest.mark.parametrize(
     ("sql", "why"),
     [
-        ("DELETE FROM gpkg_metadata", "its layer 'project' was not written by segkit"),
+        ("DELETE FROM gpkg_metadata", "its layer 'project' is not segkit's"),
         ("CREATE TRIGGER mine AFTER INSERT ON project BEGIN SELECT 1; END", "the trigger 'mine' of layer 'project'"),
         ("CREATE INDEX mine ON project (class)", "the index 'mine' of layer 'project' would be lost"),
     ],

@@ -287,7 +287,7 @@ def test_a_run_is_resumed_on_as_many_devices(data, alone, devices, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 150])
 def test_every_pixel_is_validated_once_by_however_many(data, world, monkeypatch):
-    monkeypatch.setattr("segkit.train._PIECE", 50)
+    monkeypatch.setattr(sys.modules["segkit.train"], "_PIECE", 50)
     recipe_ = recipe(data, "multilabel")
     areas = whole(labelled_samples(recipe_.data.train, recipe_.data, recipe_.task, "data.train"))
     times = {id(area): np.zeros(area.sample.scene.grid.shape, dtype=int) for area in areas}

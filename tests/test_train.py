@@ -306,7 +306,8 @@ def test_a_training_stops_where_numbers_are_not_finite_and_goes_on_with_a_lower_
     place = "whose last step left " if what == "weights" else f"step {step - 2} of 3: {what} is "
     assert message.startswith(f"training stopped in epoch 2, {place}")
     assert "lower train.learning_rate (it is 0.01)" in message
-    assert f"go on after epoch 1, which is kept in {kept} (--resume)" in message
+    assert f"epoch 1 is kept in {kept}; " in message
+    assert "and go on after epoch 1 (--resume)" in message
     assert "fp32" not in message  # which it is
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoints", "log.csv", "recipe.yaml"}
     for checkpoint in kept.parent.iterdir():

@@ -14,7 +14,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
-from segkit.errors import GridError
+from segkit.errors import GridError, ways
 from segkit.grid import Grid
 from segkit.progress import progress
 from segkit.raster import PathLike, grid_of, open_raster
@@ -106,7 +106,7 @@ class Source:
             share = f"{kinds.share(self.choice.guessed):.1%} of what holds data"
             warnings.warn(
                 f"{self.dataset.name}: value 0 ({share}) was taken for background and left out, as nothing in the map "
-                "names it; --background keeps it, --names can name it",
+                "names it" + ways("keep it (--background)", "name it (--names)"),
                 stacklevel=2,
             )
 

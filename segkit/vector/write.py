@@ -117,7 +117,8 @@ def check_target(path: PathLike, *, overwrite: bool) -> tuple[Path, Format]:
     there = [file.name for ending in form.siblings if (file := target.with_suffix(ending)).exists()]
     if there and not overwrite:
         raise OutputExistsError(
-            f"{target}: {', '.join(there)} would be replaced, too; add --overwrite to do that, or name another file"
+            f"{target}: {', '.join(there)} would be replaced, too"
+            + ways("add --overwrite to do that", "name another file")
         )
     return target, form
 
