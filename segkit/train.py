@@ -28,14 +28,14 @@ from torch.utils.data import DataLoader
 
 from segkit import charts, processes
 from segkit.data.cache import Cache
-from segkit.data.sources import Sample
+from segkit.data.sources import Sample, recipe_files
 from segkit.data.split import Area, divide
 from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, ValidationTiles
 from segkit.decide import Decider
 from segkit.errors import DataError, OutputExistsError, RecipeError, UsageError
 from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
-from segkit.files import check_folder, staged
+from segkit.files import check_apart, check_folder, staged
 from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
 from segkit.memory import return_memory
@@ -115,6 +115,7 @@ def train(
     UsageError, DataError
         The recipe, the data or the folder do not allow it.
     """
+    file = None if isinstance(recipe, Recipe) else recipe
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
         recipe = with_fold(recipe, fold)
@@ -123,6 +124,7 @@ def train(
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     first = _is_first(recipe)
     folder = _check_folder(recipe, name, output, first=first, resume=resume, overwrite=overwrite)
+    check_apart(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
     show_progress = show_progress and first
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
@@ -338,6 +340,13 @@ def _check_folder(
             f"{folder}: holds a run already; --resume goes on with it, --overwrite starts anew, -o names another folder"
         )
     return folder
+
+
+def run_files(folder: Path, recipe: Recipe) -> list[Path]:
+    """Return the files and folders that a training of a recipe writes; a recipe that is there already stays."""
+    names = [MODEL, METRICS, LOG, _CURVES, _WORST, "checkpoints", "tensorboard"]
+    same = (folder / RECIPE).is_file() and is_run_of(folder, recipe)
+    return [folder / name for name in (names if same else [*names, RECIPE])]
 
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:

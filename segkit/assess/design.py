@@ -14,7 +14,7 @@ from segkit.assess.points import POINTS, read_table, write_points
 from segkit.assess.sampling import Allocation, allocate, draw
 from segkit.assess.strata import Part, class_map
 from segkit.errors import OutputError, UsageError
-from segkit.files import check_output, staged
+from segkit.files import check_apart, check_output, staged, writing_to
 from segkit.raster import PathLike
 
 _EXPECTED = 0.9  # user's accuracy of a stratum of which nothing was said
@@ -108,6 +108,7 @@ def design(
     target = check_output(output, overwrite=overwrite)
     if target.suffix.lower() != ".gpkg":
         raise UsageError(f"{target}: points are written as a GeoPackage; name a file that ends in .gpkg")
+    check_apart([target], [map_path, names])
     if (samples is None) == (error is None):
         raise UsageError("say either how many samples, or the standard error of the overall accuracy")
     with class_map(map_path, names=names, of=of, buffer=buffer) as source:
@@ -144,7 +145,7 @@ def design(
                 "samples": numbers,
             }
         )
-        with staged(target) as part:
+        with staged(target) as part, writing_to(target, RuntimeError):  # pyogrio's errors
             write_points(part, source.grid, sample, table, classes, show_map=show_map)
             written = read_table(part, POINTS)
             if written is None or len(written) != len(sample):

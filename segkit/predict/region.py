@@ -43,7 +43,7 @@ def read_polygons(path: PathLike) -> GeoSeries:
 
     file = existing(path, "vector file")
     try:
-        read = geopandas.read_parquet if file.suffix == ".parquet" else geopandas.read_file
+        read = geopandas.read_parquet if file.suffix.lower() == ".parquet" else geopandas.read_file
         geometry = read(file).geometry
     except (DataSourceError, AttributeError, ValueError) as error:
         raise DataError(f"{file}: not a file of polygons that segkit reads ({error})") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.files import check_output
+from segkit.files import check_apart, check_output
 from segkit.raster import PathLike
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def vectorize(
 
     target = check_output(output, overwrite=overwrite)
     format_of(target)
+    check_apart([target, target.with_suffix(".qml")], [map_path, probabilities, names])
     options = Options.of(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with ExitStack() as stack:
         source = stack.enter_context(

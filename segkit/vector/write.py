@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.errors import OutputError, SegkitError, UsageError
-from segkit.files import check_output, staged
+from segkit.errors import OutputError, UsageError
+from segkit.files import check_output, hindrance, staged, writing_to
 from segkit.grid import Grid
 from segkit.raster import PathLike
 from segkit.vector.geojson import geojson
@@ -86,7 +87,7 @@ def format_of(path: Path) -> Format:
         It names none.
     """
     try:
-        return FORMATS[path.suffix]
+        return FORMATS[path.suffix.lower()]
     except KeyError:
         raise UsageError(
             f"{path}: polygons are not written as {path.suffix or 'a file without ending'}; "
@@ -158,7 +159,9 @@ def writing(
         shown += sorted(met.difference(shown), key=lambda one: one.value)
         return qml((one for one in shown if layer in (one.name, target.stem)), see_through=legend.multilabel)
 
-    with staged(target) as part, ExitStack() as stack:
+    with staged(target) as named, ExitStack() as stack:
+        # GDAL knows some formats by an ending in small letters only.
+        part = named.with_suffix(named.suffix.lower())
         plan = Plan(
             part,
             _schema(confidence),
@@ -178,9 +181,21 @@ def writing(
             beside = target.with_suffix(".qml")
             if is_ours(beside) or not beside.exists():
                 part.with_suffix(".qml").write_text(style(target.stem), encoding="utf-8")
-        stale = [ending for ending in form.companions if not part.with_suffix(ending).exists()]
+        companions = form.companions
+        if part != named:
+            companions += tuple(ending.upper() for ending in companions)
+            _rename(part, named)
+        stale = [ending for ending in companions if not named.with_suffix(ending).exists()]
     for ending in stale:
         target.with_suffix(ending).unlink(missing_ok=True)
+
+
+def _rename(part: Path, named: Path) -> None:
+    """Give a file that was written with an ending in small letters the ending that was asked for, and so its set."""
+    for file in list(part.parent.glob(f"{escape(part.stem)}.*")):
+        if file != part and named.suffix.isupper() and file.suffix != ".qml":
+            file.replace(file.with_suffix(file.suffix.upper()))
+    part.replace(named)
 
 
 class Writer:
@@ -306,12 +321,8 @@ def _told(path: Path) -> Iterator[None]:
     """Turn what libraries raise while they write into one error of ours."""
     from pyarrow import ArrowException
 
-    try:
+    with writing_to(path, RuntimeError, ArrowException, sqlite3.Error):  # pyogrio's errors are RuntimeErrors
         yield
-    except SegkitError:
-        raise
-    except (OSError, RuntimeError, ArrowException, sqlite3.Error) as error:  # pyogrio's errors are RuntimeErrors
-        raise OutputError(f"{path.name} could not be written: {error}; is the disk full?") from error
 
 
 def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> None:
@@ -321,7 +332,7 @@ def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> N
         found = form.look(plan.path, layer)
         if found.polygons != count:
             raise OutputError(
-                f"{name}: {count} polygons were written and {found.polygons} read back; is the disk full?"
+                f"{name}: {count} polygons were written and {found.polygons} read back{hindrance(plan.path.parent)}"
             )
         if count and found.columns != columns:
             raise OutputError(f"{name}: the columns {', '.join(columns)} read back as {', '.join(found.columns)}")
