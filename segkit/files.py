@@ -279,17 +279,18 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_to(path: Path, *others: type[Exception]) -> Iterator[None]:
+def writing_to(path: Path, *others: type[Exception], name: str | None = None) -> Iterator[None]:
     """Turn what the system, or a library by `others`, says against writing a file into an OutputError.
 
-    What it says of the disk is asked for while temporary files are still there, which take its space.
+    The file is called by `name`, where it is written under another one. Use it while temporary files are still
+    there: they take the space of which the system is asked.
     """
     try:
         yield
     except SegkitError:
         raise
     except (OSError, *others) as error:
-        raise OutputError(f"{path} could not be written: {because(error, path.parent)}") from error
+        raise OutputError(f"{name or path} could not be written: {because(error, path.parent)}") from error
 
 
 @contextmanager

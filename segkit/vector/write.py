@@ -321,7 +321,9 @@ def _told(path: Path) -> Iterator[None]:
     """Turn what libraries raise while they write into one error of ours."""
     from pyarrow import ArrowException
 
-    with writing_to(path, RuntimeError, ArrowException, sqlite3.Error):  # pyogrio's errors are RuntimeErrors
+    with writing_to(
+        path, RuntimeError, ArrowException, sqlite3.Error, name=path.name
+    ):  # pyogrio's errors are RuntimeErrors
         yield
 
 
