@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segkit.assess.strata import NOWHERE, ClassMap, class_map
 from segkit.errors import GridError, UsageError
-from segkit.files import check_output, scratch, staged
+from segkit.files import cell, check_apart, check_output, scratch, staged
 from segkit.predict.summary import pixel_hectares
 from segkit.progress import progress
 from segkit.raster import MapFormat, Part, PathLike, assemble, writing_part
@@ -97,6 +97,7 @@ def change(
     """
     target = check_output(output, overwrite=overwrite)
     beside = None if table is None else check_output(table, overwrite=overwrite)
+    check_apart([target, beside], [old, new, names])
     with class_map(old, names=names, of=of) as before, class_map(new, names=names, of=of) as after:
         if difference := before.grid.difference(after.grid):
             raise GridError(
@@ -131,7 +132,7 @@ def change(
         result = Change(target, _names(before), _names(after), pixels.reshape(shape), hectares.reshape(shape), unseen)
     if beside is not None:
         with staged(beside) as written:
-            result.table().to_csv(written)
+            result.table().rename(index=cell, columns=cell).to_csv(written)
     return result
 
 

@@ -6,13 +6,17 @@ Libraries are imported inside the commands, so that ``segkit --help`` answers at
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -41,7 +45,14 @@ assess = typer.Typer(
 )
 app.add_typer(assess, name="assess")
 
-_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+# What a shell expects after a signal, and after that of Ctrl-C.
+_SIGNALLED, _INTERRUPTED = 128, 130
+_SAME_SIGNAL_SECONDS = 2
+# What libraries say where they got no memory, in small letters.
+_NO_MEMORY = (
+    "allocate memory", "alloc_cpu", "failed to map segment", "out of memory", "not enough memory",
+    "can't start new thread",
+)  # fmt: skip
 
 
 class Device(StrEnum):
@@ -139,11 +150,17 @@ def check(
 ) -> None:
     """Show what a recipe would train on: grids, bands, codes, class shares, problems."""
     from segkit.check import check as run
-    from segkit.files import check_output
+    from segkit.data.sources import recipe_files
+    from segkit.files import check_apart, check_output
     from segkit.recipe import Recipe
 
     loaded = Recipe.load(recipe, set_ or ())
     target = None if picture is None else check_output(picture, overwrite=overwrite)
+    if target is not None:
+        read: list[Path] = [recipe]
+        with suppress(SegkitError):  # it is one of the problems that are shown
+            read += recipe_files(loaded)
+        check_apart([target], read)
     report = run(loaded, show_progress=True)
     print(report.render())
     if target is not None:
@@ -599,8 +616,10 @@ def assess_estimate(
     """Estimate areas and accuracies with 95 % intervals from filled points."""
     from segkit.assess import estimate_sample, write_estimate
     from segkit.assess.export import check_estimate_output
+    from segkit.files import check_apart
 
     targets = [check_estimate_output(one, overwrite=overwrite) for one in output or ()]
+    check_apart(targets, [map_, points, names])
     found = estimate_sample(map_, points, of=class_, names=names, correct_finite=finite)
 
     def number(value: float, half: float, digits: int) -> str:
@@ -638,33 +657,132 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 2 for usage, 1 for a failed job, 130 for Ctrl-C; a traceback only on --debug."""
+    """Run the command line; a traceback only on --debug.
+
+    Exit codes: 2 for usage, 1 for a failed job, 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
     debug = "--debug" in sys.argv
+    _open_streams()
+    _find_folders()
     warnings.showwarning = _warn
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    with _ended_by_signals() as received:
+        code = _run([argument for argument in sys.argv[1:] if argument != "--debug"], debug=debug)
+        if received:
+            code = _SIGNALLED + received[0]
+        if code == _INTERRUPTED or received:  # typer makes this code of Ctrl-C itself
+            what = f"ended by {signal.Signals(received[0]).name}" if received else "interrupted"
+            _fail(f"{what}; what was finished before is there, nothing is half-written", code)
+        sys.exit(code)
+
+
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Run a command, tell what went wrong, and return the exit code."""
     options = _options(arguments)
     try:
         with offering(options):
-            code = app(args=arguments, prog_name="segkit", standalone_mode=False)
+            return app(args=arguments, prog_name="segkit", standalone_mode=False) or 0
     except (KeyboardInterrupt, Abort):
-        code = _INTERRUPTED
+        return _INTERRUPTED
     except TyperException as error:
         command, below = [*(argument for argument in arguments if not argument.startswith("-")), "", ""][:2]
         command += f" {below}" if f"{command} {below}" in _commands() else ""
         help_ = f"segkit {command} --help" if command in _commands() else "segkit --help"
-        code = _fail(f"{error.format_message().rstrip('.')}; see {help_}", error.exit_code)
+        return _fail(f"{error.format_message().rstrip('.')}; see {help_}", error.exit_code)
     except SegkitError as error:
         if debug:
             raise
-        code = _fail(str(error) + _about_keys(str(error), options), error.exit_code)
+        return _fail(str(error) + _about_keys(str(error), options), error.exit_code)
     except Exception as error:
         if debug:
             raise
-        text = str(error).strip().splitlines() or [""]
-        code = _fail(f"unexpected {type(error).__name__}: {text[0]}; run again with --debug to see where", 1)
-    if code == _INTERRUPTED:  # typer makes this code of Ctrl-C itself
-        _fail("interrupted; what was finished before is there, nothing is half-written", code)
-    sys.exit(code or 0)
+        return _fail(_unforeseen(error), 1)
+
+
+def _unforeseen(error: Exception) -> str:
+    """Say what another library or the system raised: what the system has too little of is no fault of the program."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
+        return (
+            f"not enough memory{f' ({text})' if text else ''}; free some, raise the limit (ulimit -v), or ask for less"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{named}{error.strerror}"
+    if isinstance(error, UnicodeError):
+        return f"a name or text is not in the encoding of this locale: {text}; rename it, or set PYTHONUTF8=1"
+    return f"unexpected {type(error).__name__}: {text}; run again with --debug to see where"
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; gives those that came.
+
+    A signal that is ignored (nohup), or that a host process has a handler for, stays so. One that follows at once,
+    as when a terminal is closed, must not stop what the first has begun.
+    """
+    received: list[int] = []
+    latest = 0.0
+
+    def end(number: int, _: Any) -> None:
+        nonlocal latest
+        before, latest = latest, time.monotonic()
+        received.append(number)
+        if len(received) == 1 or latest - before > _SAME_SIGNAL_SECONDS:
+            raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handled = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield received
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _open_streams() -> None:
+    """Open what was closed of stdin, stdout and stderr, or a library's messages end in the next file that is opened.
+
+    What cannot be encoded is escaped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _find_folders() -> None:
+    """Name folders that can be written to libraries that keep settings and downloads where this user may not write."""
+    from segkit.files import home_folder, private_folder
+
+    home = home_folder()
+    os.environ.setdefault("HOME", str(home))
+    config, cache = (
+        Path(os.environ.get(name) or home / own)
+        for name, own in (("XDG_CONFIG_HOME", ".config"), ("XDG_CACHE_HOME", ".cache"))
+    )
+    for variable, folders in {
+        "MPLCONFIGDIR": (config / "matplotlib", cache / "matplotlib"),
+        "HF_HOME": (cache / "huggingface",),
+        "TORCH_HOME": (cache / "torch",),
+    }.items():
+        unusable = variable not in os.environ and not all(map(_can_be_written, folders))
+        if unusable and (private := private_folder()) is not None:
+            os.environ[variable] = str(private / folders[0].name)
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether a folder, or the nearest one above it that is there, can be written to."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return os.access(there, os.W_OK)
 
 
 def _options(arguments: Sequence[str]) -> set[str]:
@@ -705,12 +823,17 @@ def _commands() -> set[str]:
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line, without the place in the code."""
-    print(f"segkit: warning: {message}", file=sys.stderr)
+    print(f"segkit: warning: {message}", file=_messages())
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"segkit: {message}", file=sys.stderr)
+    print(f"segkit: {message}", file=_messages())
     return code
+
+
+def _messages() -> TextIO:
+    """Where errors and warnings go: to stdout where stderr was closed from the beginning."""
+    return sys.stdout if sys.__stderr__ is None else sys.stderr
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -22,10 +22,11 @@ import shapely
 from numpy.typing import NDArray
 
 from segkit.data.cache import Cache
+from segkit.data.sources import recipe_files
 from segkit.data.split import Area, pieces
 from segkit.decide import Decider
 from segkit.errors import OutputExistsError, RecipeError, UsageError
-from segkit.files import check_folder, discard, scratch, staged
+from segkit.files import cell, check_apart, check_folder, discard, scratch, staged
 from segkit.model import Segmenter, load
 from segkit.picture import any_names
 from segkit.predict.choice import Options
@@ -33,7 +34,7 @@ from segkit.progress import progress
 from segkit.raster import PathLike
 from segkit.recipe import Recipe, parse_yaml, put
 from segkit.task import IGNORE
-from segkit.train import LAST, METRICS, MODEL, RECIPE, check_names, examined, is_run_of, train, with_fold
+from segkit.train import LAST, METRICS, MODEL, RECIPE, check_names, examined, is_run_of, run_files, train, with_fold
 
 _SPENT = "spent.json"
 # Columns of the table: what each is called, and where it is found in a trial.
@@ -197,6 +198,10 @@ def compare(
         base, Path(f"runs/{base.name}-compare" if output is None else output), heads, vary or {}, seeds, folds
     )
     folder = _check_folder(plans, output, overwrite=overwrite)
+    written = [folder / f"compare{ending}" for ending in (".json", ".csv", ".png")]
+    written += [file for plan in plans for file in run_files(plan.folder, plan.recipe)]
+    read = [file for plan in plans for file in recipe_files(plan.recipe)]
+    check_apart(written, [None if isinstance(recipe, Recipe) else recipe, *read], advice="name another folder (-o)")
     with Cache.opened(base.data.cache, show_progress=show_progress) as cache:
         ground = _Ground(cache, force=force)
         _check_alike(plans, ground)
@@ -517,7 +522,9 @@ def _write(result: Comparison) -> None:
         writer.writerow(["variant", "trials", *(f"{key}{end}" for key in MEASURES for end in ("", "_spread"))])
         for row in result.rows:
             numbers = [value for key in MEASURES for value in (row.measures[key].mean, row.measures[key].spread)]
-            writer.writerow([row.variant, row.trials, *("" if value is None else repr(value) for value in numbers)])
+            writer.writerow(
+                [cell(row.variant), row.trials, *("" if value is None else repr(value) for value in numbers)]
+            )
     trials = [asdict(trial) | {"folder": str(trial.folder.relative_to(result.folder))} for trial in result.trials]
     told = {
         "variants": [asdict(row) for row in result.rows],

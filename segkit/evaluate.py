@@ -17,11 +17,11 @@ from rasterio.windows import Window
 from segkit.boundaries import Boundaries
 from segkit.calibration import Calibration, CalibrationFit
 from segkit.data.cache import Cache
-from segkit.data.sources import Sample, resolve
+from segkit.data.sources import Sample, resolve, source_files
 from segkit.data.split import Area, whole
 from segkit.decide import Decided, Decider, MapDecider, Predicted, map_task
 from segkit.errors import DataError, LabelError, ways
-from segkit.files import check_output, staged
+from segkit.files import check_apart, check_output, staged
 from segkit.grid import Grid
 from segkit.metrics import Confusion, Reliability, disagreement
 from segkit.model import Segmenter, load
@@ -107,6 +107,7 @@ def evaluate(
         source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
         samples = labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
         decider = Decider(segmenter, Options(tile=tile, overlap=overlap, device=device, precision=precision))
+    check_apart([target], [None if isinstance(model, Segmenter) else model, names, *source_files(source)])
     refuse_doubts(samples)
     result = scores(decider, whole(samples), width, size, show_progress=show_progress)
     if target is not None:

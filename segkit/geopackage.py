@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segkit.errors import OutputError, UsageError
+from segkit.files import because
 
 # Tables in which a GeoPackage lists its layers, by column `table_name`.
 _LISTS = (
@@ -79,7 +80,7 @@ def begin(path: Path, part: Path, layers: Sequence[str]) -> Kept:
             stale = sorted(set(_own(copy)).difference(layers))
         kept = _kept(part, layers)
     except sqlite3.Error as error:
-        raise OutputError(f"{path.name} could not be written: its copy failed ({error}); is the disk full?") from error
+        raise OutputError(f"{path.name} could not be written: {because(error, path.parent)}") from error
     if stale:
         warnings.warn(
             f"{path}: holds other layers of segkit ({', '.join(stale)}); they stay: remove them where they are "

@@ -576,7 +576,7 @@ def _encoder_state(path: Path, first: str) -> dict[str, Tensor]:
     try:
         stored: Any = (
             load_file(path)
-            if path.suffix == ".safetensors"
+            if path.suffix.lower() == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # torch raises many kinds for a file that is no state dict

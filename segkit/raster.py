@@ -33,7 +33,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from segkit.errors import GridError, OutputError, RasterError, UsageError, ways
-from segkit.files import check_output, existing, staged, sync
+from segkit.files import check_output, existing, hindrance, staged, sync, writing_to
 from segkit.grid import Grid
 from segkit.remote import Remote, again, forget, gdal_name, hold, located, of_gdal, options, told, version_of
 
@@ -881,10 +881,8 @@ def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:
 @contextlib.contextmanager
 def telling(path: Path) -> Iterator[None]:
     """Tell what GDAL and the system say of a file that is written."""
-    try:
+    with writing_to(path, *GDAL_ERRORS):
         yield
-    except (*GDAL_ERRORS, OSError) as error:
-        raise OutputError(f"{path} could not be written: {error}; is the disk full?") from error
 
 
 @contextlib.contextmanager
@@ -892,11 +890,11 @@ def _reading_back(path: Path) -> Iterator[None]:
     try:
         yield
     except RasterError as error:
-        raise OutputError(f"{path}: does not read back; is the disk full or faulty?") from error
+        raise OutputError(f"{path}: does not read back: {error}{hindrance(path.parent)}") from error
 
 
 def _differs(path: Path, window: Window) -> OutputError:
-    return OutputError(f"{path}: reads back differently at {_place(window)}; is the disk full or faulty?")
+    return OutputError(f"{path}: reads back differently at {_place(window)}{hindrance(path.parent)}")
 
 
 def _is_vrt(file: Path) -> bool:

@@ -30,14 +30,14 @@ from torch.utils.data import DataLoader
 from segkit import charts, processes
 from segkit.check import Examination, check_bands, examine
 from segkit.data.cache import Cache
-from segkit.data.sources import Sample
+from segkit.data.sources import Sample, recipe_files
 from segkit.data.split import Area, divide, pieces
 from segkit.data.statistics import Statistics, class_weights
 from segkit.data.tiles import Batch, EpochSampler, TrainTiles, least_tile_size, small_tile
 from segkit.decide import Decider
 from segkit.errors import OutputExistsError, RecipeError, TrainingError, UsageError, ways
 from segkit.evaluate import fitted_calibration, fitted_thresholds, labelled_samples, score
-from segkit.files import check_folder, staged
+from segkit.files import check_apart, check_folder, staged
 from segkit.gallery import draw_worst
 from segkit.losses import LOSSES, combined
 from segkit.memory import return_memory
@@ -130,6 +130,7 @@ def train(
     TrainingError
         A loss, the gradients or a weight are not finite numbers. Checkpoints of epochs before are kept.
     """
+    file = None if isinstance(recipe, Recipe) else recipe
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
         recipe = with_fold(recipe, fold)
@@ -138,6 +139,7 @@ def train(
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     first = _is_first(recipe)
     folder = _check_folder(recipe, name, output, first=first, resume=resume, overwrite=overwrite)
+    check_apart(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
     show_progress = show_progress and first
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
@@ -372,6 +374,13 @@ def _check_folder(
             + ways("go on with it (--resume)", "start anew (--overwrite)", "name another folder (--output)")
         )
     return folder
+
+
+def run_files(folder: Path, recipe: Recipe) -> list[Path]:
+    """Return the files and folders that a training of a recipe writes; a recipe that is there already stays."""
+    names = [MODEL, METRICS, LOG, _CURVES, _WORST, "checkpoints", "tensorboard"]
+    same = (folder / RECIPE).is_file() and is_run_of(folder, recipe)
+    return [folder / name for name in (names if same else [*names, RECIPE])]
 
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -456,3 +457,160 @@ def test_a_warning_is_one_line(segkit, place):
     )
     assert said.stderr.startswith("segkit: warning: map.tif: area_ha and perim_m stay empty")
     assert said.stderr.count("\n") == 1
+
+
+# A command that writes, and goes on until it is ended.
+WAITS = """
+import time
+from segkit import cli
+from segkit.files import staged
+
+@cli.app.command()
+def wait(path: str) -> None:
+    with staged(path) as part:
+        part.write_text("half")
+        print("at work", flush=True)
+        time.sleep(60)
+
+cli.main()
+"""
+
+
+def waiting(target, **options):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS, "wait", target],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    assert process.stdout.readline() == "at work\n"
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_ends_a_command_and_leaves_nothing_half_written(tmp_path, name, code):
+    process = waiting(tmp_path / "map.tif")
+    process.send_signal(getattr(signal, name))
+    if code != 130:
+        process.send_signal(getattr(signal, name))  # the shell of a closed terminal sends it once more
+    said = process.communicate(timeout=30)[1]
+    what = "interrupted" if code == 130 else f"ended by {name}"
+    assert process.returncode == code, said
+    assert said == f"segkit: {what}; what was finished before is there, nothing is half-written\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    process = waiting(tmp_path / "map.tif", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # nohup
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.terminate()
+    assert "ended by SIGTERM" in process.communicate(timeout=30)[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_handlers_of_a_host_process_stay(segkit):
+    def own(*_):
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    hangup = signal.getsignal(signal.SIGHUP)
+    try:
+        segkit("cache")
+        assert signal.getsignal(signal.SIGTERM) is own
+        assert signal.getsignal(signal.SIGHUP) == hangup
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell")
+def test_with_closed_streams_errors_are_told_and_no_file_gets_their_place(tmp_path):
+    closed = "import os, sys; from segkit import cli; cli._open_streams(); print(open(os.devnull).fileno() > 2)"
+    for streams in ("2>&-", "0<&- 2>&-"):
+        done = subprocess.run(
+            f'"{sys.executable}" -c "{closed}" {streams}', shell=True, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "True\n"
+    command = f'"{sys.executable}" -m segkit.cli vectorize "{tmp_path}/none.tif" "{tmp_path}/none/o.gpkg"'
+    done = subprocess.run(f"{command} 2>&-", shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout.startswith(f"segkit: {tmp_path}/none/o.gpkg: its folder")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "a.tif"), "a.tif: No space left on device"),
+        (MemoryError(), "not enough memory; free some"),
+        (ImportError("x.so: failed to map segment from shared object"), "not enough memory (x.so: failed"),
+        (RuntimeError("can't start new thread"), "not enough memory (can't"),
+        (UnicodeEncodeError("ascii", "ä", 0, 1, "no"), "is not in the encoding of this locale"),
+        (KeyError("a"), "unexpected KeyError: 'a'; run again with --debug"),
+    ],
+)
+def test_only_what_is_a_fault_of_the_program_is_unexpected(error, told):
+    said = cli._unforeseen(error)
+    assert told in said
+    assert ("unexpected" in said) == isinstance(error, KeyError)
+
+
+def outputs_that_meet(place):
+    """{command: its arguments, with one name for two things}."""
+    (place / "sub").mkdir()
+    write_raster(place / "map.tif", np.eye(8, dtype=np.uint8))
+    write_raster(place / "other.tif", np.eye(8, dtype=np.uint8))
+    (place / "points.csv").write_text("")
+    (place / "scores.json").write_text("{}")
+    evaluate = ("evaluate", "model.safetensors", "--images", "images", "--labels", "labels", "--overwrite")
+    return {
+        "one file": [
+            ("change", "map.tif", "other.tif", "-o", "x.tif", "--table", "sub/../x.tif"),
+            ("predict", "model.safetensors", "images/a.tif", "-o", "x.tif", "--confidence", "x.tif"),
+            ("predict", "model.safetensors", "images/a.tif", "-o", "x.tif", "--vector", "x.tif.bands"),
+            ("assess", "estimate", "map.tif", "points.csv", "-o", "x.csv", "-o", "./x.csv"),
+        ],
+        "is read": [
+            ("change", "map.tif", "other.tif", "-o", "sub/../map.tif", "--overwrite"),
+            ("predict", "model.safetensors", "images/a.tif", "-o", "x.tif", "--aoi", "x.gpkg", "--vector", "x.gpkg"),
+            ("vectorize", "map.tif", "x.gpkg", "--names", "x.gpkg"),
+            (*evaluate, "-o", "images/a.tif"),
+            (*evaluate, "-o", "labels/b.tif"),
+            (*evaluate, "-o", "model.safetensors"),
+            ("check", "recipe.yaml", "--picture", "labels/a.tif", "--overwrite"),
+            ("check", "recipe.yaml", "--picture", "recipe.yaml", "--overwrite"),
+            ("assess", "design", "map.tif", "-o", "x.gpkg", "--names", "x.gpkg", "-n", "9"),
+            ("assess", "estimate", "map.tif", "points.csv", "-o", "points.csv", "--overwrite"),
+            ("train", "recipe.yaml", "-o", ".", "--overwrite", "--set", "train.epochs=2"),
+            (
+                "compare",
+                "recipe.yaml",
+                "-o",
+                ".",
+                "--set",
+                "data.val.by=polygon",
+                "--set",
+                "data.val.polygons=compare.csv",
+            ),
+            ("report", "map.tif", "-o", "x.html", "--names", "x.html"),
+            ("report", "map.tif", "--png", "sub", "--images", "sub/a.png"),
+        ],
+    }
+
+
+def test_every_command_refuses_one_name_for_two_things(segkit, place):
+    cases = outputs_that_meet(place)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    for words, commands in cases.items():
+        for command in commands:
+            code, out, said = segkit(*command)
+            if "x.tif.bands" in command:
+                assert code == 2, command
+                continue
+            assert (code, out) == (2, ""), (command, said)
+            assert words in said, (command, said)
+            assert said.count("\n") == 1, (command, said)
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import count
 from pathlib import Path
@@ -10,7 +11,21 @@ from pathlib import Path
 import pytest
 
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
-from segkit.files import check_output, discard, existing, locked, remove_leftovers, scratch, staged
+from segkit.files import (
+    because,
+    cell,
+    check_apart,
+    check_output,
+    discard,
+    existing,
+    hindrance,
+    locked,
+    private_folder,
+    remove_leftovers,
+    scratch,
+    staged,
+    writing_to,
+)
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="no locks, no fork")
 
@@ -138,7 +153,7 @@ def test_a_disk_that_fails_is_an_output_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with (
-        pytest.raises(OutputError, match=r"map\.tif could not be finished: .*No space left"),
+        pytest.raises(OutputError, match=r"map\.tif could not be written: No space left.*: free some space"),
         staged(tmp_path / "map.tif") as part,
     ):
         part.write_text("all")
@@ -350,3 +365,130 @@ def test_a_discarded_folder_goes_under_its_own_name_at_once(tmp_path, monkeypatc
     with scratch(tmp_path, "band"):
         pass
     assert not names(tmp_path)
+
+
+def ways_to(folder, name):
+    """Other names of a file that is there: spelled otherwise, and links."""
+    (folder / "sub").mkdir()
+    (folder / "soft.tif").symlink_to(folder / name)
+    (folder / "hard.tif").hardlink_to(folder / name)
+    (folder / "folder").symlink_to(folder)
+    return [name, f"sub/../{name}", "soft.tif", "hard.tif", f"folder/{name}"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_outputs_that_are_one_file_or_an_input_are_refused_whatever_leads_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "a.tif"
+    file.write_text("precious")
+    ways = ways_to(tmp_path, "a.tif")
+    for way in ways:
+        with pytest.raises(UsageError, match=r"would be written to one file; name another file"):
+            check_apart([file, way])
+        with pytest.raises(UsageError, match=r"would overwrite .*a\.tif, which is read"):
+            check_apart([way], [file])
+        with pytest.raises(UsageError, match="which is read; look"):
+            check_apart([file], [None, way], advice="look")
+    check_apart([file, None, "b.tif"], ["c.tif", "c.tif", "https://example.org/a.tif", None])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("new.csv", "./new.csv"),
+        ("a.shp", "a.dbf"),
+        ("a.SHP", "a.shp"),
+        ("a.gpkg", "a.gpkg-wal"),
+        ("a.tif", "a.tif.ovr"),
+        ("a.tif.bands", "a.tif.bands/a.tif"),
+    ],
+)
+def test_what_belongs_to_a_file_and_what_lies_in_a_folder_is_taken_with_it(tmp_path, monkeypatch, one, other):
+    monkeypatch.chdir(tmp_path)
+    for pair in ([one, other], [other, one]):
+        with pytest.raises(UsageError, match=r"one file|which is written, too"):
+            check_apart(pair)
+    with pytest.raises(UsageError, match="which is read"):
+        check_apart([one], [other])
+    check_apart(["other.csv"], [one])
+    check_apart(["folder/a.csv"], ["folder"])  # a folder of inputs may hold an output
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 252 + ".tif", "n" * 240 + ".tif", "\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 120]
+)
+def test_a_name_that_leaves_no_room_for_temporary_names_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"its name takes 2.. bytes; it may take 2"):
+        check_output(tmp_path / name, overwrite=True)
+    check_output(tmp_path / ("n" * 234), overwrite=True)
+    with staged(tmp_path / ("n" * 234)) as part:
+        part.write_text("")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are UTF-8")
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/w\xe4lder.tif")
+    for refuse in (lambda: check_output(name, overwrite=True), lambda: existing(name)):
+        with pytest.raises(UsageError, match=r"not UTF-8.* rename it") as caught:
+            refuse()
+        str(caught.value).encode()
+
+
+def test_a_full_disk_is_said_where_it_is_one_and_nowhere_else(tmp_path, monkeypatch):
+    assert because(OSError(28, "x"), tmp_path) == "No space left on device: free some space, or write to another disk"
+    assert because(PermissionError(13, "x"), tmp_path) == "Permission denied"
+    assert because(RuntimeError("GDAL says\nmore"), tmp_path) == "GDAL says"
+    assert because(RuntimeError("a" * 2000), tmp_path).startswith("aaa")
+    assert len(because(RuntimeError("a" * 2000), tmp_path)) < 300
+    error = RuntimeError("of a library")
+    error.__cause__ = OSError(122, "x")
+    assert because(error, tmp_path) == os.strerror(122)
+    assert hindrance(tmp_path) == ""
+    assert hindrance(tmp_path / "gone") == "; No such file or directory"
+
+    def full(descriptor):
+        raise OSError(28, "x")
+
+    monkeypatch.setattr(os, "fsync", full)
+    told = because(RuntimeError("GDAL says."), tmp_path)
+    assert told == "GDAL says; No space left on device: free some space, or write to another disk"
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_libraries_become_output_errors_where_they_are_named(tmp_path):
+    with (
+        pytest.raises(OutputError, match=r"^map\.tif could not be written: it says"),
+        writing_to(tmp_path / "part" / "map.tif", RuntimeError, name="map.tif"),
+    ):
+        raise RuntimeError("it says")
+    with pytest.raises(RuntimeError, match="it says"), writing_to(tmp_path / "map.tif"):
+        raise RuntimeError("it says")
+    with (
+        pytest.raises(OutputError, match=r"map\.tif could not be written: Is a directory"),
+        staged(tmp_path / "map.tif"),
+    ):
+        (tmp_path).write_text("")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
+def test_a_formula_in_a_cell_is_text(text):
+    assert cell(text) == f"'{text}"
+    assert cell(f"a{text}") == f"a{text}"
+    assert cell("") == ""
+
+
+@unix
+def test_a_private_folder_is_the_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = private_folder()
+    assert folder == private_folder() == tmp_path / f"segkit-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o770)
+    assert private_folder() is None, "others can write to it"
+    folder.rmdir()
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "theirs")
+    assert private_folder() is None
+    folder.unlink()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert private_folder() is None

@@ -283,9 +283,15 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     refused(UsageError, "does not exist", [scene, there], tmp_path / "nowhere/maps")
     refused(UsageError, "ends in .tif", scene, tmp_path / "map.png")
     refused(UsageError, "not written as .doc", scene, tmp_path / "map.tif", vector=tmp_path / "layer.doc")
-    refused(UsageError, "2 times", scene, tmp_path / "map.tif", probabilities=tmp_path / "map.tif")
-    refused(UsageError, "2 times", [scene, twin], tmp_path / "maps")
-    refused(UsageError, "is a scene", scene, scene, overwrite=True)
+    refused(
+        UsageError,
+        "would be written to one file; name another",
+        scene,
+        tmp_path / "map.tif",
+        probabilities=tmp_path / "map.tif",
+    )
+    refused(UsageError, "would be written to one file; scenes of one name", [scene, twin], tmp_path / "maps")
+    refused(UsageError, "would overwrite .*, which is read", scene, scene, overwrite=True)
     refused(UsageError, "need a folder", [scene, there], tmp_path / "maps.tif")
     refused(UsageError, "no scene", [], tmp_path / "maps")
     refused(UsageError, "half of it", scene, tmp_path / "map.tif", overlap=17)

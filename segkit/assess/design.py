@@ -14,7 +14,7 @@ from segkit.assess.points import LAYERS, POINTS, read_table, write_points
 from segkit.assess.sampling import Allocation, allocate, draw
 from segkit.assess.strata import Part, class_map
 from segkit.errors import OutputError, UsageError
-from segkit.files import check_output, staged
+from segkit.files import check_apart, check_output, staged, writing_to
 from segkit.geopackage import begin, check_layers, verify
 from segkit.raster import PathLike
 
@@ -110,6 +110,7 @@ def design(
     if target.suffix.lower() != ".gpkg":
         raise UsageError(f"{target}: points are written as a GeoPackage; name a file that ends in .gpkg")
     check_layers(target, LAYERS)
+    check_apart([target], [map_path, names])
     if (samples is None) == (error is None):
         raise UsageError("say either how many samples, or the standard error of the overall accuracy")
     with class_map(map_path, names=names, of=of, buffer=buffer) as source:
@@ -146,7 +147,7 @@ def design(
                 "samples": numbers,
             }
         )
-        with staged(target) as part:
+        with staged(target) as part, writing_to(target, RuntimeError):  # pyogrio errors
             kept = begin(target, part, LAYERS)
             write_points(part, source.grid, sample, table, classes, show_map=show_map)
             written = read_table(part, POINTS)

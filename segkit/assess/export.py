@@ -9,7 +9,7 @@ from pathlib import Path
 from segkit import charts
 from segkit.assess.estimation import Estimate
 from segkit.errors import UsageError
-from segkit.files import check_output, staged
+from segkit.files import cell, check_output, staged
 from segkit.raster import PathLike
 
 
@@ -40,7 +40,8 @@ def _write_json(estimate: Estimate, path: Path) -> None:
 
 
 def _write_csv(estimate: Estimate, path: Path) -> None:
-    estimate.table().to_csv(path, index=False)
+    table = estimate.table()
+    table.assign(**{"class": table["class"].map(cell)}).to_csv(path, index=False)
 
 
 def _write_picture(estimate: Estimate, path: Path) -> None:

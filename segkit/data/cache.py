@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.errors import SegkitError
-from segkit.files import locked, remove_leftovers, scratch, sync
+from segkit.files import home_folder, locked, remove_leftovers, scratch, sync
 from segkit.grid import Grid
 from segkit.labels import Labels
 from segkit.progress import progress
@@ -53,7 +53,7 @@ def cache_folder() -> Path:
     """Return where entries lie: $SEGKIT_CACHE, or `segkit` where the system keeps caches."""
     if own := os.environ.get("SEGKIT_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segkit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache") / "segkit"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.files import existing
 from segkit.labels import Labels, open_labels
 from segkit.raster import Scene
-from segkit.recipe import Data, LabelSource, Source
+from segkit.recipe import Data, LabelSource, Recipe, Source, Split
 from segkit.remote import Remote, beside, located
 from segkit.task import Task
 from segkit.vectorfiles import VECTOR_SUFFIXES, is_vector
@@ -131,6 +131,27 @@ def resolve(source: Source, data: Data, task: Task, cache: Cache | None = None) 
     if len(kinds) > 1:
         raise DataError(f"{kinds[True]} holds fractions, {kinds[False]} does not; give all scenes labels of one kind")
     return Resolved(tuple(samples), tuple(unmatched))
+
+
+def source_files(source: Source) -> list[Path]:
+    """Return the files that a source names or finds: its table, scenes and labels."""
+    named = [located(path) for labels in source.label_sources for path in labels.paths]
+    for one in pair(source).pairs:
+        named += [*one.images, *(located(path) for labels in one.labels for path in labels.paths)]
+    return named if source.table is None else [Path(source.table), *named]
+
+
+def recipe_files(recipe: Recipe) -> list[Path]:
+    """Return the files that a recipe reads: scenes, labels, polygons of a split, weights."""
+    val = recipe.data.val
+    files = source_files(recipe.data.train)
+    if isinstance(val, Source):
+        files += source_files(val)
+    elif isinstance(val, Split) and val.polygons is not None:
+        files.append(located(val.polygons))
+    if recipe.model.encoder_weights is not None:  # a file, or a name that is none
+        files.append(located(recipe.model.encoder_weights))
+    return files
 
 
 def pair(source: Source) -> Pairing:

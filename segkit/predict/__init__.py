@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError, ways
-from segkit.files import check_output, check_parent, existing, remove_leftovers
+from segkit.files import check_apart, check_output, check_parent, existing, remove_leftovers
 from segkit.memory import return_memory
 from segkit.predict.summary import Summary, peak_memory
 from segkit.raster import PathLike, open_raster, version_now
@@ -125,7 +124,7 @@ def predict(
     if aoi_layer is not None and aoi is None:
         raise UsageError("aoi_layer names a layer of aoi, which is not given; name the file of polygons, too")
     jobs = _jobs(_found(scenes, vrt=vrt), output, {"probabilities": probabilities, "confidence": confidence}, vector)
-    _check_outputs(jobs, [output, probabilities, confidence, vector])
+    _check_outputs(jobs, [output, probabilities, confidence, vector], [model, aoi])
 
     from segkit.model import load
     from segkit.predict.choice import Options
@@ -187,6 +186,12 @@ class _Job:
     @property
     def outputs(self) -> list[Path]:
         return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
+
+    @property
+    def own(self) -> list[Path]:
+        """What is written beside the outputs: the journal, and the style of polygons."""
+        styles = [] if self.vector is None else [self.vector.with_suffix(".qml")]
+        return [self.map.with_name(f"{self.map.name}.bands"), *styles]
 
     def absolute(self) -> _Job:
         """Name files so that other processes find them."""
@@ -283,20 +288,20 @@ def _jobs(
     ]
 
 
-def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None]) -> None:
+def _check_outputs(
+    jobs: Sequence[_Job], given: Sequence[PathLike | None], read: Sequence[Segmenter | PathLike | None]
+) -> None:
     """Refuse outputs that cannot all be written, before any work; make the folders for those of several scenes."""
     from segkit.vector.write import format_of
 
-    named = Counter(path.resolve() for job in jobs for path in job.outputs)
-    for path, times in named.items():
-        if times > 1:
-            raise UsageError(
-                f"{path} would be written {times} times; scenes of one name go to different folders, one call each, "
-                "and so do maps and probabilities of several scenes"
-            )
-    for file in (file for job in jobs for file in job.files):
-        if file.resolve() in named:
-            raise UsageError(f"{file} is a scene and would be overwritten; name another output")
+    check_apart(
+        [path for job in jobs for path in (*job.outputs, *job.own)],
+        [*(one for one in read if isinstance(one, (str, os.PathLike))), *(file for job in jobs for file in job.files)],
+        advice="name another file"
+        if len(jobs) == 1
+        else "scenes of one name go to different folders, one call each, and so do maps and probabilities of several "
+        "scenes",
+    )
     for job in jobs:
         for raster in job.rasters.values():
             if raster.suffix.lower() not in (".tif", ".tiff"):

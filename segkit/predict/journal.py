@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from segkit.errors import OutputError, OutputExistsError, SegkitError, ways
-from segkit.files import discard, locked, remove_leftovers, scratch, staged, sync
+from segkit.files import because, discard, locked, remove_leftovers, scratch, staged, sync
 
 _REQUEST = "request.json"
 _RECORD = "record.json"
@@ -261,8 +261,8 @@ class Journal:
             raise
         except OSError as error:
             raise OutputError(
-                f"{self._target}: {self._folder} could not be written: {error}; is the disk full? "
-                "Finished bands are kept, and the same command continues"
+                f"{self._target}: {self._folder} could not be written: "
+                f"{because(error, self._folder.parent)}. Finished bands are kept, and the same command continues"
             ) from error
 
 

@@ -7,6 +7,7 @@ of it as HTML.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,8 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from segkit.errors import OutputExistsError, UsageError, ways
-from segkit.files import check_folder, check_output, staged
+from segkit.files import check_apart, check_folder, check_output, staged
 from segkit.raster import PathLike
+from segkit.remote import located
 
 if TYPE_CHECKING:
     from segkit.recipe import LabelSource
@@ -87,13 +89,24 @@ def report(
     given = [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else list(sources)
     target, folder = _outputs(output, png, overwrite=overwrite)
 
+    from segkit.data.sources import recipe_files
+    from segkit.model import read_header
     from segkit.predict.choice import Options
+    from segkit.recipe import Recipe
     from segkit.report.page import render
     from segkit.report.sources import Sources
     from segkit.report.story import Story
+    from segkit.train import LOG, METRICS, MODEL, RECIPE
     from segkit.vector.units import area, length
 
     found = Sources.of(given)
+    read = [located(path) for path in (*given, *_listed(images), *_listed(labels), probabilities, names) if path]
+    if found.run is not None:
+        recipe = Recipe.from_dict(read_header(found.run / MODEL).recipe)
+        read += [*(found.run / name for name in (MODEL, METRICS, RECIPE, LOG)), *recipe_files(recipe)]
+    # Pictures are called after what they show, which is not known yet.
+    pictures = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
+    check_apart([target, *pictures], read)
     width, size = length(boundary, "boundary"), area(objects, "objects")
     beside = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--names": names}
     if found.map is None and (extra := [option for option, value in beside.items() if value is not None]):
@@ -118,6 +131,12 @@ def report(
             with staged(target) as part:
                 part.write_text(page, encoding="utf-8")
     return Report(target, pictures)
+
+
+def _listed(paths: PathLike | Sequence[PathLike] | LabelSource | None) -> Sequence[PathLike]:
+    if paths is None or isinstance(paths, (str, os.PathLike)):
+        return [] if paths is None else [paths]
+    return paths if isinstance(paths, Sequence) else paths.paths
 
 
 def _outputs(output: PathLike | None, png: PathLike | None, *, overwrite: bool) -> tuple[Path | None, Path | None]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segkit.files import check_apart
 from segkit.raster import PathLike
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def vectorize(
     from segkit.vector.write import check_target, writing
 
     target, _ = check_target(output, overwrite=overwrite)
+    check_apart([target, target.with_suffix(".qml")], [map_path, probabilities, names])
     options = Options.of(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with ExitStack() as stack:
         source = stack.enter_context(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.errors import OutputError, OutputExistsError, SegkitError, UsageError, ways
-from segkit.files import check_output, staged
+from segkit.errors import OutputError, OutputExistsError, UsageError, ways
+from segkit.files import check_output, hindrance, staged, writing_to
 from segkit.geopackage import begin, verify
 from segkit.grid import Grid
 from segkit.raster import PathLike
@@ -95,7 +96,7 @@ def format_of(path: Path) -> Format:
         It names none.
     """
     try:
-        return FORMATS[path.suffix]
+        return FORMATS[path.suffix.lower()]
     except KeyError:
         raise UsageError(
             f"{path}: polygons are not written as {path.suffix or 'a file without ending'}; "
@@ -114,7 +115,8 @@ def check_target(path: PathLike, *, overwrite: bool) -> tuple[Path, Format]:
     """
     target = check_output(path, overwrite=overwrite)
     form = format_of(target)
-    there = [file.name for ending in form.siblings if (file := target.with_suffix(ending)).exists()]
+    siblings = [ending.upper() if target.suffix.isupper() else ending for ending in form.siblings]
+    there = [file.name for ending in siblings if (file := target.with_suffix(ending)).exists()]
     if there and not overwrite:
         raise OutputExistsError(
             f"{target}: {', '.join(there)} would be replaced, too"
@@ -186,7 +188,9 @@ def writing(
         shown += sorted(met.difference(shown), key=lambda one: one.value)
         return qml((one for one in shown if layer in (one.name, target.stem)), see_through=legend.multilabel)
 
-    with staged(target) as part, ExitStack() as stack:
+    with staged(target) as named, ExitStack() as stack:
+        # GDAL knows some formats by an ending in small letters only.
+        part = named.with_suffix(named.suffix.lower())
         names = tuple(layers) if form.layered and layers else (target.stem,)
         kept = begin(target, part, names) if form.layered else {}
         plan = Plan(
@@ -209,9 +213,21 @@ def writing(
             beside = target.with_suffix(".qml")
             if is_ours(beside) or not beside.exists():
                 part.with_suffix(".qml").write_text(style(target.stem), encoding="utf-8")
-        stale = [ending for ending in form.companions if not part.with_suffix(ending).exists()]
+        companions = form.companions
+        if part != named:
+            companions += tuple(ending.upper() for ending in companions)
+            _rename(part, named)
+        stale = [ending for ending in companions if not named.with_suffix(ending).exists()]
     for ending in stale:
         target.with_suffix(ending).unlink(missing_ok=True)
+
+
+def _rename(part: Path, named: Path) -> None:
+    """Give a file that was written with an ending in small letters the ending that was asked for, and so its set."""
+    for file in list(part.parent.glob(f"{escape(part.stem)}.*")):
+        if file != part and named.suffix.isupper() and file.suffix != ".qml":
+            file.replace(file.with_suffix(file.suffix.upper()))
+    part.replace(named)
 
 
 class Writer:
@@ -337,12 +353,10 @@ def _told(path: Path) -> Iterator[None]:
     """Turn what libraries raise while they write into one error of ours."""
     from pyarrow import ArrowException
 
-    try:
+    with writing_to(
+        path, RuntimeError, ArrowException, sqlite3.Error, name=path.name
+    ):  # pyogrio's errors are RuntimeErrors
         yield
-    except SegkitError:
-        raise
-    except (OSError, RuntimeError, ArrowException, sqlite3.Error) as error:  # pyogrio's errors are RuntimeErrors
-        raise OutputError(f"{path.name} could not be written: {error}; is the disk full?") from error
 
 
 def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> None:
@@ -352,7 +366,7 @@ def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> N
         found = form.look(plan.path, layer)
         if found.polygons != count:
             raise OutputError(
-                f"{name}: {count} polygons were written and {found.polygons} read back; is the disk full?"
+                f"{name}: {count} polygons were written and {found.polygons} read back{hindrance(plan.path.parent)}"
             )
         if count and found.columns != columns:
             raise OutputError(f"{name}: the columns {', '.join(columns)} read back as {', '.join(found.columns)}")
