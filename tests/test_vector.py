@@ -1,5 +1,3 @@
-from pathlib import Path
-
 """Maps -> polygons -> files."""
 
 import json
