@@ -178,7 +178,7 @@ def _side(grids: Sequence[Grid], rule: Split, block: int | None) -> int:
         assert block is not None
         return block
     if rule.by == "scene":
-        areas = [grid.height * grid.width for grid in grids]
+        areas = [float(grid.height * grid.width) for grid in grids]
     else:
         areas = [part.area for unit in _of_polygons(grids, rule)[0] for part in unit]
     return int(np.sqrt(np.median(areas)))
