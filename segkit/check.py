@@ -206,7 +206,8 @@ class Examination:
         if self.problems and not force:
             more = len(self.problems) - 1 + (self.fatal is not None)
             others = f" (and {more} more, which segkit check lists)" if more else ""
-            raise DataError(f"{self.problems[0]}{others}" + ways("train all the same (--force)"))
+            advice = ways("train all the same (--force)") if self.fatal is None else ""
+            raise DataError(f"{self.problems[0]}{others}{advice}")
         assert self.statistics is not None
         return self.statistics
 
@@ -341,10 +342,9 @@ def examine(
         # Nothing is far from what does not train.
         near = near if not isinstance(recipe.data.val, Split) else []
         return Examination(recipe, near=tuple(near), problems=tuple(problems), fatal=error)
-    flat = np.zeros(task.planes * len(task.categories), dtype=np.int64)
+    held = np.zeros(statistics.counts.shape, dtype=np.int64)
     for _, planes, _ in read_pieces(validates):
-        flat += count_categories(planes, task)
-    held = flat.reshape(task.planes, -1)
+        held += count_categories(planes, task).reshape(held.shape)
     fatal = None
     if validates and not held.any():
         fatal = DataError(

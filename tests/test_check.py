@@ -206,6 +206,9 @@ def test_a_scene_that_trains_and_validates_is_a_leak(place):
     assert len(report.problems) == 2
     assert "0.tif is named to train and to validate" in report.problems[0]
     assert "nothing is left to train" in report.problems[1]
+    with pytest.raises(DataError) as refused:
+        train(recipe(place, data={"train": both, "val": both}), place / "run")
+    assert str(refused.value) == f"{report.problems[0]} (and 1 more, which segkit check lists)"
 
 
 @pytest.mark.parametrize("left", [-20, -7, 30])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -300,12 +301,15 @@ def _outlines(shown: ShownMap, seen: Overview) -> tuple[GeoDataFrame | None, str
     """Return the polygons of what is shown, no finer than it, and what is left out of them."""
     step = seen.step
     least = _LEAST_CELLS * step * step
-    found = polygons(
-        shown.path,
-        probabilities=shown.probabilities,
-        min_area=None if step == 1 else f"{least}px",
-        simplify=f"{_SIMPLER * step:g}px",
-    )
+    with warnings.catch_warnings():
+        # Of a 0 that nothing names; the report shows its pixels, and has no option for its polygons.
+        warnings.filterwarnings("ignore", message=".*: value 0 .* was taken for background")
+        found = polygons(
+            shown.path,
+            probabilities=shown.probabilities,
+            min_area=None if step == 1 else f"{least}px",
+            simplify=f"{_SIMPLER * step:g}px",
+        )
     told = [] if step == 1 else [f"regions of less than {least} pixels have joined their neighbours"]
     if len(found) > _MOST_POLYGONS:
         told.append(f"the {_MOST_POLYGONS:,} largest of {len(found):,} are shown")
