@@ -287,11 +287,12 @@ def writing_to(path: Path, *others: type[Exception], name: str | None = None) ->
     The file is called by `name`, where it is written under another one. Use it while temporary files are still
     there: they take the space of which the system is asked.
     """
+    caught: tuple[type[Exception], ...] = (OSError, *others)
     try:
         yield
     except SegkitError:
         raise
-    except (OSError, *others) as error:
+    except caught as error:
         raise OutputError(f"{name or path} could not be written: {because(error, path.parent)}") from error
 
 

@@ -51,7 +51,7 @@ class Confusion:
         size = self.counts.shape[1]
         for plane in range(self.task.planes):
             here = known[plane]
-            pairs = truth[plane][here].astype(np.int64) * size + decided[plane][here]
+            pairs = truth[plane][here].astype(np.int64) * size + decided[plane][here].astype(np.int64)
             self.counts[plane] += np.bincount(pairs, minlength=size * size).reshape(size, size)
         if confidence is not None:
             self._bins += _binned(confidence[known].astype(np.float64), (decided == truth)[known])

@@ -14,7 +14,7 @@ from test_assess_sampling import NODATA, write_map
 
 from segkit.assess import design, estimate, estimate_sample
 from segkit.assess.points import _form
-from segkit.errors import DataError, OutputExistsError, UsageError
+from segkit.errors import DataError, OutputError, OutputExistsError, UsageError
 
 CLASSES = {0: "forest", 1: "clearing", 2: "water"}
 
@@ -229,3 +229,16 @@ def test_designs_that_cannot_be_are_told(place, tmp_path):
     (tmp_path / "points.gpkg").write_text("mine")
     with pytest.raises(OutputExistsError):
         design(folder / "map.tif", tmp_path / "points.gpkg", samples=200)
+
+
+def test_a_sample_that_cannot_be_written_is_told(place, tmp_path, monkeypatch):
+    """A full disk, as pyogrio tells it, and as Python does."""
+    for error in (pyogrio.errors.FeatureError("database or disk is full"), OSError(28, "No space left on device")):
+
+        def full(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(pyogrio, "write_dataframe", full)
+        with pytest.raises(OutputError, match=r"points\.gpkg could not be written: .*(disk is full|No space left)"):
+            design(place[0] / "map.tif", tmp_path / "points.gpkg", samples=100, minimum=5)
+        assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Transitions, counted pixel by pixel, with the same care for grids and no data as any map."""
 
+import csv
 import json
 
 import numpy as np
@@ -132,3 +133,27 @@ def test_what_does_not_fit_is_told_and_leaves_nothing(maps, tmp_path):
     with pytest.raises(OutputExistsError):
         change(old, new, tmp_path / "change.tif")
     assert (tmp_path / "change.tif").read_text() == "mine"
+
+
+def test_a_name_that_a_spreadsheet_would_run_is_text_in_the_table(tmp_path):
+    formula = '=HYPERLINK("https://example.org")'
+    for name in ("a", "b"):
+        write_map(tmp_path / f"{name}.tif", np.array([[1, 2]], dtype=np.uint8))
+        with_classes(tmp_path / f"{name}.tif", [(1, formula, "#1b7837"), (2, "-1", "#2b83ba")])
+    result = change(tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "change.tif", table=tmp_path / "change.csv")
+    assert result.old == (formula, "-1")
+    with (tmp_path / "change.csv").open(newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[1:] == [f"'{formula}", "'-1", "total"]
+    assert [row[0] for row in rows] == [f"'{formula}", "'-1", "total"]
+
+
+def test_outputs_are_not_one_file_and_no_input(maps, tmp_path):
+    old, new, *_ = maps
+    before = old.read_bytes()
+    with pytest.raises(UsageError, match="one file"):
+        change(old, new, tmp_path / "x.tif", table=tmp_path / "x.tif")
+    with pytest.raises(UsageError, match="which is read"):
+        change(old, new, old, overwrite=True)
+    assert old.read_bytes() == before
+    assert not (tmp_path / "x.tif").exists()

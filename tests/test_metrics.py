@@ -6,10 +6,13 @@ import torch
 import torchmetrics.functional.classification as torchmetrics
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.windows import Window
 from sklearn import metrics as sklearn
 
-from segkit.metrics import Confusion
+from segkit.metrics import Confusion, Reliability
+from segkit.resampling import Resampling
 from segkit.task import BACKGROUND, IGNORE, LandClass, Task
+from segkit.thresholds import ThresholdFit
 
 A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
 EXCLUSIVE = [
@@ -219,3 +222,23 @@ def test_any_integer_type_counts_alike(dtype):
     task = Task("multiclass", tuple(LandClass(f"class {value}", value) for value in range(1, 251)))
     decided, truth, _ = random_case(task)
     assert np.array_equal(counted(task, decided.astype(dtype), truth).counts, counted(task, decided, truth).counts)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "uint64"])
+@pytest.mark.parametrize("shape", [(65_537, 1), (1, 65_537)])
+def test_scenes_of_one_row_or_column_are_counted_whatever_the_type(shape, dtype):
+    """Their pixels do not fit 16 bits; and numpy makes floats of int64 and uint64."""
+    task = Task("binary", (A,), head="sigmoid")
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, (1, *shape)).astype("int8" if dtype.startswith("u") else dtype)
+    decided = random.integers(0, 2, (1, *shape)).astype(dtype)
+    sure = random.random((1, *shape)).astype("float32")
+    expected = sklearn.confusion_matrix(truth.ravel(), decided.ravel())
+    assert np.array_equal(counted(task, decided, truth, sure).counts[0], expected)
+    resampling = Resampling(task)
+    resampling.add(0, Window(0, 0, shape[1], shape[0]), decided, truth)
+    assert np.array_equal(sum(resampling._counts.values())[0], expected)
+    reliability, fit = Reliability(task), ThresholdFit(task)
+    reliability.add(sure, truth)
+    fit.add(sure, truth)
+    assert sum(reliability.per_channel()["a"]["reliability"]["pixels"]) == fit.counts.sum() == 65_537

@@ -97,7 +97,7 @@ def write(path, frame, *, batch=7, grid=GRID, legend=LEGEND, confidence=True, ta
 def read(path, **options):
     return (
         geopandas.read_parquet(path)
-        if path.suffix == ".parquet"
+        if path.suffix.lower() == ".parquet"
         else geopandas.read_file(path, **({"layer": path.stem} | options))
     )
 
@@ -669,3 +669,21 @@ def test_importing_is_cheap():
     code = f"import sys, segkit.vector.write; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_endings_may_be_in_capitals(tmp_path, ending):
+    lower, upper = write(tmp_path / f"low{ending}", frame_of()), write(tmp_path / f"UP{ending.upper()}", frame_of())
+    for _ in range(2):
+        made = {path.name.lower() for path in tmp_path.glob("low.*")}
+        assert {path.name.lower().replace("up", "low") for path in tmp_path.glob("UP.*")} == made
+        assert all(path.suffix.isupper() for path in tmp_path.glob("UP.*") if path.suffix != ".qml")
+        assert len(read(upper)) == len(read(lower)) == len(frame_of())
+        write(upper, frame_of(), overwrite=True)
+
+
+def test_a_side_file_of_an_older_shapefile_goes_in_either_case(tmp_path):
+    for name in ("a.qix", "a.QIX"):
+        (tmp_path / name).write_text("of another")
+    write(tmp_path / "a.SHP", frame_of())
+    assert not [path.name for path in tmp_path.iterdir() if path.suffix.lower() == ".qix"]

@@ -105,8 +105,8 @@ def report(
         recipe = Recipe.from_dict(read_header(found.run / MODEL).recipe)
         read += [*(found.run / name for name in (MODEL, METRICS, RECIPE, LOG)), *recipe_files(recipe)]
     # Pictures are called after what they show, which is not known yet.
-    pictures = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
-    check_apart([target, *pictures], read)
+    named = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
+    check_apart([target, *named], read)
     width, size = length(boundary, "boundary"), area(objects, "objects")
     beside = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--names": names}
     if found.map is None and (extra := [option for option, value in beside.items() if value is not None]):

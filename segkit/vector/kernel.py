@@ -39,25 +39,26 @@ def compiled(function: Callable[..., Any]) -> Any:
 @contextmanager
 def _numba_cache(folder: Path) -> Iterator[None]:
     """Let numba keep what it compiles in a folder while the block lasts."""
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(folder)
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     """The compiled forms of a function on the disk; one that cannot be stored is compiled again by the next process."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         # What was compiled holds the functions that it calls, but numba looks only for changes of the file it is in.
         self._cache_file._source_stamp = _sources()
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk must not stop the work
-            super().save_overload(sig, data)
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
 
 
 @functools.cache
