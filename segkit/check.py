@@ -256,7 +256,8 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
     surveys, broken = _surveyed([sample for _, sample in everything], recipe, show_progress=show_progress)
     problems += broken
     scenes = [_scene(part, sample, one, task) for (part, sample), one in zip(everything, surveys, strict=True)]
-    found, network = Examination(recipe), []
+    found = Examination(recipe)
+    network: list[str] = []
     if not problems:
         found = examine(
             recipe, samples["train"], samples["val"], surveys=surveys, measure=True, show_progress=show_progress

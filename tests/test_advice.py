@@ -23,7 +23,7 @@ from segkit.errors import KEY, OPTION, RECIPE, can_follow, offering, ways
 from segkit.recipe import Data, LabelSource, Model, Train
 from segkit.task import Task
 
-COMMAND = re.compile(r"\bsegkit (?!reads|cannot)([a-z]+)\b")
+COMMAND = re.compile(r"\bsegkit (?!reads|cannot|does)([a-z]+)\b")
 # These name an option because it was given, so the command has it; the last is what `ways` itself looks for.
 GIVEN = {
     ("segkit.report", "report"),

@@ -225,7 +225,6 @@ def test_a_scene_is_what_its_overview_is(case):
     assert found.image.shape == (HEIGHT, WIDTH, 3)
 
 
-@pytest.mark.filterwarnings("ignore:.*value 0 .* was taken for background:UserWarning")  # the map has no legend
 def test_polygons_from_afar_are_few_and_it_says_so(tmp_path, monkeypatch):
     task = Task("binary", [LandClass("cleared", 7)])
     file = write_raster(tmp_path / "map.tif", (7 * patches(HEIGHT, WIDTH, 0)).astype(np.uint8), nodata=255)
