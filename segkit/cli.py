@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from segkit.compare import Comparison
     from segkit.data.cache import Entry
     from segkit.predict import Summary
+    from segkit.predict.choice import Choice
 
 app = typer.Typer(
     name="segkit",
@@ -343,11 +344,17 @@ def predict(
         list[Path],
         typer.Argument(metavar="SCENE...", parser=located, help="Rasters, folders or globs of them, or URLs."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Map (.tif); a folder for several scenes.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="PATH", help="Map (.tif), or a folder (for several scenes).")
+    ],
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
-    probabilities: Annotated[Path | None, typer.Option(help="Also write a band of probabilities per class.")] = None,
-    confidence: Annotated[Path | None, typer.Option(help="Also write the probability of what was decided.")] = None,
-    vector: Annotated[Path | None, typer.Option(help="Also write polygons (.gpkg, .shp, ...).")] = None,
+    probabilities: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Also write a band of probabilities per class.")
+    ] = None,
+    confidence: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Also write the probability of what was decided.")
+    ] = None,
+    vector: Annotated[str | None, typer.Option(metavar="PATH", help="Also write polygons (.gpkg, .shp, ...).")] = None,
     aoi: Annotated[Path | None, typer.Option(help="Polygons that limit the map.")] = None,
     aoi_layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of --aoi, if it has several.")] = None,
     tile: Tile = None,
@@ -879,16 +886,26 @@ def _print_comparison(result: Comparison) -> None:
 
 
 def _print_summary(summary: Summary) -> None:
+    from segkit.progress import count
+
     done = not summary.seconds
     print(f"{summary.path}" + (" was finished already by the same request; nothing to do" if done else ""))
     _print_areas("pixels", summary.pixels, summary.hectares)
     choice = summary.choice
-    agreement = "" if choice.agreement is None else f" ({choice.agreement:.2%} decided as in fp32)"
-    print(f"tile {choice.tile}, overlap {choice.overlap}, {choice.precision}{agreement}")
+    print(f"tile {choice.tile}, overlap {choice.overlap}, {_said_of_precision(choice)}")
     if not done:
         memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
         resumed = f", {summary.resumed} of {summary.bands} bands taken over" if summary.resumed else ""
-        print(f"{summary.seconds:.1f} s, {summary.mpx_per_second:.2f} Mpx/s{memory}{resumed}\n")
+        print(f"{summary.seconds:.1f} s, {count(summary.mpx_per_second)} Mpx/s{memory}{resumed}\n")
+
+
+def _said_of_precision(choice: Choice) -> str:
+    from segkit.progress import count
+
+    if choice.agreement is None:
+        return choice.precision
+    share = f"{count(100 * (1 - choice.agreement))} % of the pixels"
+    return f"bf16 ({share} differ from fp32)" if choice.precision == "bf16" else f"fp32 (bf16 would change {share})"
 
 
 def _print_areas(counted: str, counts: dict[str, int], hectares: dict[str, float] | None) -> None:

@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from segkit.calibration import Calibration
@@ -162,7 +161,8 @@ class Segmenter(nn.Module):
 
         Returns
         -------
-        float32 (N, channels, H, W), for any H and W: sizes that the stride does not divide are padded and cut.
+        float32 (N, channels, H, W), for any H and W: sizes that the network does not take as they are (`_sides`) are
+        continued by their reflection, and what is more is cut off.
         """
         height, width = pixels.shape[-2:]
         # Nothing but what the network holds of its input is held while it runs.
@@ -171,13 +171,27 @@ class Segmenter(nn.Module):
         return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
 
     def _input(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Return what the network takes: normalised, 0 where nothing is known, of a size that its stride divides."""
+        """Return what the network takes: normalised, 0 where nothing is known, of sides that are safe (`_sides`)."""
         pixels = (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])
         height, width = pixels.shape[-2:]
-        below, right = -height % self.stride, -width % self.stride
-        if below or right:
-            pixels = functional.pad(pixels, (0, right, 0, below), mode="replicate")
+        rows, columns = self._sides(height, width)
+        if (rows, columns) != (height, width):
+            pixels = pixels[
+                ..., _reflected(height, rows, pixels.device)[:, None], _reflected(width, columns, pixels.device)
+            ]
         return pixels.to(dtype=self._takes, memory_format=torch.channels_last)
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that the network is given for a window: the stride divides both.
+
+        A window of one stride by several is made two strides wide. Its deepest feature map would be one column wide,
+        and then torch's bf16 convolutions with a stride are wrong on CPUs with AMX (docs/torch-bf16-convolution.md).
+        The other direction is treated alike, so that a window and the same window turned see as much.
+        """
+        rows, columns = (-(-side // self.stride) * self.stride for side in (height, width))
+        if min(rows, columns) == self.stride < max(rows, columns):
+            return max(rows, 2 * self.stride), max(columns, 2 * self.stride)
+        return rows, columns
 
     @property
     def reach(self) -> int | None:
@@ -455,6 +469,12 @@ class _Autocast(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, torch.bfloat16):
             return self.network(pixels)  # type: ignore[no-any-return]
+
+
+def _reflected(size: int, wanted: int, device: torch.device) -> Tensor:
+    """Return which of `size` pixels lie along an axis of `wanted` that goes on by reflection, as often as it must."""
+    steps = torch.arange(wanted, device=device) % max(1, 2 * (size - 1))
+    return torch.minimum(steps, 2 * (size - 1) - steps)
 
 
 def _measure_reach(network: nn.Module, stride: int, bands: int) -> int | Literal["global"]:

@@ -12,6 +12,8 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit import cli
 from segkit.errors import UsageError
+from segkit.predict import Summary
+from segkit.predict.choice import Choice
 
 COMMANDS = [
     "assess",
@@ -614,3 +616,27 @@ def test_every_command_refuses_one_name_for_two_things(segkit, place):
             assert words in said, (command, said)
             assert said.count("\n") == 1, (command, said)
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+CHOICE = {"tile": 64, "overlap": 8, "ramp": 8, "fixed": False, "tta": None, "compiled": False}
+
+
+@pytest.mark.parametrize(
+    ("precision", "agreement", "line"),
+    [
+        ("fp32", 0.99774, "fp32 (bf16 would change 0.226 % of the pixels)"),
+        ("fp32", 0.0, "fp32 (bf16 would change 100 % of the pixels)"),
+        ("bf16", 0.999959, "bf16 (0.0041 % of the pixels differ from fp32)"),
+        ("bf16", 1.0, "bf16 (0 % of the pixels differ from fp32)"),
+        ("fp32", None, "fp32"),
+    ],
+)
+def test_a_summary_says_what_bf16_changes_and_a_speed(capsys, tmp_path, precision, agreement, line):
+    summary = Summary(
+        tmp_path / "map.tif", {"water": 5}, None, 5, 1, 0, 4.0, 0.0004096, None,
+        Choice(**CHOICE, precision=precision, agreement=agreement),
+    )  # fmt: skip
+    cli._print_summary(summary)
+    out = capsys.readouterr().out.splitlines()
+    assert f"tile 64, overlap 8, {line}" in out
+    assert "4.0 s, 0.00041 Mpx/s" in out

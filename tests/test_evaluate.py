@@ -203,3 +203,13 @@ def test_labels_that_are_not_there(tmp_path):
     write_raster(tmp_path / "codes" / "a.tif", np.full((32, 32), 4, np.uint8))
     with pytest.raises(SegkitError, match=r"a.tif: code 4 \(1024 pixels\) is not in the task, which knows 0, 7; list"):
         evaluate(model, tmp_path / "images", tmp_path / "codes", **FAST)
+
+
+def test_logits_that_are_not_finite_are_refused(case, monkeypatch):
+    model = case[1]
+    monkeypatch.setattr(model, "forward", lambda pixels, valid: pixels.new_full((1, 3, *pixels.shape[-2:]), torch.inf))
+    monkeypatch.setattr(model, "prepared", lambda device, precision: model)
+    with pytest.raises(
+        SegkitError, match=r"a.tif: in fp32 the network gives NaN or infinite .* rows 0 to 95 and columns"
+    ):
+        run(case)

@@ -616,3 +616,39 @@ def test_the_fingerprint_is_of_what_decides_the_logits(tmp_path):
     next(model.network.parameters()).data.view(-1)[0] += 1e-3
     prints.append(model.fingerprint())
     assert all(one != other for one, other in pairwise(prints))
+
+
+NARROW = [(1, 300), (300, 1), (64, 32), (32, 64), (512, 32), (32, 512), (40, 20), (20, 20), (32, 32), (33, 64)]
+
+
+@pytest.mark.parametrize("shape", NARROW)
+def test_a_network_is_given_no_window_of_one_stride_by_several(tmp_path, shape):
+    model = segmenter(tmp_path, options={})
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels, valid = an_image(height=shape[0], width=shape[1])
+    assert logits(model, pixels, valid).shape[-2:] == shape
+    sides = np.array(seen[0].shape[-2:]) // model.stride
+    assert (sides * model.stride == seen[0].shape[-2:]).all()
+    assert sides.min() > 1 or sides.max() == 1
+    strides = -(-np.array(shape) // model.stride)
+    assert (sides == np.maximum(strides, 1 + (strides.max() > 1))).all(), "no larger than it must be"
+    known = ((pixels - 500) / 50 * valid[:, None]).numpy()
+    beyond = [(0, int(side) * model.stride - own) for side, own in zip(sides, shape, strict=True)]
+    np.testing.assert_allclose(seen[0], np.pad(known, [(0, 0), (0, 0), *beyond], mode="reflect"), atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="the CPU has no AMX")
+@pytest.mark.parametrize("encoder", ["tu-resnet10t", "resnet18"])
+def test_bf16_says_the_same_in_every_run_and_as_much_as_fp32_whatever_the_shape(tmp_path, encoder):
+    model = segmenter(tmp_path, "multiclass", options={}, encoder=encoder)
+    exact, rounded = (model.prepared(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
+    for shape in NARROW:
+        pixels, valid = an_image(height=shape[0], width=shape[1])
+        found = []
+        for run in range(4):
+            _ = torch.full((1000 + 99_991 * run,), 1e30)  # so that what is free memory holds something else
+            found.append(logits(rounded, pixels, valid))
+        assert all(torch.equal(found[0], again) for again in found), shape
+        expected = logits(exact, pixels, valid)
+        assert (found[0] - expected).abs().max() < 0.2 * expected.abs().max(), shape

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -435,3 +436,63 @@ def test_polygons_are_written_after_the_map(tmp_path):
 def test_importing_predict_leaves_torch_alone():
     code = "import segkit.predict, sys; sys.exit('torch' in sys.modules or 'geopandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["there", "with a slash"])
+def test_one_scene_goes_into_a_folder_that_is_named(tmp_path, made):
+    (tmp_path / "scenes").mkdir()
+    scene = write_scene(tmp_path / "scenes/only.tif")
+    out = {name: f"{tmp_path}/{name}.v1" + "/" * (not made) for name in ("maps", "chances", "layers")}
+    for path in out.values() if made else ():
+        Path(path).mkdir()
+    given = {"probabilities": out["chances"], "vector": out["layers"]} | FAST
+    [summary] = predict(Network(), tmp_path / "scenes", out["maps"], **given)
+    assert summary.path == Path(out["maps"]) / "only.tif"
+    np.testing.assert_array_equal(read(summary.path), expected(Network(), scene)[0])
+    assert [path.name for path in Path(out["chances"]).iterdir()] == ["only.tif"]
+    assert (Path(out["layers"]) / "only.gpkg").is_file()
+
+
+def test_a_folder_that_is_a_file_or_the_scene_s_own_is_refused(tmp_path):
+    scene = write_scene(tmp_path / "only.tif")
+    with pytest.raises(UsageError, match=r"only.tif is a file, .* the outputs of 1 scene need a folder"):
+        predict(Network(), scene, f"{scene}/", **FAST)
+    with pytest.raises(UsageError, match="is a scene and would be overwritten"):
+        predict(Network(), scene, tmp_path, **FAST)
+    with pytest.raises(UsageError, match=r"name a file that ends in .tif, or a folder with a / at its end"):
+        predict(Network(), scene, tmp_path / "maps", **FAST)
+    assert [path.name for path in tmp_path.iterdir()] == ["only.tif"]
+
+
+def test_scenes_that_hold_no_data_are_told_in_one_warning(tmp_path):
+    scenes = [write_scene(tmp_path / f"{name}.tif") for name in "abcdef"]
+    for scene in scenes[1:]:
+        with rasterio.open(scene, "r+") as dataset:
+            dataset.write(np.zeros((2, *dataset.shape), dtype=np.uint16))
+    listed = ", ".join(map(str, scenes[1:4]))
+    with pytest.warns(UserWarning, match="no pixel holds data") as told:
+        predict(Network(), scenes, tmp_path / "maps", **FAST)
+    assert [str(one.message) for one in told] == [
+        f"no pixel holds data in 5 scenes, so no pixel of the map is decided: {listed} and 2 more; check the no-data "
+        "value and the mask of the files"
+    ]
+    island = shapely.box(500_310, 8_999_600, 500_400, 8_999_640)  # of no data, in the first scene
+    geopandas.GeoSeries([island], crs="EPSG:32622").to_file(tmp_path / "aoi.gpkg")
+    with pytest.warns(
+        UserWarning, match=r"no pixel inside .*aoi.gpkg holds data in 1 scene, .*: .*a.tif; check"
+    ) as told:
+        predict(Network(), scenes[0], tmp_path / "map.tif", aoi=tmp_path / "aoi.gpkg", **FAST)
+    assert len(told) == 1
+
+
+def test_no_map_is_made_of_logits_that_are_not_finite(tmp_path):
+    class Spoilt(Network):
+        def forward(self, pixels, valid):
+            return super().forward(pixels, valid).index_fill(1, torch.tensor([0]), torch.nan)
+
+    scene = write_scene(tmp_path / "scene.tif")
+    with pytest.raises(
+        SegkitError, match=r"scene.tif: in fp32 the network gives NaN .* rows 0 to 31 and columns 0 to 31"
+    ):
+        predict(Spoilt(), scene, tmp_path / "map.tif", **FAST)
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]

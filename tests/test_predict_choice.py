@@ -346,3 +346,42 @@ def test_large_scenes_are_compiled_for_where_that_is_possible(tmp_path, monkeypa
         patch.setattr(choice, "operations_per_pixel", lambda model: choice._WORTH_MULTIPLYING - 1)
         assert not choose(model, scene, options).compiled
     assert not choose(model, scene, replace(options, exact=True, tile=None)).compiled
+
+
+class Counting(Rounding):
+    """Counts its copies, which take longer to make than a small scene to map."""
+
+    def prepared(self, device, precision):
+        made = super().prepared(device, precision)
+        made.asked = self.asked  # the copy's, too
+        return made
+
+
+@pytest.mark.parametrize(("spoilt", "precision"), [(0, "bf16"), (3000, "fp32")])
+def test_bf16_is_measured_once_for_a_model_and_a_size_of_window(tmp_path, monkeypatch, spoilt, precision):
+    monkeypatch.setattr(device, "_has_bf16", lambda _: True)
+    (tmp_path / "scenes").mkdir()
+    share = marked(tmp_path / "scenes/a.tif", spoilt)
+    for name in "bcd":
+        write_scene(tmp_path / f"scenes/{name}.tif", seed=ord(name))
+    model = Counting()
+    summaries = predict(model, tmp_path / "scenes", tmp_path / "maps", device="cpu")
+    assert model.asked == ["fp32", "bf16", precision]
+    assert [one.choice.precision for one in summaries] == [precision] * 4
+    assert [one.choice.agreement for one in summaries] == pytest.approx([share] * 4)
+    write_scene(tmp_path / "scenes/e.tif", 90, 200)  # its window is a larger one
+    del model.asked[:]
+    predict(model, tmp_path / "scenes", tmp_path / "others", device="cpu")
+    assert model.asked == ["fp32", "bf16", precision, "fp32", "bf16", *(["bf16"] if precision == "fp32" else [])]
+
+
+def test_a_scene_without_data_measures_nothing_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "_has_bf16", lambda _: True)
+    measured = {}
+    empty, full = write_scene(tmp_path / "empty.tif"), write_scene(tmp_path / "full.tif", seed=1)
+    with rasterio.open(empty, "r+") as dataset:
+        dataset.write(np.zeros((2, *dataset.shape), dtype=np.uint16))
+    found = [
+        choose(Rounding(), Scene.of(path), Options(device="cpu"), measured=measured).precision for path in (empty, full)
+    ]
+    assert found == ["fp32", "bf16"]

@@ -16,7 +16,7 @@ from segkit.grid import Grid
 from segkit.predict import device, plan
 from segkit.predict.device import pick_device, pick_precision
 from segkit.predict.engine import predict_blocks
-from segkit.predict.network import Runner
+from segkit.predict.network import NotFinite, Runner
 from segkit.predict.plan import plan_tiling
 from segkit.raster import Tile
 from segkit.task import LandClass, Task
@@ -293,3 +293,32 @@ def test_unknown_devices_are_refused():
         pick_device("gpu")
     with pytest.raises(UsageError, match="CUDA devices"):
         pick_device("cuda:99")
+
+
+class Spoilt(Network):
+    """Its logits are not finite in windows in which the first band holds 7."""
+
+    def forward(self, pixels, valid):
+        logits = super().forward(pixels, valid)
+        return logits.where(~(pixels[:, :1] == 7).any(dim=(2, 3), keepdim=True), torch.inf)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("precision", "advice"), [("bf16", "--precision fp32"), ("fp32", "values go from -3 to 7: ")])
+def test_a_window_without_finite_logits_is_refused_by_name(batch, precision, advice):
+    scene = random_scene(40, 70)
+    scene.paths = ["scene.tif"]
+    scene.pixels[0, 37, 66], scene.pixels[1, 38, 60] = 7, -3
+    tiling = plan_tiling(scene.grid, 32, 0, 8)
+    runner = Runner(Spoilt(8), torch.device("cpu"), precision)
+    finished = []
+    with pytest.raises(NotFinite) as told:
+        finished.extend(predict_blocks(runner, scene, tiling, batch=batch))
+    assert str(told.value).startswith(
+        f"scene.tif: in {precision} the network gives NaN or infinite values for the window of rows 16 to 39 and "
+        "columns 48 to 69; "
+    )
+    assert advice in str(told.value)
+    assert all(np.isfinite(block.probabilities).all() for block in finished)
+    scene.pixels[0, 37, 66] = 0
+    assert len(list(predict_blocks(runner, scene, tiling, batch=batch))) == 6

@@ -330,3 +330,38 @@ def test_available_memory_is_what_the_machine_and_its_groups_leave(tmp_path, fil
 def test_available_memory_is_told_everywhere(tmp_path):
     assert 2**20 < available_memory(CPU) < 2**50
     assert available_memory(CPU, tmp_path) > 2**20  # as on a system without /proc
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_tile_with_a_logit_that_is_not_finite_has_no_probability_at_all(kind, tta, value):
+    given = tiles(3)
+
+    def spoilt(pixels, valid, precision):
+        logits = mixed(pixels, valid)[:, : TASKS[kind].channels].clone()
+        logits[1, -1, 3, 5] = value
+        return logits
+
+    found = Runner(Model(spoilt, TASKS[kind]), CPU, "fp32", tta=tta)(given)
+    assert found[1].isnan().all()
+    assert found[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("spoilt", [("bf16",), ("fp32",), ("bf16", "fp32")])
+def test_what_is_not_finite_is_never_decided_alike(kind, spoilt):
+    """Both precisions decide all as the first class, and so does a comparison with NaN."""
+    task = TASKS[kind]
+
+    def first(pixels, valid, precision):
+        logits = pixels.new_full((len(pixels), task.channels, *pixels.shape[-2:]), -1.0)
+        logits[:, 0] = 2 if task.channels_compete else -1
+        if precision in spoilt and pixels[0, 0, 0, 0] > 0:
+            logits[:, -1, 1, 1] = torch.nan
+        return logits
+
+    whole = np.ones((12, 20), dtype=bool)
+    one, other = (Tile(np.full((2, 12, 20), value, dtype=np.float32), whole) for value in (0, 1))
+    assert agreement(Model(first, task), CPU, [one]) == 1
+    assert agreement(Model(first, task), CPU, [one, other]) == 0.5

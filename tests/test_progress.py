@@ -54,3 +54,53 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch, capsys):
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "scene[red]" in shown  # brackets in a file name are no markup
     assert "8/8 Mpx" in shown
+
+
+def told(line):
+    """The seconds left that a line names, None without."""
+    found = re.search(r"([\d,]+) s left", line)
+    return None if found is None else int(found[1].replace(",", ""))
+
+
+BURST = [(4, 5), *[(1e-4, 5)] * 7]
+# (Seconds, step) of work on 1,000 Mpx at 10 Mpx/s, from the first step on.
+WORK = {
+    "steady": [(0.5, 5)] * 200,
+    "in bursts": BURST * 25,
+    "after preparation": [(40, 5), *[(0.5, 5)] * 199],
+    "bursts after preparation": [(40, 5), *BURST[1:], *BURST * 24],
+    "after what costs nothing": [(1e-3, 10)] * 50 + [(0.5, 5)] * 100,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+def test_what_is_said_to_be_left_is_true_from_the_first_time_on(clock, capsys, work):
+    end = 100 + sum(seconds for seconds, _ in work)
+    estimates = []
+    with progress("predict", sum(step for _, step in work), "Mpx") as advance:
+        for seconds, step in work:
+            clock[0] += seconds
+            advance(step)
+            if (line := capsys.readouterr().err) and told(line) is not None:
+                estimates.append((told(line), end - clock[0]))
+    assert len(estimates) >= 3
+    assert all(0.4 < (found + 5) / (true + 5) < 2.5 for found, true in estimates), estimates
+
+
+def test_a_bar_shows_no_speed_before_it_is_known(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress("scene", 1000, "Mpx") as advance:
+        for _ in range(8):
+            advance(1)  # a burst
+            clock[0] += 1e-4
+        early = len(terminal.getvalue())
+        for _ in range(3):
+            clock[0] += 4
+            advance(8)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert "Mpx/s" not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()[:early])
+    assert "32/1,000 Mpx  2 Mpx/s" in shown
+    assert "0:08:04" in shown  # 968 Mpx are left

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "predict"]
 
+_LISTED = 3  # scenes that a warning names
+
 
 def predict(
     model: Segmenter | PathLike,
@@ -71,14 +73,14 @@ def predict(
         A raster, a folder or a glob of rasters, each a scene, or a sequence of these; files whose bands make up one
         scene are a sequence of their own.
     output
-        The map (.tif). With several scenes, a folder, made where it is missing: each map is named after its scene.
+        The map (.tif), or a folder, in which each map is named after its scene. Several scenes need a folder; it is
+        made where it is missing. With one scene, a path is a folder if there is one, or if it ends with "/".
     probabilities
-        Where to write a band of probabilities per channel of the model: a .tif, or with several scenes a folder.
+        Where to write a band of probabilities per channel of the model: a .tif or a folder, likewise.
     confidence
         Where to write the probability of what was decided, a band per band of the map: likewise.
     vector
-        Where to write the map's polygons: a file whose ending names the format, or with several scenes a folder of
-        GeoPackages.
+        Where to write the map's polygons: a file whose ending names the format, or a folder of GeoPackages, likewise.
     aoi
         Polygons, in any CRS: pixels whose centre lies outside of them are no data, and hardly computed.
     aoi_layer
@@ -162,6 +164,11 @@ def predict(
     )
     return_memory()
     summaries = [one for one in ended if isinstance(one, Summary)]
+    empty = [
+        str(job.files[0]) for job, one in zip(jobs, ended, strict=True) if isinstance(one, Summary) and not one.valid
+    ]
+    if empty:
+        _warn_empty(empty, aoi)
     failures = {str(job.files[0]): one for job, one in zip(jobs, ended, strict=True) if isinstance(one, Exception)}
     if failures and len(jobs) == 1:
         raise next(iter(failures.values()))
@@ -169,6 +176,16 @@ def predict(
         told = "".join(f"\n  {file}: {said(error)}" for file, error in failures.items())
         raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are done:{told}", summaries)
     return summaries
+
+
+def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
+    listed = ", ".join(scenes[:_LISTED]) + (f" and {len(scenes) - _LISTED} more" if len(scenes) > _LISTED else "")
+    where = "" if aoi is None else f" inside {aoi}"
+    warnings.warn(
+        f"no pixel{where} holds data in {len(scenes)} scene{'s' * (len(scenes) > 1)}, so no pixel of the map is "
+        f"decided: {listed}; check the no-data value and the mask of the files",
+        stacklevel=3,
+    )
 
 
 @dataclass(frozen=True)
@@ -275,7 +292,7 @@ def _jobs(
     stacks: Sequence[tuple[Path, ...]], output: PathLike, others: dict[str, PathLike | None], vector: PathLike | None
 ) -> list[_Job]:
     def target(given: PathLike, stack: tuple[Path, ...], ending: str) -> Path:
-        return Path(given) / f"{stack[0].stem}{ending}" if len(stacks) > 1 else Path(given)
+        return Path(given) / f"{stack[0].stem}{ending}" if _is_folder(given, len(stacks)) else Path(given)
 
     rasters = {"map": output} | {name: path for name, path in others.items() if path is not None}
     return [
@@ -286,6 +303,15 @@ def _jobs(
         )
         for stack in stacks
     ]
+
+
+def _is_folder(output: PathLike, scenes: int) -> bool:
+    """Whether `output` is a folder, in which files get the names of their scenes."""
+    return scenes > 1 or _ends_as_folder(output) or Path(output).is_dir()
+
+
+def _ends_as_folder(output: PathLike) -> bool:
+    return os.fspath(output).endswith((os.sep, "/"))
 
 
 def _check_outputs(
@@ -305,20 +331,26 @@ def _check_outputs(
     for job in jobs:
         for raster in job.rasters.values():
             if raster.suffix.lower() not in (".tif", ".tiff"):
-                raise UsageError(f"{raster}: maps are GeoTIFFs; name a file that ends in .tif")
+                raise UsageError(
+                    f"{raster}: maps are GeoTIFFs; name a file that ends in .tif, or a folder with a / at its end"
+                )
         if job.vector is not None:
             format_of(job.vector)
-    if len(jobs) > 1:
-        for folder in (Path(one) for one in given if one is not None):
-            _make_folder(folder, len(jobs))
+    for output in (one for one in given if one is not None):
+        if _is_folder(output, len(jobs)):
+            _make_folder(output, len(jobs))
     for job in jobs:
         for path in job.outputs:
             check_output(path, overwrite=True)
 
 
-def _make_folder(folder: Path, scenes: int) -> None:
-    if folder.suffix or folder.is_file():
-        raise UsageError(f"{folder}: there are {scenes} scenes, whose outputs need a folder; name one, not a file")
+def _make_folder(output: PathLike, scenes: int) -> None:
+    folder = Path(output)
+    if folder.is_file() or (folder.suffix and not folder.is_dir() and not _ends_as_folder(output)):
+        raise UsageError(
+            f"{folder} is a file, or named like one; the outputs of {scenes} scene{'s' * (scenes > 1)} need a folder: "
+            "name one, with a / at its end"
+        )
     check_parent(folder)
     folder.mkdir(exist_ok=True)
 

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from segkit.grid import Grid
-from segkit.predict.engine import Block, Part, predict_blocks
+from segkit.predict.engine import Block, Part, fetched, predict_blocks
 from segkit.predict.network import Runner
 from segkit.predict.plan import Band, Tiling
 from segkit.predict.products import PRODUCTS
@@ -63,7 +63,7 @@ def predict_band(
     task, grid = runner.task, scene.grid
     first, last = band.spans[0], band.spans[-1]
     shared = {"top": (first.start, first.rise), "bottom": (last.end, last.fall)}
-    blocks = predict_blocks(runner, scene, tiling, band, batch=batch, region=region)
+    blocks = predict_blocks(runner, scene, tiling, band, batch=batch, region=region, late=True)
     with ExitStack() as stack:
         out = stack.enter_context(_Outputs(folder, task, grid, band.start, band.stop, products))
         strips = {
@@ -179,7 +179,7 @@ def _decided(task: Task, blocks: Generator[Block], products: Sequence[str]) -> G
             else:
                 valid = torch.from_numpy(np.ascontiguousarray(block.valid)).to(block.probabilities.device)
                 tensors = {"share": block.probabilities.where(valid, block.probabilities.new_tensor(float("nan")))}
-            waiting.append(_Decided(block.window, block.valid, block.part, _fetch(tensors)))
+            waiting.append(_Decided(block.window, block.valid, block.part, fetched(tensors)))
             # One stays behind: a GPU is given its next windows before this one's bytes are waited for.
             if len(waiting) > 1:
                 yield waiting.popleft()
@@ -192,24 +192,6 @@ def _compute(task: Task, probabilities: Tensor, products: Sequence[str]) -> dict
     planes = task.decide(probabilities[None])[0]
     computed = {name: compute(task, probabilities, planes) for name in products if (compute := PRODUCTS[name].compute)}
     return {"planes": planes} | computed
-
-
-def _fetch(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, NDArray[Any]]]:
-    """Start to bring tensors to main memory; the function returned waits for them."""
-    if not any(tensor.is_cuda for tensor in tensors.values()):
-        return lambda: {name: tensor.numpy() for name, tensor in tensors.items()}
-    copies = {
-        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        for name, tensor in tensors.items()
-    }
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-
-    def wait() -> dict[str, NDArray[Any]]:
-        arrived.synchronize()
-        return {name: copy.numpy() for name, copy in copies.items()}
-
-    return wait
 
 
 def _strip(task: Task) -> MapFormat:

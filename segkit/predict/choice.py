@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rasterio.windows import Window
@@ -129,8 +129,17 @@ class Choice:
         return replace(self, tile=tile, batch=None)
 
 
+Measured = dict[tuple[Any, ...], float]  # agreement of bf16 by device and size of window
+
+
 def choose(
-    model: Segmenter, scene: Scene, options: Options, region: Region | None = None, *, sharing: int = 1
+    model: Segmenter,
+    scene: Scene,
+    options: Options,
+    region: Region | None = None,
+    *,
+    sharing: int = 1,
+    measured: Measured | None = None,
 ) -> Choice:
     """Choose what `options` leave open.
 
@@ -142,6 +151,9 @@ def choose(
     ----------
     sharing
         How many processes predict on this machine, each with its share of the memory.
+    measured
+        What earlier calls with this model found, by device and size of window, which is not measured again; what this
+        call measures is added.
 
     Raises
     ------
@@ -159,8 +171,13 @@ def choose(
     tile, overlap, ramp, fixed = _windows(options, model)
     choice = Choice(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
     if precision == "bf16" and options.precision == "auto":
-        tiles = list(_first_tiles(scene, choice, choice.tiling(scene.grid, model.stride), region))
-        share = agreement(model, device, tiles)
+        tiling, measured = choice.tiling(scene.grid, model.stride), {} if measured is None else measured
+        size = device, tiling.rows.length, tiling.columns.length
+        share = measured.get(size)
+        if share is None:
+            share = agreement(model, device, list(_first_tiles(scene, choice, tiling, region)))
+        if share is not None:
+            measured[size] = share
         precision = "bf16" if share is not None and share >= _AGREEING else "fp32"
         choice = replace(choice, precision=precision, agreement=share)
     memory = available_memory(device) * _SHARE_OF_MEMORY / sharing

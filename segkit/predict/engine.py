@@ -7,11 +7,12 @@ and the columns that are worked at once, not on the scene.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor
 
-from segkit.predict.network import Runner
+from segkit.predict.network import NotFinite, Runner
 from segkit.predict.plan import Band, Span, Tiling, fade
 from segkit.predict.region import Region
 from segkit.raster import Scene, Tile
@@ -53,7 +54,14 @@ class Block:
 
 
 def predict_blocks(
-    runner: Runner, scene: Scene, tiling: Tiling, band: Band | None = None, *, batch: int, region: Region | None = None
+    runner: Runner,
+    scene: Scene,
+    tiling: Tiling,
+    band: Band | None = None,
+    *,
+    batch: int,
+    region: Region | None = None,
+    late: bool = False,
 ) -> Generator[Block]:
     """Predict a scene, or a band of it, and yield each of its pixels exactly once.
 
@@ -68,10 +76,16 @@ def predict_blocks(
     region
         Outside of it no pixel is valid, and what does not meet it is not read. The network still sees its surroundings.
 
+    late
+        Whether a GPU may go on before it is known that its windows hold finite numbers: what was yielded last counts
+        only when the generator has ended.
+
     Raises
     ------
     RasterError
         While iterating: a file is damaged.
+    NotFinite
+        While iterating: the network gives no finite numbers for a window.
     TileTooLarge
         While iterating: a window does not fit into the device's memory.
     """
@@ -79,17 +93,91 @@ def predict_blocks(
     blend = _Blend(runner.channels, tiling, band, runner.device)
     # The threads of a network on a CPU wait for each other: one that shares its core slows down all.
     reading = ahead(_read(scene, tiling, band, region, batch), depth=1, yielding=runner.device.type == "cpu")
+    finite = _Finite(runner, scene, late=late)
     with closing(reading) as groups:
         for group in groups:
-            yield from _computed(runner, blend, group)
+            yield from _computed(runner, blend, finite, group)
+    finite.check()
 
 
-def _computed(runner: Runner, blend: _Blend, group: Sequence[_Seen]) -> Generator[Block]:
+def _computed(runner: Runner, blend: _Blend, finite: _Finite, group: Sequence[_Seen]) -> Generator[Block]:
     """Take windows through the network; what is large of them is gone when the next ones are."""
-    tiles = [seen.tile for seen in group if seen.tile is not None]
-    computed = iter(runner(tiles) if tiles else ())
+    with_data = [seen for seen in group if seen.tile is not None]
+    computed: Iterator[Tensor] = iter(())
+    if with_data:
+        probabilities = runner([seen.tile for seen in with_data])
+        finite.add(with_data, probabilities)
+        computed = iter(probabilities)
+        del probabilities
     for seen in group:
         yield from blend.add(seen, None if seen.tile is None else next(computed))
+
+
+class _Finite:
+    """Refuses windows for which the network gives no finite numbers."""
+
+    def __init__(self, runner: Runner, scene: Scene, *, late: bool) -> None:
+        self._runner, self._scene = runner, scene
+        self._left = int(late and runner.device.type == "cuda")
+        self._waiting: deque[tuple[Sequence[_Seen], Callable[[], dict[str, NDArray[Any]]]]] = deque()
+
+    def add(self, windows: Sequence[_Seen], probabilities: Tensor) -> None:
+        """Take what the runner gave for windows with data, and check it, or where that may be late, what came before.
+
+        Raises
+        ------
+        NotFinite
+            There are no finite numbers for a window.
+        """
+        # The runner leaves NaN in all of such a window, so that one pixel tells.
+        self._waiting.append((windows, fetched({"corner": probabilities[:, 0, 0, 0]})))
+        self.check(self._left)
+
+    def check(self, left: int = 0) -> None:
+        """Check all that came but the last `left`; raises as `add`."""
+        while len(self._waiting) > left:
+            windows, corners = self._waiting.popleft()
+            for seen, corner in zip(windows, corners()["corner"], strict=True):
+                if np.isnan(corner):
+                    raise self._refusal(seen)
+
+    def _refusal(self, seen: _Seen) -> NotFinite:
+        tile, (height, width) = seen.tile, self._scene.grid.shape
+        assert tile is not None
+        bottom, right = (
+            min(span.origin + length, size) - 1
+            for span, length, size in zip((seen.row, seen.column), tile.valid.shape, (height, width), strict=True)
+        )
+        values = tile.pixels[:, tile.valid]
+        precision = self._runner.precision
+        advice = (
+            f"its pixel values go from {np.nanmin(values):g} to {np.nanmax(values):g}: if one of them means no data, "
+            "declare it (gdal_edit.py -a_nodata VALUE FILE); if they are right, train the model again"
+            if precision == "fp32"
+            else "compute in fp32 (predict, evaluate, report: --precision fp32)"
+        )
+        return NotFinite(
+            f"{self._scene.paths[0]}: in {precision} the network gives NaN or infinite values for the window of rows "
+            f"{seen.row.origin} to {bottom} and columns {seen.column.origin} to {right}; {advice}"
+        )
+
+
+def fetched(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, NDArray[Any]]]:
+    """Start to bring tensors to main memory; the function returned waits for them."""
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return lambda: {name: tensor.numpy() for name, tensor in tensors.items()}
+    copies = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def wait() -> dict[str, NDArray[Any]]:
+        arrived.synchronize()
+        return {name: copy.numpy() for name, copy in copies.items()}
+
+    return wait
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class NotCompiled(SegkitError):  # noqa: N818
     """The network cannot be compiled for the device."""
 
 
+class NotFinite(SegkitError):  # noqa: N818
+    """The network's logits for a window are no finite numbers, so nothing can be decided there."""
+
+
 class Runner:
     """A model on a device, which turns tiles into probabilities.
 
@@ -61,7 +65,7 @@ class Runner:
     ) -> None:
         self.task = model.task
         self.channels: int = model.task.channels
-        self.device = device
+        self.device, self.precision = device, precision
         self._model = model.prepared(device, precision)
         if compiled:
             compiled_network = torch.compile(self._model.network, dynamic=False, options={"freezing": True})
@@ -80,7 +84,8 @@ class Runner:
 
         Returns
         -------
-        float32 (N, C, H, W) on the device.
+        float32 (N, C, H, W) on the device. NaN all over a tile of which a logit is NaN, infinite, or so large that
+        float32 cannot hold the sum: nothing can be decided there. Who calls refuses it (`NotFinite`).
 
         Raises
         ------
@@ -135,7 +140,12 @@ class Runner:
         """Mirror and turn what the network sees, and turn and mirror back what it says."""
         if mirrored:
             pixels, valid = pixels.flip(-1), valid.flip(-1)
-        probabilities = self.task.probabilities(self._model(_rotated(pixels, quarters), _rotated(valid, quarters)))
+        logits = self._model(_rotated(pixels, quarters), _rotated(valid, quarters))
+        finite = logits.sum(dim=(1, 2, 3)).isfinite()  # quicker than a look at each
+        probabilities = self.task.probabilities(logits)
+        # A GPU would have to be waited for, to know whether this changes anything.
+        if finite.is_cuda or not finite.all():
+            probabilities.masked_fill_(~finite[:, None, None, None], torch.nan)
         probabilities = _rotated(probabilities, -quarters)
         return probabilities.flip(-1) if mirrored else probabilities
 
@@ -160,12 +170,17 @@ def _is_no_memory(error: Exception) -> bool:
 
 
 def agreement(model: Segmenter, device: torch.device, tiles: Iterable[Tile]) -> float | None:
-    """Return the share of valid pixels that are decided alike in bf16 and in fp32, in all planes; None without any."""
+    """Return the share of valid pixels that are decided alike in bf16 and in fp32, in all planes; None without any.
+
+    Where one of both gives no finite numbers, nothing is alike.
+    """
     exact, rounded = (Runner(model, device, precision) for precision in ("fp32", "bf16"))
     alike = valid = 0
     for tile in tiles:
-        same = (model.task.decide(exact([tile])) == model.task.decide(rounded([tile]))).all(dim=1)[0].cpu().numpy()
-        alike += int(same[tile.valid].sum())
+        one, other = exact([tile]), rounded([tile])
+        same = (model.task.decide(one) == model.task.decide(other)).all(dim=1)[0]
+        same &= (one + other).isfinite().all(dim=1)[0]
+        alike += int(same.cpu().numpy()[tile.valid].sum())
         valid += int(tile.valid.sum())
     return alike / valid if valid else None
 

@@ -19,7 +19,7 @@ from segkit.errors import DataError, ModelFileError
 from segkit.grid import Grid
 from segkit.memory import return_memory
 from segkit.predict.band import finish_seam, predict_band
-from segkit.predict.choice import Choice, Options, choose, windows_at_once
+from segkit.predict.choice import Choice, Measured, Options, choose, windows_at_once
 from segkit.predict.device import pick_device, pick_precision
 from segkit.predict.journal import Journal
 from segkit.predict.network import Runner
@@ -49,6 +49,7 @@ class Tools:
     def __init__(self, model: Segmenter, polygons: Polygons | None = None, *, show_progress: bool = False) -> None:
         self.model, self.show_progress = model, show_progress
         self.sharing = 1  # processes that predict on this machine
+        self.measured: Measured = {}
         self._polygons = polygons
         self._region: tuple[Grid, PolygonRegion] | None = None
         self._runner: tuple[object, Runner] | None = None
@@ -172,7 +173,7 @@ class Look(Unit):
         choice = (
             Choice(**self.plan)
             if self.plan
-            else choose(tools.model, scene, self.options, region, sharing=tools.sharing)
+            else choose(tools.model, scene, self.options, region, sharing=tools.sharing, measured=tools.measured)
         )
         if choice.batch is None:
             tiling = choice.tiling(scene.grid, tools.model.stride)
