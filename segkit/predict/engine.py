@@ -105,7 +105,7 @@ def _computed(runner: Runner, blend: _Blend, finite: _Finite, group: Sequence[_S
     with_data = [seen for seen in group if seen.tile is not None]
     computed: Iterator[Tensor] = iter(())
     if with_data:
-        probabilities = runner([seen.tile for seen in with_data])
+        probabilities = runner([seen.tile for seen in group if seen.tile is not None])
         finite.add(with_data, probabilities)
         computed = iter(probabilities)
         del probabilities
