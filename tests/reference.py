@@ -12,11 +12,11 @@ from hypothesis.extra.numpy import arrays
 from rasterio.io import MemoryFile
 from scipy import ndimage
 
-from segkit.raster import grid_of
-from segkit.vector.engine import Kinds, Options, trace_band
+from segkit.io.class_table import MapClass
+from segkit.io.raster import grid_of
 from segkit.vector.geometry import joined, shapes
-from segkit.vector.ground import ground_of, nowhere
-from segkit.vector.legend import MapClass
+from segkit.vector.tracing.pipeline import Kinds, Options, trace_band
+from segkit.vector.tracing.pixel_measures import ground_of, nowhere
 
 NODATA = 9
 NORTH_UP = Affine(1, 0, 10, 0, -1, 50)

@@ -5,8 +5,8 @@ import rasterio
 import torch
 from affine import Affine
 
-from segkit.model import Segmenter
-from segkit.recipe import Recipe
+from segkit.models.segmenter import Segmenter
+from segkit.recipe.schema import Recipe
 
 SMALLEST = {
     "architecture": "unet",

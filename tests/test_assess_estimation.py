@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from segkit.assess import Stratum, estimate, estimate_points, sample_size
 from segkit.errors import DataError
-from segkit.metrics import disagreement
+from segkit.evaluation.metrics import disagreement
 
 EXACT = {"rtol": 1e-9, "atol": 0}
 # Olofsson et al. 2014, tables 8 and 9: deforestation, forest gain, stable forest, stable non-forest.

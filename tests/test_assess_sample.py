@@ -57,7 +57,7 @@ def test_the_whole_loop(place, tmp_path):
     assert sum(made.samples) == 600
     assert min(made.samples) == 100
     with rasterio.open(folder / "map.tif") as file:
-        from segkit.raster import grid_of
+        from segkit.io.raster import grid_of
 
         hectares = grid_of(file).hectares()
     for part, code in zip(made.strata, CLASSES, strict=True):

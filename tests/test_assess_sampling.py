@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 
-from segkit.assess import strata as strata_module
 from segkit.assess.sampling import allocate, draw
-from segkit.assess.strata import class_map
 from segkit.errors import DataError, GridError, UsageError
-from segkit.grid import Grid
+from segkit.io.grid import Grid
+from segkit.maps import class_map as strata_module
+from segkit.maps.class_map import class_map
 
 NODATA = 255
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from segkit.data.augment import AUGMENTATIONS, Augmentation, _Light
-from segkit.raster import Tile
-from segkit.task import IGNORE
+from segkit.data.augmentation import AUGMENTATIONS, Augmentation, _Light
+from segkit.io.raster import Tile
+from segkit.task.task import IGNORE
 
 SIZE = 12
 BANDS = [1, 3, 6, 39, 224]

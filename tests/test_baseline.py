@@ -5,10 +5,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import confusion_matrix
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
-from segkit.baseline import LinearDiscriminant
-from segkit.data.sources import resolve
+from segkit.data.pairing import resolve
 from segkit.data.split import split, whole
-from segkit.task import IGNORE
+from segkit.task.task import IGNORE
+from segkit.training.baselines import LinearDiscriminant
 
 
 def pixels_of(areas):

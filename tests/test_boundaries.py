@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import segkit.boundaries as module
-from segkit.boundaries import Boundaries
-from segkit.task import IGNORE, LandClass, Task
+import segkit.evaluation.boundaries as module
+from segkit.evaluation.boundaries import Boundaries
+from segkit.task.task import IGNORE, LandClass, Task
 
 EXCLUSIVE = Task("multiclass", (LandClass("a", 1), LandClass("b", 2)))
 OVERLAPPING = Task("multilabel", (LandClass("a", 1), LandClass("b", 2)))

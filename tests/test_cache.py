@@ -22,12 +22,12 @@ from synthetic import write_raster as write_synthetic
 
 from segkit.data import cache
 from segkit.data.cache import Cache, cache_folder, clear, entries
-from segkit.data.sources import resolve
+from segkit.data.pairing import resolve
 from segkit.errors import LabelError, RasterError
-from segkit.raster import Scene
-from segkit.recipe import Data, Source
-from segkit.task import LandClass, Task
-from segkit.train import train
+from segkit.io.raster import Scene
+from segkit.recipe.schema import Data, Source
+from segkit.task.task import LandClass, Task
+from segkit.training.train import train
 
 GIGABYTES = 1.0
 windows = st.builds(Window, st.integers(-20, 60), st.integers(-20, 60), st.integers(1, 70), st.integers(1, 70))

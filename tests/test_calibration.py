@@ -6,9 +6,10 @@ import torch
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
-import segkit.calibration as module
-from segkit.calibration import Calibration, CalibrationFit
-from segkit.task import IGNORE, LandClass, Task
+import segkit.evaluation.calibration as module
+from segkit.evaluation.calibration import CalibrationFit
+from segkit.models.calibration import Calibration
+from segkit.task.task import IGNORE, LandClass, Task
 
 SIDE = 200
 

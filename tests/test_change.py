@@ -10,9 +10,9 @@ from affine import Affine
 from test_assess_sampling import write_map
 
 from segkit.assess import design
-from segkit.change import change
 from segkit.errors import GridError, OutputExistsError, UsageError
-from segkit.grid import Grid
+from segkit.io.grid import Grid
+from segkit.maps.change import change
 from segkit.vector import vectorize
 
 DEGREES = {"crs": "EPSG:4326", "transform": Affine(1e-3, 0, 20, 0, -2e-2, 60)}

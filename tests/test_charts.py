@@ -12,11 +12,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from rasterio.windows import Window
 
-from segkit import charts
 from segkit.assess.estimation import estimate
-from segkit.metrics import Confusion, Reliability
-from segkit.resampling import Resampling
-from segkit.task import LandClass, Task
+from segkit.evaluation.bootstrap import Resampling
+from segkit.evaluation.metrics import Confusion, Reliability
+from segkit.plots import charts
+from segkit.task.task import LandClass, Task
 
 PLAIN = ["water", "forest", "agriculture", "urban", "wetland", "bare_soil"]
 ODD = [

@@ -8,15 +8,16 @@ import shapely
 from affine import Affine
 from synthetic import SMALLEST, read_whole
 
-from segkit.check import check
-from segkit.compare import compare
+from segkit.data.areas import areas
+from segkit.data.check import check
 from segkit.errors import DataError, LabelError
-from segkit.evaluate import evaluate
-from segkit.recipe import LabelSource, Recipe
-from segkit.train import areas, train
+from segkit.evaluation.evaluate import evaluate
+from segkit.recipe.schema import LabelSource, Recipe
+from segkit.training.compare import compare
+from segkit.training.train import train
 
 SIZE = 24
-MODULE = importlib.import_module("segkit.check")  # segkit.check is also the function
+MODULE = importlib.import_module("segkit.data.check")  # segkit.check is also the function
 
 
 def write_raster(path, pixels, *, left=600_000, crs="EPSG:32622", **profile):

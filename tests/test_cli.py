@@ -10,10 +10,10 @@ import pytest
 import yaml
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
-from segkit import cli
+from segkit.cli import app as cli
 from segkit.errors import UsageError
-from segkit.predict import Summary
-from segkit.predict.choice import Choice
+from segkit.inference.predict import Summary
+from segkit.inference.settings import Choice
 
 COMMANDS = [
     "assess",
@@ -223,7 +223,7 @@ def test_a_surprise_is_told_in_one_line_too(segkit, place, monkeypatch):
     def surprise(*_, **__):
         raise ZeroDivisionError("by zero\nand more")
 
-    monkeypatch.setattr("segkit.recipe.schema", surprise)
+    monkeypatch.setattr("segkit.recipe.schema.schema", surprise)
     code, _, err = segkit("schema")
     assert code == 1
     assert err == "segkit: unexpected ZeroDivisionError: by zero; run again with --debug to see where\n"
@@ -234,7 +234,7 @@ def test_ctrl_c_is_130(segkit, monkeypatch, where):
     def stop(*_, **__):
         raise where
 
-    monkeypatch.setattr("segkit.recipe.schema", stop)
+    monkeypatch.setattr("segkit.recipe.schema.schema", stop)
     code, _, err = segkit("schema")
     assert code == 130
     assert err.strip() == "segkit: interrupted; what was finished before is there, nothing is half-written"
@@ -451,7 +451,7 @@ def test_the_cache_is_shown_and_cleared(segkit, place, monkeypatch):
 def test_a_warning_is_one_line(segkit, place):
     write_raster(place / "map.tif", np.ones((4, 4), np.uint8), crs=None)
     said = subprocess.run(
-        [sys.executable, "-m", "segkit.cli", "vectorize", "map.tif", "out.gpkg"],
+        [sys.executable, "-m", "segkit.cli.app", "vectorize", "map.tif", "out.gpkg"],
         cwd=place,
         capture_output=True,
         text=True,

@@ -27,12 +27,14 @@ from test_files import names
 from test_predict import UTM, placed, read, write_area
 from typer.testing import CliRunner
 
-from segkit import cli, cluster
-from segkit.cluster import connect
+from segkit.cli import app as cli
 from segkit.errors import ClusterError, MissingFileError, ModelFileError, ScenesError, UsageError
-from segkit.model import load
-from segkit.predict import plan, predict
-from segkit.predict.units import BandUnit
+from segkit.inference import dask_executor as cluster
+from segkit.inference import tiling as plan
+from segkit.inference.dask_executor import connect
+from segkit.inference.predict import predict
+from segkit.inference.tasks import BandUnit
+from segkit.models.segmenter import load
 
 RASTERS = ("map", "probabilities", "confidence")
 TILINGS = [{"tile": 64, "overlap": 16}, {"tile": 48, "overlap": 8, "batch": 3}, {"exact": True}]
@@ -315,7 +317,7 @@ def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_p
 
 
 def forget():
-    from segkit.predict import units
+    from segkit.inference import tasks as units
 
     units._kept = None
 

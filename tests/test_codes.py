@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from segkit import codes
-from segkit.codes import distinct
+from segkit.task import unique as codes
+from segkit.task.unique import distinct
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"]
 

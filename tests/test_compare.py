@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from synthetic import read_whole, recipe_for, write_pairs
 
-from segkit.compare import MEASURES, Measure, compare, parse_vary
+from segkit.data.areas import areas
 from segkit.errors import OutputExistsError, RecipeError, SegkitError, UsageError
-from segkit.model import Segmenter, load
-from segkit.recipe import Recipe
-from segkit.task import IGNORE
-from segkit.train import areas
+from segkit.models.segmenter import Segmenter, load
+from segkit.recipe.schema import Recipe
+from segkit.task.task import IGNORE
+from segkit.training.compare import MEASURES, Measure, compare, parse_vary
 
-MODULE = importlib.import_module("segkit.compare")  # segkit.compare is also the function
+MODULE = importlib.import_module("segkit.training.compare")  # segkit.compare is also the function
 HEADS = {"heads": ["softmax", "sigmoid"]}
 RATES = {"vary": {"train.learning_rate": [0.001, 0.01]}}
 SCORES = ("mean_iou", "macro_f1", "overall_accuracy")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from segkit.data.cover import Cover, near, overlap
-from segkit.grid import Grid
+from segkit.io.cover import Cover, near, overlap
+from segkit.io.grid import Grid
 
 UTM, NEXT, DEGREES = (CRS.from_epsg(code) for code in (32622, 32623, 4326))
 WINDOWS = st.builds(Window, st.integers(-9, 50), st.integers(-9, 50), st.integers(1, 30), st.integers(1, 30))

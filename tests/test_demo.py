@@ -5,9 +5,9 @@ import pyogrio
 import pytest
 import rasterio
 
-from segkit.demo import demo
+from segkit.demo.run import demo
 from segkit.errors import UsageError
-from segkit.model import read_header
+from segkit.models.segmenter import read_header
 
 TINY = [
     "train.epochs=1",

@@ -18,7 +18,7 @@ import yaml
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
-from segkit import cli
+from segkit.cli import app as cli
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +89,7 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     here = shutil.copytree(workplace, tmp_path / "here")
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
-    monkeypatch.setattr(sys.modules["segkit.train"], "draw_worst", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst", lambda *_, **__: None)
     if document.name in ("assess.md", "change.md"):  # maps that have all their classes
         shutil.copy(here / "truth.tif", here / "map.tif")
         classes = [{"name": "background", "value": 0, "background": True}, {"name": "deforestation", "value": 1}]
@@ -117,7 +117,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_recipe_is_valid() -> None:
-    from segkit.recipe import Recipe
+    from segkit.recipe.schema import Recipe
 
     names = [Recipe.load(path).name for path in sorted((ROOT / "configs").glob("*.yaml"))]
     assert {"amazon", "deforestation", "landcover", "overlapping"} <= set(names)

@@ -7,13 +7,13 @@ import torch
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, jaccard_score
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
-from segkit.boundaries import Boundaries
-from segkit.data.sources import resolve
+from segkit.data.pairing import resolve
 from segkit.errors import DataError, MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
-from segkit.evaluate import evaluate
-from segkit.predict import predict
-from segkit.recipe import LabelSource
-from segkit.task import IGNORE
+from segkit.evaluation.boundaries import Boundaries
+from segkit.evaluation.evaluate import evaluate
+from segkit.inference.predict import predict
+from segkit.recipe.schema import LabelSource
+from segkit.task.task import IGNORE
 
 SHAPES = {"a": (96, 72), "b": (40, 128)}  # multiples of the stride, so that nothing is padded
 FAST = {"device": "cpu", "precision": "fp32"}
@@ -101,7 +101,7 @@ def test_brier_scores_and_reliability_are_those_of_sklearn(case):
 
 @pytest.mark.parametrize("boundary", ["1px", "25m", "0.035km"])
 def test_boundaries_are_those_of_whole_scenes(case, boundary, monkeypatch):
-    monkeypatch.setattr(sys.modules["segkit.evaluate"], "_STRIP_PIXELS", 1000)
+    monkeypatch.setattr(sys.modules["segkit.evaluation.evaluate"], "_STRIP_PIXELS", 1000)
     task, metres = case[1].task, {"1px": 10, "25m": 25, "0.035km": 35}[boundary]
     expected = Boundaries(task, metres)
     for _, decided, truth in whole_scenes(case).values():

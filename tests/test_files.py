@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
-from segkit.files import (
+from segkit.io.files import (
     because,
     cell,
     check_apart,

@@ -5,14 +5,14 @@ from matplotlib.image import imread
 from rasterio.windows import Window
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
-from segkit.data.sources import resolve
+from segkit.data.pairing import resolve
 from segkit.data.split import whole
-from segkit.decide import Decided, Decider
-from segkit.evaluate import score
-from segkit.gallery import Ranking, draw_worst, worst
-from segkit.metrics import Confusion
-from segkit.predict.choice import Options
-from segkit.task import IGNORE
+from segkit.evaluation.decisions import Decided, Decider
+from segkit.evaluation.evaluate import score
+from segkit.evaluation.metrics import Confusion
+from segkit.evaluation.worst_windows import Ranking, draw_worst, worst
+from segkit.inference.settings import Options
+from segkit.task.task import IGNORE
 
 FAST = Options(device="cpu", precision="fp32", tile=64, overlap=8)
 

@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from segkit import vectorize
 from segkit.assess.design import design
 from segkit.errors import OutputError, OutputExistsError, UsageError
-from segkit.geopackage import begin, verify
+from segkit.io.geopackage import begin, verify
 
 STYLE = "INSERT INTO layer_styles (f_table_name, styleName, styleQML, useAsDefault) VALUES (?, ?, ?, 1)"
 
@@ -153,7 +153,7 @@ def test_other_databases_and_damaged_ones_are_not_replaced(tmp_path, map_):
 
 def test_a_failure_leaves_the_file_as_it_was(project, map_, monkeypatch):
     before = project.read_bytes()
-    monkeypatch.setattr("segkit.vector.write._verify", lambda *_: 1 / 0)
+    monkeypatch.setattr("segkit.vector.formats.writer._verify", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         vectorize(map_, project, overwrite=True)
     assert project.read_bytes() == before

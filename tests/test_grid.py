@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from segkit.errors import GridError
-from segkit.grid import Grid, crs_name, equal_area
+from segkit.io.grid import Grid, crs_name, equal_area
 
 UTM = CRS.from_epsg(32622)
 GRID = Grid(12, 17, Affine(30, 0, 600_000, 0, -30, 200_000), UTM)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
+from segkit.data.labels import open_labels
 from segkit.errors import GridError, LabelError, MissingFileError
-from segkit.grid import Grid
-from segkit.labels import open_labels
-from segkit.raster import grid_of, open_raster
-from segkit.recipe import LabelSource
-from segkit.task import IGNORE, LandClass, Task
+from segkit.io.grid import Grid
+from segkit.io.raster import grid_of, open_raster
+from segkit.recipe.schema import LabelSource
+from segkit.task.task import IGNORE, LandClass, Task
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 UTM = CRS.from_epsg(32622)

@@ -8,8 +8,8 @@ import pytest
 import rasterio
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from segkit.demo.landscape import BANDS, OVERLAPPING, UNKNOWN, Cover, Landscape, Part, make_landscape
 from segkit.errors import UsageError
-from segkit.landscape import BANDS, OVERLAPPING, UNKNOWN, Cover, Landscape, Part, make_landscape
 
 WIDTH, HEIGHT, GAP = 640, 448, 64
 

@@ -7,8 +7,8 @@ import torch
 from sklearn.metrics import jaccard_score
 from torch.nn import functional
 
-from segkit.losses import LOSSES, combined
-from segkit.task import IGNORE, LandClass, Task
+from segkit.task.task import IGNORE, LandClass, Task
+from segkit.training.losses import LOSSES, combined
 
 A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
 TASKS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segkit import memory
+from segkit.runtime import memory
 
 GLIBC = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

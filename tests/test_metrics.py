@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 from sklearn import metrics as sklearn
 
-from segkit.metrics import Confusion, Reliability
-from segkit.resampling import Resampling
-from segkit.task import BACKGROUND, IGNORE, LandClass, Task
-from segkit.thresholds import ThresholdFit
+from segkit.evaluation.bootstrap import Resampling
+from segkit.evaluation.metrics import Confusion, Reliability
+from segkit.evaluation.thresholds import ThresholdFit
+from segkit.task.task import BACKGROUND, IGNORE, LandClass, Task
 
 A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
 EXCLUSIVE = [

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from segkit.errors import MissingFileError, ModelFileError, RecipeError, SegkitError
-from segkit.model import Segmenter, load, not_finite, read_header
+from segkit.models.segmenter import Segmenter, load, not_finite, read_header
 
 ARCHITECTURES = {
     "unet": "tu-resnet10t",
@@ -204,7 +204,7 @@ def test_a_model_that_is_not_there(tmp_path):
 def test_a_file_is_replaced_only_by_a_whole_one(stored, tmp_path, monkeypatch):
     path, before = tmp_path / "m.safetensors", stored[0].read_bytes()
     path.write_bytes(before)
-    monkeypatch.setattr("segkit.model.save_file", lambda weights, part, **_: part.write_bytes(b"half"))
+    monkeypatch.setattr("segkit.models.segmenter.save_file", lambda weights, part, **_: part.write_bytes(b"half"))
     with pytest.raises(ModelFileError):
         segmenter(tmp_path).save(path)
     assert path.read_bytes() == before

@@ -8,12 +8,12 @@ from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from segkit.data.cover import Cover
-from segkit.data.nearness import nearest
-from segkit.data.sources import Sample
+from segkit.data.leakage import nearest
+from segkit.data.pairing import Sample
 from segkit.data.split import Area
-from segkit.grid import Grid
-from segkit.raster import Scene
+from segkit.io.cover import Cover
+from segkit.io.grid import Grid
+from segkit.io.raster import Scene
 
 UTM = CRS.from_epsg(32622)
 

@@ -14,14 +14,14 @@ from reference import PATTERNS, spiral
 from scipy import ndimage
 from synthetic import write_raster
 
-import segkit.objects as module
+import segkit.evaluation.objects as module
 from segkit.errors import GridError, UsageError
-from segkit.evaluate import evaluate
-from segkit.grid import Grid
-from segkit.objects import Objects
-from segkit.task import IGNORE, LandClass, Task
-from segkit.vector.ground import ground_of
-from segkit.vector.units import Quantity, area
+from segkit.evaluation.evaluate import evaluate
+from segkit.evaluation.objects import Objects
+from segkit.io.grid import Grid
+from segkit.io.quantities import Quantity, area
+from segkit.task.task import IGNORE, LandClass, Task
+from segkit.vector.tracing.pixel_measures import ground_of
 
 A, B, C = (LandClass(name, value) for value, name in enumerate("abc", 1))
 TASKS = {
@@ -295,7 +295,7 @@ def pair(tmp_path):
 )
 def test_a_map_against_labels(pair, monkeypatch, strip, objects, said, decided, true):
     """Of those that count, how many match."""
-    monkeypatch.setattr(sys.modules["segkit.evaluate"], "_STRIP_PIXELS", strip)
+    monkeypatch.setattr(sys.modules["segkit.evaluation.evaluate"], "_STRIP_PIXELS", strip)
     options = {"names": pair / "names.csv", "ignore": [255]}
     result = evaluate(pair / "map.tif", None, pair / "truth.tif", objects=objects, **options)
     assert result["object_size"] == said

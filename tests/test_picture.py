@@ -5,9 +5,9 @@ import shapely
 from matplotlib.image import imread
 from rasterio.windows import Window
 
-from segkit.picture import View, colored, composite, panels, read_map
-from segkit.raster import Scene
-from segkit.task import IGNORE, LandClass, Task
+from segkit.io.raster import Scene
+from segkit.plots.images import View, colored, composite, panels, read_map
+from segkit.task.task import IGNORE, LandClass, Task
 
 GREY = [0.62] * 3
 MULTICLASS = Task("multiclass", (LandClass("water", 3, "#0000ff"), LandClass("forest", 9, "#00ff00")))

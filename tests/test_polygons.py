@@ -11,16 +11,16 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from segkit.data.sources import Sample
+from segkit.data.labels import open_labels
+from segkit.data.pairing import Sample
 from segkit.data.split import split
 from segkit.errors import DataError, GridError
-from segkit.grid import Grid
-from segkit.labels import open_labels
-from segkit.polygons import on_grid, rasterised, read_polygons
-from segkit.predict.region import PolygonRegion, read_area
-from segkit.raster import Scene
-from segkit.recipe import LabelSource, Split
-from segkit.task import LandClass, Task
+from segkit.io.grid import Grid
+from segkit.io.polygons import on_grid, rasterised, read_polygons
+from segkit.io.raster import Scene
+from segkit.io.region import PolygonRegion, read_area
+from segkit.recipe.schema import LabelSource, Split
+from segkit.task.task import LandClass, Task
 
 # On 120 km a parallel is bent by hundreds of metres in UTM.
 GRID = Grid(60, 60, Affine(2_000, 0, 300_000, 0, -2_000, 4_560_000), CRS.from_epsg(32618))

@@ -15,12 +15,13 @@ from rasterio.features import geometry_mask
 from torch import nn
 
 from segkit.errors import DataError, MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
-from segkit.grid import Grid
-from segkit.predict import predict
-from segkit.predict.region import PolygonRegion, read_area
-from segkit.predict.summary import Tally, pixel_hectares, total
-from segkit.raster import Scene
-from segkit.task import LandClass, Task
+from segkit.inference.predict import predict
+from segkit.inference.summary import Tally, total
+from segkit.io.grid import Grid
+from segkit.io.pixel_area import pixel_hectares
+from segkit.io.raster import Scene
+from segkit.io.region import PolygonRegion, read_area
+from segkit.task.task import LandClass, Task
 
 UTM = Affine(10, 0, 500_000, 0, -10, 9_000_000)
 MULTICLASS = Task("multiclass", (LandClass("water", 4, "#0000ff"), LandClass("forest", 9)))

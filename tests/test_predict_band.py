@@ -11,14 +11,14 @@ from test_predict import TASKS, Network, expected, read, write_scene
 from torch import nn
 
 from segkit.errors import RasterError
-from segkit.predict import band as band_module
-from segkit.predict import plan
-from segkit.predict.band import finish_seam, predict_band
-from segkit.predict.network import Runner
-from segkit.predict.plan import plan_tiling
-from segkit.predict.products import PRODUCTS
-from segkit.predict.summary import total
-from segkit.raster import Scene
+from segkit.inference import bands as band_module
+from segkit.inference import tiling as plan
+from segkit.inference.bands import finish_seam, predict_band
+from segkit.inference.outputs import PRODUCTS
+from segkit.inference.runner import Runner
+from segkit.inference.summary import total
+from segkit.inference.tiling import plan_tiling
+from segkit.io.raster import Scene
 
 PRODUCED = tuple(PRODUCTS)
 

@@ -13,12 +13,15 @@ from test_predict import FAST, Network, expected, read, write_scene
 from torch import nn
 
 from segkit.errors import SegkitError, UsageError
-from segkit.predict import choice, device, plan, predict
-from segkit.predict.choice import OVERLAP, TILE, Choice, Options, choose
-from segkit.predict.engine import predict_blocks
-from segkit.predict.network import Runner, TileTooLarge
-from segkit.raster import Scene
-from segkit.task import LandClass, Task
+from segkit.inference import device
+from segkit.inference import settings as choice
+from segkit.inference import tiling as plan
+from segkit.inference.blending import predict_blocks
+from segkit.inference.predict import predict
+from segkit.inference.runner import Runner, TileTooLarge
+from segkit.inference.settings import OVERLAP, TILE, Choice, Options, choose
+from segkit.io.raster import Scene
+from segkit.task.task import LandClass, Task
 
 CPU = torch.device("cpu")
 

@@ -16,12 +16,15 @@ from test_files import names
 from test_predict import FAST, UTM, Network, expected, placed, read, write_area, write_scene
 from test_predict_work import Neighbours
 
-import segkit.model
+import segkit.models.segmenter
 from segkit.errors import ClusterError, ModelFileError, OutputError, RasterError, ScenesError, UsageError
-from segkit.predict import choice, plan, predict, units
-from segkit.predict import crew as crew_
-from segkit.predict.network import TileTooLarge
-from segkit.predict.units import BandUnit, Find, Look, SeamUnit, Source, Tools
+from segkit.inference import executor as crew_
+from segkit.inference import settings as choice
+from segkit.inference import tasks as units
+from segkit.inference import tiling as plan
+from segkit.inference.predict import predict
+from segkit.inference.runner import TileTooLarge
+from segkit.inference.tasks import BandUnit, Find, Look, SeamUnit, Source, Tools
 
 RASTERS = ("map", "probabilities", "confidence")
 
@@ -277,7 +280,7 @@ def test_stragglers_do_no_harm(folder):
     with pytest.raises(ClusterError):
         mapped(folder, "found", crew=Crew(before=lambda unit: late.append(unit) or fails(ValueError())(unit)))
     late = [pickle.dumps(unit) for unit in late if isinstance(unit, BandUnit) and unit.band.index == 1]
-    tools = Tools(segkit.model.load(folder / "model.safetensors"))
+    tools = Tools(segkit.load(folder / "model.safetensors"))
 
     def straggle(unit):
         if isinstance(unit, Find):  # nothing is there but what the other request has settled
@@ -294,8 +297,8 @@ def test_stragglers_do_no_harm(folder):
 
 
 def test_another_model_at_the_path_is_refused(real):
-    model = segkit.model.load(real / "model.safetensors")
-    other = segkit.model.load(real / "model.safetensors")
+    model = segkit.load(real / "model.safetensors")
+    other = segkit.load(real / "model.safetensors")
     other.mean += 1
     other.save(real / "model.safetensors")
     with pytest.raises(ModelFileError, match="another model than the one that was asked for"):

@@ -12,14 +12,15 @@ from rasterio.windows import Window
 from torch import nn
 
 from segkit.errors import RasterError, UsageError
-from segkit.grid import Grid
-from segkit.predict import device, plan
-from segkit.predict.device import pick_device, pick_precision
-from segkit.predict.engine import predict_blocks
-from segkit.predict.network import NotFinite, Runner
-from segkit.predict.plan import plan_tiling
-from segkit.raster import Tile
-from segkit.task import LandClass, Task
+from segkit.inference import device
+from segkit.inference import tiling as plan
+from segkit.inference.blending import predict_blocks
+from segkit.inference.device import pick_device, pick_precision
+from segkit.inference.runner import NotFinite, Runner
+from segkit.inference.tiling import plan_tiling
+from segkit.io.grid import Grid
+from segkit.io.raster import Tile
+from segkit.task.task import LandClass, Task
 
 TASK = Task("multiclass", (LandClass("water", 1), LandClass("forest", 2)))
 

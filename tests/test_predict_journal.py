@@ -13,7 +13,7 @@ import pytest
 from test_files import alone, forked, killed_at_every_step, names, unix
 
 from segkit.errors import OutputError, OutputExistsError, RasterError
-from segkit.predict.journal import Journal
+from segkit.inference.journal import Journal
 
 REQUEST = {"model": "a1b2", "scene": ["a.tif", "b.tif"], "overlap": 128, "aoi": None}
 OTHER = REQUEST | {"overlap": 64}

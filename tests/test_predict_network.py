@@ -8,8 +8,8 @@ from synthetic import segmenter
 from torch._dynamo.exc import Unsupported
 from torch.nn import functional
 
-from segkit.predict.device import available_memory
-from segkit.predict.network import (
+from segkit.inference.device import available_memory
+from segkit.inference.runner import (
     NotCompiled,
     Runner,
     TileTooLarge,
@@ -18,8 +18,8 @@ from segkit.predict.network import (
     can_compile,
     operations_per_pixel,
 )
-from segkit.raster import Tile
-from segkit.task import LandClass, Task
+from segkit.io.raster import Tile
+from segkit.task.task import LandClass, Task
 
 CPU = torch.device("cpu")
 TASKS = {

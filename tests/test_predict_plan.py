@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segkit.errors import UsageError
-from segkit.grid import Grid
-from segkit.predict import plan
-from segkit.predict.plan import Axis, fade, plan_axis, plan_tiling
+from segkit.inference import tiling as plan
+from segkit.inference.tiling import Axis, fade, plan_axis, plan_tiling
+from segkit.io.grid import Grid
 
 
 @st.composite

@@ -10,9 +10,10 @@ from test_predict import FAST, TASKS, Network, expected, read, write_scene
 from torch import nn
 
 from segkit.errors import RasterError, SegkitError
-from segkit.predict import plan, predict
-from segkit.predict.products import PRODUCTS
-from segkit.raster import Scene
+from segkit.inference import tiling as plan
+from segkit.inference.outputs import PRODUCTS
+from segkit.inference.predict import predict
+from segkit.io.raster import Scene
 
 
 @pytest.fixture(autouse=True)

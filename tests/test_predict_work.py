@@ -20,8 +20,10 @@ from test_predict import FAST, UTM, Network, expected, placed, read, write_area,
 from torch import nn
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError
-from segkit.predict import plan, predict, units
-from segkit.predict.journal import Journal
+from segkit.inference import tasks as units
+from segkit.inference import tiling as plan
+from segkit.inference.journal import Journal
+from segkit.inference.predict import predict
 
 # 100 x 90 pixels with FAST: four bands of four windows each, in three groups of columns.
 HEIGHT, WIDTH, BANDS, WINDOWS = 100, 90, 4, 4
@@ -103,7 +105,7 @@ def kill_at_any_time(folder):
     cut_small(pytest.MonkeyPatch())
     os.fsync = lambda descriptor: None  # nobody pulls a plug here
     warnings.simplefilter("error", UserWarning)
-    import segkit.model  # noqa: F401 - once, not in each child
+    import segkit.models.segmenter  # noqa: F401 - once, not in each child
 
     folder = Path(folder)
     scene, right, log = write_scene(folder / "scene.tif", HEIGHT, WIDTH), folder / "right", folder / "log"

@@ -4,13 +4,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from synthetic import read_whole, recipe_for, write_pair, write_pairs, write_raster
 
-from segkit.check import check
-from segkit.data.tiles import TrainTiles
-from segkit.picture import colored
-from segkit.preview import draw_data
-from segkit.recipe import Recipe
-from segkit.task import IGNORE
-from segkit.train import areas
+from segkit.data.areas import areas
+from segkit.data.check import check
+from segkit.data.datasets import TrainTiles
+from segkit.data.preview import draw_data
+from segkit.plots.images import colored
+from segkit.recipe.schema import Recipe
+from segkit.task.task import IGNORE
 
 KINDS = ["binary", "multiclass", "multilabel"]
 MAGENTA = (1, 0, 1)

@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from synthetic import recipe_for, write_pair
 from torch import distributed, nn
 
-from segkit import processes
+from segkit.data.areas import labelled_samples
 from segkit.data.split import whole
 from segkit.errors import RecipeError, UsageError
-from segkit.evaluate import labelled_samples
-from segkit.losses import LOSSES
-from segkit.task import IGNORE
-from segkit.train import read_log, shared_out, train
+from segkit.models.run_folder import read_log
+from segkit.runtime import distributed as processes
+from segkit.task.task import IGNORE
+from segkit.training.losses import LOSSES
+from segkit.training.train import shared_out, train
 
 # Parts of one process.
 
@@ -287,7 +288,7 @@ def test_a_run_is_resumed_on_as_many_devices(data, alone, devices, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 150])
 def test_every_pixel_is_validated_once_by_however_many(data, world, monkeypatch):
-    monkeypatch.setattr(sys.modules["segkit.train"], "_PIECE", 50)
+    monkeypatch.setattr(sys.modules["segkit.training.train"], "_PIECE", 50)
     recipe_ = recipe(data, "multilabel")
     areas = whole(labelled_samples(recipe_.data.train, recipe_.data, recipe_.task, "data.train"))
     times = {id(area): np.zeros(area.sample.scene.grid.shape, dtype=int) for area in areas}

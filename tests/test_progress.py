@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from segkit import progress as module
-from segkit.progress import progress
+from segkit.runtime import progress as module
+from segkit.runtime.progress import progress
 
 
 class Terminal(io.StringIO):

@@ -24,7 +24,6 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from segkit import raster
 from segkit.errors import (
     GridError,
     MissingFileError,
@@ -34,8 +33,9 @@ from segkit.errors import (
     SegkitError,
     UsageError,
 )
-from segkit.grid import Grid
-from segkit.raster import MapFormat, Part, Scene, assemble, described, grid_of, open_raster, warped, writing_part
+from segkit.io import raster
+from segkit.io.grid import Grid
+from segkit.io.raster import MapFormat, Part, Scene, assemble, described, grid_of, open_raster, warped, writing_part
 
 COUNT = np.arange(1, 61, dtype="uint8").reshape(3, 4, 5)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from segkit.errors import MissingFileError, RecipeError
-from segkit.recipe import Data, LabelSource, Model, Recipe, Rows, Source, Split, Train, parse_yaml, schema
+from segkit.recipe.schema import Data, LabelSource, Model, Recipe, Rows, Source, Split, Train, parse_yaml, schema
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 MINIMAL = """

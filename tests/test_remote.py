@@ -20,17 +20,17 @@ from rasterio.windows import Window
 from server import serving
 from synthetic import recipe_for, segmenter, write_pair
 
-from segkit import raster, remote
-from segkit.check import check
-from segkit.data.sources import RASTER_SUFFIXES, expand
+from segkit.data.check import check
+from segkit.data.pairing import RASTER_SUFFIXES, expand
 from segkit.errors import DataError, RasterError, SegkitError, UsageError
-from segkit.evaluate import evaluate
-from segkit.files import check_folder, check_output, existing
-from segkit.predict import predict
-from segkit.raster import Scene, open_raster
-from segkit.recipe import Recipe
-from segkit.remote import Remote, located
-from segkit.train import train
+from segkit.evaluation.evaluate import evaluate
+from segkit.inference.predict import predict
+from segkit.io import raster, remote
+from segkit.io.files import check_folder, check_output, existing
+from segkit.io.raster import Scene, open_raster
+from segkit.io.remote import Remote, located
+from segkit.recipe.schema import Recipe
+from segkit.training.train import train
 
 # Behind a server that hangs, no test does.
 QUICK = {
@@ -161,7 +161,7 @@ def test_the_header_of_many_tiles_costs_one_request(server):
 
 
 def test_a_whole_scene_costs_its_tiles_once(server, cog, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["segkit.predict.plan"], "_BAND_PIXELS", 2**17)  # several bands
+    monkeypatch.setattr(sys.modules["segkit.inference.tiling"], "_BAND_PIXELS", 2**17)  # several bands
     model = segmenter(Path("nowhere"), pretrained=False)
     local = predict(model, cog, tmp_path / "local.tif", tile=256, overlap=32)[0]
     found = predict(model, server.url(cog.name), tmp_path / "map.tif", tile=256, overlap=32)[0]
@@ -407,8 +407,8 @@ def local_of(server):
 
 
 def test_a_table_mixes_urls_and_files(server, pairs, tmp_path):
-    from segkit.data.sources import pair
-    from segkit.recipe import Source
+    from segkit.data.pairing import pair
+    from segkit.recipe.schema import Source
 
     (tmp_path / "scenes.csv").write_text(f"image,label\n{pairs[0]},{pairs[2]}\nb.tif,labels/b.tif\n")
     found = pair(Source(table=str(tmp_path / "scenes.csv"))).pairs
@@ -433,7 +433,7 @@ def test_the_cache_follows_what_the_server_tells(server, pairs):
 
 
 def test_the_command_line_takes_urls(server, tmp_path, monkeypatch, capsys):
-    from segkit import cli
+    from segkit.cli import app as cli
 
     cog = write_cog(server.folder / "scene.tif", 64)
     segmenter(Path("nowhere"), pretrained=False).save(tmp_path / "model.safetensors")

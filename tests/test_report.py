@@ -13,11 +13,11 @@ from matplotlib.image import imread
 from synthetic import TASKS, recipe_for, write_pair, write_raster
 
 import segkit
-from segkit import cli
 from segkit.assess import estimate, write_estimate
+from segkit.cli import app as cli
 from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
-from segkit.report import report
-from segkit.report.story import Story, _kept
+from segkit.reporting.report import report
+from segkit.reporting.sections import Story, _kept
 
 pytest_plugins = ["browser"]
 

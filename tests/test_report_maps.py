@@ -7,18 +7,18 @@ import torch
 from rasterio.windows import Window
 from synthetic import patches, place, recipe_for, segmenter, write_pair, write_raster
 
-from segkit.data.sources import resolve
+from segkit.data.pairing import resolve
 from segkit.data.split import divide, whole
-from segkit.decide import Decider, map_task
-from segkit.gallery import Piece
-from segkit.predict import predict
-from segkit.predict.choice import Options
-from segkit.raster import Scene
-from segkit.report import maps
-from segkit.report.kept import Kept
-from segkit.report.maps import ShownMap, States, narrowed, overview, scenery
-from segkit.report.viewer import FIRST_STATE, NOT_KNOWN, NOTHING
-from segkit.task import IGNORE, LandClass, Task
+from segkit.evaluation.decisions import Decider, map_task
+from segkit.evaluation.worst_windows import Piece
+from segkit.inference.predict import predict
+from segkit.inference.settings import Options
+from segkit.io.raster import Scene
+from segkit.reporting import map_views as maps
+from segkit.reporting.decision_maps import Kept
+from segkit.reporting.map_views import ShownMap, States, narrowed, overview, scenery
+from segkit.reporting.viewer import FIRST_STATE, NOT_KNOWN, NOTHING
+from segkit.task.task import IGNORE, LandClass, Task
 
 FAST = Options(device="cpu", precision="fp32", tile=64, overlap=8)
 HEIGHT, WIDTH = 67, 90
@@ -249,7 +249,7 @@ def test_only_the_bands_that_are_shown_are_read(tmp_path, bands, kept):
     assert part.bands == kept
     assert view.mean == tuple(band - 1 for band in kept)
     tile, all_of_it = part.read(), scene.read()
-    from segkit.picture import View
+    from segkit.plots.images import View
 
     whole_view = View.of(scene.band_names, tuple(range(bands)), (1.0,) * bands)
     np.testing.assert_array_equal(

@@ -16,8 +16,8 @@ from PIL import Image
 from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 
-from segkit.grid import Grid
-from segkit.report.viewer import FIRST_STATE, NOT_KNOWN, NOTHING, WRONG_COLOR, Scenery, State, scripts, viewer
+from segkit.io.grid import Grid
+from segkit.reporting.viewer import FIRST_STATE, NOT_KNOWN, NOTHING, WRONG_COLOR, Scenery, State, scripts, viewer
 
 pytest_plugins = ["browser"]
 

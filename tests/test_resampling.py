@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from rasterio.windows import Window
 
-from segkit.metrics import Confusion
-from segkit.resampling import Resampling
-from segkit.task import IGNORE, LandClass, Task
+from segkit.evaluation.bootstrap import Resampling
+from segkit.evaluation.metrics import Confusion
+from segkit.task.task import IGNORE, LandClass, Task
 
 TASKS = {
     "multiclass": Task("multiclass", (LandClass("a", 1), LandClass("b", 2))),

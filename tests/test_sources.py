@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import recipe_for
 
-from segkit.data.sources import pair, resolve
+from segkit.data.pairing import pair, resolve
 from segkit.errors import DataError, MissingFileError
-from segkit.model import Segmenter
-from segkit.recipe import Data, LabelSource, Source
-from segkit.task import LandClass, Task
+from segkit.models.segmenter import Segmenter
+from segkit.recipe.schema import Data, LabelSource, Source
+from segkit.task.task import LandClass, Task
 
 TASK = Task("binary", (LandClass("cleared", 1),))
 

@@ -15,24 +15,14 @@ from rasterio.windows import Window
 from scipy.ndimage import distance_transform_edt, maximum_filter
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
-from segkit.data.cover import Cover
-from segkit.data.sources import resolve
-from segkit.data.split import (
-    Area,
-    count_categories,
-    divide,
-    fitted,
-    pieces,
-    read_pieces,
-    split,
-    survey,
-    whole,
-)
+from segkit.data.pairing import resolve
+from segkit.data.split import Area, count_categories, divide, fitted, pieces, read_pieces, split, survey, whole
 from segkit.errors import DataError
-from segkit.grid import Grid
-from segkit.raster import Tile
-from segkit.recipe import Recipe, Split
-from segkit.task import IGNORE
+from segkit.io.cover import Cover
+from segkit.io.grid import Grid
+from segkit.io.raster import Tile
+from segkit.recipe.schema import Recipe, Split
+from segkit.task.task import IGNORE
 
 HEIGHT, WIDTH = 70, 90
 RULES = st.builds(

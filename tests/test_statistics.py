@@ -9,12 +9,12 @@ from rasterio.windows import Window
 from sklearn.utils.class_weight import compute_class_weight
 from synthetic import recipe_for, write_pair, write_raster
 
-from segkit.data.cover import Cover
-from segkit.data.sources import resolve
+from segkit.data.pairing import resolve
 from segkit.data.split import Area, whole
 from segkit.data.statistics import CLASS_WEIGHTS, Statistics, balanced_weights, class_weights, effective_weights
 from segkit.errors import DataError
-from segkit.task import LandClass, Task
+from segkit.io.cover import Cover
+from segkit.task.task import LandClass, Task
 
 NODATA = -9999.0
 

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from pydantic import BaseModel, ValidationError
 
 from segkit.errors import LabelError, TaskError
-from segkit.losses import pixel
-from segkit.task import BACKGROUND, IGNORE, LandClass, Task
+from segkit.task.task import BACKGROUND, IGNORE, LandClass, Task
+from segkit.training.losses import pixel
 
 A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
 B3, C8 = LandClass("b", 2, threshold=0.3), LandClass("c", 7, threshold=0.8)

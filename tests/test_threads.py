@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from segkit.threads import ahead, behind
+from segkit.runtime.prefetch import ahead, behind
 
 
 def test_ahead_keeps_order_and_its_distance():

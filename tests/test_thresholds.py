@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segkit.metrics import Confusion
-from segkit.task import IGNORE, LandClass, Task
-from segkit.thresholds import ThresholdFit
+from segkit.evaluation.metrics import Confusion
+from segkit.evaluation.thresholds import ThresholdFit
+from segkit.task.task import IGNORE, LandClass, Task
 
 A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
 B3 = LandClass("b", 2, threshold=0.3)

@@ -10,14 +10,14 @@ from scipy.ndimage import maximum_filter
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 from torch.utils.data import DataLoader
 
-from segkit.data.augment import Augmentation
-from segkit.data.cover import Cover
-from segkit.data.sources import resolve
+from segkit.data.augmentation import Augmentation
+from segkit.data.datasets import EpochSampler, TrainTiles, _Readers, least_tile_size
+from segkit.data.pairing import resolve
 from segkit.data.split import Area, split, whole
-from segkit.data.tiles import EpochSampler, TrainTiles, _Readers, least_tile_size
 from segkit.errors import DataError
-from segkit.recipe import Split
-from segkit.task import IGNORE
+from segkit.io.cover import Cover
+from segkit.recipe.schema import Split
+from segkit.task.task import IGNORE
 
 SIZE = 16
 SHAPES = {"a": (40, 50), "b": (9, 30)}  # the second is smaller than a tile along one side

@@ -16,19 +16,21 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from synthetic import place, read_whole, recipe_for, segmenter, write_pair, write_pairs, write_raster
 
-from segkit.calibration import CalibrationFit
-from segkit.data.sources import resolve
+from segkit.data.areas import areas, with_fold
+from segkit.data.datasets import TrainTiles
+from segkit.data.pairing import resolve
 from segkit.data.split import whole
-from segkit.data.tiles import TrainTiles
-from segkit.decide import Decider
 from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError
-from segkit.evaluate import evaluate
-from segkit.losses import LOSSES
-from segkit.model import load, read_header
-from segkit.predict import predict
-from segkit.recipe import Recipe
-from segkit.task import IGNORE
-from segkit.train import _Finite, _Log, _quiet_lightning, _Training, areas, read_log, train, with_fold
+from segkit.evaluation.calibration import CalibrationFit
+from segkit.evaluation.decisions import Decider
+from segkit.evaluation.evaluate import evaluate
+from segkit.inference.predict import predict
+from segkit.models.run_folder import read_log
+from segkit.models.segmenter import load, read_header
+from segkit.recipe.schema import Recipe
+from segkit.task.task import IGNORE
+from segkit.training.losses import LOSSES
+from segkit.training.train import _Finite, _Log, _quiet_lightning, _Training, train
 
 KINDS = ["binary", "multiclass", "multilabel"]
 LONG = {"epochs": 3, "steps": 20}
@@ -44,7 +46,7 @@ def data(tmp_path_factory):
 def _no_picture_of_the_worst(monkeypatch):
     """It takes as long as all the rest of a tiny training; `runs`, of a wider scope and so made before, draw it."""
     # segkit.train is the function, whatever imports it.
-    monkeypatch.setattr(sys.modules["segkit.train"], "draw_worst", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +240,7 @@ def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(data, tmp_path):
 
 def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(data["binary"], "binary").to_dict()))
-    command = [sys.executable, "-m", "segkit.cli", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500"]
+    command = [sys.executable, "-m", "segkit.cli.app", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, cwd=tmp_path, stderr=said, stdout=said)
         deadline = time.monotonic() + 600

@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
 from segkit.vector import Summary, polygons, vectorize
-from segkit.vector.write import FORMATS
+from segkit.vector.formats.writer import FORMATS
 
 NODATA = 255
 UTM = Affine(10, 0, 300_000, 0, -10, 9_000_000)
@@ -335,8 +335,8 @@ def test_confidence_is_that_in_what_became_of_a_region(tmp_path, monkeypatch, ho
             assert np.isnan(row["mean_conf"])
         else:
             assert row["mean_conf"] == pytest.approx(np.nanmean(own), abs=1e-12)
-    monkeypatch.setattr("segkit.vector.runs._READ_PIXELS", 1)
-    monkeypatch.setattr("segkit.vector.runs._WORK_PIXELS", 1)
+    monkeypatch.setattr("segkit.vector.tracing.runs._READ_PIXELS", 1)
+    monkeypatch.setattr("segkit.vector.tracing.runs._WORK_PIXELS", 1)
     assert_frame_equal(polygons(path, probabilities=probabilities, background=True, **how), whole)
 
 
@@ -347,8 +347,8 @@ def test_a_file_holds_what_the_frame_holds_however_it_is_batched(tmp_path, monke
     path, probabilities, _, _ = noise(tmp_path)
     expected = polygons(path, probabilities=probabilities, **OPTIONS)
     assert shapely.coverage_is_valid(polygons(path, background=True, **OPTIONS).geometry)
-    monkeypatch.setattr("segkit.vector.engine._BATCH_POLYGONS", 2)
-    monkeypatch.setattr("segkit.vector.runs._WORK_PIXELS", 1)
+    monkeypatch.setattr("segkit.vector.tracing.pipeline._BATCH_POLYGONS", 2)
+    monkeypatch.setattr("segkit.vector.tracing.runs._WORK_PIXELS", 1)
     assert_frame_equal(polygons(path, probabilities=probabilities, **OPTIONS), expected)
     summary = vectorize(path, tmp_path / "out.gpkg", probabilities=probabilities, **OPTIONS)
     assert_frame_equal(read(summary.path), expected, check_dtype=False)
@@ -476,8 +476,8 @@ def test_an_existing_output_is_kept_unless_it_may_be_overwritten(exclusive, tmp_
 @pytest.mark.parametrize("call", [lambda path: vectorize(path, path.with_suffix(".gpkg")), polygons])
 def test_whoever_reads_a_map_is_done_before_it_is_closed(tmp_path, monkeypatch, call):
     path = write_raster(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 5, (64, 64), dtype=np.uint8))
-    monkeypatch.setattr("segkit.vector.engine._BATCH_POLYGONS", 1)
-    monkeypatch.setattr("segkit.vector.runs._WORK_PIXELS", 64)  # many parts are left to read
+    monkeypatch.setattr("segkit.vector.tracing.pipeline._BATCH_POLYGONS", 1)
+    monkeypatch.setattr("segkit.vector.tracing.runs._WORK_PIXELS", 64)  # many parts are left to read
 
     def refuse(*arguments, **options):
         raise ValueError("no more")

@@ -22,13 +22,13 @@ from reference import (
     vertices,
 )
 
-from segkit.raster import grid_of, open_raster
+from segkit.io.raster import grid_of, open_raster
 from segkit.vector import polygons as polygons_of_map
-from segkit.vector.arcs import BAND_ROWS, Generalisation, Tracer
 from segkit.vector.geometry import shapes
-from segkit.vector.ground import nowhere
-from segkit.vector.runs import Codes, Runs, read_runs, strips
-from segkit.vector.sieve import Sieve
+from segkit.vector.tracing.arcs import BAND_ROWS, Generalisation, Tracer
+from segkit.vector.tracing.pixel_measures import nowhere
+from segkit.vector.tracing.runs import Codes, Runs, read_runs, strips
+from segkit.vector.tracing.sieve import Sieve
 
 
 def check(codes, **how):

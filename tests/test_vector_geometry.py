@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from reference import PATTERNS, labels, maps, options, same_polygons, traced
 
 from segkit.errors import OutputError
+from segkit.io.class_table import MapClass
 from segkit.vector import geometry
 from segkit.vector.batch import Batch
 from segkit.vector.geometry import binary, joined, shapes, sorted_by_kind
-from segkit.vector.legend import MapClass
 
 
 def batch(codes, **how):

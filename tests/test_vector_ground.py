@@ -12,10 +12,10 @@ from rasterio.windows import Window
 from reference import NODATA, labels, maps, traced
 
 from segkit.errors import GridError
-from segkit.grid import Grid
+from segkit.io.grid import Grid
 from segkit.vector.geometry import shapes
-from segkit.vector.ground import area_at, ground_of, length_at, measure_runs, nowhere
-from segkit.vector.runs import Runs
+from segkit.vector.tracing.pixel_measures import area_at, ground_of, length_at, measure_runs, nowhere
+from segkit.vector.tracing.runs import Runs
 
 PLACES = {
     "degrees": (4326, Affine(0.01, 0, 12, 0, -0.01, 64)),

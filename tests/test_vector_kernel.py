@@ -9,7 +9,7 @@ import pytest
 from numba.core import caching
 
 import segkit
-from segkit.vector.kernel import compiled
+from segkit.vector.tracing.jit import compiled
 
 
 def add(one, other):

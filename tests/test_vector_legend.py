@@ -7,8 +7,8 @@ import pytest
 import rasterio
 
 from segkit.errors import DataError, MissingFileError, UsageError
-from segkit.raster import open_raster
-from segkit.vector.legend import Legend, MapClass
+from segkit.io.class_table import Legend, MapClass
+from segkit.io.raster import open_raster
 
 BACKGROUND = {"name": "background", "value": 0, "color": "#ffffff", "background": True}
 FOREST = {"name": "forest", "value": 1, "color": "#006d2c"}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from segkit.errors import GridError, UsageError
-from segkit.grid import Grid
-from segkit.vector.project import Projection
+from segkit.io.grid import Grid
+from segkit.vector.reproject import Projection
 
 UTM = Grid(400, 400, Affine(10, 0, 500_000, 0, -10, 8_000_000), CRS.from_epsg(32622))
 # The pole is the corner of four of its pixels.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from reference import NODATA, PATTERNS, contacts, filled, image_of, labels, maps, merged, traced
 
-from segkit.grid import Grid
+from segkit.io.grid import Grid
 from segkit.vector.geometry import shapes
 
 blocks = st.tuples(st.integers(1, 7), st.integers(1, 7))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segkit.vector.legend import MapClass
-from segkit.vector.style import is_ours, qml
+from segkit.io.class_table import MapClass
+from segkit.vector.formats.qgis_style import is_ours, qml
 
 FOREST = MapClass("forest", 1, color="#006d2c")
 SEA = MapClass('<sea> & "Água" ✓', -7, color="#3182bd")

@@ -1,7 +1,7 @@
 import pytest
 
 from segkit.errors import UsageError
-from segkit.vector.units import Quantity, area, length
+from segkit.io.quantities import Quantity, area, length
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from rasterio.crs import CRS
 
-from segkit import cli, vector
+from segkit import vector
+from segkit.cli import app as cli
 from segkit.errors import GridError, OutputError, OutputExistsError, UsageError
-from segkit.grid import Grid
-from segkit.vector import geoparquet, ogr
-from segkit.vector.geoparquet import hilbert
-from segkit.vector.legend import Legend, MapClass
-from segkit.vector.write import FORMATS, format_of, writing
+from segkit.io.class_table import Legend, MapClass
+from segkit.io.grid import Grid
+from segkit.vector.formats import geoparquet, ogr
+from segkit.vector.formats.geoparquet import hilbert
+from segkit.vector.formats.writer import FORMATS, format_of, writing
 
 GRID = Grid(40, 40, Affine(10, 0, 300_000, 0, -10, 9_000_000), CRS.from_epsg(32722))
 FIJI = Grid(40, 40, Affine(5_000, 0, 720_000, 0, -5_000, 8_200_000), CRS.from_epsg(32760))

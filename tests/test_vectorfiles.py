@@ -16,13 +16,13 @@ from server import serving
 
 import segkit
 from segkit.assess.points import read_points
+from segkit.data.labels import open_labels
 from segkit.data.split import split
 from segkit.errors import DataError, MissingFileError
-from segkit.labels import open_labels
-from segkit.predict.region import read_area
-from segkit.recipe import LabelSource, Split
-from segkit.task import LandClass, Task
-from segkit.vectorfiles import DRIVERS, VECTOR_SUFFIXES, is_vector, layer_names, read_layer
+from segkit.io.region import read_area
+from segkit.io.vector import DRIVERS, VECTOR_SUFFIXES, is_vector, layer_names, read_layer
+from segkit.recipe.schema import LabelSource, Split
+from segkit.task.task import LandClass, Task
 
 SECRET = "hunter2"
 SQUARE = shapely.box(0, 0, 1, 1)

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from server import Served, serving
 
 from segkit.errors import SegkitError
-from segkit.grid import Grid
-from segkit.predict.plan import plan_tiling
-from segkit.raster import Scene
+from segkit.inference.tiling import plan_tiling
+from segkit.io.grid import Grid
+from segkit.io.raster import Scene
 
 BLOCK = 512
 WINDOWS = {

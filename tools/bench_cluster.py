@@ -31,13 +31,14 @@ import rasterio
 import torch
 from bench_predict import BANDS, CLASSES, make_scene, unet
 
-from segkit.cluster import connect
 from segkit.errors import ClusterError
-from segkit.model import Segmenter
-from segkit.predict import plan, predict
-from segkit.predict.plan import plan_tiling
-from segkit.predict.units import BandUnit
-from segkit.recipe import Recipe
+from segkit.inference import tiling as plan
+from segkit.inference.dask_executor import connect
+from segkit.inference.predict import predict
+from segkit.inference.tasks import BandUnit
+from segkit.inference.tiling import plan_tiling
+from segkit.models.segmenter import Segmenter
+from segkit.recipe.schema import Recipe
 
 _SLEEPING_PROCESSES = 4
 
@@ -354,8 +355,8 @@ def scaling(options: argparse.Namespace) -> None:
 
 
 def _tiling(side: int) -> Any:
-    from segkit.grid import Grid
-    from segkit.predict.choice import OVERLAP, RAMP, TILE
+    from segkit.inference.settings import OVERLAP, RAMP, TILE
+    from segkit.io.grid import Grid
 
     return plan_tiling(Grid(side, side, rasterio.Affine.identity(), None), TILE, OVERLAP, 32, ramp=RAMP)
 

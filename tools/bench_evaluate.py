@@ -24,7 +24,7 @@ import rasterio
 from rasterio.windows import Window
 
 MAPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "label_maps"
-BLOCK_ROWS = 2048  # of a map that `segkit.decide` reads at once
+BLOCK_ROWS = 2048  # of a map that `segkit.evaluation.decisions` reads at once
 CLOUDS = "S2A_MSIL2A_20170725T142751_N9999_R053_T19GBQ_20240410T040247_expected_output.tif"
 
 
@@ -58,7 +58,7 @@ def make(source: Path, folder: Path, rows: int | None) -> None:
 
 def measured(folder: Path, boundary: str) -> dict[str, Any]:
     """Evaluate in this process."""
-    from segkit.evaluate import evaluate
+    from segkit.evaluation.evaluate import evaluate
 
     started, before = time.perf_counter(), peak()
     names = folder / "names.csv"

@@ -29,18 +29,19 @@ import torch
 from affine import Affine
 from torch import Tensor, nn
 
-from segkit.grid import Grid
-from segkit.model import Segmenter, load
-from segkit.predict import plan, predict
-from segkit.predict.choice import OVERLAP, RAMP, TILE, Options, choose
-from segkit.predict.device import pick_device, pick_precision
-from segkit.predict.engine import predict_blocks
-from segkit.predict.network import Runner
-from segkit.predict.plan import Tiling, plan_tiling
-from segkit.predict.summary import peak_memory
-from segkit.raster import Scene
-from segkit.recipe import Recipe
-from segkit.task import LandClass, Task
+from segkit.inference import tiling as plan
+from segkit.inference.blending import predict_blocks
+from segkit.inference.device import pick_device, pick_precision
+from segkit.inference.predict import predict
+from segkit.inference.runner import Runner
+from segkit.inference.settings import OVERLAP, RAMP, TILE, Options, choose
+from segkit.inference.summary import peak_memory
+from segkit.inference.tiling import Tiling, plan_tiling
+from segkit.io.grid import Grid
+from segkit.io.raster import Scene
+from segkit.models.segmenter import Segmenter, load
+from segkit.recipe.schema import Recipe
+from segkit.task.task import LandClass, Task
 
 BANDS = 4
 CLASSES = ("water", "forest", "field", "town")

@@ -30,16 +30,16 @@ from affine import Affine
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
-from segkit.data.augment import Augmentation
+from segkit.data.augmentation import Augmentation
 from segkit.data.cache import Cache
-from segkit.data.sources import Sample, resolve
+from segkit.data.datasets import EpochSampler, TrainTiles
+from segkit.data.pairing import Sample, resolve
 from segkit.data.split import whole
 from segkit.data.statistics import Statistics
-from segkit.data.tiles import EpochSampler, TrainTiles
-from segkit.losses import combined
-from segkit.model import Segmenter
-from segkit.recipe import Recipe
-from segkit.train import METRICS, read_log
+from segkit.models.run_folder import METRICS, read_log
+from segkit.models.segmenter import Segmenter
+from segkit.recipe.schema import Recipe
+from segkit.training.losses import combined
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon"
 SIZE = 256
@@ -164,7 +164,7 @@ drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainTiles
 TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
 if os.environ["DOUBLE"]:
     torch.Tensor.float = torch.Tensor.double
-    importlib.import_module("segkit.train")._PRECISIONS["fp32"] = "64-true"
+    importlib.import_module("segkit.training.train")._PRECISIONS["fp32"] = "64-true"
 main()
 """
 

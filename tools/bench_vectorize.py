@@ -233,7 +233,10 @@ def command(options: argparse.Namespace) -> None:
 def _parts(path: str, out: str, begun: str) -> dict[str, float]:
     """Run the command and add up what its parts take, from the moment when its process was started."""
     took: dict[str, float] = {}
-    from segkit.vector import arcs, batch, runs, source, vectorize, write
+    from segkit.vector import batch, vectorize
+    from segkit.vector import map_source as source
+    from segkit.vector.formats import writer as write
+    from segkit.vector.tracing import arcs, runs
 
     def measure(owner: Any, name: str, part: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
@@ -310,8 +313,8 @@ def memory(options: argparse.Namespace) -> None:
 def _file(path: str, out: str) -> dict[str, Any]:
     warm()
     from segkit.vector import vectorize
-    from segkit.vector.engine import Options
-    from segkit.vector.source import opened
+    from segkit.vector.map_source import opened
+    from segkit.vector.tracing.pipeline import Options
 
     imports = peak()
     took: dict[str, float] = {}
@@ -373,7 +376,7 @@ def formats(options: argparse.Namespace) -> None:
     import shapely
 
     from segkit.vector import polygons, vectorize
-    from segkit.vector.write import FORMATS
+    from segkit.vector.formats.writer import FORMATS
 
     path = options.maps / NLCD
     frame = polygons(path, background=True)

@@ -13,8 +13,8 @@ import rasterio
 import shapely
 from rasterio.windows import Window, bounds
 
+from segkit.io.class_table import Legend
 from segkit.vector import polygons
-from segkit.vector.legend import Legend
 
 PANELS: dict[str, dict[str, object]] = {
     "exact": {},

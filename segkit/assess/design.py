@@ -12,11 +12,11 @@ import pandas
 from segkit.assess.estimation import sample_size
 from segkit.assess.points import LAYERS, POINTS, read_table, write_points
 from segkit.assess.sampling import Allocation, allocate, draw
-from segkit.assess.strata import Part, class_map
 from segkit.errors import OutputError, UsageError
-from segkit.files import check_apart, check_output, staged, writing_to
-from segkit.geopackage import begin, check_layers, verify
-from segkit.raster import PathLike
+from segkit.io.files import check_apart, check_output, staged, writing_to
+from segkit.io.geopackage import begin, check_layers, verify
+from segkit.io.raster import PathLike
+from segkit.maps.class_map import Part, class_map
 
 _EXPECTED = 0.9  # user's accuracy of a stratum of which nothing was said
 

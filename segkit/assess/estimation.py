@@ -19,7 +19,7 @@ import pandas
 from numpy.typing import ArrayLike, NDArray
 
 from segkit.errors import DataError
-from segkit.metrics import disagreement
+from segkit.evaluation.metrics import disagreement
 
 Z95 = 1.96  # of a 95 % interval, as in both papers
 

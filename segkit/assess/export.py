@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from segkit import charts
 from segkit.assess.estimation import Estimate
 from segkit.errors import UsageError
-from segkit.files import cell, check_output, staged
-from segkit.raster import PathLike
+from segkit.io.files import cell, check_output, staged
+from segkit.io.raster import PathLike
+from segkit.plots import charts
 
 
 def write_estimate(estimate: Estimate, output: PathLike, *, overwrite: bool = False) -> Path:

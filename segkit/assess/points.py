@@ -13,14 +13,14 @@ import numpy as np
 import pandas
 
 from segkit.errors import DataError
-from segkit.geopackage import STYLE_MARK, add_styles
-from segkit.raster import PathLike
-from segkit.vectorfiles import layer_names, read_layer
+from segkit.io.geopackage import STYLE_MARK, add_styles
+from segkit.io.raster import PathLike
+from segkit.io.vector import layer_names, read_layer
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-    from segkit.grid import Grid
+    from segkit.io.grid import Grid
 
 LAYERS = POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
 

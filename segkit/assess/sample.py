@@ -11,10 +11,10 @@ import pandas
 from segkit.assess.estimation import Estimate, Stratum, estimate, estimate_points
 from segkit.assess.points import CLASSES, DESIGN, STRATA, read_points, read_table
 from segkit.assess.sampling import point_hectares
-from segkit.assess.strata import ClassMap, class_map
 from segkit.errors import DataError
-from segkit.files import existing
-from segkit.raster import PathLike
+from segkit.io.files import existing
+from segkit.io.raster import PathLike
+from segkit.maps.class_map import ClassMap, class_map
 
 
 def estimate_sample(

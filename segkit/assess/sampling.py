@@ -10,10 +10,10 @@ import pandas
 from numpy.typing import ArrayLike, NDArray
 from rasterio.windows import Window
 
-from segkit.assess.strata import ClassMap, Part
 from segkit.errors import UsageError
-from segkit.grid import Grid
-from segkit.progress import progress
+from segkit.io.grid import Grid
+from segkit.maps.class_map import ClassMap, Part
+from segkit.runtime.progress import progress
 
 _LAST = 1e-9
 

@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.labels import Labels
 from segkit.errors import SegkitError
-from segkit.files import home_folder, locked, remove_leftovers, scratch, sync
-from segkit.grid import Grid
-from segkit.labels import Labels
-from segkit.progress import progress
-from segkit.raster import Scene, SceneReader, open_raster, version_now
-from segkit.remote import Remote
+from segkit.io.files import home_folder, locked, remove_leftovers, scratch, sync
+from segkit.io.grid import Grid
+from segkit.io.raster import Scene, SceneReader, open_raster, version_now
+from segkit.io.remote import Remote
+from segkit.runtime.progress import progress
 
 # What the entries hold; a number for each way in which they ever did.
 _FORMAT = 1

@@ -12,15 +12,15 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.cover import Cover, near
-from segkit.data.sources import Sample
+from segkit.data.labels import Labels
+from segkit.data.pairing import Sample
 from segkit.errors import DataError
-from segkit.grid import Grid, cut
-from segkit.labels import Labels
-from segkit.polygons import on_grid, read_polygons
-from segkit.raster import Tile
-from segkit.recipe import Recipe, Rows, Split
-from segkit.task import IGNORE, Task
+from segkit.io.cover import Cover, near
+from segkit.io.grid import Grid, cut
+from segkit.io.polygons import on_grid, read_polygons
+from segkit.io.raster import Tile
+from segkit.recipe.schema import Recipe, Rows, Split
+from segkit.task.task import IGNORE, Task
 
 _DRAWS = 200  # random assignments of parts, of which the one that shares out the classes best is kept
 _PIECE = 256  # pixels along a side of the windows that polygons validate in

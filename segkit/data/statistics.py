@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from segkit.data.split import Area, count_categories, read_pieces
 from segkit.errors import DataError
-from segkit.progress import progress
-from segkit.task import Task
+from segkit.runtime.progress import progress
+from segkit.task.task import Task
 
 
 @dataclass(frozen=True)

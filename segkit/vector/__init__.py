@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.files import check_apart
-from segkit.raster import PathLike
+from segkit.io.files import check_apart
+from segkit.io.raster import PathLike
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -73,9 +73,9 @@ def vectorize(
     SegkitError
         What `polygons` raises.
     """
-    from segkit.vector.engine import Options
-    from segkit.vector.source import opened
-    from segkit.vector.write import check_target, writing
+    from segkit.vector.formats.writer import check_target, writing
+    from segkit.vector.map_source import opened
+    from segkit.vector.tracing.pipeline import Options
 
     target, _ = check_target(output, overwrite=overwrite)
     check_apart([target, target.with_suffix(".qml")], [map_path, probabilities, names])
@@ -185,8 +185,8 @@ def polygons(
     import pandas as pd
 
     from segkit.vector.batch import joined
-    from segkit.vector.engine import Options
-    from segkit.vector.source import opened
+    from segkit.vector.map_source import opened
+    from segkit.vector.tracing.pipeline import Options
 
     options = Options.of(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.io.class_table import MapClass
 from segkit.vector import geometry
-from segkit.vector.arcs import Polygons
-from segkit.vector.legend import MapClass
+from segkit.vector.tracing.arcs import Polygons
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

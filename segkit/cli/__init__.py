@@ -1,0 +1,3 @@
+"""The command line: parses, calls one function of the library, prints."""
+
+from segkit.cli.app import main as main

@@ -1,0 +1,5 @@
+"""`python -m segkit.cli`."""
+
+from segkit.cli import main
+
+main()

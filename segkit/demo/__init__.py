@@ -1,0 +1,1 @@
+"""The sample landscape and the whole job on it."""

@@ -1,0 +1,1 @@
+"""How good decisions are: metrics, boundaries, objects, calibration, intervals, the worst windows."""

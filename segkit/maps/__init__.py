@@ -1,0 +1,1 @@
+"""Finished maps: their classes and pixels, and the change between two of them."""

@@ -1,0 +1,1 @@
+"""Figures: charts of numbers, and images of pixels and classes."""

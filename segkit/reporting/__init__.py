@@ -1,0 +1,1 @@
+"""The report: one HTML page of a training, a map and their scores."""

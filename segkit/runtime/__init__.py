@@ -1,0 +1,1 @@
+"""How the process runs: progress, reading ahead, memory, several processes. Knows nothing of maps."""

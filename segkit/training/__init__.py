@@ -1,0 +1,1 @@
+"""Training a network: losses, the loop, comparisons of recipes, a baseline."""

@@ -1,0 +1,1 @@
+"""From the pixels of a map to polygons: runs, arcs shared by neighbours, rings; compiled by numba."""

@@ -1,0 +1,44 @@
+"""Heap: the smallest of many first, for the kernels. Three arrays hold size, order among equals, and number."""
+
+from __future__ import annotations
+
+from segkit.vector.tracing.jit import compiled
+
+
+@compiled
+def push(heap, count, size, order, number):  # type: ignore[no-untyped-def]
+    """Put one into a heap of `count`; return the new count."""
+    sizes, orders, numbers = heap
+    at = count
+    while at > 0:
+        above = (at - 1) // 2
+        if sizes[above] < size or (sizes[above] == size and orders[above] <= order):
+            break
+        sizes[at], orders[at], numbers[at] = sizes[above], orders[above], numbers[above]
+        at = above
+    sizes[at], orders[at], numbers[at] = size, order, number
+    return count + 1
+
+
+@compiled
+def pop(heap, count):  # type: ignore[no-untyped-def]
+    """Take the first out of a heap of `count`; return the new count."""
+    sizes, orders, numbers = heap
+    count -= 1
+    size, order, number = sizes[count], orders[count], numbers[count]
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= count:
+            break
+        other = below + 1
+        if other < count and (
+            sizes[other] < sizes[below] or (sizes[other] == sizes[below] and orders[other] < orders[below])
+        ):
+            below = other
+        if size < sizes[below] or (size == sizes[below] and order <= orders[below]):
+            break
+        sizes[at], orders[at], numbers[at] = sizes[below], orders[below], numbers[below]
+        at = below
+    sizes[at], orders[at], numbers[at] = size, order, number
+    return count
