@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor
 
+from segkit.errors import ways
 from segkit.predict.network import NotFinite, Runner
 from segkit.predict.plan import Band, Span, Tiling, fade
 from segkit.predict.region import Region
@@ -151,14 +152,14 @@ class _Finite:
         values = tile.pixels[:, tile.valid]
         precision = self._runner.precision
         advice = (
-            f"its pixel values go from {np.nanmin(values):g} to {np.nanmax(values):g}: if one of them means no data, "
+            f"; its pixel values go from {np.nanmin(values):g} to {np.nanmax(values):g}: if one of them means no data, "
             "declare it (gdal_edit.py -a_nodata VALUE FILE); if they are right, train the model again"
             if precision == "fp32"
-            else "compute in fp32 (predict, evaluate, report: --precision fp32)"
+            else ways("compute in fp32 (--precision fp32)", "train again with a lower train.learning_rate")
         )
         return NotFinite(
             f"{self._scene.paths[0]}: in {precision} the network gives NaN or infinite values for the window of rows "
-            f"{seen.row.origin} to {bottom} and columns {seen.column.origin} to {right}; {advice}"
+            f"{seen.row.origin} to {bottom} and columns {seen.column.origin} to {right}{advice}"
         )
 
 
