@@ -713,8 +713,10 @@ def _unforeseen(error: Exception) -> str:
             f"not enough memory{f' ({text})' if text else ''}; free some, raise the limit (ulimit -v), or ask for less"
         )
     if isinstance(error, OSError) and error.strerror:
+        from segkit.files import because
+
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return f"{named}{error.strerror}"
+        return f"{named}{because(error, Path())}"
     if isinstance(error, UnicodeError):
         return f"a name or text is not in the encoding of this locale: {text}; rename it, or set PYTHONUTF8=1"
     return f"unexpected {type(error).__name__}: {text}; run again with --debug to see where"

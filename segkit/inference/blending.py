@@ -20,11 +20,21 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor
 
+<<<<<<< HEAD:segkit/inference/blending.py
+from segkit.errors import ways
 from segkit.inference.runner import NotFinite, Runner
 from segkit.inference.tiling import Band, Span, Tiling, fade
 from segkit.io.raster import Scene, Tile
 from segkit.io.region import Region
 from segkit.runtime.prefetch import ahead
+=======
+from segkit.errors import ways
+from segkit.predict.network import NotFinite, Runner
+from segkit.predict.plan import Band, Span, Tiling, fade
+from segkit.predict.region import Region
+from segkit.raster import Scene, Tile
+from segkit.threads import ahead
+>>>>>>> main:segkit/predict/engine.py
 
 T = TypeVar("T")
 Part = Literal["body", "top", "bottom"]
@@ -151,14 +161,14 @@ class _Finite:
         values = tile.pixels[:, tile.valid]
         precision = self._runner.precision
         advice = (
-            f"its pixel values go from {np.nanmin(values):g} to {np.nanmax(values):g}: if one of them means no data, "
+            f"; its pixel values go from {np.nanmin(values):g} to {np.nanmax(values):g}: if one of them means no data, "
             "declare it (gdal_edit.py -a_nodata VALUE FILE); if they are right, train the model again"
             if precision == "fp32"
-            else "compute in fp32 (predict, evaluate, report: --precision fp32)"
+            else ways("compute in fp32 (--precision fp32)", "train again with a lower train.learning_rate")
         )
         return NotFinite(
             f"{self._scene.paths[0]}: in {precision} the network gives NaN or infinite values for the window of rows "
-            f"{seen.row.origin} to {bottom} and columns {seen.column.origin} to {right}; {advice}"
+            f"{seen.row.origin} to {bottom} and columns {seen.column.origin} to {right}{advice}"
         )
 
 

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segkit.errors import OutputExistsError, UsageError, ways
+<<<<<<< HEAD:segkit/reporting/report.py
+from segkit.errors import OutputExistsError, SegkitError, UsageError, ways
 from segkit.io.files import check_apart, check_folder, check_output, staged
 from segkit.io.raster import PathLike
 from segkit.io.remote import located
+=======
+from segkit.errors import OutputExistsError, SegkitError, UsageError, ways
+from segkit.files import check_apart, check_folder, check_output, staged
+from segkit.raster import PathLike
+from segkit.remote import located
+>>>>>>> main:segkit/report/__init__.py
 
 if TYPE_CHECKING:
     from segkit.recipe.schema import LabelSource
@@ -103,7 +111,9 @@ def report(
     read = [located(path) for path in (*given, *_listed(images), *_listed(labels), probabilities, names) if path]
     if found.run is not None:
         recipe = Recipe.from_dict(read_header(found.run / MODEL).recipe)
-        read += [*(found.run / name for name in (MODEL, METRICS, RECIPE, LOG)), *recipe_files(recipe)]
+        read += [found.run / name for name in (MODEL, METRICS, RECIPE, LOG)]
+        with suppress(SegkitError):  # scenes that are gone, of which the report tells
+            read += recipe_files(recipe)
     # Pictures are called after what they show, which is not known yet.
     named = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
     check_apart([target, *named], read)
