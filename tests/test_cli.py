@@ -465,7 +465,7 @@ def test_a_warning_is_one_line(segkit, place):
 WAITS = """
 import time
 from segkit import cli
-from segkit.files import staged
+from segkit.io.files import staged
 
 @cli.app.command()
 def wait(path: str) -> None:

@@ -14,7 +14,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 FAULTS = """
 import resource, sys, threading
-from segkit.memory import keep_freed
+from segkit.runtime.memory import keep_freed
 
 def work():
     if "keep" in sys.argv:
@@ -63,7 +63,7 @@ def test_a_thread_with_a_heap_of_its_own_gets_large_pages():
 HOLES = """
 import sys
 from pathlib import Path
-from segkit.memory import keep_freed, return_memory
+from segkit.runtime.memory import keep_freed, return_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])

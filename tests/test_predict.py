@@ -435,7 +435,7 @@ def test_polygons_are_written_after_the_map(tmp_path):
 
 
 def test_importing_predict_leaves_torch_alone():
-    code = "import segkit.predict, sys; sys.exit('torch' in sys.modules or 'geopandas' in sys.modules)"
+    code = "import segkit.inference.predict, sys; sys.exit('torch' in sys.modules or 'geopandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

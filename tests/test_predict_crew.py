@@ -83,7 +83,7 @@ def load(path):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Scenes of several bands, and a model that only seems to be a file."""
-    monkeypatch.setattr(segkit.model, "load", load)
+    monkeypatch.setattr(segkit.models.segmenter, "load", load)
     (tmp_path / "images").mkdir()
     for seed, name in enumerate("abc"):
         write_scene(tmp_path / "images" / f"{name}.tif", 100, 70, seed=seed)
@@ -137,7 +137,7 @@ def test_what_passes_does_not_grow_with_the_scene(tmp_path):
     model.path = tmp_path / "model.safetensors"
     write_scene(tmp_path / "scene.tif", 1500, 20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segkit.model, "load", lambda path: Network())
+        patch.setattr(segkit.models.segmenter, "load", lambda path: Network())
         [summary] = predict(model, tmp_path / "scene.tif", tmp_path / "map.tif", crew=crew, **FAST)
     assert summary.bands > 50
     assert max(len(pickle.dumps(unit)) for unit in crew.units if isinstance(unit, BandUnit | SeamUnit)) < 4000
@@ -185,7 +185,7 @@ def test_scenes_under_way_are_bounded(folder, monkeypatch):
 
 def test_a_model_is_loaded_once(folder, monkeypatch):
     loaded = []
-    monkeypatch.setattr(segkit.model, "load", lambda path: loaded.append(path) or load(path))
+    monkeypatch.setattr(segkit.models.segmenter, "load", lambda path: loaded.append(path) or load(path))
     mapped(folder, "there", [f"images/{name}.tif" for name in "abc"], crew=Crew())
     assert len(loaded) == 2, "by the client and by the worker"
 
@@ -385,6 +385,6 @@ def test_a_crews_map_is_what_the_network_decides(tmp_path):
     model.path = tmp_path / "model.safetensors"
     scene = write_scene(tmp_path / "scene.tif")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segkit.model, "load", lambda path: Network())
+        patch.setattr(segkit.models.segmenter, "load", lambda path: Network())
         predict(model, scene, tmp_path / "map.tif", crew=Crew(), **FAST)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected(model, scene)[0])

@@ -149,7 +149,7 @@ SCRIPT = """
 import os, signal, sys
 from segkit.cli import main
 from segkit.data.tiles import TrainTiles
-from segkit.train import _Training
+from segkit.training.train import _Training
 
 drawn = open(f"crops-{os.environ.get('NODE_RANK', 0)}-{os.environ.get('LOCAL_RANK', 0)}", "a")
 own = TrainTiles.__getitem__

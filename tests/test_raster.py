@@ -936,8 +936,8 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from segkit.errors import OutputError
-from segkit.grid import Grid
-from segkit.raster import MapFormat, Part, assemble, writing_part
+from segkit.io.grid import Grid
+from segkit.io.raster import MapFormat, Part, assemble, writing_part
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
 grid = Grid(1100, 1100, Affine(10, 0, 0, 0, -10, 0), CRS.from_epsg(32622))

@@ -206,7 +206,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data, tmp_path, monk
 KILLED = """
 import os, signal, sys
 from lightning.pytorch.callbacks import ModelCheckpoint
-from segkit.train import _Training, train
+from segkit.training.train import _Training, train
 where, epoch, recipe, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 def before(kind, name, wanted):
     own = getattr(kind, name)

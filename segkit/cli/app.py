@@ -713,7 +713,7 @@ def _unforeseen(error: Exception) -> str:
             f"not enough memory{f' ({text})' if text else ''}; free some, raise the limit (ulimit -v), or ask for less"
         )
     if isinstance(error, OSError) and error.strerror:
-        from segkit.files import because
+        from segkit.io.files import because
 
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{named}{because(error, Path())}"

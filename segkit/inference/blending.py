@@ -20,21 +20,12 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor
 
-<<<<<<< HEAD:segkit/inference/blending.py
 from segkit.errors import ways
 from segkit.inference.runner import NotFinite, Runner
 from segkit.inference.tiling import Band, Span, Tiling, fade
 from segkit.io.raster import Scene, Tile
 from segkit.io.region import Region
 from segkit.runtime.prefetch import ahead
-=======
-from segkit.errors import ways
-from segkit.predict.network import NotFinite, Runner
-from segkit.predict.plan import Band, Span, Tiling, fade
-from segkit.predict.region import Region
-from segkit.raster import Scene, Tile
-from segkit.threads import ahead
->>>>>>> main:segkit/predict/engine.py
 
 T = TypeVar("T")
 Part = Literal["body", "top", "bottom"]

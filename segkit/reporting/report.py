@@ -16,17 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD:segkit/reporting/report.py
 from segkit.errors import OutputExistsError, SegkitError, UsageError, ways
 from segkit.io.files import check_apart, check_folder, check_output, staged
 from segkit.io.raster import PathLike
 from segkit.io.remote import located
-=======
-from segkit.errors import OutputExistsError, SegkitError, UsageError, ways
-from segkit.files import check_apart, check_folder, check_output, staged
-from segkit.raster import PathLike
-from segkit.remote import located
->>>>>>> main:segkit/report/__init__.py
 
 if TYPE_CHECKING:
     from segkit.recipe.schema import LabelSource
