@@ -1,6 +1,8 @@
 """Imports go one way, downwards: the floors of docs/architecture.md."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -111,3 +113,9 @@ def test_imports_only_go_down():
 def test_the_walk_finds_what_goes_up(sources, fault):
     found = faults(sources)
     assert (fault in found[0]) if fault else not found
+
+
+def test_the_drawing_shows_the_imports():
+    """`python tools/draw_imports.py` makes it anew."""
+    done = subprocess.run([sys.executable, "tools/draw_imports.py", "--check"], cwd=HOUSE.parent, check=False)
+    assert done.returncode == 0
