@@ -1,7 +1,7 @@
 """Draw which package of segkit imports which, as a mermaid diagram, into docs/architecture.md.
 
-`python tools/draw_imports.py` writes the diagram between its two markers; with `--check` it writes nothing, and the exit
-code is 1 where the page shows another one.
+`python tools/draw_imports.py` writes the diagram between its two markers; with `--check` it writes nothing, and the
+exit code is 1 where the page shows another one.
 """
 
 from __future__ import annotations
