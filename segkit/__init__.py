@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segkit.task import Task as Task
     from segkit.training.compare import compare as compare
     from segkit.training.train import train as train
+    from segkit.vector import polygons as polygons
     from segkit.vector import vectorize as vectorize
 
 # The public names: the module of each. `assess` is a package of its own.
@@ -39,6 +40,7 @@ _HOMES = {
     "compare": "segkit.training.compare",
     "evaluate": "segkit.evaluation.evaluate",
     "load": "segkit.models.segmenter",
+    "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",
     "report": "segkit.reporting.report",
     "train": "segkit.training.train",

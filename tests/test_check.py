@@ -5,6 +5,7 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
+import yaml
 from affine import Affine
 from synthetic import SMALLEST, read_whole
 
@@ -390,6 +391,12 @@ def test_tiles_that_are_small_against_the_network_are_a_warning(place, with_netw
     only(report.warnings, "less than 4 strides of unet with tu-resnet10t (32 pixels each)")
     # The scenes are smaller than four strides.
     only(report.warnings, f"Tiles of {-(-SIZE // 32) * 32} pixels are used")
+
+
+def test_a_recipe_may_be_named_by_its_file(place):
+    written = place / "recipe.yaml"
+    written.write_text(yaml.safe_dump(recipe(place).to_dict()))
+    assert check(written) == check(recipe(place))
 
 
 def test_a_network_that_cannot_be_built_is_a_problem(place, with_network):

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -446,6 +447,18 @@ def test_the_cache_is_shown_and_cleared(segkit, place, monkeypatch):
     assert segkit("cache") == (0, f"{place / 'kept'}: 1 entries, 0.002 GB\n", "")
     code, out, _ = segkit("cache", "--clear")
     assert (code, out) == (0, f"removed 1 entries, 0.002 GB\n{place / 'kept'}: 0 entries, 0 GB\n")
+
+
+def test_the_version_and_the_help(segkit):
+    from importlib.metadata import version
+
+    assert segkit("--version") == (0, f"segkit {version('segkit')}\n", "")
+    code, out, said = segkit()
+    assert (code, said) == (0, "")
+    assert out.rstrip("\n") == segkit("--help")[1].rstrip("\n")
+    listed = re.findall(r"^  ([a-z]+)  ", out, flags=re.MULTILINE)
+    assert set(listed) == {command.split()[0] for command in cli._commands()}
+    assert len(listed) == len(set(listed))
 
 
 def test_a_warning_is_one_line(segkit, place):

@@ -458,7 +458,7 @@ def test_a_folder_that_is_a_file_or_the_scene_s_own_is_refused(tmp_path):
     scene = write_scene(tmp_path / "only.tif")
     with pytest.raises(UsageError, match=r"only.tif is a file, .* the outputs of 1 scene need a folder"):
         predict(Network(), scene, f"{scene}/", **FAST)
-    with pytest.raises(UsageError, match="would overwrite .*only.tif, which is read"):
+    with pytest.raises(UsageError, match=r"would overwrite .*only\.tif, which is read"):
         predict(Network(), scene, tmp_path, **FAST)
     with pytest.raises(UsageError, match=r"name a file that ends in .tif, or a folder with a / at its end"):
         predict(Network(), scene, tmp_path / "maps", **FAST)

@@ -21,6 +21,7 @@ PUBLIC = {
     "compare",
     "evaluate",
     "load",
+    "polygons",
     "predict",
     "report",
     "train",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from segkit.errors import KEY, RECIPE, SegkitError, offering
@@ -30,10 +31,31 @@ if TYPE_CHECKING:
     from segkit.inference.settings import Choice
     from segkit.training.compare import Comparison
 
+# The commands in the order of the work, as the help lists them.
+_GROUPS = {
+    "Prepare": ("demo", "check", "schema", "cache"),
+    "Train": ("train", "compare"),
+    "Map": ("predict", "vectorize", "change"),
+    "Judge": ("evaluate", "assess"),
+    "Share": ("report",),
+}
+
+
+class _Grouped(TyperGroup):
+    """Lists commands in groups."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for title, names in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
+
+
 app = typer.Typer(
     name="segkit",
+    cls=_Grouped,
     help="Land-cover maps from GeoTIFFs: train, predict whole scenes without seams, export clean polygons.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -120,11 +142,24 @@ OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
 InPrecision = Annotated[Precision, typer.Option(help="bf16 is faster where the hardware has it.")]
 
 
-@app.callback()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"segkit {version('segkit')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
 def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 @app.command()

@@ -17,7 +17,7 @@ from segkit.data.statistics import Statistics
 from segkit.errors import DataError, SegkitError, ways
 from segkit.io.cover import Cover
 from segkit.io.grid import Grid, crs_name
-from segkit.io.raster import open_raster
+from segkit.io.raster import PathLike, open_raster
 from segkit.recipe.schema import Recipe, Source, Split
 from segkit.runtime.progress import progress
 from segkit.task.task import BACKGROUND, Task
@@ -212,7 +212,7 @@ class Examination:
         return self.statistics
 
 
-def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
+def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
     """Read all that a recipe would train and validate on, window by window.
 
     Problems of every scene are collected; nothing is raised for them.
@@ -220,10 +220,16 @@ def check(recipe: Recipe, *, show_progress: bool = False) -> Report:
     Parameters
     ----------
     recipe
-        What to check.
+        A recipe or its file.
     show_progress
         Whether progress goes to stderr.
+
+    Raises
+    ------
+    UsageError
+        The recipe's file is not there, or is no recipe.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     given, data, task = recipe, recipe.data, recipe.task
     parts = {"train": data.train} | ({"val": data.val} if isinstance(data.val, Source) else {})
     problems: list[str] = []
