@@ -385,8 +385,11 @@ def test_every_valid_pixel_is_decided_as_in_one_pass_and_no_other_one(data, tmp_
         patch.setattr(plan, "_BAND_PIXELS", data.draw(st.integers(1, 4000)))
         patch.setattr(plan, "_COLUMNS_AT_ONCE", data.draw(st.integers(1, 90)))
         options = {"tile": tile, "overlap": overlap, "batch": data.draw(st.integers(1, 3))}
-        [summary] = predict(model, scene, folder / "map.tif", probabilities=folder / "p.tif", **FAST | options)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            [summary] = predict(model, scene, folder / "map.tif", probabilities=folder / "p.tif", **FAST | options)
     values, probabilities, valid = expected(model, scene)
+    assert ["no pixel holds data" in str(one.message) for one in warned] == [True] * (not valid.any())
     found = read(folder / "map.tif")
     first, second = np.sort(probabilities, axis=0)[[-1, -2]]
     clear = (first - second > 1e-5) | ~valid  # rounding decides the others
