@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import segkit.evaluation.boundaries as module
+import segkit.io.distance as distance
 from segkit.evaluation.boundaries import Boundaries
 from segkit.task.task import IGNORE, LandClass, Task
 
@@ -58,7 +58,7 @@ def pictures(draw):
 def test_counts_are_those_of_all_distances_whole_and_in_strips(picture, rows, distances):
     """Both with shifts, for narrow widths, and with distances, for wide ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FEW_STEPS", 0 if distances else 400)
+        patch.setattr(distance, "_FEW_STEPS", 0 if distances else 400)
         check_counts(picture, rows)
 
 

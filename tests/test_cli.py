@@ -464,20 +464,20 @@ def test_the_version_and_the_help(segkit):
 def test_a_warning_is_one_line(segkit, place):
     write_raster(place / "map.tif", np.ones((4, 4), np.uint8), crs=None)
     said = subprocess.run(
-        [sys.executable, "-m", "segkit.cli.app", "vectorize", "map.tif", "out.gpkg"],
+        [sys.executable, "-m", "segkit.cli", "vectorize", "map.tif", "out.gpkg"],
         cwd=place,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stderr.startswith("segkit: warning: map.tif: area_ha and perim_m stay empty")
-    assert said.stderr.count("\n") == 1
+    (line,) = (line for line in said.stderr.splitlines() if not line.startswith("vectorize: "))  # its progress
+    assert line.startswith("segkit: warning: map.tif: area_ha and perim_m stay empty")
 
 
 # A command that writes, and goes on until it is ended.
 WAITS = """
 import time
-from segkit import cli
+from segkit.cli import app as cli
 from segkit.io.files import staged
 
 @cli.app.command()
@@ -544,7 +544,9 @@ def test_handlers_of_a_host_process_stay(segkit):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no shell")
 def test_with_closed_streams_errors_are_told_and_no_file_gets_their_place(tmp_path):
-    closed = "import os, sys; from segkit import cli; cli._open_streams(); print(open(os.devnull).fileno() > 2)"
+    closed = (
+        "import os, sys; from segkit.cli import app as cli; cli._open_streams(); print(open(os.devnull).fileno() > 2)"
+    )
     for streams in ("2>&-", "0<&- 2>&-"):
         done = subprocess.run(
             f'"{sys.executable}" -c "{closed}" {streams}', shell=True, capture_output=True, text=True, check=True

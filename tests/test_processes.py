@@ -148,7 +148,7 @@ MODELS = {
 SCRIPT = """
 import os, signal, sys
 from segkit.cli import main
-from segkit.data.tiles import TrainTiles
+from segkit.data.datasets import TrainTiles
 from segkit.training.train import _Training
 
 drawn = open(f"crops-{os.environ.get('NODE_RANK', 0)}-{os.environ.get('LOCAL_RANK', 0)}", "a")

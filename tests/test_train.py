@@ -240,7 +240,7 @@ def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(data, tmp_path):
 
 def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(data["binary"], "binary").to_dict()))
-    command = [sys.executable, "-m", "segkit.cli.app", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500"]
+    command = [sys.executable, "-m", "segkit.cli", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(command, cwd=tmp_path, stderr=said, stdout=said)
         deadline = time.monotonic() + 600

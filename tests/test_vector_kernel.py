@@ -58,11 +58,11 @@ def test_a_disk_that_is_full_stops_no_compiled_function(only_temporary, monkeypa
 AS_ANOTHER = """
 import os, sys
 assert os.getuid() == 65534 and not os.access("/", os.W_OK)
-from segkit import cli
+from segkit.cli import app as cli
 cli._find_folders()
 import matplotlib
 matplotlib.get_cachedir(), matplotlib.get_configdir()
-from segkit.vector.kernel import compiled
+from segkit.vector.tracing.jit import compiled
 from segkit.data.cache import cache_folder
 print(compiled(cache_folder)._cache.cache_path, cache_folder())
 """

@@ -667,7 +667,7 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
 
 def test_importing_is_cheap():
     heavy = "{'geopandas', 'pyogrio', 'pyarrow', 'shapely', 'pandas'}"
-    code = f"import sys, segkit.vector.write; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    code = f"import sys, segkit.vector.formats.writer; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -328,11 +328,11 @@ def test_a_geoparquet_names_no_other_file(tmp_path, secret, server):
 
 
 def test_no_other_module_opens_vector_files():
-    """Only `vector/ogr.py` does: what it has written itself."""
+    """Only `vector/formats/ogr.py` does: what it has written itself."""
     opening = re.compile(r"\b(read_file|read_dataframe|read_arrow|open_arrow|raw\.read|list_layers|read_parquet)\(")
     folder = Path(segkit.__file__).parent
     found = {str(file.relative_to(folder)) for file in folder.rglob("*.py") if opening.search(file.read_text())}
-    assert found - {"vector/ogr.py"} == {"vectorfiles.py"}
+    assert found - {"vector/formats/ogr.py"} == {"io/vector.py"}
 
 
 def test_no_driver_of_the_list_reads_elsewhere_by_design():

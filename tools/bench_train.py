@@ -158,7 +158,7 @@ import importlib
 import os
 import torch
 from segkit.cli import main
-from segkit.data.tiles import TrainTiles
+from segkit.data.datasets import TrainTiles
 
 drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainTiles.__getitem__
 TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
