@@ -37,7 +37,7 @@ from segkit.io.remote import Remote
 from segkit.runtime.progress import progress
 
 # What the entries hold; a number for each way in which they ever did.
-_FORMAT = 1
+_FORMAT = 2  # 1 had no checksums
 _GIGABYTE = 10**9
 _PIXELS, _VALID, _PLANES = "pixels.npy", "valid.npy", "planes.npy"
 _SUMS = "checksums.json"
