@@ -203,7 +203,8 @@ def test_options_that_a_message_names_are_those_of_each_command_that_can_show_it
 
 
 def test_all_options_keys_and_commands_that_are_named_exist():
-    options = {option for each in commands().values() for option in each} | {"--help", "--debug"}
+    options = {option for each in commands().values() for option in each} | {"--help"}
+    options |= {option for one in typer.main.get_command(cli.app).params for option in one.opts}
     names = {one.replace("_", " ").split()[0] for one in commands()}
     parts = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
     keys = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
