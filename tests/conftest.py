@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("segkit", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("segkit")
 
-# A shell that starts tests in the background makes them ignore Ctrl-C, and nohup SIGHUP; and with them the commands that
-# they stop so.
+# A shell that starts tests in the background makes them ignore Ctrl-C, and nohup SIGHUP; and with them the commands
+# that they stop so.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
