@@ -284,7 +284,7 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
 
 def _network(recipe: Recipe, training: Sequence[Area]) -> tuple[list[str], list[str]]:
     """Return warnings and problems of the network: tiles that are small against it, and one that cannot be built."""
-    from segkit.data.datasets import least_tile_size, small_tile
+    from segkit.data.datasets import suitable_tile_size
     from segkit.models.segmenter import Segmenter
 
     if not training:
@@ -294,10 +294,8 @@ def _network(recipe: Recipe, training: Sequence[Area]) -> tuple[list[str], list[
         segmenter = Segmenter(recipe, [0.0] * len(bands), [1.0] * len(bands), bands, pretrained=False)
     except SegkitError as error:
         return [], [str(error)]
-    least = least_tile_size(segmenter.stride, training)
-    if recipe.train.tile_size >= least or segmenter.context is not None:
-        return [], []
-    return [small_tile(recipe, segmenter.stride, least)], []
+    _, warning = suitable_tile_size(segmenter, training)
+    return [] if warning is None else [warning], []
 
 
 def examine(

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from segkit.data.split import Area, count_categories, pieces
 from segkit.data.statistics import Statistics
 from segkit.errors import DataError
 from segkit.io.raster import SceneReader, Tile
-from segkit.recipe.schema import Recipe, Train
+from segkit.recipe.schema import Train
 from segkit.task.task import IGNORE
+
+if TYPE_CHECKING:
+    from segkit.models.segmenter import Segmenter
 
 # Pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W), or soft ones (N, channels, H, W).
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -46,14 +49,21 @@ def least_tile_size(stride: int, areas: Sequence[Area]) -> int:
     return min(_FEWEST_STRIDES * stride, -(-largest // stride) * stride)
 
 
-def small_tile(recipe: Recipe, stride: int, least: int) -> str:
-    """Return the warning that a recipe's tiles are smaller than `least_tile_size`."""
-    model = recipe.model
-    return (
-        f"train.tile_size is {recipe.train.tile_size}, less than {_FEWEST_STRIDES} strides of {model.architecture} "
-        f"with {model.encoder} ({stride} pixels each): its deepest features would see mostly the padding around it, of "
-        f"which maps have hardly any. Tiles of {least} pixels are used; set train.tile_size to {least} or more, or "
-        "use fewer stages (model.options.encoder_depth)"
+def suitable_tile_size(segmenter: Segmenter, areas: Sequence[Area]) -> tuple[int, str | None]:
+    """Return the side of the tiles that a network is trained on, and a warning where the recipe's are too small for it.
+
+    A network that is given windows of the tile's size for maps, too (`Segmenter.context`), sees the same padding there,
+    so any size will do.
+    """
+    recipe, stride = segmenter.recipe, segmenter.stride
+    wanted, least = recipe.train.tile_size, least_tile_size(stride, areas)
+    if wanted >= least or segmenter.context is not None:
+        return wanted, None
+    return least, (
+        f"train.tile_size is {wanted}, less than {_FEWEST_STRIDES} strides of {recipe.model.architecture} "
+        f"with {recipe.model.encoder} ({stride} pixels each): its deepest features would see mostly the padding around "
+        f"it, of which maps have hardly any. Tiles of {least} pixels are used; set train.tile_size to {least} or more, "
+        "or use fewer stages (model.options.encoder_depth)"
     )
 
 

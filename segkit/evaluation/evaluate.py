@@ -25,7 +25,7 @@ from segkit.evaluation.metrics import Confusion, Reliability, disagreement
 from segkit.evaluation.objects import Objects
 from segkit.evaluation.thresholds import ThresholdFit
 from segkit.inference.settings import Options
-from segkit.io import quantities as units
+from segkit.io import quantities
 from segkit.io.files import check_apart, check_output, staged
 from segkit.io.grid import Grid
 from segkit.io.quantities import Quantity
@@ -93,7 +93,7 @@ def evaluate(
         and do not say what it means (`LabelSource.nodata`).
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
-    width, size = units.length(boundary, "boundary"), units.area(objects, "objects")
+    width, size = quantities.length(boundary, "boundary"), quantities.area(objects, "objects")
     decider: Decider | MapDecider
     if images is None:
         assert not isinstance(model, Segmenter)

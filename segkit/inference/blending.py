@@ -1,6 +1,6 @@
-"""Engine: a scene goes through the network window by window and comes out as finished blocks of probabilities.
+"""Blending: a scene goes through the network window by window and comes out as finished blocks of probabilities.
 
-Windows are worked row by row (`plan`). Of what is not finished, only strips are carried: the columns that the next
+Windows are worked row by row (`tiling`). Of what is not finished, only strips are carried: the columns that the next
 window of the row will blend with, and the rows that the next row of windows will. So memory depends on tile, channels
 and the columns that are worked at once, not on the scene.
 """

@@ -1,8 +1,9 @@
 """Predict: scenes to maps.
 
-Here requests are checked. `work` tells the steps of a scene and `units` what they consist of; `crew` says where these
-are worked. `choice` settles how, `plan` lays out windows and gathers their rows into bands, `engine` turns a band into
-finished blocks of probabilities, `band` decides them into files, and the `journal` keeps these until the map is whole.
+Here requests are checked. `scene_job` has the steps of a scene and `tasks` what they consist of; `executor` says where
+these are done. `settings` chooses how, `tiling` lays out windows and gathers their rows into bands, `blending` turns a
+band into finished blocks of probabilities, `bands` decides them into files, and the `journal` keeps these until the map
+is whole.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def predict_scene(
 
     Yields
     ------
-    The units of each step; see `crew`.
+    The units of each step; see `executor`.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Report: one page about a training, a map and its areas, that opens without a network; and its pictures for papers.
 
-`sources` tells apart what it is made of, and `story` is what is told of it. `kept` writes what a run's model decides
-while it is scored, `maps` reads maps closely and from afar. `viewer` is the map to pan and to zoom, `page` writes all
-of it as HTML.
+`inputs` tells apart what it is made of, and `sections` has its text and figures. `decision_maps` writes what a run's
+model decides while it is scored, `map_views` reads maps closely and from afar. `viewer` is the map to pan and to zoom,
+`html` writes all of it as HTML.
 """
 
 from __future__ import annotations

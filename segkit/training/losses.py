@@ -6,7 +6,7 @@ are not known change neither value nor gradient, whatever the logits under them;
 with gradient 0. `weights` holds one number per channel, or None.
 
 Where several processes train, a loss is that of the batches of all of them together: sums over pixels go through
-`processes.total`.
+`distributed.total`.
 
 Where pixels have shares of several categories, overlaps are sums of min(p, target). For hard targets that is the
 product p x target; for soft ones it keeps the best prediction at p = target, where the product would push it to 0 or 1

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from segkit.data.areas import examined, with_fold
 from segkit.data.cache import Cache
-from segkit.data.datasets import Batch, EpochSampler, TrainTiles, least_tile_size, small_tile
+from segkit.data.datasets import Batch, EpochSampler, TrainTiles, suitable_tile_size
 from segkit.data.pairing import recipe_files
 from segkit.data.split import Area, pieces
 from segkit.data.statistics import Statistics, class_weights
@@ -57,8 +57,8 @@ from segkit.models.run_folder import (
 )
 from segkit.models.segmenter import Segmenter, not_finite
 from segkit.plots import charts
-from segkit.recipe.schema import Recipe, Train
-from segkit.runtime import distributed as processes
+from segkit.recipe.schema import Recipe
+from segkit.runtime import distributed
 from segkit.runtime.memory import return_memory
 from segkit.runtime.progress import progress
 from segkit.training.losses import LOSSES, combined
@@ -181,7 +181,10 @@ def _train(
     # Known before hours go into it, and kept in the model file.
     if segmenter.context is not None and show_progress:
         _tell_context(segmenter)
-    tiles = TrainTiles.of(training, _large_enough(segmenter, training, show_progress=show_progress), statistics)
+    tile_size, warning = suitable_tile_size(segmenter, training)
+    if warning is not None and show_progress:
+        print(f"warning: {warning}", file=sys.stderr)
+    tiles = TrainTiles.of(training, recipe.train.model_copy(update={"tile_size": tile_size}), statistics)
     module = _Training(segmenter, weights, validation)
     data = _Loaders(recipe, tiles, accelerator)
     best, last = folder / BEST, folder / LAST
@@ -221,7 +224,7 @@ def _train(
         )
         with _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    tell = processes.teller()
+    tell = distributed.teller()
     if trainer.is_global_zero:
         state = torch.load(kept, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
@@ -362,18 +365,6 @@ def _tell_context(segmenter: Segmenter) -> None:
     )
 
 
-def _large_enough(segmenter: Segmenter, training: Sequence[Area], *, show_progress: bool) -> Train:
-    """Return how to train, with tiles that are large enough for the network; say where the recipe's are not."""
-    setup = segmenter.recipe.train
-    least = least_tile_size(segmenter.stride, training)
-    # Where maps are made with windows of the tile's size, they have the padding that training has.
-    if setup.tile_size >= least or segmenter.context is not None:
-        return setup
-    if show_progress:
-        print(f"warning: {small_tile(segmenter.recipe, segmenter.stride, least)}", file=sys.stderr)
-    return setup.model_copy(update={"tile_size": least})
-
-
 class _Training(lightning.LightningModule):
     """Loss, optimiser and validation score of a segmenter."""
 
@@ -406,7 +397,7 @@ class _Training(lightning.LightningModule):
         # Dropout draws the same at a step whether the run was resumed before it or not.
         place = (self.recipe.train.seed, self.global_step, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        with processes.batch_norm():
+        with distributed.batch_norm():
             logits = self.segmenter(pixels, valid)
         loss: Tensor = self._loss(logits, planes)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(pixels))
@@ -645,27 +636,18 @@ def _finish(
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fitted_thresholds(decider, validation))
     segmenter.metrics = score(decider, validation).summary() | before
-    if show_progress and (epoch_iou := _logged_iou(folder, epoch)) is not None:
-        _print_fitted(epoch, epoch_iou, segmenter.metrics["mean_iou"])
+    log, fitted = read_log(folder / LOG), segmenter.metrics["mean_iou"]
+    logged = next((row.get("val_iou") for row in log if row["epoch"] == epoch), None)
+    if show_progress and logged is not None and fitted is not None and abs(fitted - logged) >= _SHOWN:
+        print(
+            f"epoch {epoch} is kept; with calibration and thresholds fitted on the validation data its IoU is "
+            f"{fitted:.4f} (before: {logged:.4f})",
+            file=sys.stderr,
+        )
     with staged(folder / METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
     with staged(folder / _CURVES) as part:
-        charts.png(charts.curves(read_log(folder / LOG), epoch), part)
+        charts.png(charts.curves(log, epoch), part)
     if validation:
         draw_worst(decider, validation, folder / _WORST)
     segmenter.save(folder / MODEL)
-
-
-def _logged_iou(folder: Path, epoch: int) -> float | None:
-    """Return the validation IoU that the log has of an epoch."""
-    return next((row.get("val_iou") for row in read_log(folder / LOG) if row["epoch"] == epoch), None)
-
-
-def _print_fitted(epoch: int, before: float, after: float | None) -> None:
-    """Say what fitting calibration and thresholds changed of the score of the weights that are kept."""
-    if after is not None and abs(after - before) >= _SHOWN:
-        print(
-            f"epoch {epoch} is kept; with calibration and thresholds fitted on the validation data its IoU is "
-            f"{after:.4f} (before: {before:.4f})",
-            file=sys.stderr,
-        )

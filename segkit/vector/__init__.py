@@ -1,7 +1,7 @@
 """Vector: a map as polygons, in a GeoDataFrame or a file.
 
-A band of the map goes through the engine (`engine`), which yields its polygons in batches (`batch`); what they are
-called is in the map (`legend`); a format writes them (`write`).
+A band of the map goes through `tracing.pipeline`, which yields its polygons in batches (`batch`); what they are called
+is in the map (`segkit.io.class_table`); a format writes them (`formats.writer`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Engine: a band of a map -> its polygons, in batches, from top to bottom.
+"""Pipeline: a band of a map -> its polygons, in batches, from top to bottom.
 
 What a band goes through: runs of equal pixels (`runs`), without small regions and holes where that is wanted (`sieve`),
 with the probabilities inside (`confidence`); regions and the arcs between them, simplified (`arcs`, `simplify`) and
-measured (`ground`).
+measured (`pixel_measures`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
 from segkit.errors import UsageError
-from segkit.io import quantities as units
+from segkit.io import quantities
 from segkit.io.class_table import MapClass
 from segkit.io.grid import Grid
 from segkit.io.quantities import Quantity
@@ -72,9 +72,9 @@ class Options:
             One has none.
         """
         return cls(
-            None if min_area is None else units.area(min_area, "min_area"),
-            None if fill_holes is None else units.area(fill_holes, "fill_holes"),
-            None if simplify is None else units.length(simplify, "simplify"),
+            None if min_area is None else quantities.area(min_area, "min_area"),
+            None if fill_holes is None else quantities.area(fill_holes, "fill_holes"),
+            None if simplify is None else quantities.length(simplify, "simplify"),
             smooth,
         )
 
