@@ -3,19 +3,21 @@
 import math
 import os
 import signal
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from hypothesis import HealthCheck, settings
+from places import HELPERS, SHARED, UTM
 
 # How fast the machine is says nothing about the code.
 settings.register_profile("segkit", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("segkit")
+
+# Processes that tests start import the same helpers.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HELPERS), os.environ.get("PYTHONPATH"))))
 
 # A shell that starts tests in the background makes them ignore Ctrl-C, and nohup SIGHUP; and with them the commands
 # that they stop so.
@@ -23,9 +25,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-UTM = Affine(10, 0, 600_000, 0, -10, 9_000_000)
 
 
 @pytest.fixture(scope="session", autouse=True)

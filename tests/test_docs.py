@@ -15,12 +15,12 @@ import pytest
 import rasterio
 import shapely
 import yaml
+from places import ROOT
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from segkit.cli import app as cli
 
-ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
 TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps": 1, "epochs": 1}

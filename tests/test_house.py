@@ -4,13 +4,10 @@ import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
+from house import HOUSE, modules
 
-import segkit
-
-HOUSE = Path(segkit.__file__).parent
 # A room is a file or a folder of segkit/.
 FLOORS = [
     {"errors", "runtime"},
@@ -24,15 +21,6 @@ FLOORS = [
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-
-
-def modules():
-    """{dotted name below segkit: file}; a package is named like its folder."""
-    found = {}
-    for file in sorted(HOUSE.rglob("*.py")):
-        *folders, name = file.relative_to(HOUSE).with_suffix("").parts
-        found[".".join(folders if folders and name == "__init__" else [*folders, name])] = file
-    return found
 
 
 def imports(source, names):

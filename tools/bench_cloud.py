@@ -33,7 +33,7 @@ from server import Served, serving
 from segkit.errors import SegkitError
 from segkit.inference.tiling import plan_tiling
 from segkit.io.grid import Grid
-from segkit.io.raster import Scene
+from segkit.io.scene import Scene
 
 BLOCK = 512
 WINDOWS = {

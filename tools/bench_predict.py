@@ -38,7 +38,7 @@ from segkit.inference.settings import OVERLAP, RAMP, TILE, Options, choose
 from segkit.inference.summary import peak_memory
 from segkit.inference.tiling import Tiling, plan_tiling
 from segkit.io.grid import Grid
-from segkit.io.raster import Scene
+from segkit.io.scene import Scene
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
 from segkit.task.task import LandClass, Task

@@ -30,11 +30,11 @@ from affine import Affine
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
+from segkit.data.area import whole
 from segkit.data.augmentation import Augmentation
 from segkit.data.cache import Cache
 from segkit.data.datasets import EpochSampler, TrainTiles
 from segkit.data.pairing import Sample, resolve
-from segkit.data.split import whole
 from segkit.data.statistics import Statistics
 from segkit.models.run_folder import METRICS, read_log
 from segkit.models.segmenter import Segmenter

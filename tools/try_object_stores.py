@@ -37,7 +37,7 @@ from affine import Affine
 from rasterio.windows import Window
 
 from segkit.errors import SegkitError
-from segkit.io.raster import Scene
+from segkit.io.scene import Scene
 
 WINDOW = Window(100, 100, 300, 300)
 # Azurite's one account, the same everywhere.

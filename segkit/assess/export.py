@@ -10,7 +10,7 @@ from segkit.assess.estimation import Estimate
 from segkit.errors import UsageError
 from segkit.io.files import cell, check_output, staged
 from segkit.io.raster import PathLike
-from segkit.plots import charts
+from segkit.plots import area_bars, style
 
 
 def write_estimate(estimate: Estimate, output: PathLike, *, overwrite: bool = False) -> Path:
@@ -45,7 +45,7 @@ def _write_csv(estimate: Estimate, path: Path) -> None:
 
 
 def _write_picture(estimate: Estimate, path: Path) -> None:
-    charts.png(charts.areas(estimate.summary()), path)
+    style.png(area_bars.areas(estimate.summary()), path)
 
 
 _WRITERS: dict[str, Callable[[Estimate, Path], None]] = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from segkit.data.area import Area
 from segkit.data.cache import Cache
-from segkit.data.check import Examination, check_bands, examine
+from segkit.data.examination import Examination, check_bands, examine
 from segkit.data.pairing import Sample, resolve
-from segkit.data.split import Area, divide
+from segkit.data.split import divide
 from segkit.errors import DataError
 from segkit.recipe.schema import Data, Recipe, Source, Split
 from segkit.task.task import Task

@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.labels import Labels
+from segkit.data.labels.base import Labels
 from segkit.errors import SegkitError
 from segkit.io.files import home_folder, locked, remove_leftovers, scratch, sync
 from segkit.io.grid import Grid
-from segkit.io.raster import Scene, SceneReader, open_raster, version_now
+from segkit.io.raster import open_raster, version_now
 from segkit.io.remote import Remote
+from segkit.io.scene import Scene, SceneReader
 from segkit.runtime.progress import progress
 
 # What the entries hold; a number for each way in which they ever did.

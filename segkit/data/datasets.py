@@ -15,11 +15,11 @@ from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from segkit.data.area import Area, count_categories, pieces
 from segkit.data.augmentation import Augmentation
-from segkit.data.split import Area, count_categories, pieces
 from segkit.data.statistics import Statistics
 from segkit.errors import DataError
-from segkit.io.raster import SceneReader, Tile
+from segkit.io.scene import SceneReader, Tile
 from segkit.recipe.schema import Train
 from segkit.task.task import IGNORE
 

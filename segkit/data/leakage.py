@@ -10,7 +10,7 @@ import numpy as np
 import pyproj
 import shapely
 
-from segkit.data.split import Area, pieces
+from segkit.data.area import Area, pieces
 from segkit.io.cover import near
 from segkit.io.grid import Grid
 

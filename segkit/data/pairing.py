@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from segkit.data.cache import Cache
-from segkit.data.labels import Labels, open_labels
+from segkit.data.labels.base import Labels
+from segkit.data.labels.open import open_labels
 from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.io.files import existing
-from segkit.io.raster import Scene
 from segkit.io.remote import Remote, beside, located
+from segkit.io.scene import Scene
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
 from segkit.recipe.schema import Data, LabelSource, Recipe, Source, Split
 from segkit.task.task import Task

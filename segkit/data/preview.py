@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.data.area import count_categories, read_pieces
 from segkit.data.areas import areas
 from segkit.data.cache import Cache
-from segkit.data.check import Report, class_counts
+from segkit.data.check import Report
 from segkit.data.datasets import TrainTiles
-from segkit.data.split import count_categories, read_pieces
+from segkit.data.examination import class_counts
 from segkit.data.statistics import Statistics
 from segkit.errors import SegkitError
 from segkit.io.files import staged

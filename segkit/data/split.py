@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,73 +12,18 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.labels import Labels
+from segkit.data.area import PIECE, Area, count_categories, read_pieces, whole
 from segkit.data.pairing import Sample
 from segkit.errors import DataError
 from segkit.io.cover import Cover, near
 from segkit.io.grid import Grid, cut
 from segkit.io.polygons import on_grid, read_polygons
-from segkit.io.raster import Tile
 from segkit.recipe.schema import Recipe, Rows, Split
 from segkit.task.task import IGNORE, Task
 
 _DRAWS = 200  # random assignments of parts, of which the one that shares out the classes best is kept
-_PIECE = 256  # pixels along a side of the windows that polygons validate in
 # Blocks that nobody chose: their side at most (or four tiles), their side at least, and how many should validate.
 _BLOCK, _SMALLEST_BLOCK, _BLOCKS = 512, 8, 3
-
-
-@dataclass(frozen=True)
-class Area:
-    """The part of a sample that one side of a split may use.
-
-    Parameters
-    ----------
-    sample
-        A scene with its labels.
-    windows
-        Where its pixels count, none twice.
-    hidden
-        Pixels that must not be seen at all: the other side's, grown by the gap.
-    counted
-        Pixels of `windows` whose labels count; None: all.
-    """
-
-    sample: Sample
-    windows: tuple[Window, ...]
-    hidden: Cover = field(default_factory=Cover)
-    counted: Cover | None = None
-
-    @property
-    def labels(self) -> Labels:
-        """The sample's labels, which every sample of a split has."""
-        assert self.sample.labels is not None
-        return self.sample.labels
-
-    @property
-    def cover(self) -> Cover:
-        """What counts."""
-        return self.counted or Cover(self.windows)
-
-    def mask(self, tile: Tile, planes: NDArray[Any], window: Window) -> None:
-        """Make what must not be seen no data and not known, in place, in a tile and target planes read at `window`."""
-        if self.hidden:
-            tile.valid[self.hidden.mask(window)] = False
-        if self.counted is not None:
-            planes[:, ~self.counted.mask(window)] = IGNORE
-        if not tile.valid.all():
-            planes[:, ~tile.valid] = IGNORE
-
-    def truth(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.int16]:
-        """Return the true planes int16 (P, H, W) of a window; not known where nothing is valid, or does not count."""
-        planes = self.labels.task.settle(self.labels.read(window))
-        counts = valid if self.counted is None else valid & self.counted.mask(window)
-        return np.where(counts, planes, np.int16(IGNORE))
-
-
-def whole(samples: Sequence[Sample]) -> list[Area]:
-    """Return areas that are the samples whole."""
-    return [Area(sample, (sample.scene.grid.whole,)) for sample in samples]
 
 
 @dataclass(frozen=True)
@@ -406,7 +351,7 @@ def _counting(sample: Sample, cover: Cover) -> Area:
     row, column = max(0, int(top)), max(0, int(left))
     height, width = min(grid.height, int(np.ceil(bottom))) - row, min(grid.width, int(np.ceil(right))) - column
     around = Window(column, row, max(width, 0), max(height, 0))
-    return Area(sample, tuple(cut(around, _PIECE)), counted=cover)
+    return Area(sample, tuple(cut(around, PIECE)), counted=cover)
 
 
 def _validating(sample: Sample, cover: Cover) -> Area:
@@ -513,29 +458,3 @@ def _missed(counts: NDArray[np.float64], held: NDArray[np.bool_], fraction: floa
     present = total > 0
     one_sided = present & ((inside == 0) | (inside == total))
     return float(one_sided.sum()), float(np.abs(inside[present] / total[present] - fraction).sum())
-
-
-def count_categories(planes: NDArray[np.int16], task: Task) -> NDArray[np.int64]:
-    """Count the known pixels of each category of each plane (P, H, W), flat (P * K)."""
-    size = len(task.categories)
-    each = [np.bincount(plane[plane != IGNORE], minlength=size) for plane in planes]
-    return np.concatenate(each).astype(np.int64)
-
-
-def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
-    """Cut windows into pieces of at most `size` x `size` pixels."""
-    for window in windows:
-        yield from cut(window, size)
-
-
-def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:
-    """Read what counts in areas, once, as tiles and target planes of at most `size` x `size` pixels.
-
-    Soft labels come as the planes that they are nearest to.
-    """
-    for area in areas:
-        with area.sample.scene.open() as reader:
-            for window in pieces(area.windows, size):
-                tile, planes = reader.read(window), area.labels.read(window)
-                area.mask(tile, planes, window)
-                yield tile, area.labels.task.settle(planes), window

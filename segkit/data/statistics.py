@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.data.split import Area, count_categories, read_pieces
+from segkit.data.area import Area, count_categories, read_pieces
 from segkit.errors import DataError
 from segkit.runtime.progress import progress
 from segkit.task.task import Task

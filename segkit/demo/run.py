@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 from rasterio.windows import Window
 
+from segkit.data.area import Area, whole
 from segkit.data.areas import areas
 from segkit.data.pairing import resolve
-from segkit.data.split import Area, whole
-from segkit.demo.landscape import OVERLAPPING, Cover, Part, make_landscape
+from segkit.demo.landscape.canvas import Cover
+from segkit.demo.landscape.files import OVERLAPPING, Part
+from segkit.demo.landscape.scene import make_landscape
 from segkit.errors import UsageError
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict

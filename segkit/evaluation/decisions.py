@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.area import Area
 from segkit.data.pairing import RASTER_SUFFIXES, expand
-from segkit.data.split import Area
 from segkit.errors import DataError, ways
 from segkit.inference.blending import Block, predict_blocks
 from segkit.inference.device import pick_device

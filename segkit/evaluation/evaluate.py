@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.area import Area, whole
 from segkit.data.areas import labelled_samples
 from segkit.data.pairing import Sample, source_files
-from segkit.data.split import Area, whole
 from segkit.errors import LabelError, ways
 from segkit.evaluation.bootstrap import Resampling
 from segkit.evaluation.boundaries import Boundaries
@@ -228,7 +228,7 @@ def _text(paths: Any) -> Any:
 def refuse_doubts(samples: Sequence[Sample]) -> None:
     """Raise a LabelError where labels may not mean what they seem to, which scores would not show.
 
-    Training asks `segkit.data.check.examine`.
+    Training asks `segkit.data.examination.examine`.
     """
     for sample in samples:
         if sample.labels is not None and sample.labels.doubts:

@@ -11,7 +11,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.split import Area, pieces
+from segkit.data.area import Area, pieces
 from segkit.evaluation.decisions import Decided, Decider
 from segkit.evaluation.metrics import Confusion
 from segkit.io.cover import box, overlap

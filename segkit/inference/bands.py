@@ -24,9 +24,11 @@ from segkit.inference.outputs import PRODUCTS
 from segkit.inference.runner import Runner
 from segkit.inference.summary import Tally
 from segkit.inference.tiling import Band, Tiling
+from segkit.io.cog import MapFormat, writing_part
 from segkit.io.grid import Grid
-from segkit.io.raster import MapFormat, Scene, open_raster, read_window, writing_part
+from segkit.io.raster import open_raster, read_window
 from segkit.io.region import Region
+from segkit.io.scene import Scene
 from segkit.runtime.prefetch import behind
 from segkit.task.task import Task
 

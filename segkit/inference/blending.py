@@ -23,8 +23,8 @@ from torch import Tensor
 from segkit.errors import ways
 from segkit.inference.runner import NotFinite, Runner
 from segkit.inference.tiling import Band, Span, Tiling, fade
-from segkit.io.raster import Scene, Tile
 from segkit.io.region import Region
+from segkit.io.scene import Scene, Tile
 from segkit.runtime.prefetch import ahead
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.io.raster import MapFormat
+from segkit.io.cog import MapFormat
 from segkit.task.task import Task
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError, ways
-from segkit.io.raster import Tile
+from segkit.io.scene import Tile
 
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter

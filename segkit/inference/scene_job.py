@@ -20,7 +20,7 @@ from segkit.inference.runner import NotCompiled, TileTooLarge
 from segkit.inference.settings import Choice, Options
 from segkit.inference.summary import Summary, peak_memory, total
 from segkit.inference.tasks import Assemble, BandUnit, Find, Look, SeamUnit
-from segkit.io.raster import Part
+from segkit.io.cog import Part
 
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter

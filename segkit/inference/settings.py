@@ -14,8 +14,8 @@ from segkit.inference.device import available_memory, pick_device, pick_precisio
 from segkit.inference.runner import agreement, bytes_per_pixel, can_compile, operations_per_pixel
 from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
-from segkit.io.raster import Scene, Tile
 from segkit.io.region import Region
+from segkit.io.scene import Scene, Tile
 
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter

@@ -23,9 +23,10 @@ from segkit.inference.outputs import PRODUCTS
 from segkit.inference.runner import Runner
 from segkit.inference.settings import Choice, Measured, Options, choose, windows_at_once
 from segkit.inference.tiling import Axis, Band, Tiling
+from segkit.io.cog import Part, assemble
 from segkit.io.grid import Grid
-from segkit.io.raster import Part, Scene, assemble
 from segkit.io.region import PolygonRegion, identity, read_area
+from segkit.io.scene import Scene
 from segkit.runtime.memory import return_memory
 
 if TYPE_CHECKING:

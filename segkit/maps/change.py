@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from segkit.errors import GridError, UsageError
 from segkit.io.class_table import MapClass
+from segkit.io.cog import MapFormat, Part, assemble, writing_part
 from segkit.io.files import cell, check_apart, check_output, scratch, staged
 from segkit.io.pixel_area import pixel_hectares
-from segkit.io.raster import MapFormat, Part, PathLike, assemble, writing_part
+from segkit.io.raster import PathLike
 from segkit.maps.class_map import NOWHERE, ClassMap, class_map
 from segkit.runtime.progress import progress
 

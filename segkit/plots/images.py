@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.io.raster import Scene, open_raster, read_window
+from segkit.io.raster import open_raster, read_window
+from segkit.io.scene import Scene
 from segkit.task.task import IGNORE, Task
 
 if TYPE_CHECKING:

@@ -6,28 +6,20 @@ the file, the key and the rule. Values are never guessed.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from segkit.errors import RecipeError
 from segkit.io.files import existing
-from segkit.io.remote import is_remote
+from segkit.recipe.messages import UNKNOWN, Location, readable_error, require_known, shorten
+from segkit.recipe.yaml import parse_yaml, put, resolve_paths, split_override
 from segkit.task.task import BACKGROUND, Task
-
-Location = tuple[str | int, ...]
-
-# Paths in a recipe are meant from where they are written: the recipe's folder, or the shell that typed --set.
-_PATHS = re.compile(r"data\.(train|val)\.(images|table|labels(\.path)?|polygons)|model\.encoder_weights")
 
 
 def _shape(value: Any) -> str:
@@ -346,7 +338,7 @@ class Recipe(_Part):
                 raise ValueError(f"data.ignore lists {code}, which is the value of {codes[code]!r}; remove one of them")
         weights = self.train.class_weights
         if isinstance(weights, dict):
-            _known(codes.values(), weights, "train.class_weights")
+            require_known(codes.values(), weights, "train.class_weights")
         if isinstance(weights, tuple) and len(weights) != self.task.channels:
             names = ", ".join(self.task.channel_names)
             raise ValueError(f"train.class_weights has {len(weights)} numbers, the task {self.task.channels}: {names}")
@@ -364,9 +356,9 @@ class Recipe(_Part):
 
     def _check_labels(self, labels: LabelSource, where: str) -> None:
         names = [one.name for one in self.task.classes] + [BACKGROUND] * self.task.has_none
-        _known(names, (name for name in (labels.values or {}).values() if name is not None), f"{where}.values")
-        _known(names, labels.priority or (), f"{where}.priority")
-        _known(names, labels.classes or (), f"{where}.classes")
+        require_known(names, (name for name in (labels.values or {}).values() if name is not None), f"{where}.values")
+        require_known(names, labels.priority or (), f"{where}.priority")
+        require_known(names, labels.classes or (), f"{where}.classes")
         if labels.priority and self.task.planes > 1:
             raise ValueError(f"{where}.priority: classes of a {self.task.type} task overlap, none wins; remove it")
         if labels.outside == "background" and not self.task.has_none:
@@ -394,12 +386,12 @@ class Recipe(_Part):
         file = existing(path, "recipe")
         raw = parse_yaml(file.read_bytes(), str(file))
         if not isinstance(raw, dict):
-            raise RecipeError(f"{file}: found {_short(raw)}, a recipe has the keys {', '.join(cls.model_fields)}")
-        raw = _anchored(raw, file.parent)
+            raise RecipeError(f"{file}: found {shorten(raw)}, a recipe has the keys {', '.join(cls.model_fields)}")
+        raw = resolve_paths(raw, file.parent)
         written: dict[Location, str] = {}
         for override in overrides:
-            place, value = _split(override)
-            put(raw, place, _anchored(value, Path(), place), f"--set {override}")
+            place, value = split_override(override)
+            put(raw, place, resolve_paths(value, Path(), place), f"--set {override}")
             written[place] = f"--set {override}"
         return cls._validated(raw, " ".join([str(file), *written.values()]), written)
 
@@ -428,189 +420,16 @@ class Recipe(_Part):
             # first.
             found = error.errors(include_url=False)
             found = [each for each in found if each["type"] != "too_short" or not each["input"]]
-            first, *others = sorted(found, key=lambda each: each["type"] not in _UNKNOWN)
+            first, *others = sorted(found, key=lambda each: each["type"] not in UNKNOWN)
             place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
             origin = next((text for at, text in written.items() if place[: len(at)] == at), source)
             more = f" (and {len(others)} more)" if others else ""
-            raise RecipeError(f"{origin}: {_readable(first, place)}{more}") from error
+            raise RecipeError(f"{origin}: {readable_error(first, place, _schema())}{more}") from error
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors that complete and check YAML."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2 (1e-3 is a number, no is a word, dates are text) and without surprises."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", list("-+.0123456789")),
-):
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
-
-
-def parse_yaml(text: str | bytes, source: str) -> Any:
-    """Read YAML as recipes are written; `source` is named in errors.
-
-    Raises
-    ------
-    RecipeError
-        It is not YAML, a key stands twice, or there is an alias.
-    """
-    try:
-        return yaml.load(text, _Yaml)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise RecipeError(f"{source}: {line}{error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
-
-
-def _anchored(value: Any, folder: Path, place: Location = ()) -> Any:
-    """Make the paths in a part of a recipe absolute; `place` says which part it is."""
-    if isinstance(value, dict):
-        return {key: _anchored(each, folder, (*place, key)) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_anchored(each, folder, place) for each in value]
-    where = ".".join(str(part) for part in place if not isinstance(part, int))
-    if not isinstance(value, str) or not _PATHS.fullmatch(where):
-        return value
-    if is_remote(value):
-        return value
-    if where == "model.encoder_weights" and not re.search(r"[\\/.]", value):
-        return value  # the name of published weights
-    return os.path.abspath(folder.resolve() / os.path.expanduser(value))  # noqa: PTH100, PTH111 - keeps links and globs
-
-
-def _split(override: str) -> tuple[Location, Any]:
-    key, equals, value = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise RecipeError(f"--set {override}: write it as key=value, for example train.epochs=3")
-    place = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
-    return place, parse_yaml(value, f"--set {override}")
-
-
-def put(raw: Any, place: Location, value: Any, source: str) -> None:
-    """Set one value deep inside a raw recipe; keys on the way are made where they are missing.
-
-    Raises
-    ------
-    RecipeError
-        The recipe has no such place; `source` is named.
-    """
-    for depth, part in enumerate(place):
-        above = ".".join(map(str, place[:depth])) or "the recipe"
-        if isinstance(raw, dict):
-            key = next((known for known in raw if str(known) == str(part)), str(part))
-            if depth < len(place) - 1 and raw.get(key) is None:
-                raw[key] = {}
-        elif isinstance(raw, list):
-            if not isinstance(part, int) or part >= len(raw):
-                raise RecipeError(f"{source}: {above} is a list of {len(raw)}, numbered from 0; found {part}")
-            key = part
-        else:
-            raise RecipeError(f"{source}: {above} is {_short(raw)} and has no keys")
-        if depth == len(place) - 1:
-            raw[key] = value
-        raw = raw[key]
-
-
-def _known(names: Iterable[str], found: Iterable[str], where: str) -> None:
-    known = list(names)
-    for name in found:
-        if name not in known:
-            raise ValueError(f"{where}: {name!r} is no class of the task{_nearest(name, known)}")
-
-
-def _nearest(name: object, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}"
-
-
-_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-# What pydantic says (after JSON), and what the author of a YAML file understands.
-_WORDS = {
-    "Input should be": "must be",
-    "a valid string": "text",
-    "a valid integer": "a whole number",
-    "a valid number": "a number",
-    "a valid boolean": "true or false",
-    "a valid array": "a list",
-    "an object": "keys with values",
-    "a valid dictionary": "keys with values",
-}
-
-
-def _readable(error: ErrorDetails, place: Location) -> str:
-    where = ".".join(map(str, place))
-    if error["type"] in _UNKNOWN:
-        return f"{where}: unknown key{_nearest(place[-1], _keys(place[:-1]))}"
-    if error["type"] == "missing":
-        return f"{where}: is missing"
-    if error["type"] == "too_short":
-        return f"{where}: is empty; give at least one"
-    if error["type"] == "value_error":
-        problem = str(error["ctx"]["error"])
-        # Cross checks name their own places; the others are about the part they stand in.
-        return problem if not place else f"{where}: {problem}"
-    rule = error["msg"]
-    for theirs, ours in _WORDS.items():
-        rule = rule.replace(theirs, ours)
-    if error["type"] == "literal_error":
-        choices = re.findall("'([^']*)'", error["ctx"]["expected"])
-        rule += _nearest(error["input"], choices) if isinstance(error["input"], str) else ""
-        rule = rule.partition("; known")[0]
-    return f"{where}: found {_short(error['input'])}; {rule}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _keys(place: Location) -> list[str]:
-    """Keys that may stand at a place of the recipe."""
-    nodes = list(_options(_schema()))
-    for part in place:
-        inside = (
-            node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part) for node in nodes
-        )
-        nodes = [option for node in inside if node for option in _options(node)]
-    return list(dict.fromkeys(key for node in nodes for key in node.get("properties", {})))
-
-
-def _options(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what a node of the schema may be: itself, or what it refers to."""
-    if "$ref" in node:
-        yield from _options(_schema()["$defs"][node["$ref"].rpartition("/")[2]])
-    members = [*node.get("anyOf", ()), *node.get("oneOf", ())]
-    for member in members:
-        yield from _options(member)
-    if not members and "$ref" not in node:
-        yield node
 
 
 @functools.cache

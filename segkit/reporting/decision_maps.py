@@ -10,10 +10,10 @@ from types import TracebackType
 import torch
 from rasterio.windows import Window
 
-from segkit.data.split import Area
+from segkit.data.area import Area
 from segkit.evaluation.decisions import Decided, Predicted
 from segkit.inference.outputs import PRODUCTS
-from segkit.io.raster import MapFormat, MapWriter, Part, assemble, writing_part
+from segkit.io.cog import MapFormat, MapWriter, Part, assemble, writing_part
 from segkit.models.segmenter import Segmenter
 from segkit.reporting.map_views import ShownMap, narrowed
 

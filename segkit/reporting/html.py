@@ -10,8 +10,8 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from segkit.plots.charts import png, svg
 from segkit.plots.images import spoken
+from segkit.plots.style import png, svg
 from segkit.reporting.viewer import Scenery, State, scripts, viewer
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.split import Area
+from segkit.data.area import Area
 from segkit.evaluation.worst_windows import Look, Piece
 from segkit.inference.summary import Tally
 from segkit.io.grid import Grid
-from segkit.io.raster import Scene, grid_of, open_raster, read_window
+from segkit.io.raster import grid_of, open_raster, read_window
+from segkit.io.scene import Scene
 from segkit.plots.images import View, colored, read_map, spoken
 from segkit.reporting.viewer import FIRST_STATE, NOT_KNOWN, NOTHING, Scenery, State
 from segkit.runtime.progress import progress

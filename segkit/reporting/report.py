@@ -93,8 +93,8 @@ def report(
     from segkit.data.pairing import recipe_files
     from segkit.inference.settings import Options
     from segkit.io.quantities import area, length
+    from segkit.models.model_file import read_header
     from segkit.models.run_folder import LOG, METRICS, MODEL, RECIPE
-    from segkit.models.segmenter import read_header
     from segkit.recipe.schema import Recipe
     from segkit.reporting.html import render
     from segkit.reporting.inputs import Sources

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from segkit.data.area import Area, whole
 from segkit.data.areas import areas, labelled_samples
-from segkit.data.split import Area, whole
 from segkit.errors import DataError, GridError, SegkitError
 from segkit.evaluation.decisions import Decider, MapDecider, map_task
 from segkit.evaluation.evaluate import refuse_doubts, scores
@@ -20,10 +20,11 @@ from segkit.evaluation.worst_windows import Piece, Ranking, draw
 from segkit.inference.settings import Options
 from segkit.io.files import staged
 from segkit.io.quantities import Quantity
-from segkit.io.raster import PathLike, Scene, grid_of, open_raster
+from segkit.io.raster import PathLike, grid_of, open_raster
+from segkit.io.scene import Scene
 from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
 from segkit.models.segmenter import Segmenter, load
-from segkit.plots import charts
+from segkit.plots import area_bars, charts, style, training_curves
 from segkit.plots.images import colored, panels, spoken
 from segkit.recipe.schema import Data, LabelSource, Recipe, Source
 from segkit.reporting.decision_maps import Kept
@@ -153,7 +154,9 @@ class Story:
                 "Estimated from a random sample that somebody looked at; ± is half of a 95 % interval.",
                 facts={"overall accuracy": told, "samples": f"{found['samples']:,}"},
                 areas=found,
-                charts=[Chart(f"{_slug(title)}-areas", charts.areas(found), "What is mapped, and what is estimated.")],
+                charts=[
+                    Chart(f"{_slug(title)}-areas", area_bars.areas(found), "What is mapped, and what is estimated.")
+                ],
             )
         )
 
@@ -165,7 +168,7 @@ class Story:
             for chart in (*section.charts, *section.pictures):
                 written.append(folder / f"{chart.name}.png")
                 with staged(written[-1]) as part:
-                    charts.png(chart.figure, part)
+                    style.png(chart.figure, part)
         for shown, seen in self._seen:
             written.append(folder / f"map-{_slug(shown.title)}.png")
             with staged(written[-1]) as part:
@@ -196,7 +199,7 @@ class Story:
             facts |= {spoken(name): f"{number:,} pixels" for name, number in counts["pixels"].items()}
         else:
             colors = {row["name"]: row["color"] for row in task.legend}
-            drawn.append(Chart(f"{_slug(path.stem)}-mapped", charts.mapped(counts["hectares"], colors), _BIASED))
+            drawn.append(Chart(f"{_slug(path.stem)}-mapped", area_bars.mapped(counts["hectares"], colors), _BIASED))
         self.sections.append(Section(f"Mapped: {path.stem}", "", facts=facts, charts=drawn))
 
     def _tiles(self, ranking: Ranking, maps: Sequence[ShownMap], task: Task, of: str = "") -> None:
@@ -259,7 +262,7 @@ def _training(folder: Path, model: Segmenter, training: Sequence[Area], validati
         )
     rows = read_log(folder / LOG)
     caption = "Loss and validation scores, epoch by epoch."
-    drawn = [Chart("training-curves", charts.curves(rows, _kept(rows, recipe)), caption)] if rows else []
+    drawn = [Chart("training-curves", training_curves.curves(rows, _kept(rows, recipe)), caption)] if rows else []
     code = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     return Section("Training", f"The run {folder}.", facts=facts, charts=drawn, code=code)
 

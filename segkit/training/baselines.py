@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.data.split import Area, read_pieces
+from segkit.data.area import Area, read_pieces
 from segkit.evaluation.metrics import Confusion
-from segkit.io.raster import Tile
+from segkit.io.scene import Tile
 from segkit.task.task import IGNORE, Task
 
 

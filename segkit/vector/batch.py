@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segkit.io.class_table import MapClass
 from segkit.vector import geometry
-from segkit.vector.tracing.arcs import Polygons
+from segkit.vector.tracing.rings import Polygons
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

@@ -11,8 +11,8 @@ import shapely
 from numpy.typing import NDArray
 
 from segkit.errors import OutputError
-from segkit.vector.tracing.arcs import Polygons
 from segkit.vector.tracing.jit import compiled
+from segkit.vector.tracing.rings import Polygons
 
 if TYPE_CHECKING:
     from pyarrow import BinaryArray

@@ -24,11 +24,13 @@ from segkit.io.quantities import Quantity
 from segkit.io.raster import grid_of
 from segkit.runtime.prefetch import ahead
 from segkit.vector.geometry import joined
-from segkit.vector.tracing.arcs import Generalisation, Polygons, Tracer
 from segkit.vector.tracing.confidence import Chances, Confidence
+from segkit.vector.tracing.generalize import Generalisation
 from segkit.vector.tracing.pixel_measures import Squares, length_at, measure_runs
+from segkit.vector.tracing.rings import Polygons
 from segkit.vector.tracing.runs import Codes, Runs, plain_nodata, read_runs
 from segkit.vector.tracing.sieve import Sieve
+from segkit.vector.tracing.tracer import Tracer
 
 # A batch has at least as many polygons or vertices, but for the last one.
 _BATCH_POLYGONS = 20_000

@@ -1,0 +1,1 @@
+"""The sample landscape: land, settlements, and the sensor that sees them."""

@@ -1,0 +1,123 @@
+"""Recipes as text: strict YAML, paths relative to the file, and keys set one by one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segkit.errors import RecipeError
+from segkit.io.remote import is_remote
+from segkit.recipe.messages import Location, shorten
+
+# Paths in a recipe are meant from where they are written: the recipe's folder, or the shell that typed --set.
+_PATHS = re.compile(r"data\.(train|val)\.(images|table|labels(\.path)?|polygons)|model\.encoder_weights")
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2 (1e-3 is a number, no is a word, dates are text) and without surprises."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", list("-+.0123456789")),
+):
+    Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+def parse_yaml(text: str | bytes, source: str) -> Any:
+    """Read YAML as recipes are written; `source` is named in errors.
+
+    Raises
+    ------
+    RecipeError
+        It is not YAML, a key stands twice, or there is an alias.
+    """
+    try:
+        return yaml.load(text, Yaml)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise RecipeError(f"{source}: {line}{error.problem}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+
+
+def resolve_paths(value: Any, folder: Path, place: Location = ()) -> Any:
+    """Make the paths in a part of a recipe absolute; `place` says which part it is."""
+    if isinstance(value, dict):
+        return {key: resolve_paths(each, folder, (*place, key)) for key, each in value.items()}
+    if isinstance(value, list):
+        return [resolve_paths(each, folder, place) for each in value]
+    where = ".".join(str(part) for part in place if not isinstance(part, int))
+    if not isinstance(value, str) or not _PATHS.fullmatch(where):
+        return value
+    if is_remote(value):
+        return value
+    if where == "model.encoder_weights" and not re.search(r"[\\/.]", value):
+        return value  # the name of published weights
+    return os.path.abspath(folder.resolve() / os.path.expanduser(value))  # noqa: PTH100, PTH111 - keeps links and globs
+
+
+def split_override(override: str) -> tuple[Location, Any]:
+    """Return the place and the value of KEY=VALUE.
+
+    Raises
+    ------
+    RecipeError
+        It has no such form, or the value is not YAML.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(f"--set {override}: write it as key=value, for example train.epochs=3")
+    place = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
+    return place, parse_yaml(value, f"--set {override}")
+
+
+def put(raw: Any, place: Location, value: Any, source: str) -> None:
+    """Set one value deep inside a raw recipe; keys on the way are made where they are missing.
+
+    Raises
+    ------
+    RecipeError
+        The recipe has no such place; `source` is named.
+    """
+    for depth, part in enumerate(place):
+        above = ".".join(map(str, place[:depth])) or "the recipe"
+        if isinstance(raw, dict):
+            key = next((known for known in raw if str(known) == str(part)), str(part))
+            if depth < len(place) - 1 and raw.get(key) is None:
+                raw[key] = {}
+        elif isinstance(raw, list):
+            if not isinstance(part, int) or part >= len(raw):
+                raise RecipeError(f"{source}: {above} is a list of {len(raw)}, numbered from 0; found {part}")
+            key = part
+        else:
+            raise RecipeError(f"{source}: {above} is {shorten(raw)} and has no keys")
+        if depth == len(place) - 1:
+            raw[key] = value
+        raw = raw[key]

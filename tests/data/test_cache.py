@@ -1,0 +1,374 @@
+"""Decoded scenes and labels read as their files do, and the cache keeps to its rules."""
+
+import multiprocessing
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+from geopandas import GeoDataFrame
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyogrio import write_dataframe
+from rasterio.windows import Window
+from safetensors.torch import load_file
+from synthetic import TASKS, recipe_for, write_pair
+from synthetic import write_raster as write_synthetic
+
+from segkit.data import cache
+from segkit.data.cache import Cache, cache_folder, clear, entries
+from segkit.data.pairing import resolve
+from segkit.errors import LabelError, RasterError
+from segkit.io.scene import Scene
+from segkit.recipe.schema import Data, Source
+from segkit.task.task import LandClass, Task
+from segkit.training.train import train
+
+GIGABYTES = 1.0
+windows = st.builds(Window, st.integers(-20, 60), st.integers(-20, 60), st.integers(1, 70), st.integers(1, 70))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+
+
+def noise(dtype, *, seed=0, shape=(3, 40, 50)):
+    return np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+
+
+def check_same(one, other, window):
+    mine, theirs = one.read(window), other.read(window)
+    np.testing.assert_array_equal(mine.valid, theirs.valid)
+    assert mine.pixels.dtype == theirs.pixels.dtype == np.float32
+    np.testing.assert_array_equal(mine.pixels[:, mine.valid], theirs.pixels[:, mine.valid])
+    assert np.isnan(mine.pixels[:, ~mine.valid]).all()
+
+
+KINDS = {
+    "uint8": {"array": noise("uint8"), "nodata": 7},
+    "uint16": {"array": noise("uint16"), "nodata": 7, "tiled": True, "blockxsize": 16, "blockysize": 16},
+    "int16": {"array": noise("int16") - 50, "nodata": -7},
+    "int32": {"array": noise("int32") * 70_000},
+    "float32": {"array": np.where(noise("uint8") == 3, np.nan, noise("float32")).astype("float32")},
+    "masked": {"array": noise("uint8"), "mask": noise("uint8", seed=1)[0] > 20},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bands", [None, (3, 1)])
+def test_a_scene_reads_as_its_files_do(write_raster, monkeypatch, kind, bands):
+    monkeypatch.setattr(cache, "_STRIP_PIXELS", 7 * 50)
+    options = KINDS[kind].copy()
+    scene = Scene.of(write_raster("scene.tif", options.pop("array"), **options), bands=bands)
+
+    @settings(max_examples=30)
+    @given(windows)
+    def reads_the_same(window):
+        check_same(kept, scene, window)
+
+    with Cache.opened(GIGABYTES) as own:
+        kept = own.scene(scene)
+        assert kept is not scene
+        reads_the_same()
+        check_same(kept, scene, None)
+    [entry] = entries()
+    small = np.load(entry.path / "pixels.npy", mmap_mode="r").dtype
+    # A band alone without data is what whole numbers cannot say.
+    assert small == {"masked": "uint8"}.get(kind, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16"])
+def test_small_types_stay_small(write_raster, dtype):
+    codes = noise(dtype) + np.array(1, dtype)
+    codes[:, :5] = 0
+    scene = Scene.of(write_raster("scene.tif", codes, nodata=0))
+    with Cache.opened(GIGABYTES) as own:
+        check_same(own.scene(scene), scene, None)
+    assert np.load(entries()[0].path / "pixels.npy", mmap_mode="r").dtype == dtype
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(window=windows)
+def test_labels_read_as_their_files_do(tmp_path, kind, window):
+    if not (tmp_path / "images").exists():
+        write_pair(tmp_path, kind, "a", height=40, width=50)
+    recipe = recipe_for(tmp_path, kind)
+    [sample] = resolve(recipe.data.train, recipe.data, recipe.task).samples
+    with Cache.opened(GIGABYTES) as own:
+        [kept] = resolve(recipe.data.train, recipe.data, recipe.task, own).samples
+        assert type(kept.labels) is not type(sample.labels)
+        found = kept.labels.read(window)
+        assert found.dtype == np.int16
+        np.testing.assert_array_equal(found, sample.labels.read(window))
+        assert len(pickle.dumps(kept)) < 10_000  # what goes to a worker is where the arrays are
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_soft_labels_read_as_their_files_do(tmp_path, kind):
+    task = Task(**recipe_for(tmp_path, kind).to_dict()["task"] | {"classes": CLASSES[kind]})
+    shares = np.random.default_rng(0).dirichlet([1] * 3, (40, 50)).transpose(2, 0, 1)[: len(task.classes)]
+    shares[:, 3:5] = np.nan
+    write_synthetic(tmp_path / "i" / "a.tif", noise("uint8"))
+    write_synthetic(tmp_path / "l" / "a.tif", shares.astype("float32"))
+    labels = {"path": str(tmp_path / "l" / "a.tif"), "fractions": True}
+    source = Source(images=str(tmp_path / "i" / "a.tif"), labels=labels)
+    [plain] = resolve(source, Data(train=source), task).samples
+    with Cache.opened(GIGABYTES) as own:
+        [kept] = resolve(source, Data(train=source), task, own).samples
+        assert type(kept.labels) is not type(plain.labels)
+        assert kept.labels.soft
+        for window in (plain.scene.grid.whole, Window(-3, 2, 70, 9)):
+            found = kept.labels.read(window)
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, plain.labels.read(window))
+        assert (found > 0).any()
+        assert (found % 1 != 0).any()
+
+
+CLASSES = {kind: [LandClass(**one) for one in raw["classes"]] for kind, raw in TASKS.items()}
+
+
+def test_all_that_decides_what_labels_say_is_in_the_name_of_an_entry(tmp_path):
+    task = Task("multilabel", tuple(CLASSES["multilabel"]))
+    write_synthetic(tmp_path / "i" / "a.tif", noise("uint8"))
+    first, second = (str(write_synthetic(tmp_path / n / "a.tif", np.zeros((2, 40, 50), "uint8"))) for n in "lm")
+    polygon = shapely.box(500_000, 8_999_700, 500_200, 9_000_000)
+    for name in "pq":  # alike but for their names, as the two rasters are
+        write_dataframe(GeoDataFrame({"f": ["water"]}, geometry=[polygon], crs=32622), tmp_path / f"{name}.fgb")
+    p, q = (str(tmp_path / f"{name}.fgb") for name in "pq")
+    ways = [
+        {"path": first},
+        {"path": first, "fractions": True},
+        {"path": first, "fractions": True, "whole": 2},
+        {"path": first, "classes": ["forest", "water"]},
+        {"path": p, "field": "f"},
+        {"path": p, "classes": ["water"]},
+        {"path": p, "classes": ["forest"]},
+        {"path": p, "field": "f", "values": {"water": "forest"}},
+        {"path": p, "field": "f", "values": {"water": None}},
+        {"path": p, "classes": ["water"], "outside": "ignore"},
+        [{"path": first}, {"path": second}],
+        {"path": [p, q], "classes": ["water"]},
+        [{"path": p, "classes": ["water"]}, {"path": q, "classes": ["water"]}],
+        [{"path": p, "classes": ["water"]}, {"path": q, "classes": ["forest"]}],
+        [{"path": [p, q], "classes": ["water"]}, {"path": p, "classes": ["water"]}],
+        [{"path": p, "classes": ["water"]}, {"path": [q, p], "classes": ["water"]}],
+    ]
+    with Cache.opened(GIGABYTES) as own:
+        for number, labels in enumerate(ways, 1):
+            source = Source(images=str(tmp_path / "i" / "a.tif"), labels=labels)
+            read = []
+            for where in (None, own):
+                [sample] = resolve(source, Data(train=source), task, where).samples
+                read.append(sample.labels.read(sample.scene.grid.whole))
+            np.testing.assert_array_equal(*read)
+            assert len(entries()) == number + 1  # and the scene's
+
+
+@pytest.mark.parametrize("nodata", [7, None])
+def test_scaled_scenes_are_entries_of_their_own(write_raster, nodata):
+    path = write_raster("scene.tif", noise("int16"), nodata=nodata)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.1, 1, 1), (0, 0, -3)
+    with Cache.opened(GIGABYTES) as own:
+        for scaled in (False, True):
+            scene = Scene.of(path, scaled=scaled)
+            check_same(own.scene(scene), scene, None)
+    assert len(entries()) == 2
+
+
+def refuse(*arguments, **options):
+    raise AssertionError("decoded again")
+
+
+def test_what_is_there_is_not_decoded_again_wherever_it_lies(tmp_path, write_raster, monkeypatch):
+    path = write_raster("scene.tif", noise("uint8"))
+    with Cache.opened(GIGABYTES) as own:
+        own.scene(Scene.of(path))
+    moved = Path(shutil.copy(path, tmp_path / "moved.tif"))
+    os.utime(moved, (1, 1))
+    with monkeypatch.context() as patch, Cache.opened(GIGABYTES) as own:
+        patch.setattr(cache, "_write_scene", refuse)
+        check_same(own.scene(Scene.of(moved)), Scene.of(path), None)
+    assert len(entries()) == 1
+
+
+def test_another_content_or_another_way_to_read_is_another_entry(write_raster):
+    path = write_raster("scene.tif", noise("uint8"))
+    with Cache.opened(GIGABYTES) as own:
+        own.scene(Scene.of(path))
+        own.scene(Scene.of(path, bands=(2,)))
+        path = write_raster("scene.tif", noise("uint8", seed=1))
+        check_same(own.scene(Scene.of(path)), Scene.of(path), None)
+    assert len(entries()) == 3
+
+
+def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(write_raster):
+    scenes = [Scene.of(write_raster(f"{n}.tif", noise("uint8", seed=n))) for n in range(4)]
+    with Cache.opened(GIGABYTES) as own:
+        first, second = (own.scene(scene).entry for scene in scenes[:2])
+    os.utime(first, (2, 2))
+    os.utime(second, (1, 1))
+    size = entries()[0].size
+    with Cache.opened(2.5 * size / 1e9) as own:
+        third = own.scene(scenes[2]).entry
+        assert {entry.path for entry in entries()} == {first, third}
+        held = own.scene(scenes[0]).entry
+        assert held == first
+        with pytest.warns(UserWarning, match="3: takes .* has no room; it is read from its files"):
+            assert own.scene(scenes[3]) is scenes[3]
+        assert {entry.path for entry in entries()} == {first, third}
+        assert clear() == []
+    assert {entry.path for entry in clear()} == {first, third}
+    assert list(cache_folder().iterdir()) == []
+
+
+def test_without_room_or_rights_scenes_are_read_from_their_files(write_raster, monkeypatch):
+    scene = Scene.of(write_raster("scene.tif", noise("uint8")))
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_write_scene", full)
+    with Cache.opened(GIGABYTES) as own, pytest.warns(UserWarning, match="No space left.*read from its files"):
+        assert own.scene(scene) is scene
+    assert entries() == []
+    assert list(cache_folder().iterdir()) == []
+    with Cache.opened(0) as own:
+        assert own is None
+
+
+def test_what_cannot_be_read_is_told_and_leaves_nothing(tmp_path, write_raster):
+    path = write_raster("scene.tif", noise("uint8", shape=(1, 400, 400)), compress="deflate")
+    scene = Scene.of(path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(5000))
+    write_pair(tmp_path, "binary", "a")
+    recipe = recipe_for(tmp_path, "binary", data={"ignore": []})
+    with Cache.opened(GIGABYTES) as own:
+        with pytest.raises(RasterError, match="damaged"):
+            own.scene(scene)
+        with pytest.raises(LabelError, match="255"):
+            resolve(recipe.data.train, recipe.data, recipe.task, own)
+    assert [len(list(entry.path.glob("*.npy"))) for entry in entries()] == [2]  # the scene whose labels are wrong
+
+
+def cut(file, random, _):
+    os.truncate(file, random.integers(file.stat().st_size))
+
+
+def flip(file, random, _):
+    content = bytearray(file.read_bytes())
+    content[random.integers(len(content))] ^= 1 << random.integers(8)
+    file.write_bytes(content)
+
+
+def lengthen(file, *_):
+    file.write_bytes(file.read_bytes() + b"x")
+
+
+def remove(file, *_):
+    file.unlink()
+
+
+def exchange(file, _, other):
+    file.write_bytes((other / file.name).read_bytes())
+
+
+def exchange_all(file, _, other):
+    for one in file.parent.iterdir():
+        one.write_bytes((other / one.name).read_bytes())
+
+
+FILES = {"scene": ("pixels.npy", "valid.npy", "checksums.json"), "labels": ("planes.npy", "checksums.json")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "attack"),
+    [
+        (kind, name, attack)
+        for kind, names in FILES.items()
+        for name in names
+        for attack in (cut, flip, lengthen, remove, exchange, exchange_all)
+        if (name, attack) != ("valid.npy", exchange)  # the two scenes have the same
+    ],
+)
+def test_a_damaged_entry_is_told_and_made_anew(tmp_path, kind, name, attack):
+    """Another entry of the same kind has files of the same sizes."""
+    for place, seed in (("mine", 0), ("other", 1)):
+        write_pair(tmp_path / place, "binary", "a", height=40, width=50, seed=seed)
+
+    def read(place, own):
+        recipe = recipe_for(tmp_path / place, "binary")
+        [sample] = resolve(recipe.data.train, recipe.data, recipe.task, own).samples
+        tile = sample.scene.read()
+        return tile.pixels, tile.valid, sample.labels.read(sample.scene.grid.whole)
+
+    truth, found = read("mine", None), []
+    for place in ("mine", "other"):
+        with Cache.opened(GIGABYTES) as own:
+            read(place, own)
+        new = [entry.path for entry in entries() if entry.path not in found]
+        found += sorted(new, key=lambda entry: (entry / "planes.npy").exists())
+    mine, other = (found[number + (kind == "labels")] for number in (0, 2))
+    random = np.random.default_rng(0)
+    for _ in range(5 if attack in (cut, flip) else 1):
+        attack(mine / name, random, other)
+        message = rf"a(\.tif)?: its entry in the cache is damaged \({mine}.*\); it is made anew$"
+        with Cache.opened(GIGABYTES) as own, pytest.warns(UserWarning, match=message) as told:
+            anew = read("mine", own)
+        assert len(told) == 1
+        for one, same in zip(truth, anew, strict=True):
+            np.testing.assert_array_equal(one, same)
+        with Cache.opened(GIGABYTES) as own:
+            read("mine", own)  # without a warning
+
+
+def test_a_damaged_entry_that_another_process_uses_is_not_read(write_raster):
+    scene = Scene.of(write_raster("scene.tif", noise("uint8")))
+    with Cache.opened(GIGABYTES) as first, Cache.opened(GIGABYTES) as second:
+        entry = first.scene(scene).entry
+        flip(entry / "pixels.npy", np.random.default_rng(0), None)
+        with pytest.warns(UserWarning, match="damaged|another process uses the damaged entry.*read from its files"):
+            assert second.scene(scene) is scene
+
+
+def _take(path):
+    with Cache.opened(GIGABYTES) as own:
+        return float(own.scene(Scene.of(path)).read().pixels.sum())
+
+
+def test_several_at_once_share_an_entry(write_raster):
+    path = write_raster("scene.tif", noise("uint8", shape=(3, 300, 300)))
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        sums = pool.map(_take, [path] * 6)
+    assert set(sums) == {float(Scene.of(path).read().pixels.sum())}
+    assert [entry.path.parent for entry in entries()] == [cache_folder()]
+    assert len(list(cache_folder().iterdir())) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_is_the_same_from_the_cache_and_from_files(tmp_path, workers):
+    write_pair(tmp_path, "multiclass", "a")
+    weights = []
+    for place, gigabytes in enumerate((0, GIGABYTES, GIGABYTES)):
+        recipe = recipe_for(tmp_path, "multiclass")
+        recipe = recipe.model_copy(
+            update={
+                "data": recipe.data.model_copy(update={"cache": gigabytes}),
+                "train": recipe.train.model_copy(update={"workers": workers}),
+            }
+        )
+        weights.append(load_file(train(recipe, tmp_path / f"run{place}").model))
+        assert bool(entries()) == bool(gigabytes)
+    for other in weights[1:]:
+        assert other.keys() == weights[0].keys()
+        assert all(torch.equal(weights[0][name], other[name]) for name in other)

@@ -1,0 +1,455 @@
+"""Predictions by real workers: processes of Dask on this machine."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import dask
+import distributed  # noqa: F401 - its defaults come first, or they would go with what tests set
+import numpy as np
+import pytest
+import rasterio
+import torch
+import yaml
+from killing import names
+from places import HELPERS, ROOT
+from predicting import UTM, placed, read, write_area
+from synthetic import segmenter, write_pair
+from typer.testing import CliRunner
+
+from segkit.cli import app as cli
+from segkit.errors import ClusterError, MissingFileError, ModelFileError, ScenesError, UsageError
+from segkit.inference import dask_executor as cluster
+from segkit.inference import tiling as plan
+from segkit.inference.dask_executor import connect
+from segkit.inference.predict import predict
+from segkit.inference.tasks import BandUnit
+from segkit.models.segmenter import load
+
+RASTERS = ("map", "probabilities", "confidence")
+TILINGS = [{"tile": 64, "overlap": 16}, {"tile": 48, "overlap": 8, "batch": 3}, {"exact": True}]
+FAST = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def several_bands(monkeypatch):
+    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+
+
+@pytest.fixture(scope="module")
+def crew():
+    """Two workers; what kills two is given up, where Dask's own limit is four."""
+    with dask.config.set({"distributed.scheduler.allowed-failures": 1}), connect("local:2") as crew:
+        yield crew
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Scenes and a model file of each kind of task."""
+    folders = {}
+    for kind in ("binary", "multilabel"):
+        folders[kind] = folder = tmp_path_factory.mktemp(kind)
+        for seed, name in enumerate("abc"):
+            write_pair(folder, kind, name, height=230 - 60 * seed, width=150, seed=seed)
+        segmenter(folder, kind).save(folder / "model.safetensors")
+    return folders
+
+
+def mapped(folder, where, scenes="a", **options):
+    """Predict scenes of a folder into the folder `where`; returns the summaries."""
+    where.mkdir(exist_ok=True)
+    outputs = [where / (f"{name}.tif" if len(scenes) == 1 else name) for name in RASTERS]
+    files = [folder / "images" / f"{scene}.tif" for scene in scenes]
+    return predict(
+        folder / "model.safetensors", files, outputs[0], probabilities=outputs[1], confidence=outputs[2], **options
+    )
+
+
+def assert_same(left, right):
+    found = {path.relative_to(left) for path in left.rglob("*.tif")}
+    assert found == {path.relative_to(right) for path in right.rglob("*.tif")} != set()
+    assert not [*left.rglob("*.part"), *left.rglob("*.bands")]
+    for name in found:
+        np.testing.assert_array_equal(read(left / name), read(right / name))
+
+
+class Meddling:
+    """A crew that does something to the task of one band; how often it does, it counts."""
+
+    def __init__(self, crew, change, index=1):
+        self.crew, self.change, self.index, self.done = crew, change, index, 0
+
+    def __getattr__(self, name):
+        return getattr(self.crew, name)
+
+    def start(self, task):
+        unit = task.args[0]
+        if isinstance(unit, BandUnit) and unit.band.index == self.index:
+            self.done += 1
+            task = self.change(task)
+        return self.crew.start(task)
+
+
+def die(task):
+    os._exit(1)
+
+
+def wait_and(seconds, task):
+    time.sleep(seconds)
+    return task()
+
+
+@pytest.mark.parametrize(
+    ("kind", "tiling"), [*(("binary", tiling) for tiling in TILINGS), ("multilabel", TILINGS[0])], ids=str
+)
+def test_pixels_are_those_of_one_process(made, tmp_path, crew, kind, tiling):
+    area = write_area(tmp_path / "area.gpkg", placed(UTM, (20, 10), (190, 30), (90, 140)))
+    options = {"aoi": area if "batch" in tiling else None, "precision": "fp32", **tiling}
+    [here] = mapped(made[kind], tmp_path / "here", **options)
+    [there] = mapped(made[kind], tmp_path / "there", crew=crew, **options)
+    assert_same(tmp_path / "there", tmp_path / "here")
+    assert there.choice == here.choice
+    assert there.pixels == here.pixels
+    assert here.bands > 1 or "exact" in tiling
+
+
+def test_many_scenes_are_spread(made, tmp_path, crew):
+    """Scenes are under way at once; one that is damaged, and one that is finished, are in nobody's way."""
+    folder = made["binary"]
+    mapped(folder, tmp_path / "here", "abc", **FAST)
+    (folder / "images/x.tif").write_bytes(b"no raster")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ScenesError, match=r"1 of 4 scenes failed(.|\n)*x\.tif: .*told by the worker on") as failed:
+        mapped(folder, tmp_path / "there", "xabc", crew=crew, **FAST)
+    assert "unexpected" not in str(failed.value)  # it came as what it was raised as
+    assert [one.path.stem for one in failed.value.summaries] == ["a", "b", "c"]
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_worker_that_is_killed_costs_nothing(made, tmp_path, crew):
+    mapped(made["binary"], tmp_path / "here", **FAST)
+    slow = Meddling(crew, lambda task: partial(wait_and, 2, task))
+    killed = []
+
+    def kill():
+        time.sleep(1)
+        busy = crew._client.processing()
+        pids = crew._client.run(os.getpid)
+        # One of them: what is given from one to another, which is killed, too, would have died twice.
+        killed.append(next(pids[worker] for worker, tasks in busy.items() if tasks))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    [summary] = mapped(made["binary"], tmp_path / "there", crew=slow, **FAST)
+    killer.join()
+    assert killed
+    assert summary.resumed == 0
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_band_that_kills_its_workers_is_set_aside(made, tmp_path, crew):
+    [here] = mapped(made["binary"], tmp_path / "here", **FAST)
+    with pytest.raises(ClusterError, match=r"a: 1 of \d units(.|\n)*band 1, rows \d+ to \d+: 2 workers died of it"):
+        mapped(made["binary"], tmp_path / "there", crew=Meddling(crew, lambda task: partial(die, task)), **FAST)
+    assert len(list((tmp_path / "there/map.tif.bands").glob("band-*"))) == here.bands - 1
+    [summary] = mapped(made["binary"], tmp_path / "there", crew=crew, **FAST)
+    assert summary.resumed == here.bands - 1
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_damaged_block_is_set_aside_until_it_is_whole(made, tmp_path, crew):
+    scene = tmp_path / "images/a.tif"
+    scene.parent.mkdir()
+    with rasterio.open(made["binary"] / "images/a.tif") as dataset:
+        profile, pixels = dataset.profile | {"compress": "deflate", "blockysize": 16}, dataset.read()
+    with rasterio.open(scene, "w", **profile) as dataset:
+        dataset.write(pixels)
+    (tmp_path / "model.safetensors").write_bytes((made["binary"] / "model.safetensors").read_bytes())
+    [here] = mapped(tmp_path, tmp_path / "here", **FAST)
+    whole, facts = scene.read_bytes(), scene.stat()
+    half, gone = len(whole) * 3 // 4, bytes(3000)
+    scene.write_bytes(whole[:half] + gone + whole[half + len(gone) :])
+    os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    with pytest.raises(ClusterError, match=r"units of work were set aside(.|\n)*band \d, rows .*a\.tif"):
+        mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    scene.write_bytes(whole)
+    os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    [summary] = mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    assert 0 < summary.resumed < here.bands
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_client_that_is_killed_is_followed_by_another(made, tmp_path, crew):
+    """The same command with the same workers, of which one may still be at a band of the first client."""
+    mapped(made["binary"], tmp_path / "here", **FAST)
+    (tmp_path / "there").mkdir()
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from functools import partial\n"
+        "import test_dask_executor as t; t.plan._BAND_PIXELS = 1\n"
+        "with t.connect(sys.argv[2]) as crew:\n"
+        "    slow = t.Meddling(crew, lambda task: partial(t.wait_and, 3, task))\n"
+        "    t.mapped(Path(sys.argv[3]), Path(sys.argv[4]), crew=slow, **t.FAST)\n"
+    )
+    arguments = [Path(__file__).parent, crew._client.scheduler.address, made["binary"], tmp_path / "there"]
+    client = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    journal = tmp_path / "there/map.tif.bands"
+    wait_until(lambda: len(list(journal.glob("band-*"))) > 1)
+    client.kill()
+    client.wait()
+    [summary] = mapped(made["binary"], tmp_path / "there", crew=crew, **FAST)
+    assert summary.resumed >= 2
+    assert_same(tmp_path / "there", tmp_path / "here")
+    time.sleep(3)  # the straggler comes to its end
+    assert names(tmp_path / "there") == {f"{name}.tif" for name in RASTERS}
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def encrypted(folder):
+    """What docs/cluster.md says of certificates, done in a folder: Dask's configuration."""
+    document = (ROOT / "docs/cluster.md").read_text()
+    command = re.search("^openssl .*", document, re.MULTILINE)[0]
+    subprocess.run(shlex.split(command), cwd=folder, check=True, capture_output=True)
+    content = re.search("^```yaml\n(distributed:.*?)^```", document, re.MULTILINE | re.DOTALL)[1]
+    return yaml.safe_load(content.replace("/home/me/.dask", str(folder)))
+
+
+def dotted(configuration):
+    """{"a.b": value} of {"a": {"b": value}}: Dask would forget what else is in a."""
+    if not isinstance(configuration, dict):
+        return {"": configuration}
+    parts = {key: dotted(value) for key, value in configuration.items()}
+    return {f"{key}.{rest}".rstrip("."): value for key, part in parts.items() for rest, value in part.items()}
+
+
+@contextmanager
+def one_worker(folder, configuration):
+    """A scheduler and a worker as a user starts them: (address, scheduler's process, worker's process)."""
+    (folder / "dask.yaml").write_text(yaml.safe_dump(configuration))
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, HELPERS))),
+        "DASK_CONFIG": str(folder / "dask.yaml"),
+    }
+    processes, file = [], folder / "scheduler.json"
+    protocol = "tls" if configuration else "tcp"
+
+    def start(*words):
+        command = [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file), "--no-dashboard"]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+
+    try:
+        start("scheduler", "--protocol", protocol, "--host", "127.0.0.1", "--port", "0")
+        wait_until(lambda: file.exists() and file.read_text().endswith("}"))
+        start("worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
+        yield json.loads(file.read_text())["address"], *processes
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("dies", ["scheduler", "worker"])
+def test_what_is_lost_is_told_in_one_line_and_the_work_goes_on_without_it(made, tmp_path, dies):
+    """The cluster that loses its worker is encrypted; its scheduler has done its work without segkit."""
+    mapped(made["binary"], tmp_path / "here", **FAST)
+    told = {"scheduler": "the scheduler of the cluster is lost", "worker": "the cluster has had no worker for 2 s"}[
+        dies
+    ]
+    configuration = encrypted(tmp_path) if dies == "worker" else {}
+    with (
+        one_worker(tmp_path, configuration) as (address, scheduler, worker),
+        dask.config.set(dotted(configuration)),
+        connect(address, patience=30) as crew,
+    ):
+        assert address.startswith("tls://" if configuration else "tcp://")
+        crew._patience = 2
+        slow = Meddling(crew, lambda task: partial(wait_and, 60, task), index=2)
+        journal = tmp_path / "there/map.tif.bands"
+
+        def kill():
+            wait_until(lambda: len(list(journal.glob("band-*"))) > 1)
+            {"scheduler": scheduler, "worker": worker}[dies].kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ClusterError, match=f"^{told}.* the same command goes on") as lost:
+            mapped(made["binary"], tmp_path / "there", crew=slow, **FAST)
+        killer.join()
+        assert "\n" not in str(lost.value)
+        if dies == "worker":
+            assert crew._client.run_on_scheduler(lambda: sys.modules.keys() & {"segkit", "torch"}) == set()
+    [summary] = mapped(made["binary"], tmp_path / "there", **FAST)
+    assert summary.resumed == 2
+    assert_same(tmp_path / "there", tmp_path / "here")
+
+
+def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_path, crew):
+    folder = made["binary"]
+    (tmp_path / "images").symlink_to(folder / "images")
+    file = tmp_path / "model.safetensors"
+    old, new = load(folder / "model.safetensors"), load(folder / "model.safetensors")
+    old.save(file)
+    old.path = file
+    mapped(tmp_path, tmp_path / "old", crew=crew, **FAST)
+    new.mean += 30
+    new.save(file)
+    crew._client.run(forget)
+    with pytest.raises(ModelFileError, match="is another model than the one that was asked for"):
+        predict(old, tmp_path / "images/a.tif", tmp_path / "none.tif", crew=crew, **FAST)
+    mapped(tmp_path, tmp_path / "here", **FAST)
+    mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    assert_same(tmp_path / "there", tmp_path / "here")
+    assert (read(tmp_path / "old/probabilities.tif") != read(tmp_path / "there/probabilities.tif")).any()
+
+
+def forget():
+    from segkit.inference import tasks as units
+
+    units._kept = None
+
+
+def test_workers_are_seldom_heard(crew):
+    """What they say while they work must not be more than the work."""
+    wait_until(lambda: set(crew._client.run(time_between_beats).values()) == {5000})
+
+
+def time_between_beats(dask_worker):
+    return dask_worker.periodic_callbacks["heartbeat"].callback_time
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(500, 5000), (8000, 8000)])
+def test_but_they_are_heard_again_and_again(wanted, taken):
+    beats = SimpleNamespace(callback=None, callback_time=0)
+
+    async def heartbeat():
+        heard.append("beat")
+        beats.callback_time = wanted  # as the scheduler says
+
+    heard, worker = [], SimpleNamespace(periodic_callbacks={"heartbeat": beats}, heartbeat=heartbeat)
+    cluster._seldom_heard().setup(worker)
+    for _ in range(3):
+        asyncio.run(beats.callback())
+        assert beats.callback_time == taken
+    assert len(heard) == 3
+
+
+def test_a_task_that_the_scheduler_forgets_is_not_taken_for_done(crew):
+    ticket = crew.start(partial(time.sleep, 1))
+    crew._send()
+    crew._client.cancel([crew._under_way.pop(ticket)], force=True)
+    with pytest.raises(ClusterError, match="the scheduler of the cluster is lost"):
+        crew.next()
+
+
+def test_many_tasks_are_sent_and_fetched_together(crew):
+    """One by one, a hundred of them would take twice as many messages as there are tasks."""
+    tickets = {crew.start(partial(abs, -number)): number for number in range(100)}
+    sent, map_ = [], crew._client.map
+    crew._client.map = lambda *words, **more: sent.append(words) or map_(*words, **more)
+    try:
+        found = dict(crew.next() for _ in tickets)
+    finally:
+        crew._client.map = map_
+    assert found == tickets
+    assert len(sent) == 1
+
+
+def test_an_error_of_a_task_comes_back_as_it_is(crew):
+    crew.start(partial(load, "nowhere.safetensors"))
+    _, error = crew.next()
+    assert type(error) is MissingFileError
+    assert re.fullmatch(r"nowhere\.safetensors.* \(told by the worker on .+\)", str(error))
+
+
+def test_a_worker_that_dask_gives_up_is_followed_by_another(monkeypatch):
+    monkeypatch.setattr(cluster, "_LOOK", 0.1)
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}), connect("local:1") as crew:
+        [first] = crew._client.run(os.getpid).values()
+        local = crew._client.cluster
+        local.sync(local.workers[0].close)
+        crew.start(os.getpid)
+        assert crew.next()[1] != first
+
+
+def test_local_workers_end_with_the_block(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    before = dict(os.environ)
+    with connect("local:1") as crew:
+        [pid] = crew._client.run(os.getpid).values()
+        [environment] = crew._client.run(first_environment).values()
+        assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert environment["MALLOC_ARENA_MAX"] == "1"
+        assert environment["OMP_NUM_THREADS"] == str(torch.get_num_threads())
+        assert "MALLOC_TRIM_THRESHOLD_" not in environment
+        assert "127.0.0.1" in crew._client.scheduler.address
+        assert (crew.room, crew.sharing) == (1, 1)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+    assert dict(os.environ) == before
+
+
+def first_environment():
+    """What was set before the process began."""
+    return dict(line.split("=", 1) for line in Path("/proc/self/environ").read_text().split("\0") if line)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("tcp://10.0.0.1:8786", "whoever reaches it can run anything"),
+        ("tcp://example.org:8786", "--insecure"),
+        ("tcp://localhost.example.org:8786", "--insecure"),
+        ("10.0.0.1:8786", "not known"),
+        ("tls://host", "not known"),
+        ("tls://host:port", "not known"),
+        ("http://host:8786", "not known"),
+        ("local", "local:4 starts"),
+        ("local:0", "local:4 starts"),
+        ("local:two", "local:4 starts"),
+    ],
+)
+def test_an_address_that_is_none_or_open_to_others_is_refused(address, told, made, tmp_path):
+    with pytest.raises(UsageError, match=told), connect(address):
+        raise AssertionError
+    words = ["predict", str(made["binary"] / "model.safetensors"), "a.tif", "-o", "m.tif", "--cluster", address]
+    assert isinstance(CliRunner().invoke(cli.app, words).exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    "options", [{"address": "tcp://127.0.0.1:1"}, {"address": "tcp://127.0.0.1:1", "insecure": True}]
+)
+def test_nobody_there_is_told_in_one_line(options):
+    refused = pytest.raises(ClusterError, match=r"^tcp://127.0.0.1:1: no scheduler answers there")
+    with refused as told, connect(**options, patience=0.5):
+        raise AssertionError
+    assert "\n" not in str(told.value)
+
+
+def test_without_dask_a_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UsageError, match=r'pip install "segkit\[cluster\]"'), connect("local:2"):
+        raise AssertionError
+
+
+def test_only_cluster_knows_dask():
+    house = Path(cli.__file__).parents[1]
+    knowing = re.compile(r"^\s*(import|from) (dask|distributed)\b", re.MULTILINE)
+    assert [file.name for file in house.rglob("*.py") if knowing.search(file.read_text())] == ["dask_executor.py"]
