@@ -6,8 +6,10 @@ Every name here is loaded on first use, so that ``import segkit`` costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from segkit.runtime.extras import describe_missing_package
+from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from segkit import assess as assess
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from segkit.models.segmenter import load as load
     from segkit.recipe import Recipe as Recipe
     from segkit.reporting.report import report as report
-    from segkit.task import LandClass as LandClass
+    from segkit.task import LandCoverClass as LandCoverClass
     from segkit.task import Task as Task
     from segkit.training.compare import compare as compare
     from segkit.training.train import train as train
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 # The public names: the module of each. `assess` is a package of its own.
 _HOMES = {
-    "LandClass": "segkit.task",
+    "LandCoverClass": "segkit.task",
     "Recipe": "segkit.recipe",
     "SegkitError": "segkit.errors",
     "Segmenter": "segkit.models.segmenter",
@@ -47,15 +49,23 @@ _HOMES = {
     "vectorize": "segkit.vector",
 }
 
-__version__ = version("segkit")
-__all__ = ["__version__", *_HOMES]
+_RENAMED = {"LandClass": "segkit.task"}  # kept for one release; their modules warn
+
+__version__ = VERSION
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - strings, by the annotation of _HOMES
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use (PEP 562)."""
-    if name not in _HOMES:
+    if name not in _HOMES and name not in _RENAMED:
         raise AttributeError(f"module 'segkit' has no attribute {name!r}")
-    home = import_module(_HOMES[name])
+    try:
+        home = import_module((_HOMES | _RENAMED)[name])
+    except ModuleNotFoundError as error:
+        message = describe_missing_package(error)
+        if message is None:
+            raise
+        raise ModuleNotFoundError(f"segkit.{name}: {message}", name=error.name) from error
     return getattr(home, name, home)
 
 

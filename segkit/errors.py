@@ -1,27 +1,27 @@
-"""Every error that segkit raises on purpose.
+"""The errors that segkit raises.
 
 ::
 
     SegkitError                      the root: one clear line for the user
-    +-- UsageError                   what was asked for cannot be done, a ValueError          exit code 2
+    +-- UsageError                   an invalid argument or option, a ValueError              exit code 2
     |   +-- TaskError                a task declaration that contradicts itself
     |   +-- RecipeError              a recipe, or an override of it
     |   +-- MissingFileError         also a FileNotFoundError
     |   +-- OutputExistsError        also a FileExistsError
-    +-- DataError                    the files do not fit what they are used for, a ValueError exit code 1
+    +-- DataError                    files that cannot be used as requested, a ValueError     exit code 1
     |   +-- RasterError              a raster that cannot be read, also an OSError
-    |   +-- GridError                two grids that must be one
+    |   +-- GridError                two grids that must be equal and are not
     |   +-- LabelError               codes, fields or geometries of labels
-    |   +-- ModelFileError           a model file, or a scene that does not fit it
+    |   +-- ModelFileError           a model file, or a scene that does not match it
     +-- TrainingError                a loss or weight that is not a finite number             exit code 1
-    +-- OutputError                  what was written could not be finished, an OSError       exit code 1
+    +-- OutputError                  an output that could not be written, an OSError          exit code 1
     +-- ClusterError                 a cluster that is lost, or work that failed on it        exit code 1
-    +-- ScenesError                  some of several scenes; tells which, keeps the others'   exit code 1
+    +-- ScenesError                  some of several scenes failed; has the others' summaries exit code 1
 
 A message says what was found, what the rule is and what to do, and names the file, band, code or field.
 
-A builtin that has a layout of its own (OSError) is the first base: its `__new__` is the one that works, also where
-errors are brought from other processes.
+OSError comes first among the bases, since it has its own memory layout: its `__new__` must be the one that is called,
+also when errors are unpickled in another process.
 """
 
 from __future__ import annotations
@@ -31,46 +31,47 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-KEY = re.compile(r"(?<![\w./-])(?:task|data|model|train|labels)\.[a-z_]+")
-RECIPE = "--set"  # an option of all commands that take a recipe, and only of those
-_offered: Collection[str] | None = None
+OPTION_PATTERN = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+KEY_PATTERN = re.compile(r"(?<![\w./-])(?:task|data|model|train|labels)\.[a-z_]+")
+RECIPE_OPTION = "--set"  # exactly the commands that take a recipe have this option
+_available_options: Collection[str] | None = None
 
 
 @contextmanager
-def offering(options: Collection[str] | None) -> Iterator[None]:
-    """Let `ways` give only advice that a command with these options can follow, while the block lasts."""
-    global _offered
-    before, _offered = _offered, options
+def limit_suggestions(options: Collection[str] | None) -> Iterator[None]:
+    """Within the block, let `suggest` return only advice that applies to a command with these options."""
+    global _available_options
+    before, _available_options = _available_options, options
     try:
         yield
     finally:
-        _offered = before
+        _available_options = before
 
 
-def ways(*advice: str) -> str:
-    """Return what the user can do as the end of a message: "; add --vrt, or convert the file".
+def suggest(*advice: str) -> str:
+    """Return advice for the user as the end of a message: "; add --vrt, or convert the file".
 
-    What names an option that the running command does not have, or a key of a recipe (data.bands) where it takes none,
-    is left out. In Python, where options are parameters, all of it is given.
+    Advice with an option that the running command does not have is left out, and so is advice with a recipe key
+    (data.bands) if the command takes no recipe. In Python all advice is returned.
     """
-    given = [one for one in advice if _offered is None or can_follow(one, _offered)]
+    given = [one for one in advice if _available_options is None or is_applicable(one, _available_options)]
     return "; " + ", or ".join(given) if given else ""
 
 
-def can_follow(advice: str, options: Collection[str]) -> bool:
-    """Whether a command with these options has all options and keys that an advice names."""
-    return all(name in options for name in OPTION.findall(advice)) and (RECIPE in options or not KEY.search(advice))
+def is_applicable(advice: str, options: Collection[str]) -> bool:
+    """Return whether a command with these options has all options and recipe keys that the advice names."""
+    has_options = all(name in options for name in OPTION_PATTERN.findall(advice))
+    return has_options and (RECIPE_OPTION in options or not KEY_PATTERN.search(advice))
 
 
 class SegkitError(Exception):
-    """Root of all errors that segkit raises on purpose; `exit_code` is what the command line returns."""
+    """Root of all errors of segkit; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class UsageError(SegkitError, ValueError):
-    """What was asked for cannot be done: an option, a path or a combination of them."""
+    """An invalid option or path, or an invalid combination of them."""
 
     exit_code = 2
 
@@ -80,19 +81,19 @@ class TaskError(UsageError):
 
 
 class RecipeError(UsageError):
-    """A recipe, or an override of it, that is not valid."""
+    """An invalid recipe, or an invalid override of a key."""
 
 
 class MissingFileError(FileNotFoundError, UsageError):
-    """A file or folder that was named and is not there."""
+    """A file or folder that does not exist."""
 
 
 class OutputExistsError(FileExistsError, UsageError):
-    """The output is there already and may not be overwritten."""
+    """The output exists and may not be overwritten."""
 
 
 class DataError(SegkitError, ValueError):
-    """The files are there, but do not fit what they are used for."""
+    """Files that exist but cannot be used as requested."""
 
 
 class RasterError(OSError, DataError):
@@ -100,31 +101,31 @@ class RasterError(OSError, DataError):
 
 
 class GridError(DataError):
-    """Two grids that must be one and are not."""
+    """Two grids that must be equal and are not, or a grid that cannot be used as requested."""
 
 
 class LabelError(DataError):
-    """Codes, fields or geometries of labels that the task does not know."""
+    """Codes, fields or geometries of labels that do not match the task."""
 
 
 class ModelFileError(DataError):
-    """A model file that cannot be used, or a scene that does not fit the model."""
+    """A model file that cannot be used, or a scene that does not match the model."""
 
 
 class TrainingError(SegkitError):
-    """A training whose loss, gradients or weights are not finite numbers any more."""
+    """A training whose loss, gradients or weights are no longer finite numbers."""
 
 
 class OutputError(OSError, SegkitError):
-    """What was written could not be finished or verified."""
+    """An output that could not be written or verified."""
 
 
 class ClusterError(SegkitError):
-    """A cluster that is not there, or not any more, or what was set aside because it failed on one."""
+    """A cluster that cannot be reached or was lost, or work that failed on it."""
 
 
 class ScenesError(SegkitError):
-    """Some of several scenes could not be done; `summaries` are those of the others."""
+    """Some of several scenes failed; `summaries` are those of the others."""
 
     def __init__(self, message: str, summaries: Sequence[Any] = ()) -> None:
         super().__init__(message)

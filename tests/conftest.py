@@ -38,7 +38,7 @@ def _no_cache_of_the_user(tmp_path_factory):
 def _no_lines_of_progress():
     """How fast the machine is must not show in what a command prints; test_progress.py has a clock of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segkit.runtime.progress._SECONDS_BETWEEN_LINES", math.inf)
+        patch.setattr("segkit.runtime.progress._LINE_INTERVAL_S", math.inf)
         yield
 
 

@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+import typer
 import yaml
 from places import ROOT
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
 from segkit.cli import app as cli
+from segkit.cli import root
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
-TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps": 1, "epochs": 1}
+TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps_per_epoch": 1, "epochs": 1}
 # What a document takes for granted that another one makes.
 BEFORE = {
-    "vectorize.md": ["segkit predict forest.safetensors scene.tif -o map.tif --probabilities chances.tif"],
+    "vectorize.md": ["segkit predict forest.safetensors scene.tif -o map.tif --probabilities probabilities.tif"],
     "assess.md": ["segkit assess design map.tif -n 200 -o filled.gpkg"],
 }
 
@@ -34,6 +36,14 @@ BEFORE = {
 def commands(document: Path) -> list[str]:
     fences = re.findall(r"^```bash\n(.*?)^```", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [line for fence in fences for line in fence.splitlines() if line.startswith("segkit ")]
+
+
+def examples() -> list[str]:
+    """Return the commands that the help of each command shows."""
+    texts = [typer.main.get_command(root.app).epilog]
+    for group in (root.app, root.assess_app):
+        texts += [command.epilog for command in group.registered_commands]
+    return [line.strip() for text in texts for line in (text or "").splitlines() if line.strip().startswith("segkit ")]
 
 
 def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,24 +94,48 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def finished_maps(here: Path) -> None:
+    """Write maps in which every class occurs, which a tiny training does not promise."""
+    shutil.copy(here / "truth.tif", here / "map.tif")
+    classes = [{"name": "background", "value": 0, "background": True}, {"name": "deforestation", "value": 1}]
+    with rasterio.open(here / "map.tif", "r+") as map_:
+        map_.update_tags(segkit_classes=json.dumps(classes))
+    for year in (2019, 2024):
+        shutil.copy(here / "map.tif", here / f"map_{year}.tif")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = shutil.copytree(workplace, tmp_path / "here")
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
-    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst", lambda *_, **__: None)
-    if document.name in ("assess.md", "change.md"):  # maps that have all their classes
-        shutil.copy(here / "truth.tif", here / "map.tif")
-        classes = [{"name": "background", "value": 0, "background": True}, {"name": "deforestation", "value": 1}]
-        with rasterio.open(here / "map.tif", "r+") as map_:
-            map_.update_tags(segkit_classes=json.dumps(classes))
-        for year in (2019, 2024):
-            shutil.copy(here / "map.tif", here / f"map_{year}.tif")
+    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst_windows", lambda *_, **__: None)
+    if document.name in ("assess.md", "change.md"):
+        finished_maps(here)
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
         run(line, monkeypatch)
         if "filled.gpkg" in line and "design" in line:
             points = geopandas.read_file("filled.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")
+
+
+def test_examples_of_the_help_run(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = shutil.copytree(workplace, tmp_path / "here")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst_windows", lambda *_, **__: None)
+    found = examples()
+    # Those that take a finished map first; the demo and the cluster are tested where they belong.
+    found.sort(key=lambda line: "segkit predict" not in line)
+    assert len(found) > 12
+    for line in found:
+        if "segkit demo" in line or "--cluster" in line or line.endswith("--help"):
+            continue
+        if "map.tif" in line and not line.startswith("segkit predict"):
+            finished_maps(here)
+        if "filled.gpkg" in line:
+            points = geopandas.read_file("points.gpkg", layer="points")
+            points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")
+        run(line, monkeypatch)
 
 
 def test_python_of_the_readme_runs(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Imports go one way, downwards: the floors of docs/architecture.md."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -8,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 import pytest
 from house import HOUSE, modules
 
+ARCHITECTURE = (HOUSE.parent / "docs" / "architecture.md").read_text()
 # A room is a file or a folder of segkit/.
 FLOORS = [
     {"errors", "runtime"},
@@ -107,3 +109,42 @@ def test_the_drawing_shows_the_imports():
     """`python tools/draw_imports.py` makes it anew."""
     done = subprocess.run([sys.executable, "tools/draw_imports.py", "--check"], cwd=HOUSE.parent, check=False)
     assert done.returncode == 0
+
+
+def test_the_table_of_packages_lists_every_module():
+    rows = re.findall(r"^\| \d? ?\| `(\w+)/`.*$", ARCHITECTURE, re.MULTILINE)
+    texts = {row: next(line for line in ARCHITECTURE.splitlines() if f"| `{row}/`" in line) for row in rows}
+    assert texts.keys() == {path.name for path in HOUSE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    for package, text in texts.items():
+        for file in (HOUSE / package).glob("[a-z]*.py"):
+            assert re.search(rf"\b{file.stem}\b", text), f"docs/architecture.md: {package}/ without {file.stem}"
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md", "README.md"])
+def test_documents_name_files_that_exist(document):
+    text = (HOUSE.parent / document).read_text()
+    for path in re.findall(r"`((?:[\w.]+/)+(?:[\w.]+\.\w+)?)`", text):
+        folders = (HOUSE.parent, HOUSE, *HOUSE.iterdir())
+        assert any((folder / path).exists() for folder in folders), f"{document} names {path}"
+
+
+def test_tests_lie_in_folders_like_the_modules_they_test():
+    """A few test what has no module of its own: the public functions of packages, and what all modules promise."""
+    others = {"vector/test_vectorize", "data/test_labels", "demo/test_landscape", "cli/test_advice"}
+    for file in (HOUSE.parent / "tests").glob("*/**/test_*.py"):
+        name = file.relative_to(HOUSE.parent / "tests").with_suffix("")
+        module = HOUSE / name.parent / f"{name.name.removeprefix('test_')}.py"
+        assert module.exists() or str(name) in others, f"{name} tests no module of its name"
+
+
+def test_the_walks_of_contributing_name_what_exists():
+    text = (HOUSE.parent / "CONTRIBUTING.md").read_text()
+    source = {
+        path: (HOUSE / path).read_text()
+        for path in re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+        if (HOUSE / path).exists()
+    }
+    found = re.findall(r"`([\w.]+)` \(`((?:\w+/)+\w+\.py)`\)", text.replace("\n", " "))
+    assert len(found) > 8
+    for name, path in found:
+        assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b", source[path]), (name, path)

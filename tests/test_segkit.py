@@ -10,7 +10,7 @@ import segkit
 
 PUBLIC = {
     "__version__",
-    "LandClass",
+    "LandCoverClass",
     "Recipe",
     "SegkitError",
     "Segmenter",
@@ -66,3 +66,8 @@ def test_an_unknown_name():
         _ = segkit.tarin
     with pytest.raises(ImportError):
         exec("from segkit import tarin")
+
+
+def test_the_old_name_of_a_class_warns():
+    with pytest.warns(DeprecationWarning, match="LandClass is now called segkit.LandCoverClass"):
+        assert segkit.LandClass is segkit.LandCoverClass

@@ -73,7 +73,7 @@ def bands(side: int) -> Iterator[list[Window]]:
 def client(how: str, what: str, source: str) -> dict[str, Any]:
     """Read in this process, and tell a checksum and the seconds."""
     started, total = time.perf_counter(), 0
-    scene = Scene.of(source) if how == "segkit" else None
+    scene = Scene.from_files(source) if how == "segkit" else None
     side = scene.grid.width if scene is not None else None
     name = source if how == "file" else f"/vsicurl/{source}"
 
@@ -102,7 +102,9 @@ def client(how: str, what: str, source: str) -> dict[str, Any]:
 def ask(how: str, what: str, source: str, **environment: str) -> dict[str, Any]:
     """Run `client` in a process of its own."""
     command = [sys.executable, __file__, "--client", how, what, source]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1]) | {"stderr": done.stderr}

@@ -35,7 +35,7 @@ from segkit.errors import ClusterError
 from segkit.inference import tiling as plan
 from segkit.inference.dask_executor import connect
 from segkit.inference.predict import predict
-from segkit.inference.tasks import BandUnit
+from segkit.inference.tasks import PredictBand
 from segkit.inference.tiling import plan_tiling
 from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
@@ -77,16 +77,16 @@ def speed(options: argparse.Namespace) -> None:
             files = {where: (folder / f"{where}{turn}.tif", folder / f"{where}{turn}-p.tif") for where in ("1", "2")}
             [here] = predict(model, scene, files["1"][0], probabilities=files["1"][1])
             started = time.perf_counter()
-            with connect("local:2") as crew:
-                crew._client.wait_for_workers(2)
+            with connect("local:2") as executor:
+                executor._client.wait_for_workers(2)
                 up = time.perf_counter() - started
                 began = time.perf_counter()
                 for _ in range(2):
-                    crew.start(_ready)
+                    executor.submit(_ready)
                 for _ in range(2):
-                    crew.next()
+                    executor.next_result()
                 ready = time.perf_counter() - began
-                [there] = predict(model, scene, files["2"][0], probabilities=files["2"][1], crew=crew)
+                [there] = predict(model, scene, files["2"][0], probabilities=files["2"][1], executor=executor)
             whole = time.perf_counter() - started
             identical = all(same(left, right) for left, right in zip(files["1"], files["2"], strict=True))
             ratios.append(here.seconds / there.seconds)
@@ -105,19 +105,19 @@ def _ready() -> None:
 
 
 class Poisoned:
-    """A crew in which one band's task kills its worker, as long as `armed`."""
+    """An executor in which one band's task kills its worker, as long as `armed`."""
 
-    def __init__(self, crew: Any, index: int) -> None:
-        self._crew, self._index, self.armed = crew, index, True
+    def __init__(self, executor: Any, index: int) -> None:
+        self._executor, self._index, self.armed = executor, index, True
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._crew, name)
+        return getattr(self._executor, name)
 
-    def start(self, task: Any) -> Any:
+    def submit(self, task: Any) -> Any:
         """Start a task, or its poisonous twin."""
         unit = task.args[0]
-        poisonous = self.armed and isinstance(unit, BandUnit) and unit.band.index == self._index
-        return self._crew.start(partial(os._exit, 1) if poisonous else task)
+        poisonous = self.armed and isinstance(unit, PredictBand) and unit.band.index == self._index
+        return self._executor.submit(partial(os._exit, 1) if poisonous else task)
 
 
 def _dask(*words: str) -> subprocess.Popen[bytes]:
@@ -156,7 +156,7 @@ def _free_port() -> int:
 def kills(options: argparse.Namespace) -> None:
     """Kill workers, a scheduler and a client; the same command goes on each time."""
     print(f"# kills: {options.kills} workers at random, one poisonous band, the scheduler, the client; small network")
-    plan._BAND_PIXELS = 2**18  # several bands in a small scene
+    plan._MIN_BAND_PIXELS = 2**18  # several bands in a small scene
     dice = random.Random(0)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -164,9 +164,14 @@ def kills(options: argparse.Namespace) -> None:
         small().save(model)
         how = {"tile": 256, "overlap": 32, "precision": "fp32"}
 
-        def run(crew: Any, target: str) -> Any:
+        def run(executor: Any, target: str) -> Any:
             [summary] = predict(
-                model, scene, folder / f"{target}.tif", probabilities=folder / f"{target}-p.tif", crew=crew, **how
+                model,
+                scene,
+                folder / f"{target}.tif",
+                probabilities=folder / f"{target}-p.tif",
+                executor=executor,
+                **how,
             )
             return summary
 
@@ -199,9 +204,9 @@ def kills(options: argparse.Namespace) -> None:
             while True:
                 calls += 1
                 try:
-                    with connect("local:2", patience=20) as crew:
-                        at_work.append(crew)
-                        run(crew, target)
+                    with connect("local:2", patience=20) as executor:
+                        at_work.append(executor)
+                        run(executor, target)
                     break
                 except ClusterError as error:
                     print(str(error).replace("\n", " | ")[:300], flush=True)
@@ -209,9 +214,9 @@ def kills(options: argparse.Namespace) -> None:
             maps, calls = maps + 1, 0
         ended.set()
         thread.join()
-        crew = stack.enter_context(connect("local:2"))
+        executor = stack.enter_context(connect("local:2"))
 
-        poisoned = Poisoned(crew, 3)
+        poisoned = Poisoned(executor, 3)
         try:
             run(poisoned, "poisoned")
         except ClusterError as error:
@@ -237,26 +242,34 @@ def kills(options: argparse.Namespace) -> None:
             except ClusterError as error:
                 print(str(error))
             waiting.join()
-        print(f"the same call, with other workers: {run(crew, 'lost').resumed} bands taken over")
+        print(f"the same call, with other workers: {run(executor, 'lost').resumed} bands taken over")
         verdict("the scheduler killed", "lost", 2)
 
         child = subprocess.Popen(
-            [sys.executable, __file__, "client", crew._client.scheduler.address, str(model), str(scene), str(folder)]
+            [
+                sys.executable,
+                __file__,
+                "client",
+                executor._client.scheduler.address,
+                str(model),
+                str(scene),
+                str(folder),
+            ]
         )
         after_two_bands("client", child.kill).join()
         child.wait()
-        print(f"the same call, with the same workers: {run(crew, 'client').resumed} bands taken over")
+        print(f"the same call, with the same workers: {run(executor, 'client').resumed} bands taken over")
         verdict("the client killed", "client", 2)
     print()
 
 
 def client(address: str, model: str, scene: str, folder: str) -> None:
     """Be a client that is to be killed."""
-    plan._BAND_PIXELS = 2**18
-    with connect(address) as crew:
+    plan._MIN_BAND_PIXELS = 2**18
+    with connect(address) as executor:
         outputs = Path(folder) / "client.tif", Path(folder) / "client-p.tif"
         how = {"tile": 256, "overlap": 32, "precision": "fp32"}
-        predict(model, scene, outputs[0], probabilities=outputs[1], crew=crew, **how)
+        predict(model, scene, outputs[0], probabilities=outputs[1], executor=executor, **how)
 
 
 class Proxy:
@@ -302,14 +315,14 @@ def traffic(options: argparse.Namespace) -> None:
         address = f"tcp://127.0.0.1:{proxy.port}"
         processes.append(_dask("worker", address, *number, "--no-dashboard"))
         try:
-            with connect(address) as crew:
-                crew._client.wait_for_workers(2)
+            with connect(address) as executor:
+                executor._client.wait_for_workers(2)
                 time.sleep(5)
                 before = proxy.bytes
                 time.sleep(20)
                 idle = (proxy.bytes - before) / 20
                 before = proxy.bytes
-                [summary] = predict(model, scene, folder / "map.tif", probabilities=folder / "p.tif", crew=crew)
+                [summary] = predict(model, scene, folder / "map.tif", probabilities=folder / "p.tif", executor=executor)
                 passed = proxy.bytes - before
         finally:
             for process in reversed(processes):
@@ -355,10 +368,10 @@ def scaling(options: argparse.Namespace) -> None:
 
 
 def _tiling(side: int) -> Any:
-    from segkit.inference.settings import OVERLAP, RAMP, TILE
+    from segkit.inference.settings import BLEND_WIDTH, OVERLAP, TILE
     from segkit.io.grid import Grid
 
-    return plan_tiling(Grid(side, side, rasterio.Affine.identity(), None), TILE, OVERLAP, 32, ramp=RAMP)
+    return plan_tiling(Grid(side, side, rasterio.Affine.identity(), None), TILE, OVERLAP, 32, blend_width=BLEND_WIDTH)
 
 
 def _rate(options: argparse.Namespace) -> float:
@@ -374,16 +387,16 @@ def _rate(options: argparse.Namespace) -> float:
             number = str(math.ceil(workers / _SLEEPING_PROCESSES))
             process = subprocess.Popen([sys.executable, __file__, "sleepers", address, number], start_new_session=True)
             stack.callback(_end, process)
-        crew = stack.enter_context(connect(address))
-        crew._client.wait_for_workers(workers)
+        executor = stack.enter_context(connect(address))
+        executor._client.wait_for_workers(workers)
         for what, each, tasks in (("at once", 0.0, 5000), (f"sleeping {pause:g} s", pause, 4 * workers)):
             started, begun, done = time.perf_counter(), 0, 0
             before = _cpu(os.getpid()), _cpu(scheduler.pid)
             while done < tasks:
-                while begun < tasks and begun - done < crew.room:
-                    crew.start(partial(_sleep, each, payload))
+                while begun < tasks and begun - done < executor.max_tasks:
+                    executor.submit(partial(_sleep, each, payload))
                     begun += 1
-                crew.next()
+                executor.next_result()
                 done += 1
             took = time.perf_counter() - started
             mine, its = _cpu(os.getpid()) - before[0], _cpu(scheduler.pid) - before[1]

@@ -34,14 +34,14 @@ from segkit.inference.blending import predict_blocks
 from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.predict import predict
 from segkit.inference.runner import Runner
-from segkit.inference.settings import OVERLAP, RAMP, TILE, Options, choose
+from segkit.inference.settings import BLEND_WIDTH, OVERLAP, TILE, PredictOptions, resolve_settings
 from segkit.inference.summary import peak_memory
 from segkit.inference.tiling import Tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.scene import Scene
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
 BANDS = 4
 CLASSES = ("water", "forest", "field", "town")
@@ -56,19 +56,19 @@ class Tiny(nn.Module):
     def __init__(self, stride: int = 32) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.task = Task("multiclass", tuple(LandClass(name, value) for value, name in enumerate(CLASSES, 1)))
+        self.task = Task("multiclass", tuple(LandCoverClass(name, value) for value, name in enumerate(CLASSES, 1)))
         self.bands, self.stride = BANDS, stride
         self.network = nn.Conv2d(BANDS, self.task.channels, 3, padding=1)
 
     def scene(self, paths: Any, *, vrt: bool = False) -> Scene:
         """Describe a scene."""
-        return Scene.of(paths, vrt=vrt)
+        return Scene.from_files(paths, vrt=vrt)
 
     def check_scene(self, scene: Scene) -> None:
         """Refuse other scenes than this bench's."""
         assert len(scene.bands) == self.bands
 
-    def prepared(self, device: torch.device, precision: str) -> Tiny:
+    def optimized_for_inference(self, device: torch.device, precision: str) -> Tiny:
         """Return itself: there is nothing to fold."""
         return self.to(device)
 
@@ -116,10 +116,10 @@ def efficiency(options: argparse.Namespace) -> None:
     print(f"# efficiency: U-Net resnet18, {options.size} x {options.size}, {precision} on {device.type}")
     model = unet()
     grid = Grid(options.size, options.size, PLACE["transform"], None)
-    tiling = plan_tiling(grid, TILE, OVERLAP, model.stride, ramp=RAMP)
+    tiling = plan_tiling(grid, TILE, OVERLAP, model.stride, blend_width=BLEND_WIDTH)
     windows = len(tiling.rows.spans) * len(tiling.columns.spans)
     shape = (1, BANDS, tiling.rows.length, tiling.columns.length)
-    prepared = model.prepared(device, precision)
+    prepared = model.optimized_for_inference(device, precision)
     pixels = torch.rand(shape, device=device).mul(1000)
     valid = torch.ones(1, *shape[2:], dtype=torch.bool, device=device)
 
@@ -162,7 +162,7 @@ def efficiency(options: argparse.Namespace) -> None:
 
 def _decoding(scene: Path) -> float:
     started = time.perf_counter()
-    described = Scene.of(scene)
+    described = Scene.from_files(scene)
     with described.open() as reader:
         for window in described.grid.tiles(2048):
             reader.read(window)
@@ -196,7 +196,7 @@ def seams(options: argparse.Namespace) -> None:
             with rasterio.open(path, "w", height=pixels.shape[1], width=pixels.shape[2], **profile, **PLACE) as out:
                 out.write(pixels)
             print(f"# seams: {options.model} on a mosaic of {len(files)} tiles, {pixels.shape[1:]}")
-        scene = model.scene(path)
+        scene = model.open_scene(path)
         whole = Tiling(*(plan.plan_axis(size, size, 0, model.stride) for size in scene.grid.shape))
         exact, valid = _probabilities(model, scene, whole, device, "fp32")
         decided = model.task.decide(exact[None])
@@ -212,15 +212,15 @@ def seams(options: argparse.Namespace) -> None:
             )
 
         for tile, overlap, ramp in options.tilings:
-            tiling = plan_tiling(scene.grid, tile, overlap, model.stride, ramp=ramp)
+            tiling = plan_tiling(scene.grid, tile, overlap, model.stride, blend_width=ramp)
             row(f"tile {tile} overlap {overlap} ramp {ramp}", tiling)
-        default = choose(model, scene, Options(precision="fp32"))
+        default = resolve_settings(model, scene, PredictOptions(precision="fp32"))
         row("the defaults", default.tiling(scene.grid, model.stride))
         row("the defaults, bf16", default.tiling(scene.grid, model.stride), "bf16")
         row("one window, bf16", whole, "bf16")
-        if model.reach is not None:
-            choice = choose(model, scene, Options(exact=True))
-            row(f"exact (reach {model.reach})", choice.tiling(scene.grid, model.stride))
+        if model.receptive_field is not None:
+            choice = resolve_settings(model, scene, PredictOptions(exact=True))
+            row(f"exact (receptive field {model.receptive_field})", choice.tiling(scene.grid, model.stride))
         print()
 
 
@@ -288,7 +288,7 @@ def _peak(scene: str, network: str, output: str) -> None:
 def kills(options: argparse.Namespace) -> None:
     """Kill predictions at random moments, let the same call go on, and compare with an undisturbed map."""
     print(f"# kills: {options.kills} random kill -9, tiny network")
-    plan._BAND_PIXELS = 2**16  # several bands in a small scene
+    plan._MIN_BAND_PIXELS = 2**16  # several bands in a small scene
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has none of its parent's threads
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
@@ -383,7 +383,7 @@ def damage(options: argparse.Namespace) -> None:
     import resource
 
     print("# a full disk, and a damaged band")
-    plan._BAND_PIXELS = 2**16
+    plan._MIN_BAND_PIXELS = 2**16
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder, target = Path(name), Path(name) / "map.tif"
         make_scene(folder / "scene.tif", 512, 4096)

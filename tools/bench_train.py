@@ -30,16 +30,16 @@ from affine import Affine
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
-from segkit.data.area import whole
+from segkit.data.area import full_areas
 from segkit.data.augmentation import Augmentation
 from segkit.data.cache import Cache
-from segkit.data.datasets import EpochSampler, TrainTiles
-from segkit.data.pairing import Sample, resolve
+from segkit.data.datasets import EpochSampler, TrainDataset
+from segkit.data.pairing import Sample, open_samples
 from segkit.data.statistics import Statistics
 from segkit.models.run_folder import METRICS, read_log
 from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
-from segkit.training.losses import combined
+from segkit.training.losses import combine_losses
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "amazon"
 SIZE = 256
@@ -95,15 +95,15 @@ def limits(sample: Sample, folder: Path, seconds: float) -> None:
 def supply(recipe: Recipe, folder: Path, seconds: float) -> None:
     """Print what the supply gives: from files and from the cache, with and without augmentation and workers."""
     os.environ["SEGKIT_CACHE"] = str(folder / "cache")
-    with Cache.opened(recipe.data.cache) as cache:
+    with Cache.open(recipe.data.cache) as cache:
         for source, kept in (("files", None), ("cache", cache)):
             started = time.perf_counter()
-            areas = whole(resolve(recipe.data.train, recipe.data, recipe.task, kept).samples)
-            statistics = Statistics.of(areas, recipe.task)
+            areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task, kept).samples)
+            statistics = Statistics.from_areas(areas, recipe.task)
             print(f"from the {source}: opened and counted in {time.perf_counter() - started:.1f} s", flush=True)
             augmentation = Augmentation("default", statistics.mean, statistics.std)
             for name, change in (("no augmentation", None), ("default augmentation", augmentation)):
-                tiles = TrainTiles(areas, SIZE, change, seed=0)
+                tiles = TrainDataset(areas, SIZE, change, seed=0)
                 numbers = iter(range(10**9))
                 alone = rate(endless(lambda tiles=tiles, numbers=numbers: tiles[next(numbers)]), seconds)
                 found = [f"alone {alone:,.0f}"]
@@ -119,13 +119,13 @@ def supply(recipe: Recipe, folder: Path, seconds: float) -> None:
 def steps(recipe: Recipe, folder: Path, count: int) -> None:
     """Print the time of a training step beside that of the network alone on a fixed batch."""
     os.environ["SEGKIT_CACHE"] = str(folder / "cache")
-    with Cache.opened(recipe.data.cache) as cache:
-        areas = whole(resolve(recipe.data.train, recipe.data, recipe.task, cache).samples)
-        statistics = Statistics.of(areas, recipe.task)
+    with Cache.open(recipe.data.cache) as cache:
+        areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task, cache).samples)
+        statistics = Statistics.from_areas(areas, recipe.task)
         model = Segmenter(recipe, statistics.mean, statistics.std, areas[0].sample.scene.band_names)
-        tiles = TrainTiles(areas, SIZE, Augmentation("default", statistics.mean, statistics.std), seed=0)
+        tiles = TrainDataset(areas, SIZE, Augmentation("default", statistics.mean, statistics.std), seed=0)
         batches = iter(DataLoader(tiles, recipe.train.batch_size, sampler=EpochSampler(10**6)))
-        loss = combined(recipe.train.loss, recipe.task)
+        loss = combine_losses(recipe.train.loss, recipe.task)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         fixed = next(batches)
 
@@ -225,13 +225,19 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         if options.part:
-            setup = {"tile_size": 128, "epochs": 2, "steps": options.steps, "device": "cpu", "precision": "fp32"}
+            setup = {
+                "tile_size": 128,
+                "epochs": 2,
+                "steps_per_epoch": options.steps,
+                "device": "cpu",
+                "precision": "fp32",
+            }
             setup["learning_rate"] = options.learning_rate
             raw = recipe.to_dict()
             raw["data"]["val"] = {"fraction": 0.25, "block": 128, "gap": 16}
             devices(Recipe.from_dict(raw | {"train": setup}), Path(folder), double=options.double)
             return
-        limits(resolve(recipe.data.train, recipe.data, recipe.task).samples[0], Path(folder), options.seconds)
+        limits(open_samples(recipe.data.train, recipe.data, recipe.task).samples[0], Path(folder), options.seconds)
         supply(recipe, Path(folder), options.seconds)
         steps(recipe, Path(folder), options.steps)
 

@@ -236,7 +236,7 @@ def _parts(path: str, out: str, begun: str) -> dict[str, float]:
     from segkit.vector import batch, vectorize
     from segkit.vector import map_source as source
     from segkit.vector.formats import writer as write
-    from segkit.vector.tracing import arcs, runs
+    from segkit.vector.tracing import runs, tracer
 
     def measure(owner: Any, name: str, part: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
@@ -253,21 +253,21 @@ def _parts(path: str, out: str, begun: str) -> dict[str, float]:
     took["start-up"] = time.time() - float(begun)
     measure(runs, "_read_codes", "reading")
     measure(runs, "_split", "kernel")
-    measure(arcs.Tracer, "trace", "kernel")
-    for owner, name in ((source, "ground_of"), (batch.Batch, "table")):
+    measure(tracer.Tracer, "trace", "kernel")
+    for owner, name in ((source, "fit_pixel_measures"), (batch.Batch, "to_arrow")):
         measure(owner, name, "attributes")
-    measure(arcs, "measure_runs", "measuring")
+    measure(tracer, "measure_runs", "measuring")
     measure(write.Writer, "write", "writing")
-    left = write.writing
+    original = write.open_writer
 
     @contextmanager
-    def writing(*arguments: Any, **keywords: Any) -> Iterator[Any]:
-        with left(*arguments, **keywords) as writer:
+    def timed_writer(*arguments: Any, **keywords: Any) -> Iterator[Any]:
+        with original(*arguments, **keywords) as writer:
             yield writer
             started = time.perf_counter()
         took["writing"] += time.perf_counter() - started
 
-    write.writing = writing
+    write.open_writer = timed_writer
     vectorize(path, out, background=True, overwrite=True)
     # Runs are measured inside of tracing.
     measuring = took.pop("measuring")
@@ -313,13 +313,13 @@ def memory(options: argparse.Namespace) -> None:
 def _file(path: str, out: str) -> dict[str, Any]:
     warm()
     from segkit.vector import vectorize
-    from segkit.vector.map_source import opened
-    from segkit.vector.tracing.pipeline import Options
+    from segkit.vector.map_source import open_map
+    from segkit.vector.tracing.pipeline import VectorizeOptions
 
     imports = peak()
     took: dict[str, float] = {}
     chosen = {"probabilities": None, "classes": None, "background": True, "names": None}
-    with timed(took, "engine"), opened(path, Options(), **chosen) as source:
+    with timed(took, "engine"), open_map(path, VectorizeOptions(), **chosen) as source:
         polygons = sum(len(batch) for batch in source.batches(dissolve=False, show_progress=False))
     with timed(took, "seconds"):
         vectorize(path, out, background=True)

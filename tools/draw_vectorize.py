@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     with rasterio.open(options.map) as dataset:
         left, bottom, right, top = bounds(Window(*options.window), dataset.transform)
-        colors = {one.name: one.color for one in Legend.of(dataset).classes}
+        colors = {one.name: one.color for one in Legend.from_dataset(dataset).classes}
     figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3.6), layout="constrained")
     for axis, (title, how) in zip(axes, PANELS.items(), strict=True):
         frame = polygons(options.map, background=True, **how).cx[left:right, bottom:top]

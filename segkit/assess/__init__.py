@@ -1,4 +1,8 @@
-"""Assessment: from a map to areas with error bars: a sample to be looked at, and what it says."""
+"""Accuracy assessment: a stratified random sample of a map, and areas and accuracies estimated from it.
+
+`sampling` allocates and draws points, `design` and `points` write them for an interpreter, `estimation` holds the
+estimator, `sample` applies it to files, `export` writes results. Estimators and sampling designs go here.
+"""
 
 from segkit.assess.design import Design, design
 from segkit.assess.estimation import Estimate, Stratum, estimate, estimate_points, sample_size

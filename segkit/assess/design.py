@@ -1,8 +1,8 @@
-"""Design: a stratified random sample of a map, for somebody to look at."""
+"""Draw a stratified random sample of a map and write it for interpretation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,16 @@ import pandas
 
 from segkit.assess.estimation import sample_size
 from segkit.assess.points import LAYERS, POINTS, read_table, write_points
-from segkit.assess.sampling import Allocation, allocate, draw
+from segkit.assess.sampling import Allocation, allocate, draw_sample
 from segkit.errors import OutputError, UsageError
-from segkit.io.files import check_apart, check_output, staged, writing_to
-from segkit.io.geopackage import begin, check_layers, verify
-from segkit.io.raster import PathLike
-from segkit.maps.class_map import Part, class_map
+from segkit.io.files import as_output_error, atomic_write, check_distinct, check_output
+from segkit.io.geopackage import check_layers, copy_without_layers, verify_copy
+from segkit.io.grid import Grid
+from segkit.io.paths import PathLike
+from segkit.maps.class_map import ClassMap, ClassTotal, open_class_map
+from segkit.runtime.deprecation import renamed_attribute, renamed_keywords
 
-_EXPECTED = 0.9  # user's accuracy of a stratum of which nothing was said
+_DEFAULT_USERS_ACCURACY = 0.9
 
 
 @dataclass(frozen=True)
@@ -30,128 +32,155 @@ class Design:
     path
         The GeoPackage of points.
     strata
-        Name, pixels and hectares of each.
+        Name, pixels and hectares of each stratum.
     samples
-        Points of each.
-    expected
-        The user's accuracy that was expected of each.
+        Number of points in each stratum.
+    expected_users_accuracy
+        Expected user's accuracy of each stratum.
     """
 
     path: Path
-    strata: tuple[Part, ...]
+    strata: tuple[ClassTotal, ...]
     samples: tuple[int, ...]
-    expected: tuple[float, ...]
+    expected_users_accuracy: tuple[float, ...]
+
+    expected = renamed_attribute("expected", "expected_users_accuracy")
 
     @property
     def expected_error(self) -> float:
-        """The standard error of the overall accuracy if the expectations are right."""
-        hectares = np.array([part.hectares for part in self.strata])
-        right, number = np.array(self.expected), np.array(self.samples)
-        variance = (hectares / hectares.sum()) ** 2 * right * (1 - right)
-        return float(np.sqrt((variance / np.maximum(number - 1, 1)).sum()))
+        """Standard error of the overall accuracy, if the expected user's accuracies are right."""
+        hectares = np.array([stratum.hectares for stratum in self.strata])
+        accuracy, n = np.array(self.expected_users_accuracy), np.array(self.samples)
+        variance = (hectares / hectares.sum()) ** 2 * accuracy * (1 - accuracy)
+        return float(np.sqrt((variance / np.maximum(n - 1, 1)).sum()))
 
 
+@renamed_keywords(error="target_se", minimum="min_per_stratum", expected="expected_users_accuracy", of="class_name")
 def design(
     map_path: PathLike,
     output: PathLike,
     *,
     samples: int | None = None,
-    error: float | None = None,
+    target_se: float | None = None,
     allocation: Allocation = "proportional",
-    minimum: int = 50,
-    expected: Mapping[str, float] | None = None,
+    min_per_stratum: int = 50,
+    expected_users_accuracy: Mapping[str, float] | None = None,
     buffer: tuple[str, float] | None = None,
-    of: str | None = None,
+    class_name: str | None = None,
     names: PathLike | None = None,
     seed: int = 0,
     show_map: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> Design:
-    """Draw a stratified random sample of a map and write it for an interpreter to fill.
+    """Draw a stratified random sample of a map and write it for interpretation.
 
-    The strata are the map's classes, and a buffer around one of them if wanted. Within a stratum every pixel has the
-    same chance. Points are in random order and tell nothing of the map.
+    The strata are the map's classes, plus a buffer around one of them if requested. Within a stratum every pixel has
+    the same probability of being drawn. Points are in random order, so that the order does not reveal the map's class.
 
     Parameters
     ----------
     map_path
-        A map, by segkit or any other raster of class codes.
+        A map written by segkit, or any other raster of class codes.
     output
-        A GeoPackage: the layer ``points`` with the blank column ``ref_class`` and a form for QGIS, the pixels'
-        outlines, and the tables that `estimate_sample` needs.
-    samples, error
-        How many points in all; or the standard error that the overall accuracy shall have, from which the number
-        follows (Olofsson et al. 2014, equation 13). One of them.
-    allocation, minimum
-        How they are divided among the strata, see `segkit.assess.allocate`.
-    expected
-        {stratum: the user's accuracy expected of it}; 0.9 where nothing is said.
+        A GeoPackage: the layer ``points`` with the empty column ``ref_class`` and a form for QGIS, the outlines of the
+        pixels, and the tables that `estimate_sample` needs.
+    samples, target_se
+        Total number of points, or the target standard error of the overall accuracy, from which the number is computed
+        (Olofsson et al. 2014, equation 13). Give one of the two.
+    allocation, min_per_stratum
+        Allocation of the points to the strata and minimum of each, see `segkit.assess.allocate`.
+    expected_users_accuracy
+        {stratum: expected user's accuracy}; 0.9 for strata that are not listed.
     buffer
-        Class and metres: pixels of other classes that near to it are a stratum of their own, so that what the map
-        missed along its edges, where deforestation usually is missed, is found.
-    of
-        The class to assess, where classes overlap.
+        Class and metres: pixels of other classes within this distance of the class become a stratum of their own. Most
+        omitted deforestation lies along the edges of mapped deforestation.
+    class_name
+        The class to assess, for multilabel maps only.
     names
         A file of class names, as for `segkit.vectorize`.
     seed
-        The same one draws the same points.
+        The same seed draws the same points.
     show_map
-        Whether the interpreter sees the map's class, which invites to agree with it.
+        Show the map's class to the interpreter. This biases the interpretation towards the map.
 
     Raises
     ------
     UsageError
-        Neither or both of samples and error, too few samples, a class or stratum that the map does not have.
+        Neither or both of samples and target_se are given, there are too few samples, or the map does not have the
+        class or stratum.
     DataError
-        The raster is no map.
+        The raster is not a map.
     """
     target = check_output(output, overwrite=overwrite)
     if target.suffix.lower() != ".gpkg":
-        raise UsageError(f"{target}: points are written as a GeoPackage; name a file that ends in .gpkg")
+        raise UsageError(f"{target}: sample points are written as a GeoPackage; give a file name that ends in .gpkg")
     check_layers(target, LAYERS)
-    check_apart([target], [map_path, names])
-    if (samples is None) == (error is None):
-        raise UsageError("say either how many samples, or the standard error of the overall accuracy")
-    with class_map(map_path, names=names, of=of, buffer=buffer) as source:
-        strata = source.stratum_parts()
-        if strange := [name for name in expected or {} if name not in source.strata]:
-            raise UsageError(f"{map_path}: has no stratum {strange[0]!r}; it has {', '.join(source.strata)}")
-        right = [(expected or {}).get(name, _EXPECTED) for name in source.strata]
-        hectares = np.array([part.hectares for part in strata])
-        if error is not None:
-            samples = sample_size(hectares / hectares.sum(), right, error)
+    check_distinct([target], [map_path, names])
+    if (samples is None) == (target_se is None):
+        raise UsageError("give either the number of samples or the target standard error of the overall accuracy")
+    with open_class_map(map_path, names=names, class_name=class_name, buffer=buffer) as source:
+        strata = source.stratum_totals()
+        given = expected_users_accuracy or {}
+        if unknown := [name for name in given if name not in source.strata]:
+            raise UsageError(f"{map_path}: has no stratum {unknown[0]!r}; its strata are {', '.join(source.strata)}")
+        accuracies = [given.get(name, _DEFAULT_USERS_ACCURACY) for name in source.strata]
+        hectares = np.array([stratum.hectares for stratum in strata])
+        if target_se is not None:
+            samples = sample_size(hectares / hectares.sum(), accuracies, target_se)
         assert samples is not None
         numbers = allocate(
-            [part.pixels for part in strata],
+            [stratum.pixels for stratum in strata],
             samples,
             how=allocation,
-            minimum=minimum,
+            min_per_stratum=min_per_stratum,
             shares=hectares,
-            accuracies=right,
+            accuracies=accuracies,
         ).tolist()
-        drawn = draw(source, strata, numbers, seed, show_progress=show_progress)
-        shown = [source.shown(at) for at in range(len(strata))]
-        areas = source.named()
-        classes = pandas.DataFrame({"class": list(areas), "mapped_ha": list(areas.values())})
-        named = np.array([part.name for part in source.parts()], dtype=object)
-        sample = pandas.DataFrame({"id": np.arange(1, len(drawn) + 1)}).join(drawn)
-        sample["stratum"] = np.array(source.strata)[drawn["stratum"]]
-        sample["map_class"] = named[drawn["map_class"]]
-        table = pandas.DataFrame(
-            {
-                "stratum": source.strata,
-                "map_class": [None if at is None else named[at] for at in shown],
-                "pixels": [part.pixels for part in strata],
-                "hectares": hectares,
-                "samples": numbers,
-            }
-        )
-        with staged(target) as part, writing_to(target, RuntimeError):  # pyogrio errors
-            kept = begin(target, part, LAYERS)
-            write_points(part, source.grid, sample, table, classes, show_map=show_map)
-            written = read_table(part, POINTS)
-            if written is None or len(written) != len(sample):
-                raise OutputError(f"{target}: what was written does not read back")
-            verify(part, LAYERS, kept)
-    return Design(target, strata, tuple(numbers), tuple(right))
+        drawn = draw_sample(source, strata, numbers, seed, show_progress=show_progress)
+        sample, strata_table, classes = _tables(source, strata, numbers, drawn)
+        _write(target, source.grid, sample, strata_table, classes, show_map=show_map)
+    return Design(target, strata, tuple(numbers), tuple(accuracies))
+
+
+def _tables(
+    source: ClassMap, strata: Sequence[ClassTotal], numbers: Sequence[int], drawn: pandas.DataFrame
+) -> tuple[pandas.DataFrame, pandas.DataFrame, pandas.DataFrame]:
+    """Return the tables of points, strata and classes, as `write_points` takes them."""
+    names = np.array([one.name for one in source.class_totals()], dtype=object)
+    sample = pandas.DataFrame({"id": np.arange(1, len(drawn) + 1)}).join(drawn)
+    sample["stratum"] = np.array(source.strata)[drawn["stratum"]]
+    sample["map_class"] = names[drawn["map_class"]]
+    map_classes = [source.map_class_of_stratum(index) for index in range(len(strata))]
+    strata_table = pandas.DataFrame(
+        {
+            "stratum": source.strata,
+            "map_class": [None if index is None else names[index] for index in map_classes],
+            "pixels": [stratum.pixels for stratum in strata],
+            "hectares": [stratum.hectares for stratum in strata],
+            "samples": numbers,
+        }
+    )
+    areas = source.hectares_by_class()
+    return sample, strata_table, pandas.DataFrame({"class": list(areas), "mapped_ha": list(areas.values())})
+
+
+def _write(
+    target: Path,
+    grid: Grid,
+    sample: pandas.DataFrame,
+    strata: pandas.DataFrame,
+    classes: pandas.DataFrame,
+    *,
+    show_map: bool,
+) -> None:
+    """Write the GeoPackage under a temporary name, read it back and rename it; other layers of the file are kept."""
+    with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
+        other_layers = copy_without_layers(target, temporary, LAYERS)
+        write_points(temporary, grid, sample, strata, classes, show_map=show_map)
+        written = read_table(temporary, POINTS)
+        if written is None or len(written) != len(sample):
+            raise OutputError(
+                f"{target}: the points could not be read back after writing; check the disk and try again"
+            )
+        verify_copy(temporary, LAYERS, other_layers)

@@ -1,11 +1,11 @@
-"""Estimation: accuracy and area from a stratified random sample, with standard errors.
+"""Estimate accuracy and area from a stratified random sample, with standard errors.
 
-Every number is a total over the map, or a ratio of two, of something that is known at the sample's pixels: "the
-reference says forest", "map and reference agree". So there is one estimator. Where the strata are the map's classes and
-no finite-population correction is made it gives the formulas of Olofsson et al. 2014 ("Good practices for estimating
-area and assessing accuracy of land change", Remote Sensing of Environment 148), else those of Stehman 2014
-("Estimating area and map accuracy for stratified random sampling when the strata are different from the map classes",
-International Journal of Remote Sensing 35).
+Every estimate is a total over the map, or a ratio of two totals, of an indicator that is observed at the sample points:
+"the reference class is forest", "map and reference agree". So one estimator covers all. If the strata are the map's
+classes and no finite-population correction is made, it equals the formulas of Olofsson et al. 2014 ("Good practices for
+estimating area and assessing accuracy of land change", Remote Sensing of Environment 148), otherwise those of Stehman
+2014 ("Estimating area and map accuracy for stratified random sampling when the strata are different from the map
+classes", International Journal of Remote Sensing 35).
 """
 
 from __future__ import annotations
@@ -20,77 +20,81 @@ from numpy.typing import ArrayLike, NDArray
 
 from segkit.errors import DataError
 from segkit.evaluation.metrics import disagreement
+from segkit.runtime.deprecation import renamed_attribute, renamed_keywords
 
-Z95 = 1.96  # of a 95 % interval, as in both papers
+Z95 = 1.96  # standard errors in half of a 95 % confidence interval, as in both papers
 
-_Numbers = NDArray[np.float64]
+_FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Accuracy and area with standard errors; arrays are in the order of `classes`, areas in hectares.
 
-    What cannot be estimated is NaN: the user's accuracy of a class that the map does not show in the sample, the
-    producer's of one that the reference does not, and every standard error that rests on a stratum with one sample.
+    Estimates that are undefined are NaN: the user's accuracy of a class without samples on the map, the producer's
+    accuracy of a class without samples in the reference, and every standard error that depends on a stratum with one
+    sample.
 
     Parameters
     ----------
     classes
         K names.
     counts
-        int64 (K, K): samples by class of the map (rows) and of the reference (columns).
+        int64 (K, K): samples by map class (rows) and reference class (columns).
     proportions
-        (K, K): estimated shares of the whole area, rows and columns as in `counts`.
+        (K, K): estimated shares of the total area, rows and columns as in `counts`.
     area, area_se
-        Estimated area of each class by the reference, and its standard error.
+        Estimated area of each reference class, and its standard error.
     mapped_area
-        What the map shows: a biased estimate of the area. NaN where it is not known.
+        Area of each class on the map, a biased estimate. NaN if unknown.
     overall, overall_se
         Overall accuracy.
     users, users_se
-        User's accuracy: of what the map calls a class, the share that is. One less the commission error.
+        User's accuracy: share of the mapped area of a class that is correct. 1 - commission error.
     producers, producers_se
-        Producer's accuracy: of what is a class, the share that the map calls so. One less the omission error.
-    unfilled
-        Points without a reference class; they are not in any number.
+        Producer's accuracy: share of the reference area of a class that is mapped as this class. 1 - omission error.
+    unlabelled
+        Number of points without a reference class; they are not used.
     """
 
     classes: tuple[str, ...]
     counts: NDArray[np.int64]
-    proportions: _Numbers
-    area: _Numbers
-    area_se: _Numbers
-    mapped_area: _Numbers
+    proportions: _FloatArray
+    area: _FloatArray
+    area_se: _FloatArray
+    mapped_area: _FloatArray
     overall: float
     overall_se: float
-    users: _Numbers
-    users_se: _Numbers
-    producers: _Numbers
-    producers_se: _Numbers
-    unfilled: int = 0
+    users: _FloatArray
+    users_se: _FloatArray
+    producers: _FloatArray
+    producers_se: _FloatArray
+    unlabelled: int = 0
+
+    unfilled = renamed_attribute("unfilled", "unlabelled")
 
     @property
-    def area_ci(self) -> _Numbers:
-        """Half the width of the 95 % interval of each area: area - area_ci to area + area_ci."""
+    def area_ci(self) -> _FloatArray:
+        """Half-width of the 95 % confidence interval of each area: area - area_ci to area + area_ci."""
         return Z95 * self.area_se
 
     @property
     def overall_ci(self) -> float:
-        """Half the width of the 95 % interval."""
+        """Half-width of the 95 % confidence interval."""
         return Z95 * self.overall_se
 
     @property
-    def users_ci(self) -> _Numbers:
-        """Half the width of the 95 % intervals."""
+    def users_ci(self) -> _FloatArray:
+        """Half-widths of the 95 % confidence intervals."""
         return Z95 * self.users_se
 
     @property
-    def producers_ci(self) -> _Numbers:
-        """Half the width of the 95 % intervals."""
+    def producers_ci(self) -> _FloatArray:
+        """Half-widths of the 95 % confidence intervals."""
         return Z95 * self.producers_se
 
     def table(self) -> pandas.DataFrame:
-        """Return one row a class: areas and accuracies, each with standard error and half a 95 % interval."""
+        """Return one row per class: areas and accuracies with standard errors and half-widths of 95 % intervals."""
         columns: dict[str, Any] = {"class": self.classes, "mapped_ha": self.mapped_area}
         for name, value, error in (
             ("area_ha", self.area, self.area_se),
@@ -101,23 +105,23 @@ class Estimate:
         return pandas.DataFrame(columns | {"map_samples": self.counts.sum(1), "ref_samples": self.counts.sum(0)})
 
     def summary(self) -> dict[str, Any]:
-        """Return everything, ready for JSON; what is undefined is None."""
+        """Return all estimates as JSON values; undefined ones are None."""
         quantity, allocation = disagreement(self.proportions)
         rows = self.table().astype(object)
         return {
-            "overall_accuracy": _defined(self.overall),
-            "overall_accuracy_se": _defined(self.overall_se),
-            "overall_accuracy_ci95": _defined(self.overall_ci),
-            "quantity_disagreement": _defined(quantity),
-            "allocation_disagreement": _defined(allocation),
+            "overall_accuracy": _none_if_undefined(self.overall),
+            "overall_accuracy_se": _none_if_undefined(self.overall_se),
+            "overall_accuracy_ci95": _none_if_undefined(self.overall_ci),
+            "quantity_disagreement": _none_if_undefined(quantity),
+            "allocation_disagreement": _none_if_undefined(allocation),
             "samples": int(self.counts.sum()),
-            "unfilled": self.unfilled,
+            "unfilled": self.unlabelled,
             "per_class": {
-                row.pop("class"): {key: _defined(value) for key, value in row.items()}
+                row.pop("class"): {key: _none_if_undefined(value) for key, value in row.items()}
                 for row in rows.to_dict("records")
             },
             "counts": {"labels": list(self.classes), "matrix": self.counts.tolist()},
-            "proportions": [[_defined(share) for share in row] for row in self.proportions.tolist()],
+            "proportions": [[_none_if_undefined(share) for share in row] for row in self.proportions.tolist()],
         }
 
 
@@ -133,54 +137,54 @@ def estimate(
     Parameters
     ----------
     counts
-        (K, K): samples; rows are map classes, columns reference classes.
+        (K, K): numbers of samples; rows are map classes, columns reference classes.
     mapped_area
         (K,): hectares of each class on the map.
     classes
         K names; by default "1" to "K".
     population
-        (K,): pixels of each class on the map. With it variances get the finite-population correction, which matters
-        where a good part of a stratum was sampled; both papers' other numbers are without it.
+        (K,): pixels of each class on the map, to apply the finite-population correction to the variances. It matters
+        if a large part of a stratum was sampled. The papers' published numbers are without it.
 
     Raises
     ------
     DataError
-        The matrix is not square or holds what is no count, an area is not a positive number, or a class that the map
-        shows has no sample.
+        The matrix is not square or holds values that are not counts, an area is not a positive number, or a class on
+        the map has no sample.
     """
     matrix, mapped = np.asarray(counts, dtype=np.float64), np.asarray(mapped_area, dtype=np.float64)
     size = len(matrix)
     if matrix.shape != (size, size) or not size:
-        raise DataError(f"counts has the shape {matrix.shape}; it has a row and a column for each class")
+        raise DataError(f"counts has the shape {matrix.shape}; give a square matrix, a row and a column per class")
     names = tuple(map(str, range(1, size + 1))) if classes is None else tuple(classes)
     if mapped.shape != (size,) or len(names) != size:
         raise DataError(f"counts has {size} classes, mapped_area {mapped.size} and classes {len(names)}; give one each")
     if not (np.isfinite(matrix) & (matrix >= 0) & (matrix == np.rint(matrix))).all():
-        raise DataError("counts holds something else than counts; give the samples of each pair as whole numbers")
+        raise DataError("counts holds values that are not counts; give the number of samples of each pair of classes")
     rows, columns = np.nonzero(matrix)
     number = matrix[rows, columns].astype(np.int64)
     sample = pandas.DataFrame({"stratum": rows, "map": rows, "reference": columns, "number": number, "weight": 1.0})
     pixels = [None] * size if population is None else np.asarray(population, dtype=np.float64).tolist()
     if len(pixels) != size:
         raise DataError(f"population holds {len(pixels)} numbers; give the pixels of each of the {size} classes")
-    strata = [Stratum(*one) for one in zip(names, mapped.tolist(), pixels, range(size), strict=True)]
+    strata = [Stratum(*row) for row in zip(names, mapped.tolist(), pixels, range(size), strict=True)]
     return _estimate(sample, strata, names, mapped)
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """A part of the map from which a sample was drawn at random, each pixel with the same chance.
+    """A part of the map from which a simple random sample was drawn.
 
     Parameters
     ----------
     name
-        For messages.
+        Used in messages.
     hectares
-        Its area.
+        Area.
     pixels
-        How many; with it variances get the finite-population correction. None makes none.
+        Number of pixels, to apply the finite-population correction to variances; None for no correction.
     map_class
-        The class that the map shows all over it; None where it shows several.
+        The map class of all pixels of the stratum; None if there are several.
     """
 
     name: str
@@ -200,131 +204,160 @@ def estimate_points(
     reference: str = "ref_class",
     weight: str | None = None,
 ) -> Estimate:
-    """Estimate from sample points, whatever the strata are (Stehman 2014).
+    """Estimate from sample points; strata need not be the map's classes (Stehman 2014).
 
     Parameters
     ----------
     frame
-        One row a point. Points without a reference class are left out and counted.
+        One row per point. Points without a reference class are not used; the result holds their number.
     strata
-        {what the column `stratum` holds: the stratum}.
+        {value of the column `stratum`: the stratum}.
     classes
-        {what the columns of classes hold: name}, in the order of the result; by default what they hold, sorted.
+        {value of the class columns: name}, in the order of the result; by default the sorted values.
     mapped_area
         {class: hectares on the map}, to show beside the estimates.
     stratum, mapped, reference
         Columns of the frame.
     weight
-        Column with the area of the point's pixel, in any unit; by default all are of one size. Pixels of a geographic
-        CRS are not.
+        Column with the area of the point's pixel, in any unit; by default all pixels have the same area. This is not
+        true in a geographic CRS.
 
     Raises
     ------
     DataError
-        A column is missing, a class or a stratum is not known, a stratum has no point with a reference class.
+        A column is missing, a class or a stratum is unknown, or a stratum has no point with a reference class.
     """
-    wanted = [stratum, mapped, reference, *([] if weight is None else [weight])]
-    if missing := [column for column in wanted if column not in frame]:
+    needed = [stratum, mapped, reference, *([] if weight is None else [weight])]
+    if missing := [column for column in needed if column not in frame]:
         raise DataError(f"the points have no column {missing[0]}; they have {', '.join(map(str, frame.columns))}")
-    empty = frame[reference].isna() | (frame[reference].astype(str).str.strip() == "")
-    points = frame[~empty]
+    unlabelled = frame[reference].isna() | (frame[reference].astype(str).str.strip() == "")
+    points = frame[~unlabelled]
     if points[[stratum, mapped]].isna().any(axis=None):
-        raise DataError("a point has no stratum or no class of the map; give every point both")
+        raise DataError("a point has no stratum or no map class; give every point both")
     if classes is None:
-        held = {*points[mapped], *points[reference]}
-        classes = {one: str(one) for one in sorted(held, key=lambda one: (str(type(one)), one))}
-    place = {one: at for at, one in enumerate(classes)}
+        values = {*points[mapped], *points[reference]}
+        classes = {value: str(value) for value in sorted(values, key=lambda value: (str(type(value)), value))}
+    index_of = {value: index for index, value in enumerate(classes)}
     for column in (mapped, reference):
-        if strange := {*points[column]} - place.keys():
-            raise DataError(f"{column} is {strange.pop()!r} at some point; the classes are {_listed(classes)}")
-    if strange := {*points[stratum]} - strata.keys():
-        raise DataError(f"{stratum} is {strange.pop()!r} at some point; the strata are {_listed(strata)}")
+        if unknown := {*points[column]} - index_of.keys():
+            raise DataError(f"{column} of a point is {unknown.pop()!r}; the classes are {_join_names(classes)}")
+    if unknown := {*points[stratum]} - strata.keys():
+        raise DataError(f"{stratum} of a point is {unknown.pop()!r}; the strata are {_join_names(strata)}")
     sample = pandas.DataFrame(
         {
-            "stratum": points[stratum].map({key: at for at, key in enumerate(strata)}).to_numpy(),
-            "map": points[mapped].map(place).to_numpy(),
-            "reference": points[reference].map(place).to_numpy(),
+            "stratum": points[stratum].map({key: index for index, key in enumerate(strata)}).to_numpy(),
+            "map": points[mapped].map(index_of).to_numpy(),
+            "reference": points[reference].map(index_of).to_numpy(),
             "number": 1,
             "weight": 1.0 if weight is None else points[weight].to_numpy(dtype=np.float64),
         }
     )
-    shown = np.array([(mapped_area or {}).get(one, np.nan) for one in classes], dtype=np.float64)
-    placed = [replace(one, map_class=place.get(one.map_class)) for one in strata.values()]
-    return _estimate(sample, placed, tuple(classes.values()), shown, unfilled=int(empty.sum()))
+    mapped_hectares = np.array([(mapped_area or {}).get(value, np.nan) for value in classes], dtype=np.float64)
+    indexed = [replace(one, map_class=index_of.get(one.map_class)) for one in strata.values()]
+    return _estimate(sample, indexed, tuple(classes.values()), mapped_hectares, unlabelled=int(unlabelled.sum()))
 
 
-def sample_size(shares: ArrayLike, accuracies: ArrayLike, error: float) -> int:
-    """Return how many samples give the overall accuracy a standard error (Olofsson et al. 2014, equation 13).
+@renamed_keywords(error="target_se")
+def sample_size(shares: ArrayLike, accuracies: ArrayLike, target_se: float) -> int:
+    """Return the sample size for a target standard error of the overall accuracy (Olofsson et al. 2014, equation 13).
 
     Parameters
     ----------
     shares
-        (H,): share of the area that each stratum has.
+        (H,): share of the area of each stratum.
     accuracies
-        (H,): the user's accuracy that is expected of each.
-    error
-        The standard error wanted.
+        (H,): expected user's accuracy of each stratum.
+    target_se
+        Target standard error of the overall accuracy.
 
     Raises
     ------
     DataError
-        Shares do not sum to 1, or an accuracy or the error does not lie between 0 and 1.
+        Shares do not sum to 1, or an accuracy or the standard error is not between 0 and 1.
     """
-    share, right = np.asarray(shares, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
-    if share.shape != right.shape or not np.isclose(share.sum(), 1) or not (share >= 0).all():
-        raise DataError("give each stratum's share of the area, which sum to 1, and the accuracy expected of it")
-    if not ((right >= 0) & (right <= 1)).all() or not 0 < error < 1:
-        raise DataError("expected accuracies and the standard error wanted lie between 0 and 1")
-    exact = float((share * np.sqrt(right * (1 - right))).sum() / error) ** 2
+    share, accuracy = np.asarray(shares, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
+    if share.shape != accuracy.shape or not np.isclose(share.sum(), 1) or not (share >= 0).all():
+        raise DataError("give each stratum's share of the area and its expected accuracy; the shares must sum to 1")
+    if not ((accuracy >= 0) & (accuracy <= 1)).all() or not 0 < target_se < 1:
+        raise DataError("expected accuracies and the target standard error must be between 0 and 1")
+    exact = float((share * np.sqrt(accuracy * (1 - accuracy))).sum() / target_se) ** 2
     return int(np.ceil(exact - 1e-9))
 
 
 def _estimate(
-    sample: pandas.DataFrame, strata: Sequence[Stratum], names: tuple[str, ...], mapped: _Numbers, unfilled: int = 0
+    sample: pandas.DataFrame,
+    strata: Sequence[Stratum],
+    names: tuple[str, ...],
+    mapped_area: _FloatArray,
+    unlabelled: int = 0,
 ) -> Estimate:
-    """Estimate from rows of equal samples: `number` of them, each of an area in proportion to `weight`.
+    """Estimate from samples; a row stands for `number` equal ones, whose pixels have an area proportional to `weight`.
 
-    Strata and classes are numbered from 0, the strata's `map_class` too.
+    Strata and classes are indices from 0, also the `map_class` of the strata.
     """
     totals = _Totals(sample, strata)
     size = len(names)
-    said, true = (sample[column].to_numpy()[:, None] == np.arange(size) for column in ("map", "reference"))
-    agreed = said & true
+    mapped, true = (sample[column].to_numpy()[:, None] == np.arange(size) for column in ("map", "reference"))
+    agreed = mapped & true
     area, area_se = totals(true)
     overall, overall_se = totals.ratio(agreed.any(axis=1, keepdims=True), np.ones((len(sample), 1)))
-    # A stratum in which the map shows one class says nothing about the user's accuracy of others.
-    shown = [[one.map_class in (None, at) for at in range(size)] for one in strata]
-    users, users_se = totals.ratio(agreed, said, own=np.array(shown))
+    # A stratum with one map class has no variance in the user's accuracy of the other classes.
+    on_map = [[stratum.map_class in (None, index) for index in range(size)] for stratum in strata]
+    users, users_se = totals.ratio(agreed, mapped, varies=np.array(on_map))
     producers, producers_se = totals.ratio(agreed, true)
-    pairs = (said[:, :, None] & true[:, None, :]).reshape(len(sample), -1)
+    pairs = (mapped[:, :, None] & true[:, None, :]).reshape(len(sample), -1)
     counts = sample["number"].to_numpy() @ pairs
     return Estimate(
         names,
         counts.reshape(size, size).astype(np.int64),
         totals(pairs)[0].reshape(size, size) / totals.hectares,
-        area, area_se, mapped,
+        area, area_se, mapped_area,
         float(overall[0]), float(overall_se[0]),
         users, users_se, producers, producers_se,
-        unfilled,
+        unlabelled,
     )  # fmt: skip
 
 
-class _Totals:
-    """Totals over the map of what is known at the sample's pixels, and their standard errors.
+@dataclass(frozen=True)
+class _StratumSample:
+    """The samples of one stratum.
 
-    In each stratum the total is its area times the mean, weighted by the pixels' areas; where these differ that is a
-    ratio estimate, whose variance is that of the residuals (Cochran 1977, "Sampling Techniques", section 6.4).
+    Parameters
+    ----------
+    index
+        Of the stratum.
+    hectares
+        Area of the stratum.
+    not_sampled
+        Share of the pixels that was not sampled, the finite-population correction; 1 without correction.
+    rows
+        int64 (N,): rows of the sample that lie in the stratum.
+    weights
+        (N,): area of the rows' pixels, relative to the mean.
+    """
+
+    index: int
+    hectares: float
+    not_sampled: float
+    rows: NDArray[np.int64]
+    weights: _FloatArray
+
+
+class _Totals:
+    """Totals over the map of values that are observed at the sample points, and their standard errors.
+
+    The total of a stratum is its area times the mean, weighted by the areas of the pixels. If these differ, it is a
+    ratio estimate, with the variance of the residuals (Cochran 1977, "Sampling Techniques", section 6.4).
     """
 
     def __init__(self, sample: pandas.DataFrame, strata: Sequence[Stratum]) -> None:
         self._number = sample["number"].to_numpy(dtype=np.float64)
         stratum, weight = sample["stratum"].to_numpy(), sample["weight"].to_numpy()
         if not (np.isfinite(weight) & (weight > 0)).all():
-            raise DataError("the area of a point's pixel is no positive number")
-        # Of each stratum: its number, hectares, share that was not sampled, rows of the sample, and their weights.
-        self._strata: list[tuple[int, float, float, NDArray[np.int64], _Numbers]] = []
-        for at, one in enumerate(strata):
-            rows = np.flatnonzero(stratum == at)
+            raise DataError("the pixel area of a point is not a positive number")
+        self._strata: list[_StratumSample] = []
+        for index, one in enumerate(strata):
+            rows = np.flatnonzero(stratum == index)
             number = self._number[rows].sum()
             if not (np.isfinite(one.hectares) and one.hectares >= 0):
                 raise DataError(f"{one.name}: its area is {one.hectares}, not a number of hectares")
@@ -332,50 +365,54 @@ class _Totals:
                 if one.hectares == 0:
                     continue
                 raise DataError(
-                    f"{one.name}: has no sample with a reference class; every stratum needs two: fill more points, or "
-                    "join it with another stratum"
+                    f"{one.name}: has no sample with a reference class; every stratum needs two; label more points, or "
+                    "merge it with another stratum"
                 )
             if one.pixels is not None and number > one.pixels:
                 raise DataError(f"{one.name}: has {number:.0f} samples, but {one.pixels:.0f} pixels")
-            left = 1.0 if one.pixels is None else 1 - number / one.pixels
+            not_sampled = 1.0 if one.pixels is None else 1 - number / one.pixels
             relative = weight[rows] / np.average(weight[rows], weights=self._number[rows])
-            self._strata.append((at, one.hectares, left, rows, relative))
+            self._strata.append(_StratumSample(index, one.hectares, not_sampled, rows, relative))
         self.hectares = sum(one.hectares for one in strata)
         if not self.hectares:
             raise DataError("the strata have no area")
 
-    def __call__(self, values: NDArray[Any], own: NDArray[np.bool_] | None = None) -> tuple[_Numbers, _Numbers]:
+    def __call__(
+        self, values: NDArray[Any], varies: NDArray[np.bool_] | None = None
+    ) -> tuple[_FloatArray, _FloatArray]:
         """Return total and standard error of each column of values (rows, C).
 
-        `own` (strata, C) says which strata can hold anything but 0; the others add no error, however few their samples.
+        `varies` (strata, C) is False for strata in which the values are 0 by definition; these add no variance, even if
+        they have a single sample.
         """
         total, variance = np.zeros(values.shape[1]), np.zeros(values.shape[1])
-        for at, area, left, rows, weight in self._strata:
-            number, here = self._number[rows], values[rows].astype(np.float64)
-            mean = (number * weight) @ here / number.sum()
-            total += area * mean
-            if number.sum() < 2:
-                spread = np.full(values.shape[1], np.nan)
+        for stratum in self._strata:
+            number, observed = self._number[stratum.rows], values[stratum.rows].astype(np.float64)
+            n = number.sum()
+            mean = (number * stratum.weights) @ observed / n
+            total += stratum.hectares * mean
+            if n < 2:
+                stratum_variance = np.full(values.shape[1], np.nan)
             else:
-                squares = number @ (weight[:, None] * (here - mean)) ** 2
-                spread = area**2 * left * squares / (number.sum() - 1) / number.sum()
-            variance += spread if own is None else np.where(own[at], spread, 0.0)
+                squares = number @ (stratum.weights[:, None] * (observed - mean)) ** 2
+                stratum_variance = stratum.hectares**2 * stratum.not_sampled * squares / (n - 1) / n
+            variance += stratum_variance if varies is None else np.where(varies[stratum.index], stratum_variance, 0.0)
         return total, np.sqrt(variance)
 
     def ratio(
-        self, part: NDArray[Any], whole: NDArray[Any], own: NDArray[np.bool_] | None = None
-    ) -> tuple[_Numbers, _Numbers]:
-        """Return the ratio of two totals and its standard error, column by column; NaN where the second is 0."""
-        of, _ = self(whole)
-        of = np.where(of > 0, of, np.nan)
-        found = self(part)[0] / of
-        residual = part - whole * np.nan_to_num(found)
-        return found, self(residual, own)[1] / of
+        self, numerator: NDArray[Any], denominator: NDArray[Any], varies: NDArray[np.bool_] | None = None
+    ) -> tuple[_FloatArray, _FloatArray]:
+        """Return the ratio of two totals and its standard error, column by column; NaN if the denominator is 0."""
+        total, _ = self(denominator)
+        total = np.where(total > 0, total, np.nan)
+        ratio = self(numerator)[0] / total
+        residual = numerator - denominator * np.nan_to_num(ratio)
+        return ratio, self(residual, varies)[1] / total
 
 
-def _listed(items: Mapping[Any, Any]) -> str:
-    return ", ".join(map(repr, items))
+def _join_names(names: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, names))
 
 
-def _defined(value: Any) -> Any:
+def _none_if_undefined(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value

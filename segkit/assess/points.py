@@ -1,9 +1,8 @@
-"""Points: the GeoPackage in which a sample is looked at, and what it says beside what its interpreter sees."""
+"""The GeoPackage of a sample: points to interpret, a form for QGIS, and the tables that the estimate needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -14,8 +13,9 @@ import pandas
 
 from segkit.errors import DataError
 from segkit.io.geopackage import STYLE_MARK, add_styles
-from segkit.io.raster import PathLike
+from segkit.io.paths import PathLike
 from segkit.io.vector import layer_names, read_layer
+from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -41,15 +41,15 @@ def write_points(
     path
         A GeoPackage.
     grid
-        Of the map.
+        Grid of the map.
     sample
-        ``id``, ``row``, ``col``, ``stratum``, ``map_class`` (both by name) and ``pixel_ha``.
+        Columns ``id``, ``row``, ``col``, ``stratum``, ``map_class`` (both are names) and ``pixel_ha``.
     strata
-        ``stratum``, ``pixels``, ``hectares``, ``samples``, and ``map_class`` where the map shows one.
+        Columns ``stratum``, ``pixels``, ``hectares``, ``samples``, and ``map_class`` (null if there are several).
     classes
-        ``class`` and ``mapped_ha``.
+        Columns ``class`` and ``mapped_ha``.
     show_map
-        Whether the interpreter sees the map's class.
+        Whether the points have the map's class.
     """
     import geopandas
     import pyogrio
@@ -64,25 +64,25 @@ def write_points(
     if show_map:
         form["map_class"] = sample["map_class"]
     centres = geopandas.GeoDataFrame(form, geometry=shapely.centroid(outlines), crs=grid.crs)
-    about = {"segkit_version": version("segkit")}
+    metadata = {"segkit_version": VERSION}
     pyogrio.write_dataframe(
-        centres, path, layer=POINTS, driver="GPKG", geometry_type="Point", append=path.exists(), layer_metadata=about
+        centres, path, layer=POINTS, driver="GPKG", geometry_type="Point", append=path.exists(), layer_metadata=metadata
     )
-    squares = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
-    pyogrio.write_dataframe(squares, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=about)
+    pixels = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
+    pyogrio.write_dataframe(pixels, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=metadata)
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
-        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=about)
+        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=metadata)
     style = {
         "f_table_catalog": "", "f_table_schema": "", "f_table_name": POINTS, "f_geometry_column": "geom",
-        "styleName": "form", "styleQML": _form(classes["class"].tolist()), "styleSLD": "", "useAsDefault": True,
+        "styleName": "form", "styleQML": _form_style(classes["class"].tolist()), "styleSLD": "", "useAsDefault": True,
         "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
     }  # fmt: skip
     if not add_styles(path, [style]):
         pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
 
 
-def _form(classes: Sequence[str]) -> str:
-    """Return the QGIS style whose form offers the classes for `ref_class`, and nothing but these."""
+def _form_style(classes: Sequence[str]) -> str:
+    """Return a QGIS style whose form offers the classes, and no other values, for `ref_class`."""
     root = Element("qgis", version="3.22.0", styleCategories="Fields|Forms|Symbology")
     renderer = SubElement(root, "renderer-v2", type="singleSymbol")
     symbol = SubElement(SubElement(renderer, "symbols"), "symbol", type="marker", name="0", alpha="1")
@@ -99,8 +99,8 @@ def _form(classes: Sequence[str]) -> str:
     for name in classes:
         SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=name, value=name)
     editable = SubElement(root, "editable")
-    for name, can in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
-        SubElement(editable, "field", name=name, editable=can)
+    for name, flag in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
+        SubElement(editable, "field", name=name, editable=flag)
     ElementTree.indent(root)
     return f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{STYLE_MARK}\n" + ElementTree.tostring(
         root, encoding="unicode"
@@ -108,28 +108,28 @@ def _form(classes: Sequence[str]) -> str:
 
 
 def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:
-    """Read a table of a GeoPackage, None where it has none of that name."""
+    """Read a table of a GeoPackage; None if there is no table of this name."""
     return read_layer(path, layer).attributes if layer in layer_names(path) else None
 
 
 def read_points(path: PathLike) -> GeoDataFrame | pandas.DataFrame:
-    """Read the points that somebody filled: of a file with several layers its layer `points`.
+    """Read interpreted points: the layer `points`, or the only layer with geometries.
 
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     DataError
-        The file is no vector file, has several layers of which none is `points`, or has no column ``ref_class``.
+        The file is not a vector file, has several layers and none is called `points`, or has no column ``ref_class``.
     """
     layers = layer_names(path)
-    spatial = [name for name, has in layers.items() if has]
+    spatial = [name for name, has_geometry in layers.items() if has_geometry]
     if POINTS not in layers and len(spatial) != 1:
         raise DataError(
-            f"{path}: its layers with geometries are {', '.join(spatial) or 'none'}; name the one of the points "
-            f"{POINTS!r}, or save it as a file of its own"
+            f"{path}: its layers with geometries are {', '.join(spatial) or 'none'}; call the layer of the points "
+            f"{POINTS!r}, or save it as a separate file"
         )
     points = read_layer(path, POINTS if POINTS in layers else spatial[0]).frame()
     if "ref_class" not in points:
-        raise DataError(f"{path}: has no column ref_class; it has {', '.join(map(str, points.columns))}")
+        raise DataError(f"{path}: has no column ref_class; its columns are {', '.join(map(str, points.columns))}")
     return points

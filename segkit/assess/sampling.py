@@ -1,4 +1,4 @@
-"""Sampling: how many points each stratum gets, and which pixels they are."""
+"""Allocate a sample to strata, and draw its pixels."""
 
 from __future__ import annotations
 
@@ -12,97 +12,100 @@ from rasterio.windows import Window
 
 from segkit.errors import UsageError
 from segkit.io.grid import Grid
-from segkit.maps.class_map import ClassMap, Part
+from segkit.maps.class_map import ClassMap, ClassTotal
+from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
 
-_LAST = 1e-9
+_MIN_RELATIVE_WEIGHT = 1e-9  # of the largest weight
 
 Allocation = Literal["proportional", "equal", "neyman"]
 
 
+@renamed_keywords(minimum="min_per_stratum")
 def allocate(
     pixels: ArrayLike,
     samples: int,
     *,
     how: Allocation = "proportional",
-    minimum: int = 0,
+    min_per_stratum: int = 0,
     shares: ArrayLike | None = None,
     accuracies: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """Divide a sample among strata.
+    """Allocate a sample to strata.
 
     Parameters
     ----------
     pixels
-        (H,): of each stratum; none gets more.
+        (H,): pixels of each stratum, the maximum of its samples.
     samples
-        In all.
+        Total number of samples.
     how
-        In proportion to the share of the area; the same for each; or, Neyman's, in proportion to share times standard
-        deviation sqrt(accuracy (1 - accuracy)), which makes the error of the overall accuracy smallest (Cochran 1977,
-        "Sampling Techniques", section 5.5).
-    minimum
-        What each stratum gets at least, so that rare classes have an error bar; what is left is divided as `how` says
+        "proportional" to the area; "equal" for all strata; or "neyman": proportional to share of the area x standard
+        deviation, sqrt(accuracy (1 - accuracy)), which minimises the standard error of the overall accuracy (Cochran
+        1977, "Sampling Techniques", section 5.5).
+    min_per_stratum
+        Minimum of each stratum, so that rare classes have an error bar; the rest is allocated according to `how`
         (Olofsson et al. 2014, section 5.1.2).
     shares
-        (H,): of the area; by default of the pixels.
+        (H,): share of the area of each stratum; by default its share of the pixels.
     accuracies
-        (H,): the user's accuracy that is expected of each stratum, for "neyman".
+        (H,): expected user's accuracy of each stratum, for "neyman".
 
     Returns
     -------
-    int64 (H,), whose sum is `samples`.
+    int64 (H,)
+        Samples of each stratum; the sum is `samples`.
 
     Raises
     ------
     UsageError
-        There are fewer pixels than samples, or fewer samples than the minima need.
+        There are fewer pixels than samples, or fewer samples than the minimum of all strata needs.
     """
     available = np.asarray(pixels, dtype=np.int64)
     if samples > available.sum():
-        raise UsageError(f"{samples} samples of {available.sum()} pixels; ask for fewer")
-    least = np.minimum(available, minimum)
-    if least.sum() > samples:
+        raise UsageError(f"{samples} samples, but only {available.sum()} pixels; ask for fewer samples")
+    minima = np.minimum(available, min_per_stratum)
+    if minima.sum() > samples:
         raise UsageError(
-            f"{samples} samples are too few for {len(available)} strata of at least {minimum} each; "
-            f"ask for {least.sum()} or more, or for a smaller minimum"
+            f"{samples} samples are too few for {len(available)} strata of at least {min_per_stratum} each; "
+            f"ask for {minima.sum()} or more, or for a smaller minimum"
         )
     share = np.asarray(available if shares is None else shares, dtype=np.float64)
-    right = np.asarray(np.full(len(available), 0.5) if accuracies is None else accuracies, dtype=np.float64)
-    wanted = {
+    accuracy = np.asarray(np.full(len(available), 0.5) if accuracies is None else accuracies, dtype=np.float64)
+    weights = {
         "proportional": share,
         "equal": np.ones(len(available)),
-        "neyman": share * np.sqrt(right * (1 - right)),
+        "neyman": share * np.sqrt(accuracy * (1 - accuracy)),
     }[how]
-    if not (available * wanted).any():
-        wanted = np.ones(len(available))
-    # A stratum of which nothing is wanted comes last, but comes where the others have no more pixels.
-    wanted = np.maximum(wanted, _LAST * wanted.max())
-    # Between what each needs at least and has at most there is one factor whose allocation sums to the sample.
-    low, high = 0.0, 2.0 * available.max() / wanted.min()
+    if not (available * weights).any():
+        weights = np.ones(len(available))
+    # A stratum of weight 0 still gets samples if the others have no pixels left.
+    weights = np.maximum(weights, _MIN_RELATIVE_WEIGHT * weights.max())
+    # Bisection for the factor whose allocation, clipped to [minimum, pixels] of each stratum, sums to the sample.
+    low, high = 0.0, 2.0 * available.max() / weights.min()
     for _ in range(200):
         middle = (low + high) / 2
-        enough = np.clip(middle * wanted, least, available).sum() >= samples
+        enough = np.clip(middle * weights, minima, available).sum() >= samples
         low, high = (low, middle) if enough else (middle, high)
-    exact = np.clip(high * wanted, least, available)
-    given: NDArray[np.int64] = np.floor(exact + 1e-9).astype(np.int64)
-    # The largest remainders get one more each.
-    for at in np.argsort(given - exact, kind="stable")[: samples - int(given.sum())]:
-        given[at] += 1
-    return given
+    exact = np.clip(high * weights, minima, available)
+    allocated: NDArray[np.int64] = np.floor(exact + 1e-9).astype(np.int64)
+    # Strata with the largest remainders get one more each.
+    for index in np.argsort(allocated - exact, kind="stable")[: samples - int(allocated.sum())]:
+        allocated[index] += 1
+    return allocated
 
 
-def draw(
-    source: ClassMap, strata: Sequence[Part], numbers: Sequence[int], seed: int, *, show_progress: bool = False
+def draw_sample(
+    source: ClassMap, strata: Sequence[ClassTotal], numbers: Sequence[int], seed: int, *, show_progress: bool = False
 ) -> pandas.DataFrame:
-    """Draw pixels of each stratum without replacement, each with the same chance, in one pass over the map.
+    """Draw pixels of each stratum without replacement and with equal probability, in one pass over the map.
 
     Parameters
     ----------
     strata, numbers
-        What each holds, and how many of its pixels are drawn.
+        The strata, and the number of pixels to draw from each.
     seed
-        The same one draws the same pixels, whatever blocks the map is stored in.
+        The same seed draws the same pixels, whatever the block size of the map.
 
     Returns
     -------
@@ -110,37 +113,38 @@ def draw(
         ``row``, ``col``, ``stratum`` and ``map_class`` (indices into the map's strata and classes) and ``pixel_ha``, in
         random order.
     """
-    # Which of a stratum's pixels, counted row by row, are drawn.
+    # Ranks of the drawn pixels among all pixels of the stratum, counted row by row.
     ranks = [
-        np.sort(np.random.default_rng([seed, at]).choice(part.pixels, number, replace=False, shuffle=False))
-        for at, (part, number) in enumerate(zip(strata, numbers, strict=True))
+        np.sort(np.random.default_rng([seed, index]).choice(stratum.pixels, number, replace=False, shuffle=False))
+        for index, (stratum, number) in enumerate(zip(strata, numbers, strict=True))
     ]
-    seen, found = np.zeros(len(ranks), dtype=np.int64), []
+    n_read, parts = np.zeros(len(ranks), dtype=np.int64), []
     with progress("draw the sample", source.grid.height, "rows", show=show_progress) as advance:
         for strip in source.strips():
-            for at, wanted in enumerate(ranks):
-                places = np.flatnonzero(strip.strata == at)
-                here = wanted[np.searchsorted(wanted, seen[at]) : np.searchsorted(wanted, seen[at] + len(places))]
-                if len(here):
-                    rows, columns = np.unravel_index(places[here - seen[at]], strip.strata.shape)
-                    found.append(
+            for index, drawn_ranks in enumerate(ranks):
+                pixels = np.flatnonzero(strip.strata == index)
+                first, end = np.searchsorted(drawn_ranks, (n_read[index], n_read[index] + len(pixels)))
+                if first < end:
+                    in_strip = pixels[drawn_ranks[first:end] - n_read[index]]
+                    rows, columns = np.unravel_index(in_strip, strip.strata.shape)
+                    parts.append(
                         pandas.DataFrame(
                             {
                                 "row": rows + int(strip.window.row_off),
                                 "col": columns,
-                                "stratum": at,
+                                "stratum": index,
                                 "map_class": strip.classes[rows, columns].astype(np.int64),
                             }
                         )
                     )
-                seen[at] += len(places)
+                n_read[index] += len(pixels)
             advance(int(strip.window.height))
-    drawn = pandas.concat(found).sort_values(["row", "col"], ignore_index=True)
+    drawn = pandas.concat(parts).sort_values(["row", "col"], ignore_index=True)
     drawn["pixel_ha"] = point_hectares(source.grid, drawn["row"].tolist(), drawn["col"].tolist())
     return drawn.iloc[np.random.default_rng([seed, len(ranks)]).permutation(len(drawn))].reset_index(drop=True)
 
 
 def point_hectares(grid: Grid, rows: Sequence[int], columns: Sequence[int]) -> list[float]:
-    """Return the true areas of some pixels."""
+    """Return the areas of single pixels on the ellipsoid, in hectares."""
     windows = (Window(column, row, 1, 1) for row, column in zip(rows, columns, strict=True))
     return [grid.hectares(window).item() for window in windows]

@@ -24,13 +24,20 @@ import segkit.cli.assess
 import segkit.cli.demo
 import segkit.cli.mapping
 import segkit.cli.training  # noqa: F401 - these register their commands
-from segkit.cli.root import app, assess_app
-from segkit.errors import KEY, RECIPE, SegkitError, offering
+from segkit.cli.root import RENAMED_OPTIONS, app, assess_app
+from segkit.errors import KEY_PATTERN, RECIPE_OPTION, SegkitError, limit_suggestions
+from segkit.runtime.extras import describe_missing_package
 
 # What a shell expects after a signal, and after that of Ctrl-C.
 _SIGNALLED, _INTERRUPTED = 128, 130
 _SAME_SIGNAL_SECONDS = 2
-# What libraries say where they got no memory, in small letters.
+# What an interrupted command leaves, and how to continue.
+_KEPT = {
+    "train": "finished epochs are kept; continue with --resume",
+    "compare": "finished trainings are kept; run the same command again to continue",
+    "predict": "finished parts are kept; run the same command again to continue",
+}
+# What libraries say when they get no memory, in lower case.
 _NO_MEMORY = (
     "allocate memory", "alloc_cpu", "failed to map segment", "out of memory", "not enough memory",
     "can't start new thread",
@@ -47,20 +54,21 @@ def main() -> None:
     _find_folders()
     warnings.showwarning = _warn
     with _ended_by_signals() as received:
-        code = _run([argument for argument in sys.argv[1:] if argument != "--debug"], debug=debug)
+        arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+        code = _run(_with_new_names(arguments), debug=debug)
         if received:
             code = _SIGNALLED + received[0]
         if code == _INTERRUPTED or received:  # typer makes this code of Ctrl-C itself
             what = f"ended by {signal.Signals(received[0]).name}" if received else "interrupted"
-            _fail(f"{what}; what was finished before is there, nothing is half-written", code)
+            _fail(f"{what}; {_KEPT.get(' '.join(arguments[:1]), 'no partial output is left')}", code)
         sys.exit(code)
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
-    """Run a command, tell what went wrong, and return the exit code."""
+    """Run a command, print what went wrong in one line, and return the exit code."""
     options = _options(arguments)
     try:
-        with offering(options):
+        with limit_suggestions(options):
             return app(args=arguments, prog_name="segkit", standalone_mode=False) or 0
     except (KeyboardInterrupt, Abort):
         return _INTERRUPTED
@@ -79,18 +87,33 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         return _fail(_unforeseen(error), 1)
 
 
+def _with_new_names(arguments: list[str]) -> list[str]:
+    """Replace options of segkit 0.2 that were renamed, with a hint."""
+    options, renamed = _options(arguments), []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        new = RENAMED_OPTIONS.get(name)
+        if new in options and name not in options:
+            _warn(f"{name} is now called {new}; the old name goes with segkit 0.4")
+            argument = f"{new}{equals}{value}"
+        renamed.append(argument)
+    return renamed
+
+
 def _unforeseen(error: Exception) -> str:
-    """Say what another library or the system raised: what the system has too little of is no fault of the program."""
+    """Return the message for an error of another library or of the system: no memory, no space, a bug."""
     text = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY):
         return (
             f"not enough memory{f' ({text})' if text else ''}; free some, raise the limit (ulimit -v), or ask for less"
         )
     if isinstance(error, OSError) and error.strerror:
-        from segkit.io.files import because
+        from segkit.io.files import describe_error
 
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        return f"{named}{because(error, Path())}"
+        return f"{named}{describe_error(error, Path())}"
+    if isinstance(error, ModuleNotFoundError) and (missing := describe_missing_package(error)):
+        return missing
     if isinstance(error, UnicodeError):
         return f"a name or text is not in the encoding of this locale: {text}; rename it, or set PYTHONUTF8=1"
     return f"unexpected {type(error).__name__}: {text}; run again with --debug to see where"
@@ -98,10 +121,10 @@ def _unforeseen(error: Exception) -> str:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[list[int]]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does; gives those that came.
+    """End a command on SIGTERM and SIGHUP as on Ctrl-C; yields the list of signals received.
 
-    A signal that is ignored (nohup), or that a host process has a handler for, stays so. One that follows at once,
-    as when a terminal is closed, must not stop what the first has begun.
+    Signals that are ignored (nohup) or that a host process handles are left alone. A second signal that follows at
+    once, as when a terminal is closed, does not interrupt the clean-up after the first.
     """
     received: list[int] = []
     latest = 0.0
@@ -125,9 +148,9 @@ def _ended_by_signals() -> Iterator[list[int]]:
 
 
 def _open_streams() -> None:
-    """Open what was closed of stdin, stdout and stderr, or a library's messages end in the next file that is opened.
+    """Open those of stdin, stdout and stderr that are closed; else messages of libraries go to the next opened file.
 
-    What cannot be encoded is escaped.
+    Characters that cannot be encoded are escaped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -143,7 +166,7 @@ def _open_streams() -> None:
 
 
 def _find_folders() -> None:
-    """Name folders that can be written to libraries that keep settings and downloads where this user may not write."""
+    """Give matplotlib, Hugging Face and torch writable folders if their default ones are not writable."""
     from segkit.io.files import home_folder, private_folder
 
     home = home_folder()
@@ -163,13 +186,13 @@ def _find_folders() -> None:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether a folder, or the nearest one above it that is there, can be written to."""
+    """Whether a folder, or its nearest existing parent, is writable."""
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     return os.access(there, os.W_OK)
 
 
 def _options(arguments: Sequence[str]) -> set[str]:
-    """Return the options of the command that is asked for."""
+    """Return the options of the command that the arguments name."""
     command: Any = typer.main.get_command(app)
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
@@ -177,12 +200,15 @@ def _options(arguments: Sequence[str]) -> set[str]:
 
 
 def _about_keys(message: str, options: set[str]) -> str:
-    """Say of what a message calls by a key of the recipe that this command takes no recipe."""
-    keys = [] if RECIPE in options else sorted(set(KEY.findall(message)) & _keys())
+    """If a message names keys of the recipe, explain that this command takes no recipe."""
+    keys = [] if RECIPE_OPTION in options else sorted(set(KEY_PATTERN.findall(message)) & _keys())
     if not keys:
         return ""
     named = f"{keys[0]} is a key" if len(keys) == 1 else f"{' and '.join(keys)} are keys"
-    return f" ({named} of a recipe, and this command takes none: change the files, or the recipe and train again)"
+    return (
+        f" ({named} of the recipe, which this command does not take: change the files, or change the recipe and "
+        "train again)"
+    )
 
 
 def _keys() -> set[str]:
@@ -192,7 +218,7 @@ def _keys() -> set[str]:
     from pydantic import BaseModel
 
     from segkit.recipe.schema import Data, LabelSource, Model, Train
-    from segkit.task.task import Task
+    from segkit.task import Task
 
     parts: dict[str, type[BaseModel]] = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
     names = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
@@ -215,7 +241,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _messages() -> TextIO:
-    """Where errors and warnings go: to stdout where stderr was closed from the beginning."""
+    """Return the stream of errors and warnings: stderr, or stdout if stderr was closed from the start."""
     return sys.stdout if sys.__stderr__ is None else sys.stderr
 
 

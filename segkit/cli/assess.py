@@ -7,50 +7,57 @@ from typing import Annotated
 
 import typer
 
-from segkit.cli.options import Allocation, Overwrite
-from segkit.cli.root import assess_app
+from segkit.cli.options import Allocation, ClassNames, OverlappingClass, Overwrite
+from segkit.cli.root import assess_app, examples
 from segkit.cli.tables import print_table
 
 
-@assess_app.command("design")
+@assess_app.command(
+    "design", epilog=examples("segkit assess design map.tif -n 200 --min-per-stratum 20 -o points.gpkg")
+)
 def assess_design(
     map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Points to look at (.gpkg).")],
-    samples: Annotated[int | None, typer.Option("-n", "--samples", min=1, help="How many points in all.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Sample points to interpret (.gpkg).")],
+    samples: Annotated[int | None, typer.Option("-n", "--samples", min=1, help="Number of sample points.")] = None,
     error: Annotated[
-        float | None, typer.Option(help="Instead: the standard error wanted of the overall accuracy: 0.01.")
+        float | None,
+        typer.Option("--target-se", help="Instead of -n: standard error of the overall accuracy to reach: 0.01."),
     ] = None,
-    allocation: Annotated[Allocation, typer.Option(help="How points are divided among strata.")] = (
+    allocation: Annotated[Allocation, typer.Option(help="How points are allocated to strata.")] = (
         Allocation.PROPORTIONAL
     ),
-    minimum: Annotated[int, typer.Option(min=0, help="Points that each stratum gets at least.")] = 50,
+    minimum: Annotated[int, typer.Option("--min-per-stratum", min=0, help="Minimum points per stratum.")] = 50,
     expect: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLASS=SHARE", help="User's accuracy expected (0.9 if not said). May be repeated."),
+        typer.Option(
+            "--expected-users-accuracy",
+            metavar="CLASS=SHARE",
+            help="Expected user's accuracy (default 0.9). Repeatable.",
+        ),
     ] = None,
     buffer: Annotated[
         str | None,
-        typer.Option(metavar="CLASS:METRES", help="What is so near to a class is a stratum of its own: clearing:60."),
+        typer.Option(metavar="CLASS:METRES", help="Add a stratum of pixels within a distance of a class: clearing:60."),
     ] = None,
-    class_: Annotated[str | None, typer.Option("--class", help="Which class, where classes overlap.")] = None,
-    names: Annotated[Path | None, typer.Option(help="Names of classes: CSV with the columns value,name.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same points.")] = 0,
-    show_map: Annotated[bool, typer.Option("--show-map", help="Let the interpreter see the map's class.")] = False,
+    class_: OverlappingClass = None,
+    names: ClassNames = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed draws the same points.")] = 0,
+    show_map: Annotated[bool, typer.Option("--show-map", help="Show the map's class to the interpreter.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw a stratified random sample of a map: points with an empty column ref_class and a form for QGIS."""
+    """Draw a stratified random sample of a map: points with an empty column ref_class, and a form for QGIS."""
     from segkit.assess import design as run
 
     made = run(
         map_,
         output,
         samples=samples,
-        error=error,
+        target_se=error,
         allocation=allocation.value,
-        minimum=minimum,
-        expected=dict(_share(one) for one in expect or ()),
+        min_per_stratum=minimum,
+        expected_users_accuracy=dict(_share(one) for one in expect or ()),
         buffer=None if buffer is None else _near(buffer),
-        of=class_,
+        class_name=class_,
         names=names,
         seed=seed,
         show_map=show_map,
@@ -59,15 +66,17 @@ def assess_design(
     )
     rows = [
         (part.name, f"{part.pixels:,}", f"{part.hectares:,.2f}", f"{expected:.2f}", str(number))
-        for part, number, expected in zip(made.strata, made.samples, made.expected, strict=True)
+        for part, number, expected in zip(made.strata, made.samples, made.expected_users_accuracy, strict=True)
     ]
     print_table(("stratum", "pixels", "hectares", "expected", "points"), rows)
     print(f"\nexpected standard error of the overall accuracy {made.expected_error:.4f}")
-    print(f"{made.path}: fill ref_class of its layer points, then: segkit assess estimate {map_} {made.path}")
+    print(
+        f"{made.path}: fill the column ref_class of the layer points, then: segkit assess estimate {map_} {made.path}"
+    )
 
 
 def _share(text: str) -> tuple[str, float]:
-    return _named_number(text, "=", "--expect", "CLASS=SHARE, as forest=0.95")
+    return _named_number(text, "=", "--expected-users-accuracy", "CLASS=SHARE, as forest=0.95")
 
 
 def _near(text: str) -> tuple[str, float]:
@@ -84,26 +93,28 @@ def _named_number(text: str, between: str, option: str, form: str) -> tuple[str,
     raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
 
 
-@assess_app.command("estimate")
+@assess_app.command("estimate", epilog=examples("segkit assess estimate map.tif filled.gpkg -o areas.csv -o areas.png"))
 def assess_estimate(
-    map_: Annotated[Path, typer.Argument(metavar="MAP", help="The map that the points were drawn from.")],
-    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Filled points (.gpkg), or counts (.csv).")],
+    map_: Annotated[Path, typer.Argument(metavar="MAP", help="The map from which the points were drawn.")],
+    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Interpreted points (.gpkg), or counts (.csv).")],
     output: Annotated[
-        list[Path] | None, typer.Option("-o", "--output", help=".json, .csv or .png. May be repeated.")
+        list[Path] | None, typer.Option("-o", "--output", help=".json, .csv or .png. Repeatable.")
     ] = None,
-    class_: Annotated[str | None, typer.Option("--class", help="Which class, where classes overlap.")] = None,
-    names: Annotated[Path | None, typer.Option(help="Names of classes: CSV with the columns value,name.")] = None,
-    finite: Annotated[bool, typer.Option("--finite", help="Correct for sampling a good part of a stratum.")] = False,
+    class_: OverlappingClass = None,
+    names: ClassNames = None,
+    finite: Annotated[
+        bool, typer.Option("--finite-population-correction", help="For samples of a large part of a stratum.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Estimate areas and accuracies with 95 % intervals from filled points."""
+    """Estimate areas and accuracies with 95 % confidence intervals from interpreted points."""
     from segkit.assess import estimate_sample, write_estimate
     from segkit.assess.export import check_estimate_output
-    from segkit.io.files import check_apart
+    from segkit.io.files import check_distinct
 
     targets = [check_estimate_output(one, overwrite=overwrite) for one in output or ()]
-    check_apart(targets, [map_, points, names])
-    found = estimate_sample(map_, points, of=class_, names=names, correct_finite=finite)
+    check_distinct(targets, [map_, points, names])
+    found = estimate_sample(map_, points, class_name=class_, names=names, finite_population_correction=finite)
 
     def number(value: float, half: float, digits: int) -> str:
         if value != value:
@@ -125,7 +136,7 @@ def assess_estimate(
     ]
     print_table(("class", "mapped ha", "area ha", "user's", "producer's", "n map", "n ref"), rows)
     print(f"\noverall accuracy {number(found.overall, found.overall_ci, 4)}   (± half of a 95 % interval)")
-    if found.unfilled:
-        print(f"{found.unfilled} points have no ref_class and were left out")
+    if found.unlabelled:
+        print(f"{found.unlabelled} points have no ref_class and are not used")
     for target in targets:
         print(write_estimate(found, target, overwrite=overwrite))

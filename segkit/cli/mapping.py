@@ -10,38 +10,47 @@ import typer
 
 from segkit.cli.options import (
     Augmentation,
+    BoundaryWidth,
+    ClassNames,
     Device,
+    IgnoredCodes,
     InPrecision,
+    LabelField,
     LabelNoData,
+    MinObjectArea,
     ModelFile,
     NoData,
     OnDevice,
     Overlap,
+    OverlappingClass,
     Overwrite,
     Precision,
     Tile,
 )
-from segkit.cli.root import app
+from segkit.cli.root import app, examples
 from segkit.cli.tables import print_areas, print_metrics, print_summary, print_table
-from segkit.io.remote import located
+from segkit.io.remote import as_path
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit evaluate forest.safetensors --images scene.tif --labels truth.tif -o scores.json",
+        "segkit evaluate map.tif --labels truth.tif --class-names names.csv",
+    )
+)
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL|MAP", help="Model file, or a map or folder of maps.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL|MAP", help="Model file, map, or folder of maps.")],
     labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
     images: Annotated[
-        list[str] | None, typer.Option(help="Of a model: folder, file or glob of scenes. May be repeated.")
+        list[str] | None, typer.Option(help="For a model: folder, file or glob of scenes. Repeatable.")
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
-    field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
+    field: LabelField = None,
     nodata: LabelNoData = None,
-    boundary: Annotated[str, typer.Option(metavar="WIDTH", help="Width of boundaries: 20m, 2px.")] = "2px",
-    objects: Annotated[str, typer.Option(metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")] = "1px",
-    ignore: Annotated[
-        list[int] | None, typer.Option(help='Of maps: a label code that means "not known". May be repeated.')
-    ] = None,
-    names: Annotated[Path | None, typer.Option(help="Of maps: names of classes, CSV with value,name.")] = None,
+    boundary: BoundaryWidth = "2px",
+    objects: MinObjectArea = "1px",
+    ignore: IgnoredCodes = None,
+    names: ClassNames = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the scores (.json).")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -49,17 +58,19 @@ def evaluate(
     device: OnDevice = Device.AUTO,
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a model or maps on labelled scenes: IoU, F1, boundaries, objects, calibration, confusion, intervals."""
+    """Score a model or maps against labels: IoU, F1, boundaries, objects, calibration, confusion matrix."""
     from segkit.evaluation.evaluate import evaluate as run
-    from segkit.io.files import existing
+    from segkit.io.files import require_file
 
-    is_model = existing(model, "model file or map").suffix.lower() == ".safetensors"
+    is_model = require_file(model, "model file or map").suffix.lower() == ".safetensors"
     if is_model and not images:
         raise typer.BadParameter("a model needs scenes", param_hint="--images")
     if not is_model and images:
-        raise typer.BadParameter(f"{model} is a map, which has no images; leave it out", param_hint="--images")
+        raise typer.BadParameter(f"{model} is a map, which needs no images; leave it out", param_hint="--images")
     if is_model and (ignore or names):
-        raise typer.BadParameter("a model has its own; it is for maps", param_hint="--ignore" if ignore else "--names")
+        raise typer.BadParameter(
+            "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
+        )
     scenes = images or []
     result = run(
         model,
@@ -88,41 +99,52 @@ def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
     return LabelSource(path=str(path), field=field, nodata=None if nodata is None else nodata.value)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit predict forest.safetensors scene.tif -o map.tif --probabilities probabilities.tif",
+        "segkit predict forest.safetensors north.tif south.tif -o maps/ --vector maps/ --cluster local:2",
+    )
+)
 def predict(
     model: ModelFile,
     scenes: Annotated[
         list[Path],
-        typer.Argument(metavar="SCENE...", parser=located, help="Rasters, folders or globs of them, or URLs."),
+        typer.Argument(metavar="SCENE...", parser=as_path, help="Rasters, folders or globs of them, or URLs."),
     ],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="PATH", help="Map (.tif), or a folder (for several scenes).")
+        str, typer.Option("-o", "--output", metavar="PATH", help="Map (.tif), or a folder for several scenes.")
     ],
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
     probabilities: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Also write a band of probabilities per class.")
+        str | None, typer.Option(metavar="PATH", help="Also write class probabilities, a band per class.")
     ] = None,
     confidence: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Also write the probability of what was decided.")
+        str | None, typer.Option(metavar="PATH", help="Also write the probability of the predicted class.")
     ] = None,
     vector: Annotated[str | None, typer.Option(metavar="PATH", help="Also write polygons (.gpkg, .shp, ...).")] = None,
-    aoi: Annotated[Path | None, typer.Option(help="Polygons that limit the map.")] = None,
+    aoi: Annotated[
+        Path | None, typer.Option(help="Area of interest: polygons outside of which the map is no data.")
+    ] = None,
     aoi_layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of --aoi, if it has several.")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
-    batch: Annotated[int | None, typer.Option(help="Windows of one forward pass; by default what suits.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch-size", help="Windows per batch (default: automatic).")] = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
-    exact: Annotated[bool, typer.Option("--exact", help="As in one pass over the whole scene; slower.")] = False,
-    tta: Annotated[Augmentation | None, typer.Option(help="d4: average over 8 turns and flips.")] = None,
-    vrt: Annotated[bool, typer.Option("--vrt", help="Open virtual rasters (.vrt), which can read any file.")] = False,
-    cluster: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Workers that do it: local:4, or tls://host:8786.")
+    exact: Annotated[bool, typer.Option("--exact", help="The same result as without tiling, in fp32; slower.")] = False,
+    tta: Annotated[
+        Augmentation | None, typer.Option(help="Test-time augmentation; d4: mean of 8 rotations and flips.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="A cluster may be reached by tcp:// elsewhere.")] = False,
+    vrt: Annotated[
+        bool, typer.Option("--vrt", help="Allow virtual rasters (.vrt); they can read any other file.")
+    ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster: local:4, or tls://host:8786.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow unencrypted tcp:// to other hosts.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Map whole scenes of any size, without seams, as cloud-optimised GeoTIFFs."""
+    """Map scenes of any size without seams, as cloud-optimised GeoTIFFs."""
     from segkit.errors import ScenesError
     from segkit.inference.predict import predict as run
 
@@ -130,7 +152,7 @@ def predict(
         from segkit.inference.dask_executor import connect
 
     try:
-        with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as crew:
+        with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as executor:
             summaries = run(
                 model,
                 [scenes] if stack else scenes,
@@ -150,7 +172,7 @@ def predict(
                 vrt=vrt,
                 overwrite=overwrite,
                 show_progress=True,
-                crew=crew,
+                executor=executor,
             )
     except ScenesError as failed:
         for summary in failed.summaries:
@@ -160,31 +182,35 @@ def predict(
         print_summary(summary)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit vectorize map.tif forest.gpkg --min-area 0.5ha --simplify 10m",
+    )
+)
 def vectorize(
     map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
     min_area: Annotated[
-        str | None, typer.Option(metavar="AREA", help="Merge smaller polygons into their neighbours: 0.5ha, 12px.")
+        str | None, typer.Option(metavar="AREA", help="Merge smaller polygons into neighbours: 0.5ha, 12px.")
     ] = None,
-    fill_holes: Annotated[str | None, typer.Option(metavar="AREA", help="Then fill smaller holes.")] = None,
+    fill_holes: Annotated[str | None, typer.Option(metavar="AREA", help="Fill smaller holes: 0.5ha, 12px.")] = None,
     simplify: Annotated[
-        str | None, typer.Option(metavar="LENGTH", help="Fewer vertices; borders move at most so far: 10m, 1.5px.")
+        str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
     ] = None,
-    smooth: Annotated[bool, typer.Option("--smooth", help="Round the corners of borders.")] = False,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Round corners.")] = False,
     dissolve: Annotated[bool, typer.Option("--dissolve", help="One multipolygon per class.")] = False,
-    classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). May be repeated.")] = None,
-    background: Annotated[bool, typer.Option("--background", help="Background's polygons, too.")] = False,
-    names: Annotated[
-        Path | None, typer.Option(help="Names of classes: CSV with the columns value,name and color if wanted.")
+    classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). Repeatable.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Also write polygons of background.")] = False,
+    names: ClassNames = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(help="Probabilities of the map; fills the column mean_conf.")
     ] = None,
-    probabilities: Annotated[Path | None, typer.Option(help="Probabilities of the map, for mean_conf.")] = None,
     to_crs: Annotated[
-        str | None, typer.Option("--to-crs", metavar="CRS", help="Transform the polygons: EPSG:4326.")
+        str | None, typer.Option("--to-crs", metavar="CRS", help="Reproject the polygons: EPSG:4326.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a map into polygons with true areas that fit each other."""
+    """Turn a map into polygons with true areas and shared borders."""
     from segkit.vector import vectorize as run
 
     summary = run(
@@ -207,41 +233,43 @@ def vectorize(
     print(f"\n{summary.path}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit report trained map.tif --images scene.tif -o report.html",
+    )
+)
 def report(
     sources: Annotated[
         list[Path], typer.Argument(metavar="RUN|MAP|SCORES...", help="Run folder, map (.tif), scores or areas (.json).")
     ],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The page (.html).")] = None,
-    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Also, or only, its pictures, as PNG.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Report (.html).")] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the pictures as PNG, too, or only these.")
+    ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(parser=located, help="Of the map: its imagery; repeated, files of its bands or dates."),
+        typer.Option(parser=as_path, help="Imagery of the map. Repeatable: files of its bands or dates."),
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(parser=located, help="Of the map: its labels; with them it is scored.")
-    ] = None,
-    field: Annotated[str | None, typer.Option(help="Vector labels: the field that names the class.")] = None,
+    labels: Annotated[Path | None, typer.Option(parser=as_path, help="Labels of the map, to score it.")] = None,
+    field: LabelField = None,
     nodata: LabelNoData = None,
     probabilities: Annotated[
-        Path | None, typer.Option(metavar="FILE.tif", help="Of the map: probabilities as predict wrote them.")
+        Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map, as predict writes them.")
     ] = None,
-    names: Annotated[Path | None, typer.Option(help="Of the map: names of classes, CSV with value,name.")] = None,
-    ignore: Annotated[
-        list[int] | None, typer.Option(help='Of the map: a label code that means "not known". May be repeated.')
-    ] = None,
-    boundary: Annotated[str, typer.Option(metavar="WIDTH", help="Width of boundaries: 20m, 2px.")] = "2px",
-    objects: Annotated[str, typer.Option(metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")] = "1px",
+    names: ClassNames = None,
+    ignore: IgnoredCodes = None,
+    boundary: BoundaryWidth = "2px",
+    objects: MinObjectArea = "1px",
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
     overwrite: Overwrite = False,
 ) -> None:
-    """Make one page that opens offline: scores, charts, areas, worst windows, and a map to pan and zoom."""
+    """Write one HTML page that works offline: scores, charts, areas, tiles with most errors, zoomable map."""
     from segkit.reporting.report import report as run
 
     if labels is None and (field or nodata):
         name = "--field" if field else "--nodata"
-        raise typer.BadParameter("belongs to labels, and there are none (--labels)", param_hint=name)
+        raise typer.BadParameter("needs labels (--labels)", param_hint=name)
     result = run(
         sources,
         output,
@@ -262,26 +290,30 @@ def report(
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit change map_2019.tif map_2024.tif -o change.tif --table change.csv",
+    )
+)
 def change(
     old: Annotated[Path, typer.Argument(metavar="MAP_OLD", help="Map of class values (.tif).")],
-    new: Annotated[Path, typer.Argument(metavar="MAP_NEW", help="A later one, on the same grid.")],
+    new: Annotated[Path, typer.Argument(metavar="MAP_NEW", help="A later map on the same grid.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Map of transitions (.tif).")],
-    table: Annotated[Path | None, typer.Option(help="Also write the hectares from class to class (.csv).")] = None,
-    class_: Annotated[str | None, typer.Option("--class", help="Which class, where classes overlap.")] = None,
-    names: Annotated[Path | None, typer.Option(help="Names of classes: CSV with the columns value,name.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write the hectares of each transition (.csv).")] = None,
+    class_: OverlappingClass = None,
+    names: ClassNames = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare two maps: a map of what became of what, and its hectares."""
+    """Compare two maps: a map of transitions between classes, and their hectares."""
     from segkit.maps.change import change as run
 
-    result = run(old, new, output, of=class_, names=names, table=table, overwrite=overwrite, show_progress=True)
+    result = run(old, new, output, class_name=class_, names=names, table=table, overwrite=overwrite, show_progress=True)
     hectares = result.table()
     rows = [
         (str(name), *(f"{value:,.2f}" for value in row))
         for name, row in zip(hectares.index, hectares.to_numpy(), strict=True)
     ]
     print_table(("hectares from / to", *map(str, hectares.columns)), rows)
-    if result.unseen:
-        print(f"\n{result.unseen:,} pixels have data in one of the maps only; they are no data")
+    if result.unmatched_pixels:
+        print(f"\n{result.unmatched_pixels:,} pixels have data in only one of the maps; they are no data in the result")
     print(f"\n{result.path}" + ("" if table is None else f"\n{table}"))

@@ -10,7 +10,7 @@ import typer
 
 
 class Device(StrEnum):
-    """Where networks run."""
+    """Device that computes."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -18,7 +18,7 @@ class Device(StrEnum):
 
 
 class Precision(StrEnum):
-    """In which numbers networks run."""
+    """Floating-point precision of the network."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -32,7 +32,7 @@ class Augmentation(StrEnum):
 
 
 class Allocation(StrEnum):
-    """How a sample is divided among strata."""
+    """How a sample is allocated to strata."""
 
     PROPORTIONAL = "proportional"
     EQUAL = "equal"
@@ -40,7 +40,7 @@ class Allocation(StrEnum):
 
 
 class NoData(StrEnum):
-    """What label pixels are whose value is a code and declared as no data."""
+    """Meaning of label pixels whose value is a class code and is also declared as no data."""
 
     CODE = "code"
     IGNORE = "ignore"
@@ -57,17 +57,33 @@ class DemoTask(StrEnum):
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (.yaml).")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors).")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: train.epochs=3. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe: train.epochs=3. Repeatable."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that are there.")]
-Force = Annotated[bool, typer.Option("--force", help="Train in spite of what check calls a problem.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
+Force = Annotated[bool, typer.Option("--force", help="Train although check finds problems.")]
 LabelNoData = Annotated[
     NoData | None,
-    typer.Option(
-        "--nodata", help="Label pixels of a class's value that is declared as no data: this code, or unknown."
-    ),
+    typer.Option("--nodata", help="If labels declare a class code as no data: take it as that class, or ignore it."),
 ]
-Tile = Annotated[int | None, typer.Option(help="Side of the windows that the network sees at most, in pixels.")]
-Overlap = Annotated[int | None, typer.Option(help="Pixels that neighbouring windows share at least.")]
-OnDevice = Annotated[Device, typer.Option(help="Where to compute.")]
-InPrecision = Annotated[Precision, typer.Option(help="bf16 is faster where the hardware has it.")]
+Tile = Annotated[int | None, typer.Option(help="Maximum window size in pixels.")]
+Overlap = Annotated[int | None, typer.Option(help="Minimum overlap of neighbouring windows in pixels.")]
+OnDevice = Annotated[Device, typer.Option(help="Device that computes.")]
+InPrecision = Annotated[Precision, typer.Option(help="Precision; bf16 is faster if the hardware supports it.")]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option("--class-names", metavar="FILE.csv", help="Names of the map's classes: columns value, name, color."),
+]
+BoundaryWidth = Annotated[
+    str, typer.Option("--boundary-width", metavar="WIDTH", help="Width of the boundary zone: 20m, 2px.")
+]
+MinObjectArea = Annotated[
+    str, typer.Option("--min-object-area", metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")
+]
+IgnoredCodes = Annotated[
+    list[int] | None, typer.Option("--ignore", help="For maps: a label code that means unlabelled. Repeatable.")
+]
+OverlappingClass = Annotated[
+    str | None, typer.Option("--class", metavar="NAME", help="The class to use, if classes overlap (multilabel).")
+]
+LabelField = Annotated[str | None, typer.Option("--field", help="Field of vector labels that holds the class.")]

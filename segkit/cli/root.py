@@ -1,4 +1,4 @@
-"""The root command: its groups of commands and its options."""
+"""The root command: commands in groups, renamed options, examples in the help."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ _GROUPS = {
     "Prepare": ("demo", "check", "schema", "cache"),
     "Train": ("train", "compare"),
     "Map": ("predict", "vectorize", "change"),
-    "Judge": ("evaluate", "assess"),
+    "Evaluate": ("evaluate", "assess"),
     "Share": ("report",),
+}
+# Options of segkit 0.2 that have another name now; the old one is accepted until 0.4.
+RENAMED_OPTIONS = {
+    "--names": "--class-names",
+    "--boundary": "--boundary-width",
+    "--objects": "--min-object-area",
+    "--batch": "--batch-size",
+    "--error": "--target-se",
+    "--minimum": "--min-per-stratum",
+    "--expect": "--expected-users-accuracy",
+    "--finite": "--finite-population-correction",
 }
 
 
@@ -28,16 +39,21 @@ class _Grouped(TyperGroup):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
 
 
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: examples, each on a line of its own."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
 app = typer.Typer(
     name="segkit",
     cls=_Grouped,
     help="Land-cover maps from GeoTIFFs: train, predict whole scenes without seams, export clean polygons.",
-    add_completion=False,
+    epilog=examples("segkit demo", "segkit train RECIPE --help"),
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 assess_app = typer.Typer(
-    help="Areas and accuracy of a map, with error bars, from a random sample that somebody looks at.",
+    help="Estimate the areas and the accuracy of a map, with confidence intervals, from a random sample.",
     rich_markup_mode=None,
 )
 app.add_typer(assess_app, name="assess")
@@ -45,9 +61,9 @@ app.add_typer(assess_app, name="assess")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from segkit.runtime.version import VERSION
 
-        print(f"segkit {version('segkit')}")
+        print(f"segkit {VERSION}")
         raise typer.Exit
 
 
@@ -57,7 +73,9 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Works after any command, too.")
+    ] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())

@@ -1,18 +1,20 @@
-"""What commands print of their results."""
+"""Results as the commands print them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from segkit.runtime.tables import format_table
+
 if TYPE_CHECKING:
-    from segkit.data.cache import Entry
+    from segkit.data.cache import CacheEntry
     from segkit.inference.predict import Summary
-    from segkit.inference.settings import Choice
+    from segkit.inference.settings import ResolvedSettings
     from segkit.training.comparison import Comparison
 
 
-def gigabytes(entries: Sequence[Entry]) -> str:
+def gigabytes(entries: Sequence[CacheEntry]) -> str:
     """Return the size of entries of the cache in GB."""
     return f"{sum(entry.size for entry in entries) / 1e9:.3g} GB"
 
@@ -20,21 +22,21 @@ def gigabytes(entries: Sequence[Entry]) -> str:
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print a row of scores for each class, and the scores of all."""
 
-    def number(value: float | int | None) -> str:
+    def number(value: float | None) -> str:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
     known = ("iou", "f1", "precision", "recall", "boundary_iou", "boundary_f1", "object_f1", "support")
     columns = [key for key in known if all(key in scores for scores in metrics["per_class"].values())]
     rows = [(name, *(number(scores[key]) for key in columns)) for name, scores in metrics["per_class"].items()]
     print_table(("class", *columns), rows)
-    told = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "brier", "pixels")
-    print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in told if key in metrics))
+    overall = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "brier", "pixels")
+    print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in overall if key in metrics))
     intervals = metrics.get("intervals")
     if intervals:
         spans = (
-            f"{key} {low:.4f} to {high:.4f}" for key in told[:3] if intervals[key] for low, high in [intervals[key]]
+            f"{key} {low:.4f} to {high:.4f}" for key in overall[:3] if intervals[key] for low, high in [intervals[key]]
         )
-        print(f"95 % over {intervals['units']} {intervals['unit']}s: " + "   ".join(spans))
+        print(f"95 % confidence intervals over {intervals['units']} {intervals['unit']}s: " + "   ".join(spans))
 
 
 def print_comparison(result: Comparison) -> None:
@@ -51,10 +53,10 @@ def print_comparison(result: Comparison) -> None:
     for row in result.rows:
         cells = [row.variant, str(row.trials)]
         for key, measure in row.measures.items():
-            cells += [number(measure.mean, key), number(measure.spread, key)]
+            cells += [number(measure.mean, key), number(measure.std, key)]
         rows.append(tuple(cells))
     print_table(tuple(header), rows)
-    print("\ndecided alike (diagonal: with another seed)")
+    print("\npixels predicted alike (diagonal: with another seed)")
     shares = [["-" if share is None else f"{share:.2%}" for share in line] for line in result.agreement]
     names = [row.variant for row in result.rows]
     print_table(("", *names), [(name, *line) for name, line in zip(names, shares, strict=True)])
@@ -63,25 +65,26 @@ def print_comparison(result: Comparison) -> None:
 
 def print_summary(summary: Summary) -> None:
     """Print areas, settings and speed of a finished map."""
-    from segkit.runtime.progress import count
+    from segkit.runtime.progress import format_count
 
     done = not summary.seconds
-    print(f"{summary.path}" + (" was finished already by the same request; nothing to do" if done else ""))
+    print(f"{summary.path}" + (" is finished already (same request); nothing to do" if done else ""))
     print_areas("pixels", summary.pixels, summary.hectares)
     choice = summary.choice
-    print(f"tile {choice.tile}, overlap {choice.overlap}, {_said_of_precision(choice)}")
+    print(f"tile {choice.tile}, overlap {choice.overlap}, {describe_precision(choice)}")
     if not done:
         memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
-        resumed = f", {summary.resumed} of {summary.bands} bands taken over" if summary.resumed else ""
-        print(f"{summary.seconds:.1f} s, {count(summary.mpx_per_second)} Mpx/s{memory}{resumed}\n")
+        resumed = f", {summary.resumed} of {summary.bands} row bands resumed" if summary.resumed else ""
+        print(f"{summary.seconds:.1f} s, {format_count(summary.mpx_per_second)} Mpx/s{memory}{resumed}\n")
 
 
-def _said_of_precision(choice: Choice) -> str:
-    from segkit.runtime.progress import count
+def describe_precision(choice: ResolvedSettings) -> str:
+    """Name the precision, and how many pixels bf16 changes if that was measured."""
+    from segkit.runtime.progress import format_count
 
     if choice.agreement is None:
         return choice.precision
-    share = f"{count(100 * (1 - choice.agreement))} % of the pixels"
+    share = f"{format_count(100 * (1 - choice.agreement))} % of the pixels"
     return f"bf16 ({share} differ from fp32)" if choice.precision == "bf16" else f"fp32 (bf16 would change {share})"
 
 
@@ -94,12 +97,5 @@ def print_areas(counted: str, counts: dict[str, int], hectares: dict[str, float]
 
 
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print columns: the first to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, *rows):
-        first, *others = row
-        print(
-            "  ".join(
-                [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(others, widths[1:], strict=True))]
-            )
-        )
+    """Print columns: the first one to the left, numbers to the right."""
+    print(format_table(header, rows))

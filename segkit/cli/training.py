@@ -10,24 +10,28 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import Force, Overwrite, RecipeFile, Set
-from segkit.cli.root import app
+from segkit.cli.root import app, examples
 from segkit.cli.tables import gigabytes, print_comparison, print_metrics
 from segkit.errors import SegkitError
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit check configs/deforestation.yaml --picture shares.png",
+    )
+)
 def check(
     recipe: RecipeFile,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Also draw class shares and training crops.")
+        Path | None, typer.Option(metavar="FILE.png", help="Also draw class shares and training tiles.")
     ] = None,
     set_: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Show what a recipe would train on: grids, bands, codes, class shares, problems."""
+    """Show what a recipe trains on: grids, bands, label codes, class shares, problems."""
     from segkit.data.check import check as run
     from segkit.data.pairing import recipe_files
-    from segkit.io.files import check_apart, check_output
+    from segkit.io.files import check_distinct, check_output
     from segkit.recipe.schema import Recipe
 
     loaded = Recipe.load(recipe, set_ or ())
@@ -36,7 +40,7 @@ def check(
         read: list[Path] = [recipe]
         with suppress(SegkitError):  # it is one of the problems that are shown
             read += recipe_files(loaded)
-        check_apart([target], read)
+        check_distinct([target], read)
     report = run(loaded, show_progress=True)
     print(report.render())
     if target is not None:
@@ -48,20 +52,24 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit train configs/deforestation.yaml -o forest --set train.epochs=3",
+    )
+)
 def train(
     recipe: RecipeFile,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder; default runs/NAME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished epoch.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False,
     fold: Annotated[
         str | None,
-        typer.Option(metavar="K/N", help="Validate on one of N folds, 0/N to N-1/N, of the training scenes."),
+        typer.Option(metavar="K/N", help="Validate on fold K (0 to N-1) of N folds of the training data."),
     ] = None,
     set_: Set = None,
     force: Force = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a model: RUN/model.safetensors, RUN/metrics.json, the log and its picture."""
+    """Train a model: RUN/model.safetensors, metrics.json, log.csv, curves.png."""
     from lightning.pytorch.utilities import rank_zero_only
 
     from segkit.training.train import train as run
@@ -82,28 +90,34 @@ def train(
     print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit compare configs/deforestation.yaml --heads softmax,sigmoid --seeds 0,1",
+        "segkit compare configs/deforestation.yaml --vary train.learning_rate=1e-3,1e-4 --seeds 0 -o rates",
+    )
+)
 def compare(
     recipe: RecipeFile,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of runs and result; default runs/NAME-compare.")
+        Path | None, typer.Option("-o", "--output", help="Folder of runs and results; default runs/NAME-compare.")
     ] = None,
     heads: Annotated[str | None, typer.Option(metavar="HEAD,...", help="Heads to compare: softmax,sigmoid.")] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=V,...", help="Values of a key to compare: model.encoder=resnet18,resnet34. Repeatable."
-        ),
+        typer.Option(metavar="KEY=V,...", help="Compare values of a key: model.encoder=resnet18,resnet34. Repeatable."),
     ] = None,
-    seeds: Annotated[str, typer.Option(metavar="N,...", help="Each variant is trained with each of these.")] = "0,1,2",
+    seeds: Annotated[
+        str, typer.Option(metavar="N,...", help="Random seeds; each variant is trained with each seed.")
+    ] = "0,1,2",
     fold: Annotated[
-        list[str] | None, typer.Option(metavar="K/N,...", help="Each variant is trained in each fold. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="K/N,...", help="Folds; each variant is trained on each fold. Repeatable."),
     ] = None,
     set_: Set = None,
     force: Force = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a recipe in variants, with several seeds: scores with their spread, cost, and agreement."""
+    """Train variants of a recipe with several seeds: mean and spread of the scores, cost, agreement."""
     from segkit.training.compare import compare as run
     from segkit.training.variants import parse_vary
 
@@ -128,27 +142,35 @@ def _listed(text: str) -> list[str]:
 
 def _seed(text: str) -> int:
     if not text.isdecimal():
-        raise typer.BadParameter(f"--seeds: {text!r} is no whole number from 0 on")
+        raise typer.BadParameter(f"--seeds: {text!r} is not a whole number of 0 or more")
     return int(text)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit cache --clear",
+    )
+)
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what no training uses right now.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove entries that no training is using.")] = False,
 ) -> None:
-    """Show what decoded scenes and labels take on the disk, or remove them."""
-    from segkit.data import cache as room
+    """Show the size of the cache of decoded scenes and labels, or clear it."""
+    from segkit.data.cache import cache_folder, clear_cache, list_entries
 
     if clear:
-        gone = room.clear()
-        print(f"removed {len(gone)} entries, {gigabytes(gone)}")
-    kept = room.entries()
-    print(f"{room.cache_folder()}: {len(kept)} entries, {gigabytes(kept)}")
+        removed = clear_cache()
+        print(f"removed {len(removed)} entries, {gigabytes(removed)}")
+    entries = list_entries()
+    print(f"{cache_folder()}: {len(entries)} entries, {gigabytes(entries)}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "segkit schema > recipe.schema.json",
+    )
+)
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for completion in editors."""
     from segkit.recipe.schema import schema as run
 
     print(json.dumps(run(), indent=2))

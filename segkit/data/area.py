@@ -1,4 +1,4 @@
-"""Areas: the part of a labelled scene that trains or that validates."""
+"""The part of a labelled scene that is used for training or for validation."""
 
 from __future__ import annotations
 
@@ -12,88 +12,88 @@ from rasterio.windows import Window
 
 from segkit.data.labels.base import Labels
 from segkit.data.pairing import Sample
-from segkit.io.cover import Cover
-from segkit.io.grid import cut
+from segkit.io.cover import PixelRegion
+from segkit.io.grid import split_window
 from segkit.io.scene import Tile
-from segkit.task.task import IGNORE, Task
+from segkit.task import IGNORE, Task
 
-PIECE = 256  # pixels along a side of the windows that polygons validate in
+POLYGON_WINDOW_PX = 256  # side of the windows that cover a validation polygon
 
 
 @dataclass(frozen=True)
-class Area:
-    """The part of a sample that one side of a split may use.
+class LabelledArea:
+    """The part of a sample on one side of a split.
 
     Parameters
     ----------
     sample
         A scene with its labels.
     windows
-        Where its pixels count, none twice.
-    hidden
-        Pixels that must not be seen at all: the other side's, grown by the gap.
-    counted
-        Pixels of `windows` whose labels count; None: all.
+        Windows to train or validate on; they do not overlap.
+    exclude
+        Pixels to mask out entirely: the other side, buffered by the gap.
+    include
+        Pixels of `windows` whose labels are used; None: all.
     """
 
     sample: Sample
     windows: tuple[Window, ...]
-    hidden: Cover = field(default_factory=Cover)
-    counted: Cover | None = None
+    exclude: PixelRegion = field(default_factory=PixelRegion)
+    include: PixelRegion | None = None
 
     @property
     def labels(self) -> Labels:
-        """The sample's labels, which every sample of a split has."""
+        """The labels of the sample; in a split every sample has them."""
         assert self.sample.labels is not None
         return self.sample.labels
 
     @property
-    def cover(self) -> Cover:
-        """What counts."""
-        return self.counted or Cover(self.windows)
+    def region(self) -> PixelRegion:
+        """The pixels whose labels are used, before `exclude`."""
+        return self.include or PixelRegion(self.windows)
 
-    def mask(self, tile: Tile, planes: NDArray[Any], window: Window) -> None:
-        """Make what must not be seen no data and not known, in place, in a tile and target planes read at `window`."""
-        if self.hidden:
-            tile.valid[self.hidden.mask(window)] = False
-        if self.counted is not None:
-            planes[:, ~self.counted.mask(window)] = IGNORE
+    def mask(self, tile: Tile, targets: NDArray[Any], window: Window) -> None:
+        """Mask a tile and targets read at `window`, in place: excluded pixels become no data and unlabelled."""
+        if self.exclude:
+            tile.valid[self.exclude.mask(window)] = False
+        if self.include is not None:
+            targets[:, ~self.include.mask(window)] = IGNORE
         if not tile.valid.all():
-            planes[:, ~tile.valid] = IGNORE
+            targets[:, ~tile.valid] = IGNORE
 
-    def truth(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.int16]:
-        """Return the true planes int16 (P, H, W) of a window; not known where nothing is valid, or does not count."""
-        planes = self.labels.task.settle(self.labels.read(window))
-        counts = valid if self.counted is None else valid & self.counted.mask(window)
-        return np.where(counts, planes, np.int16(IGNORE))
-
-
-def whole(samples: Sequence[Sample]) -> list[Area]:
-    """Return areas that are the samples whole."""
-    return [Area(sample, (sample.scene.grid.whole,)) for sample in samples]
+    def read_truth(self, window: Window, valid: NDArray[np.bool_]) -> NDArray[np.int16]:
+        """Read the targets of a window, int16 (T, H, W); unlabelled where not `valid` (H, W) or not included."""
+        targets = self.labels.task.harden(self.labels.read(window))
+        used = valid if self.include is None else valid & self.include.mask(window)
+        return np.where(used, targets, np.int16(IGNORE))
 
 
-def count_categories(planes: NDArray[np.int16], task: Task) -> NDArray[np.int64]:
-    """Count the known pixels of each category of each plane (P, H, W), flat (P * K)."""
+def full_areas(samples: Sequence[Sample]) -> list[LabelledArea]:
+    """Return an area for each sample that covers it completely."""
+    return [LabelledArea(sample, (sample.scene.grid.full_window,)) for sample in samples]
+
+
+def count_categories(targets: NDArray[np.int16], task: Task) -> NDArray[np.int64]:
+    """Count the labelled pixels of each category of each target (T, H, W), flat (T * K)."""
     size = len(task.categories)
-    each = [np.bincount(plane[plane != IGNORE], minlength=size) for plane in planes]
-    return np.concatenate(each).astype(np.int64)
+    counts = [np.bincount(target[target != IGNORE], minlength=size) for target in targets]
+    return np.concatenate(counts).astype(np.int64)
 
 
-def pieces(windows: Sequence[Window], size: int) -> Iterator[Window]:
-    """Cut windows into pieces of at most `size` x `size` pixels."""
+def iter_windows(windows: Sequence[Window], size: int) -> Iterator[Window]:
+    """Split windows into windows of at most `size` x `size` pixels."""
     for window in windows:
-        yield from cut(window, size)
+        yield from split_window(window, size)
 
 
-def read_pieces(areas: Sequence[Area], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:
-    """Read what counts in areas, once, as tiles and target planes of at most `size` x `size` pixels.
+def read_tiles(areas: Sequence[LabelledArea], size: int = 1024) -> Iterator[tuple[Tile, NDArray[np.int16], Window]]:
+    """Read areas once, as masked tiles and targets of at most `size` x `size` pixels.
 
-    Soft labels come as the planes that they are nearest to.
+    Soft labels are hardened.
     """
     for area in areas:
         with area.sample.scene.open() as reader:
-            for window in pieces(area.windows, size):
-                tile, planes = reader.read(window), area.labels.read(window)
-                area.mask(tile, planes, window)
-                yield tile, area.labels.task.settle(planes), window
+            for window in iter_windows(area.windows, size):
+                tile, targets = reader.read(window), area.labels.read(window)
+                area.mask(tile, targets, window)
+                yield tile, area.labels.task.harden(targets), window

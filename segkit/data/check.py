@@ -1,4 +1,4 @@
-"""Check: what a recipe would train on, and what is wrong with it, before hours are spent."""
+"""Check the data of a recipe before training."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ from pathlib import Path
 import numpy as np
 from rasterio.enums import ColorInterp
 
-from segkit.data.area import Area
+from segkit.data.area import LabelledArea
 from segkit.data.examination import (
     ClassCount,
     Examination,
     class_counts,
+    count_scenes,
     examine,
     proximity_warnings,
     scene_problems,
-    survey_sample,
 )
-from segkit.data.leakage import Nearness
-from segkit.data.pairing import Sample, pair
-from segkit.data.split import Survey, fitted
+from segkit.data.leakage import SceneProximity
+from segkit.data.pairing import Sample, pair_files
+from segkit.data.split import SceneCounts, resolve_split
 from segkit.errors import SegkitError
 from segkit.io.grid import Grid, crs_name
-from segkit.io.raster import PathLike, open_raster
-from segkit.recipe.schema import Recipe, Source, Split
-from segkit.task.task import BACKGROUND, Task
+from segkit.io.paths import PathLike
+from segkit.io.raster import open_raster
+from segkit.plots.text import format_percent
+from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
+from segkit.runtime.tables import format_table
+from segkit.task import BACKGROUND, Task
 
-_LISTED = 40  # scenes and files in a text; the report itself holds all
+_MAX_LISTED = 40  # lines per list in the text; the report itself holds all
 
 
 @dataclass(frozen=True)
 class SceneCheck:
-    """What was found in one scene.
+    """Facts about one scene.
 
     Parameters
     ----------
     part
         "train" or "val".
     valid, labelled
-        Pixels that hold data; those of them whose label is known.
+        Pixels with data; those of them with a label.
     classes
-        Counted over valid pixels.
+        Counts of valid labelled pixels.
     """
 
     part: str
@@ -57,11 +60,23 @@ class SceneCheck:
 
 @dataclass(frozen=True)
 class Report:
-    """What a recipe would train on; `problems` are errors, `warnings` may be meant.
+    """The data of a recipe: scenes, class counts, and problems.
 
-    `nearest` holds the pairs of scenes in which what trains comes within a tile of what validates, those that share
-    most first; else the nearest pair, where there is one. Where `data.val` names scenes or rows, it is measured as if
-    training left nothing out.
+    Parameters
+    ----------
+    recipe
+        With the default block and gap of its split filled in.
+    scenes
+        Facts about each scene that could be opened.
+    unmatched
+        Images without a label and labels without an image.
+    notes, warnings, problems
+        Messages. `problems` stop `segkit train`, `warnings` may be intended.
+    nearest
+        Pairs of a training and a validation scene less than a tile apart, those with the most shared pixels first;
+        otherwise the nearest pair, if any. If `data.val` names scenes or rows, before training excludes their ground.
+    trains, validates
+        Class counts after the split.
     """
 
     recipe: Recipe
@@ -70,12 +85,12 @@ class Report:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     problems: tuple[str, ...]
-    nearest: tuple[Nearness, ...] = ()
+    nearest: tuple[SceneProximity, ...] = ()
     trains: tuple[ClassCount, ...] = ()
     validates: tuple[ClassCount, ...] = ()
 
     def classes(self, part: str) -> tuple[ClassCount, ...]:
-        """Sum the classes over the scenes of "train" or "val"."""
+        """Return the class counts of all scenes of "train" or "val"."""
         columns = zip(*(scene.classes for scene in self.scenes if scene.part == part), strict=True)
         return tuple(
             ClassCount(each[0].name, sum(one.pixels for one in each), sum(one.known for one in each))
@@ -90,17 +105,17 @@ class Report:
 
     def _parts(self) -> Iterator[str]:
         for part in dict.fromkeys(scene.part for scene in self.scenes):
-            mine = [scene for scene in self.scenes if scene.part == part]
-            pixels = sum(scene.grid.height * scene.grid.width for scene in mine)
-            valid, labelled = sum(scene.valid for scene in mine), sum(scene.labelled for scene in mine)
-            shares = f"{_percent(valid, pixels)} hold data, {_percent(labelled, pixels)} are labelled"
+            scenes = [scene for scene in self.scenes if scene.part == part]
+            pixels = sum(scene.grid.height * scene.grid.width for scene in scenes)
+            valid, labelled = sum(scene.valid for scene in scenes), sum(scene.labelled for scene in scenes)
+            shares = f"{_percent(valid, pixels)} valid, {_percent(labelled, pixels)} labelled"
             yield ""
-            yield f"{part}: {len(mine)} scenes, {pixels:,} pixels; {shares}"
-            yield from _columns(
-                [("  class", "pixels", "share")]
-                + [(f"  {one.name}", f"{one.pixels:,}", _percent(one.pixels, one.known)) for one in self.classes(part)]
+            yield f"{part}: {len(scenes)} scene{'s' * (len(scenes) != 1)}, {pixels:,} pixels, {shares}"
+            yield format_table(
+                ("  class", "pixels", "share"),
+                [(f"  {one.name}", f"{one.pixels:,}", _percent(one.pixels, one.known)) for one in self.classes(part)],
             )
-        if isinstance(self.recipe.data.val, Split):
+        if isinstance(self.recipe.data.val, SpatialSplit):
             rule = self.recipe.data.val
             share = f"{rule.fraction:.0%}" if rule.fold is None else f"fold {rule.fold}"
             what = f"{rule.by}s" if rule.by != "block" else f"blocks of {rule.block} pixels"
@@ -109,71 +124,112 @@ class Report:
             yield f"val: {share} of train, in {what}{gap}"
         if self.trains and any(one.known for one in self.validates):
             yield ""
-            yield from _columns(
-                [("after split and gap", "trains", "validates")]
-                + [
+            yield format_table(
+                ("after the split", "training", "validation"),
+                [
                     (f"  {one.name}", f"{one.pixels:,}", f"{other.pixels:,}")
                     for one, other in zip(self.trains, self.validates, strict=True)
-                ]
+                ],
             )
         if self.nearest:
             one = self.nearest[0]
             ground = "" if one.metres is None else f" ({one.metres:,.0f} m)"
-            yield f"nearest training and validation: {one.pixels:,.0f} pixels apart{ground}, {one.shared:,} shared"
+            yield f"distance of training and validation: {one.pixels:,.0f} pixels{ground}, {one.shared:,} shared pixels"
 
     def _scenes(self) -> Iterator[str]:
         if not self.scenes:
             return
         yield ""
-        rows = [("scene", "", "rows", "columns", "pixel", "CRS", "bands", "valid", "labelled")]
-        for scene in self.scenes[:_LISTED]:
+        header = ("scene", "", "rows", "columns", "pixel", "CRS", "bands", "valid", "labelled")
+        rows = []
+        for scene in self.scenes[:_MAX_LISTED]:
             grid, pixels = scene.grid, scene.grid.height * scene.grid.width
             size = " x ".join(f"{side:.4g}" for side in grid.pixel_size)
             shares = _percent(scene.valid, pixels), _percent(scene.labelled, pixels)
             shape = str(grid.height), str(grid.width)
             rows.append((scene.name, scene.part, *shape, size, crs_name(grid.crs), str(len(scene.bands)), *shares))
-        yield from _columns(rows)
+        yield format_table(header, rows)
         yield from _more(self.scenes)
 
     def _findings(self) -> Iterator[str]:
         for title, found in (
-            ("without a partner", [str(path) for path in self.unmatched]),
+            ("no matching image or label", [str(path) for path in self.unmatched]),
             ("notes", self.notes),
             ("warnings", self.warnings),
             ("problems", self.problems),
         ):
             if found:
-                yield from ("", f"{title}:", *(f"  {line}" for line in found[:_LISTED]), *_more(found))
+                yield from ("", f"{title}:", *(f"  {line}" for line in found[:_MAX_LISTED]), *_more(found))
         yield ""
         yield f"problems: {len(self.problems)}, warnings: {len(self.warnings)}"
 
 
 def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
-    """Read all that a recipe would train and validate on, window by window.
+    """Check all data that a recipe would train and validate on; it is read window by window.
 
-    Problems of every scene are collected; nothing is raised for them.
+    Problems of all scenes are collected in the report, not raised.
 
     Parameters
     ----------
     recipe
         A recipe or its file.
     show_progress
-        Whether progress goes to stderr.
+        Whether to show progress on stderr.
 
     Raises
     ------
     UsageError
-        The recipe's file is not there, or is no recipe.
+        The recipe's file does not exist, or is not a valid recipe.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    given, data, task = recipe, recipe.data, recipe.task
-    parts = {"train": data.train} | ({"val": data.val} if isinstance(data.val, Source) else {})
+    original, data, task = recipe, recipe.data, recipe.task
+    samples, unmatched, problems = _open_samples(data, task)
+    try:
+        recipe = resolve_split(recipe, samples["train"])
+    except SegkitError as error:
+        problems.append(str(error))
+    all_samples = [(part, sample) for part, of_part in samples.items() for sample in of_part]
+    scene_counts, unreadable = count_scenes([sample for _, sample in all_samples], recipe, show_progress=show_progress)
+    problems += unreadable
+    scenes = [
+        _check_scene(part, sample, one, task) for (part, sample), one in zip(all_samples, scene_counts, strict=True)
+    ]
+    found = Examination(recipe)
+    network_warnings: list[str] = []
+    if not problems:
+        found = examine(
+            recipe,
+            samples["train"],
+            samples["val"],
+            scene_counts=scene_counts,
+            measure=True,
+            show_progress=show_progress,
+        )
+        problems += found.problems
+        problems += [] if found.error is None else [str(found.error)]
+        network_warnings, network_problems = _check_network(recipe, found.training)
+        problems += network_problems
+    else:
+        problems += scene_problems([sample for _, sample in all_samples], scene_counts)
+    report = Report(
+        recipe, tuple(scenes), tuple(unmatched), tuple(_notes(all_samples)), (), tuple(problems), found.nearest,
+        () if found.statistics is None else class_counts(found.statistics.counts, task),
+        () if found.validation_counts is None else class_counts(found.validation_counts, task),
+    )  # fmt: skip
+    return replace(
+        report, warnings=(*_warnings(report), *network_warnings, *proximity_warnings(original, found.nearest))
+    )
+
+
+def _open_samples(data: Data, task: Task) -> tuple[dict[str, list[Sample]], list[Path], list[str]]:
+    """Open the labelled samples of "train" and "val"; return them, unmatched files, and problems."""
     problems: list[str] = []
     unmatched: list[Path] = []
     samples: dict[str, list[Sample]] = {"train": [], "val": []}
-    for part, source in parts.items():
+    sources = {"train": data.train} | ({"val": data.val} if isinstance(data.val, DatasetSource) else {})
+    for part, source in sources.items():
         try:
-            pairing = pair(source)
+            pairing = pair_files(source)
         except SegkitError as error:
             problems.append(str(error))
             continue
@@ -189,37 +245,12 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
             else:
                 samples[part].append(sample)
         if not problems and not samples[part]:
-            problems.append(f"data.{part}: no scene has labels; images and labels pair by file stem")
-    try:
-        recipe = fitted(recipe, samples["train"])
-    except SegkitError as error:
-        problems.append(str(error))
-    everything = [(part, sample) for part, own in samples.items() for sample in own]
-    surveys, broken = survey_sample([sample for _, sample in everything], recipe, show_progress=show_progress)
-    problems += broken
-    scenes = [_scene(part, sample, one, task) for (part, sample), one in zip(everything, surveys, strict=True)]
-    found = Examination(recipe)
-    network: list[str] = []
-    if not problems:
-        found = examine(
-            recipe, samples["train"], samples["val"], surveys=surveys, measure=True, show_progress=show_progress
-        )
-        problems += found.problems
-        problems += [] if found.fatal is None else [str(found.fatal)]
-        network, wrong = _network(recipe, found.training)
-        problems += wrong
-    else:
-        problems += scene_problems([sample for _, sample in everything], surveys)
-    report = Report(
-        recipe, tuple(scenes), tuple(unmatched), tuple(_notes(everything)), (), tuple(problems), found.near,
-        () if found.statistics is None else class_counts(found.statistics.counts, task),
-        () if found.held is None else class_counts(found.held, task),
-    )  # fmt: skip
-    return replace(report, warnings=(*_warnings(report), *network, *proximity_warnings(given, found.near)))
+            problems.append(f"data.{part}: no scene has labels; images and labels are paired by file name")
+    return samples, unmatched, problems
 
 
-def _network(recipe: Recipe, training: Sequence[Area]) -> tuple[list[str], list[str]]:
-    """Return warnings and problems of the network: tiles that are small against it, and one that cannot be built."""
+def _check_network(recipe: Recipe, training: Sequence[LabelledArea]) -> tuple[list[str], list[str]]:
+    """Return warnings and problems of the network: tiles too small for it, or a network that cannot be built."""
     from segkit.data.datasets import suitable_tile_size
     from segkit.models.segmenter import Segmenter
 
@@ -234,9 +265,9 @@ def _network(recipe: Recipe, training: Sequence[Area]) -> tuple[list[str], list[
     return [] if warning is None else [warning], []
 
 
-def _scene(part: str, sample: Sample, found: Survey | None, task: Task) -> SceneCheck:
-    """Describe a scene; nothing is counted where it could not be read."""
-    counts = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
+def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Task) -> SceneCheck:
+    """Return the facts about a scene; counts are 0 if it could not be read."""
+    counts = np.zeros((task.n_targets, len(task.categories)), dtype=np.int64)
     valid = labelled = 0
     if found is not None:
         counts, valid, labelled = found.counts.sum(axis=0).reshape(counts.shape), found.valid, found.labelled
@@ -254,41 +285,33 @@ def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:
             with open_raster(path) as dataset:
                 for band, interpretation in enumerate(dataset.colorinterp, first):
                     if interpretation == ColorInterp.alpha and band not in sample.scene.bands:
-                        yield f"{path}: band {band} is alpha and serves as mask; list it in data.bands if it is imagery"
+                        yield f"{path}: band {band} is alpha and used as mask; list it in data.bands if it is imagery"
                 first += dataset.count
 
 
 def _warnings(report: Report) -> Iterator[str]:
-    scenes, size = report.scenes, report.recipe.train.tile_size
-    largest = max((max(scene.grid.shape) for scene in scenes), default=size)
-    if largest < size:
-        yield f"train.tile_size is {size}, the largest scene has {largest} pixels a side; tiles are padded with no data"
-    homeless = [scene.name for scene in scenes if scene.grid.crs is None]
-    if homeless:
-        yield f"no CRS in {_some(homeless)}; a map of them cannot tell areas or lie in a GIS"
+    scenes, tile_size = report.scenes, report.recipe.train.tile_size
+    largest = max((max(scene.grid.shape) for scene in scenes), default=tile_size)
+    if largest < tile_size:
+        yield f"train.tile_size is {tile_size}, the largest scene is {largest} pixels wide; tiles are padded"
+    without_crs = [scene.name for scene in scenes if scene.grid.crs is None]
+    if without_crs:
+        yield f"no CRS in {_list_names(without_crs)}; maps of them have no areas in hectares and no place in a GIS"
     for one in report.trains:
         if one.name == BACKGROUND and one.known and not one.pixels:
-            yield "background never occurs in training; without any, set task.background: false"
+            yield "no training pixel is background; if every pixel has a class, set task.background: false"
     for one, trains in zip(report.validates, report.trains, strict=True):
         if one.known and trains.pixels and not one.pixels:
-            yield f"{one.name!r} never occurs in validation; its IoU and F1 will be undefined, and no part of the means"
+            yield f"{one.name!r} does not occur in validation; its IoU and F1 will be undefined"
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
+    return format_percent(part / whole if whole else None)
 
 
-def _some(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more scenes" if len(names) > 3 else "")
 
 
 def _more(items: Sequence[object]) -> list[str]:
-    return [f"  ... and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Align rows of text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        rest = (text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))
-        yield "  ".join([row[0].ljust(widths[0]), *rest]).rstrip()
+    return [f"  ... and {len(items) - _MAX_LISTED} more"] if len(items) > _MAX_LISTED else []

@@ -1,4 +1,4 @@
-"""Tiles for the network: random crops to train on."""
+"""Training tiles: random crops of training areas."""
 
 from __future__ import annotations
 
@@ -15,183 +15,190 @@ from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from segkit.data.area import Area, count_categories, pieces
+from segkit.data.area import LabelledArea, count_categories, iter_windows
 from segkit.data.augmentation import Augmentation
 from segkit.data.statistics import Statistics
 from segkit.errors import DataError
 from segkit.io.scene import SceneReader, Tile
 from segkit.recipe.schema import Train
-from segkit.task.task import IGNORE
+from segkit.task import IGNORE
 
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
 
-# Pixels (N, C, H, W), valid (N, H, W), target planes (N, P, H, W), or soft ones (N, channels, H, W).
+# Pixels (N, C, H, W), valid (N, H, W), targets (N, T, H, W), or soft ones (N, channels, H, W).
 Batch = tuple[Tensor, Tensor, Tensor]
 
-_OPEN_SCENES = 64  # file handles are few, scenes may be many
-# The deepest features of a tile this many strides wide are 4 x 4. Of fewer, most of what they see is the padding at the
-# tile's edges, which the large windows of a prediction hardly have; docs/small-data.md has what that costs.
-_FEWEST_STRIDES = 4
+_MAX_OPEN_SCENES = 64  # the number of file handles is limited
+# The deepest feature map of a tile this many strides wide is 4 x 4. In smaller tiles it depends mostly on the padding
+# at the edges, which the large windows of a prediction hardly have; docs/small-data.md has the cost in accuracy.
+_MIN_STRIDES = 4
 
 
-def least_tile_size(stride: int, areas: Sequence[Area]) -> int:
-    """Return the smallest side of a training tile from which a network learns more than its own padding, in pixels.
+def min_tile_size(stride: int, areas: Sequence[LabelledArea]) -> int:
+    """Return the smallest side in pixels of a training tile whose features do not depend mostly on padding.
 
     Parameters
     ----------
     stride
         Of the network.
     areas
-        What it is trained on: a tile need not be larger than the largest scene.
+        The training areas: a tile need not be larger than the largest scene.
     """
     largest = max(max(area.sample.scene.grid.shape) for area in areas)
-    return min(_FEWEST_STRIDES * stride, -(-largest // stride) * stride)
+    return min(_MIN_STRIDES * stride, -(-largest // stride) * stride)
 
 
-def suitable_tile_size(segmenter: Segmenter, areas: Sequence[Area]) -> tuple[int, str | None]:
-    """Return the side of the tiles that a network is trained on, and a warning where the recipe's are too small for it.
+def suitable_tile_size(segmenter: Segmenter, areas: Sequence[LabelledArea]) -> tuple[int, str | None]:
+    """Return the side of the training tiles, and a warning if the recipe's tiles are too small for the network.
 
-    A network that is given windows of the tile's size for maps, too (`Segmenter.context`), sees the same padding there,
-    so any size will do.
+    Any size is suitable if maps are predicted with windows of the same size (`Segmenter.fixed_window_size`), which have
+    the same padding.
     """
     recipe, stride = segmenter.recipe, segmenter.stride
-    wanted, least = recipe.train.tile_size, least_tile_size(stride, areas)
-    if wanted >= least or segmenter.context is not None:
-        return wanted, None
-    return least, (
-        f"train.tile_size is {wanted}, less than {_FEWEST_STRIDES} strides of {recipe.model.architecture} "
-        f"with {recipe.model.encoder} ({stride} pixels each): its deepest features would see mostly the padding around "
-        f"it, of which maps have hardly any. Tiles of {least} pixels are used; set train.tile_size to {least} or more, "
+    tile_size, smallest = recipe.train.tile_size, min_tile_size(stride, areas)
+    if tile_size >= smallest or segmenter.fixed_window_size is not None:
+        return tile_size, None
+    return smallest, (
+        f"train.tile_size is {tile_size}, less than {_MIN_STRIDES} strides of {recipe.model.architecture} "
+        f"with {recipe.model.encoder} ({stride} pixels each): its deepest features would depend mostly on padding, "
+        f"which maps hardly have. Using tiles of {smallest} pixels; set train.tile_size to {smallest} or more, "
         "or use fewer stages (model.options.encoder_depth)"
     )
 
 
 class _Readers:
-    """Open readers of the scenes in use; each worker process has its own."""
+    """Open readers of the most recently used scenes, one set per worker process."""
 
-    def __init__(self, areas: Sequence[Area]) -> None:
+    def __init__(self, areas: Sequence[LabelledArea]) -> None:
         self._areas = areas
         self._open: OrderedDict[int, tuple[contextlib.ExitStack, SceneReader]] = OrderedDict()
         self._process = os.getpid()
 
-    def __getitem__(self, place: int) -> SceneReader:
+    def __getitem__(self, index: int) -> SceneReader:
         if self._process != os.getpid():
-            # A forked worker shares its parent's file handles, and with them the place where each reads next.
+            # A forked worker shares the file handles of its parent, and with them their read positions.
             self._open, self._process = OrderedDict(), os.getpid()
-        if place not in self._open:
+        if index not in self._open:
             stack = contextlib.ExitStack()
-            self._open[place] = stack, stack.enter_context(self._areas[place].sample.scene.open())
-            if len(self._open) > _OPEN_SCENES:
+            self._open[index] = stack, stack.enter_context(self._areas[index].sample.scene.open())
+            if len(self._open) > _MAX_OPEN_SCENES:
                 _, (oldest, _) = self._open.popitem(last=False)
                 oldest.close()
-        self._open.move_to_end(place)
-        return self._open[place][1]
+        self._open.move_to_end(index)
+        return self._open[index][1]
 
     def __getstate__(self) -> dict[str, object]:
         return {"_areas": self._areas, "_open": OrderedDict(), "_process": self._process}
 
 
-class TrainTiles(Dataset[Batch]):
-    """Random square crops of training areas; crop number i of seed s is always the same, in whatever process.
+class TrainDataset(Dataset[Batch]):
+    """Random square crops of training areas; crop i of seed s is the same in every process.
 
-    Areas are cut into cells of half a tile. A cell is drawn with the weight of its known label pixels, and a crop is
-    laid at random around it, so no crop is without one. Where `oversample` is 0 every known pixel weighs the same. Else
-    a pixel of a category that holds the share s of the known pixels weighs s ** -oversample: with 1, a drawn pixel is
-    of every category alike; between, of each in proportion to s ** (1 - oversample). A scene's own weight multiplies
-    its pixels'. Where classes overlap, a pixel weighs the sum over its known classes.
+    Areas are divided into cells of half a tile. A cell is drawn with the weight of its labelled pixels, and a crop is
+    placed at random around it, so every crop has labelled pixels. With a = `class_balanced_sampling`, a pixel of a
+    category with the share s of the labelled pixels has the weight s ** -a. With a = 0 all labelled pixels have the
+    same weight; with a = 1 all categories are drawn equally often; in between, in proportion to s ** (1 - a). The
+    weight of a scene multiplies those of its pixels. With overlapping classes, the weight of a pixel is the sum over
+    its labelled classes.
 
     Parameters
     ----------
     areas
-        To draw from.
+        The training areas.
     size
-        Pixels along a side of the crop; where a scene is smaller, the rest is no data.
+        Side of a crop in pixels; crops of smaller scenes are padded with no data.
     augmentation
-        None changes nothing.
+        None for no augmentation.
     seed
-        Of the draws.
+        Seed of the random draws.
     oversample
         0 to 1, see above.
 
     Raises
     ------
     DataError
-        No pixel has a known label.
+        No pixel is labelled.
     """
 
     def __init__(
         self,
-        areas: Sequence[Area],
+        areas: Sequence[LabelledArea],
         size: int,
         augmentation: Augmentation | None,
         seed: int,
-        oversample: float = 0.0,
+        class_balanced_sampling: float = 0.0,
     ) -> None:
         self._areas, self.size, self._augmentation, self._seed = list(areas), size, augmentation, seed
         self._readers = _Readers(self._areas)
         task = areas[0].labels.task
         self._cells = [
-            (place, cell) for place, area in enumerate(areas) for cell in pieces(area.windows, max(1, size // 2))
+            (index, cell) for index, area in enumerate(areas) for cell in iter_windows(area.windows, max(1, size // 2))
         ]
-        counts, self.pixels = np.zeros((len(self._cells), task.planes * len(task.categories))), 0
-        for number, (place, cell) in enumerate(self._cells):
-            planes = task.settle(self._read(place, cell)[1])
-            counts[number] = count_categories(planes, task)
-            self.pixels += int((planes != IGNORE).any(axis=0).sum())
+        counts, self.pixels = np.zeros((len(self._cells), task.n_targets * len(task.categories))), 0
+        for number, (index, cell) in enumerate(self._cells):
+            targets = task.harden(self._read(index, cell)[1])
+            counts[number] = count_categories(targets, task)
+            self.pixels += int((targets != IGNORE).any(axis=0).sum())
         if not self.pixels:
-            raise DataError("no pixel of the training areas is valid and has a known label; see segkit check")
+            raise DataError("no pixel of the training areas is both valid and labelled; see segkit check")
         share = counts.sum(axis=0) / counts.sum()
-        weight = counts @ np.where(share > 0, share, 1.0) ** -oversample
-        weight *= [areas[place].sample.weight for place, _ in self._cells]
-        self._upto = np.cumsum(weight) / weight.sum()
+        weight = counts @ np.where(share > 0, share, 1.0) ** -class_balanced_sampling
+        weight *= [areas[index].sample.weight for index, _ in self._cells]
+        self._cumulative = np.cumsum(weight) / weight.sum()
 
     @classmethod
-    def of(cls, areas: Sequence[Area], setup: Train, statistics: Statistics) -> TrainTiles:
-        """Return the crops of a training."""
-        augmentation = Augmentation(setup.augment, statistics.mean, statistics.std)
-        return cls(areas, setup.tile_size, augmentation, setup.seed, oversample=setup.oversample)
+    def from_areas(cls, areas: Sequence[LabelledArea], settings: Train, statistics: Statistics) -> TrainDataset:
+        """Make the dataset of a training."""
+        augmentation = Augmentation(settings.augment, statistics.mean, statistics.std)
+        return cls(
+            areas,
+            settings.tile_size,
+            augmentation,
+            settings.seed,
+            class_balanced_sampling=settings.class_balanced_sampling,
+        )
 
-    def _read(self, place: int, window: Window) -> tuple[Tile, NDArray[Any]]:
-        area = self._areas[place]
-        tile, planes = self._readers[place].read(window), area.labels.read(window)
-        area.mask(tile, planes, window)
-        return tile, planes
+    def _read(self, index: int, window: Window) -> tuple[Tile, NDArray[Any]]:
+        area = self._areas[index]
+        tile, targets = self._readers[index].read(window), area.labels.read(window)
+        area.mask(tile, targets, window)
+        return tile, targets
 
     def __getitem__(self, number: int) -> Batch:
-        """Return crop `number`: pixels float32 (C, S, S), valid bool (S, S), target planes int16 (P, S, S)."""
+        """Return crop `number`: pixels float32 (C, S, S), valid bool (S, S), targets int16 (T, S, S)."""
         random = np.random.default_rng((self._seed, number))
-        drawn = int(np.searchsorted(self._upto, random.random() * self._upto[-1], side="right"))
-        place, cell = self._cells[drawn]
-        grid = self._areas[place].sample.scene.grid
-        row = self._origin(random, int(cell.row_off), int(cell.height), grid.height)
-        column = self._origin(random, int(cell.col_off), int(cell.width), grid.width)
-        tile, planes = self._read(place, Window(column, row, self.size, self.size))
+        drawn = int(np.searchsorted(self._cumulative, random.random() * self._cumulative[-1], side="right"))
+        index, cell = self._cells[drawn]
+        grid = self._areas[index].sample.scene.grid
+        row = self._draw_start(random, int(cell.row_off), int(cell.height), grid.height)
+        column = self._draw_start(random, int(cell.col_off), int(cell.width), grid.width)
+        tile, targets = self._read(index, Window(column, row, self.size, self.size))
         if self._augmentation is not None:
-            tile, planes = self._augmentation(tile, planes, int(random.integers(2**31)))
-        return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(planes)
+            tile, targets = self._augmentation(tile, targets, int(random.integers(2**31)))
+        return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(targets)
 
-    def _origin(self, random: np.random.Generator, start: int, length: int, extent: int) -> int:
-        """Draw where a crop begins that holds start..start+length, and lies in 0..extent or holds all of it."""
+    def _draw_start(self, random: np.random.Generator, start: int, length: int, extent: int) -> int:
+        """Draw the start of a crop that contains start..start+length, and lies within 0..extent or contains it."""
         low, high = sorted((0, extent - self.size))
         return int(random.integers(max(start + length - self.size, low), min(start, high) + 1))
 
 
 class EpochSampler(Sampler[int]):
-    """Numbers of the crops of an epoch, shared out among processes: no number occurs twice in a training."""
+    """Crop numbers of an epoch, divided among processes; no number occurs twice in a training."""
 
-    def __init__(self, crops: int, rank: int = 0, world: int = 1) -> None:
-        self._crops, self._rank, self._world, self._epoch = crops, rank, world, 0
+    def __init__(self, crops: int, rank: int = 0, world_size: int = 1) -> None:
+        self._crops, self._rank, self._world_size, self._epoch = crops, rank, world_size, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Move on to another epoch; Lightning calls this."""
+        """Set the epoch; called by Lightning."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this process's numbers."""
+        """Iterate over the numbers of this process."""
         first = self._epoch * self._crops
-        return iter(range(first + self._rank, first + self._crops, self._world))
+        return iter(range(first + self._rank, first + self._crops, self._world_size))
 
     def __len__(self) -> int:
-        """Return how many numbers this process gets."""
-        return len(range(self._rank, self._crops, self._world))
+        """Return the count of numbers of this process."""
+        return len(range(self._rank, self._crops, self._world_size))

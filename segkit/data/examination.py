@@ -1,4 +1,4 @@
-"""What a recipe trains and validates on: counted once, with what is wrong with it. For check, train and compare."""
+"""Checks of what a recipe trains and validates on, for check, train and compare."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.data.area import Area, count_categories, read_pieces
-from segkit.data.leakage import Nearness, nearest
+from segkit.data.area import LabelledArea, count_categories, read_tiles
+from segkit.data.leakage import SceneProximity, find_nearest_pairs
 from segkit.data.pairing import Sample
-from segkit.data.split import Survey, divide, fitted, survey
+from segkit.data.split import SceneCounts, count_scene, resolve_split, train_val_split
 from segkit.data.statistics import Statistics
-from segkit.errors import DataError, SegkitError, ways
-from segkit.io.cover import Cover
-from segkit.recipe.schema import Recipe, Split
+from segkit.errors import DataError, SegkitError, suggest
+from segkit.io.cover import PixelRegion
+from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime.progress import progress
-from segkit.task.task import BACKGROUND, Task
+from segkit.task import BACKGROUND, Task
 
-_WINDOW = 1024  # pixels; memory does not grow with the scene
+_WINDOW_PX = 1024  # side; bounds the memory for large scenes
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """Pixels of a class, or of background, among those where it is known."""
+    """Pixels of a class or of background, and the labelled pixels of its target."""
 
     name: str
     pixels: int
@@ -33,60 +33,60 @@ class ClassCount:
 
     @property
     def share(self) -> float | None:
-        """`pixels` / `known`; None where nothing is known."""
+        """`pixels` / `known`; None if no pixel is labelled."""
         return self.pixels / self.known if self.known else None
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What a recipe trains and validates on, and what is wrong with it; made by `examine`.
+    """The training and validation areas of a recipe, and problems with them; made by `examine`.
 
     Parameters
     ----------
     recipe
-        With the block and the gap that its split has.
+        With the default block and gap of its split filled in.
     training, validation
-        Empty where `fatal` says why.
+        Empty if there is an `error`.
     statistics
-        Of the training areas; None where `fatal` says why.
-    held
-        int64 (P, K): known pixels of each category of each plane that validate.
-    near
-        As `Report.nearest`; of a split, which never leaks, only where it was asked for.
+        Of the training areas; None if there is an `error`.
+    validation_counts
+        int64 (T, K): labelled validation pixels of each category of each target.
+    nearest
+        As `Report.nearest`; of a spatial split, which never leaks, only on request.
     problems
-        What is most probably not meant, though it could be trained.
-    fatal
-        Why nothing can be trained.
+        Probable mistakes; training would be possible.
+    error
+        Why training is impossible.
     """
 
     recipe: Recipe
-    training: tuple[Area, ...] = ()
-    validation: tuple[Area, ...] = ()
+    training: tuple[LabelledArea, ...] = ()
+    validation: tuple[LabelledArea, ...] = ()
     statistics: Statistics | None = None
-    held: NDArray[np.int64] | None = None
-    near: tuple[Nearness, ...] = ()
+    validation_counts: NDArray[np.int64] | None = None
+    nearest: tuple[SceneProximity, ...] = ()
     problems: tuple[str, ...] = ()
-    fatal: SegkitError | None = None
+    error: SegkitError | None = None
 
-    def refuse(self, *, force: bool) -> Statistics:
-        """Return the statistics of the training areas, unless something is wrong.
+    def require_trainable(self, *, force: bool) -> Statistics:
+        """Return the statistics of the training areas; raise if there is a problem.
 
         Parameters
         ----------
         force
-            Whether problems are put up with; what cannot be trained stays an error.
+            Whether to ignore problems; impossible trainings still raise.
 
         Raises
         ------
         SegkitError
-            What `check` tells, in the same words.
+            With the message that `check` shows.
         """
-        if self.fatal is not None and (force or not self.problems):
-            raise self.fatal
+        if self.error is not None and (force or not self.problems):
+            raise self.error
         if self.problems and not force:
-            more = len(self.problems) - 1 + (self.fatal is not None)
+            more = len(self.problems) - 1 + (self.error is not None)
             others = f" (and {more} more, which segkit check lists)" if more else ""
-            advice = ways("train all the same (--force)") if self.fatal is None else ""
+            advice = suggest("train anyway (--force)") if self.error is None else ""
             raise DataError(f"{self.problems[0]}{others}{advice}")
         assert self.statistics is not None
         return self.statistics
@@ -97,162 +97,189 @@ def examine(
     training: Sequence[Sample],
     validation: Sequence[Sample] = (),
     *,
-    surveys: Sequence[Survey | None] | None = None,
+    scene_counts: Sequence[SceneCounts | None] | None = None,
     measure: bool = False,
     show_progress: bool = False,
 ) -> Examination:
-    """Divide what a recipe names, count what is left on both sides, and say what is wrong with it.
+    """Split the samples of a recipe, count both sides, and collect problems.
 
-    Training and `check` ask the same here, so that they say the same.
+    `check`, `train` and `compare` all use this, so their messages agree.
 
     Parameters
     ----------
     training, validation
-        The samples of `data.train`, and of `data.val` where that has its own.
-    surveys
-        Of all of them, if there are any already.
+        The samples of `data.train`, and of `data.val` if that is a source.
+    scene_counts
+        Of all samples, if already counted.
     measure
-        Whether it is measured how near the sides come also of a split, which never shares ground.
+        Whether to measure the distance between both sides also for a spatial split, which never shares ground.
     show_progress
-        Whether progress goes to stderr.
+        Whether to show progress on stderr.
     """
     samples, task = [*training, *validation], recipe.task
     problems: list[str] = []
     try:
-        recipe = fitted(recipe, training)
-        if surveys is None:
-            surveys, _ = survey_sample(samples, recipe, show_progress=show_progress, stop=True)
-        problems += scene_problems(samples, surveys)
-        check_bands(samples)
-        counted = [one for one in surveys if one is not None]
-        trains, validates = divide(recipe, training, validation, counted[: len(training)])
+        recipe = resolve_split(recipe, training)
+        if scene_counts is None:
+            scene_counts, _ = count_scenes(samples, recipe, show_progress=show_progress, fail_fast=True)
+        problems += scene_problems(samples, scene_counts)
+        require_same_bands(samples)
+        counted = [one for one in scene_counts if one is not None]
+        train_areas, val_areas = train_val_split(recipe, training, validation, counted[: len(training)])
     except SegkitError as error:
-        return Examination(recipe, problems=tuple(problems), fatal=error)
-    near: list[Nearness] = []
-    if measure or not isinstance(recipe.data.val, Split):
-        shown = trains
-        if not isinstance(recipe.data.val, Split):
-            shown = [replace(area, hidden=Cover()) for area in trains]
-        near = nearest(shown, validates, recipe.train.tile_size)
-        problems += _leaks(near)
+        return Examination(recipe, problems=tuple(problems), error=error)
+    nearest: list[SceneProximity] = []
+    if measure or not isinstance(recipe.data.val, SpatialSplit):
+        nearest = _measure_leakage(recipe, train_areas, val_areas)
+        problems += _leakage_problems(nearest)
     try:
-        statistics = Statistics.of(trains, task, show_progress=show_progress)
+        statistics = Statistics.from_areas(train_areas, task, show_progress=show_progress)
     except SegkitError as error:
-        # Nothing is far from what does not train.
-        near = near if not isinstance(recipe.data.val, Split) else []
-        return Examination(recipe, near=tuple(near), problems=tuple(problems), fatal=error)
-    held = np.zeros(statistics.counts.shape, dtype=np.int64)
-    for _, planes, _ in read_pieces(validates):
-        held += count_categories(planes, task).reshape(held.shape)
-    fatal = None
-    if validates and not held.any():
-        fatal = DataError(
-            "nothing validates: no pixel of the validation scenes holds data and has a known label; correct the "
-            "labels or data.val"
+        # Without a training pixel there is no distance.
+        nearest = nearest if not isinstance(recipe.data.val, SpatialSplit) else []
+        return Examination(recipe, nearest=tuple(nearest), problems=tuple(problems), error=error)
+    val_counts = np.zeros(statistics.counts.shape, dtype=np.int64)
+    for _, targets, _ in read_tiles(val_areas):
+        val_counts += count_categories(targets, task).reshape(val_counts.shape)
+    no_validation = None
+    if val_areas and not val_counts.any():
+        no_validation = DataError(
+            "no validation pixel: no pixel of the validation scenes has both data and a label; correct the labels or "
+            "data.val"
         )
-    there = np.sum([one.counts.sum(axis=0) for one in counted[: len(training)]], axis=0).reshape(held.shape)
-    problems += _classes_missing(class_counts(statistics.counts, task), class_counts(there, task))
-    return Examination(recipe, tuple(trains), tuple(validates), statistics, held, tuple(near), tuple(problems), fatal)
+    in_scenes = np.sum([one.counts.sum(axis=0) for one in counted[: len(training)]], axis=0).reshape(val_counts.shape)
+    problems += _missing_class_problems(class_counts(statistics.counts, task), class_counts(in_scenes, task))
+    return Examination(
+        recipe,
+        tuple(train_areas),
+        tuple(val_areas),
+        statistics,
+        val_counts,
+        tuple(nearest),
+        tuple(problems),
+        no_validation,
+    )
 
 
-def check_bands(samples: Sequence[Sample]) -> None:
-    """Raise a DataError where scenes differ in their number of bands."""
+def _measure_leakage(
+    recipe: Recipe, training: Sequence[LabelledArea], validation: Sequence[LabelledArea]
+) -> list[SceneProximity]:
+    """Measure the distance of both sides; of other validation scenes, before their ground is excluded from training."""
+    if not isinstance(recipe.data.val, SpatialSplit):
+        training = [replace(area, exclude=PixelRegion()) for area in training]
+    return find_nearest_pairs(training, validation, recipe.train.tile_size)
+
+
+def require_same_bands(samples: Sequence[Sample]) -> None:
+    """Raise a DataError if scenes differ in their number of bands."""
     examples: dict[int, Path] = {}
     for sample in samples:
         examples.setdefault(len(sample.scene.bands), sample.scene.paths[0])
     if len(examples) > 1:
         counts = ", ".join(f"{path} has {count}" for count, path in examples.items())
-        raise DataError(f"scenes differ in their number of bands: {counts}; choose common ones in data.bands")
+        raise DataError(f"scenes differ in their number of bands: {counts}; select common bands in data.bands")
 
 
-def survey_sample(
-    samples: Sequence[Sample], recipe: Recipe, *, show_progress: bool, stop: bool = False
-) -> tuple[list[Survey | None], list[str]]:
-    """Survey scenes, and say which cannot be read; or raise that of the first one."""
-    surveys: list[Survey | None] = []
-    found = []
+def count_scenes(
+    samples: Sequence[Sample], recipe: Recipe, *, show_progress: bool, fail_fast: bool = False
+) -> tuple[list[SceneCounts | None], list[str]]:
+    """Count scenes, and collect the errors of those that cannot be read; `fail_fast` raises the first one."""
+    scene_counts: list[SceneCounts | None] = []
+    errors = []
     total = sum(sample.scene.grid.height * sample.scene.grid.width for sample in samples)
     with progress("checking", total / 1e6, "Mpx", show=show_progress) as advance:
         for sample in samples:
             try:
-                surveys.append(
-                    survey(
-                        sample, recipe.task, recipe.data.val, size=_WINDOW, advance=lambda count: advance(count / 1e6)
+                scene_counts.append(
+                    count_scene(
+                        sample,
+                        recipe.task,
+                        recipe.data.val,
+                        size=_WINDOW_PX,
+                        advance=lambda count: advance(count / 1e6),
                     )
                 )
             except SegkitError as error:
-                if stop:
+                if fail_fast:
                     raise
-                surveys.append(None)
-                found.append(str(error))
-    return surveys, found
+                scene_counts.append(None)
+                errors.append(str(error))
+    return scene_counts, errors
 
 
-def scene_problems(samples: Sequence[Sample], surveys: Sequence[Survey | None]) -> Iterator[str]:
-    """Say of each scene what is wrong with it alone."""
-    for sample, found in zip(samples, surveys, strict=True):
+def scene_problems(samples: Sequence[Sample], scene_counts: Sequence[SceneCounts | None]) -> Iterator[str]:
+    """Yield problems of single scenes."""
+    for sample, found in zip(samples, scene_counts, strict=True):
         assert sample.labels is not None
-        for doubt in sample.labels.doubts:
-            yield f"{doubt}; set labels.nodata: code if such pixels are that, or labels.nodata: ignore if nobody knows"
+        for ambiguity in sample.labels.ambiguities:
+            yield (
+                f"{ambiguity}; set labels.nodata: code if these pixels have that code, or labels.nodata: ignore if "
+                "they are unlabelled"
+            )
         if found is not None and not found.labelled:
-            why = "no label is known where it holds data" if found.valid else "it holds no data"
-            yield f"{sample.scene.paths[0]}: {why}; correct the labels, or leave it out"
+            why = "none of its valid pixels is labelled" if found.valid else "has no valid pixel"
+            yield f"{sample.scene.paths[0]}: {why}; correct the labels, or remove the scene"
 
 
 def class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...]:
-    """Name the counts (planes, categories)."""
+    """Return counts (targets, categories) by class name."""
     return tuple(
-        ClassCount(name, int(counts[plane, category]), int(counts[plane].sum()))
-        for name, plane, category in task.scored
+        ClassCount(name, int(counts[target, category]), int(counts[target].sum()))
+        for name, target, category in task.scored_categories
     )
 
 
-def _classes_missing(trains: Iterable[ClassCount], there: Iterable[ClassCount]) -> Iterator[str]:
-    """Say which classes do not train, after split and gap, and why: `there` is what all training scenes hold."""
-    for one, whole in zip(trains, there, strict=True):
+def _missing_class_problems(training: Iterable[ClassCount], in_scenes: Iterable[ClassCount]) -> Iterator[str]:
+    """Yield classes that have no training pixel after the split, and why; `in_scenes` counts before the split."""
+    for one, before in zip(training, in_scenes, strict=True):
         if one.known and one.pixels == one.known:
-            yield f"every known training pixel is {one.name!r}; there is nothing to tell it from"
+            yield f"all labelled training pixels are {one.name!r}; add labelled pixels without it"
         elif one.pixels or one.name == BACKGROUND:
             continue
-        elif whole.pixels:
+        elif before.pixels:
             yield (
-                f"class {one.name!r} does not train: all of its {whole.pixels:,} pixels validate or lie in the gap; "
-                "make data.val.block or data.val.gap smaller, try another data.val.seed, or add scenes that show it"
+                f"class {one.name!r} has no training pixel: all of its {before.pixels:,} pixels are in validation "
+                "areas or in the gap; make data.val.block or data.val.gap smaller, try another data.val.seed, or add "
+                "scenes with it"
             )
         else:
-            yield f"class {one.name!r} never occurs in training; add scenes that show it, or remove it"
+            yield f"class {one.name!r} does not occur in the training scenes; add scenes with it, or remove it"
 
 
-def _leaks(near: Sequence[Nearness]) -> list[str]:
-    """Say where validation is not independent: in a file that trains, or on ground that does."""
-    same = dict.fromkeys(each.training for each in near if each.shared and each.training == each.validation)
+def _leakage_problems(nearest: Sequence[SceneProximity]) -> list[str]:
+    """Return where validation is not independent: in the same files as training, or on the same ground."""
+    same = dict.fromkeys(each.training for each in nearest if each.shared and each.training == each.validation)
     found = [
-        f"{path} is named to train and to validate, so none of its pixels would train; name it once, or let data.val "
-        "split the training scenes"
+        f"{path} is listed for both training and validation, so none of its pixels would be used for training; list it "
+        "once, or let data.val split the training scenes"
         for path in same
     ]
-    pairs = [each for each in near if each.shared and not {each.training, each.validation} & {*same}]
+    pairs = [each for each in nearest if each.shared and not {each.training, each.validation} & {*same}]
     if pairs:
         one = pairs[0]
-        more = f"; {len(pairs) - 1} more pairs of scenes do" if len(pairs) > 1 else ""
+        more = f" ({len(pairs) - 1} more pairs of scenes overlap)" if len(pairs) > 1 else ""
         found.append(
-            f"{one.training} trains and {one.validation} validates, and they share ground ({one.shared} pixels){more}: "
-            "it would not train, and what trains beside it would make scores too good; take one out, or let data.val "
-            "split the training scenes, which keeps a gap"
+            f"training scene {one.training} and validation scene {one.validation} overlap in {one.shared} pixels{more};"
+            " these would be excluded from training, and their neighbours make scores too good; remove one scene, or "
+            "let data.val split the training scenes, which keeps a gap"
         )
     return found
 
 
-def proximity_warnings(recipe: Recipe, near: Sequence[Nearness]) -> Iterator[str]:
-    """Say where what trains comes so near to what validates that scores are rather too good; not of a chosen gap."""
-    size, rule = recipe.train.tile_size, recipe.data.val
-    pairs = [each for each in near if not each.shared and each.pixels < size]
-    if pairs and not (isinstance(rule, Split) and rule.gap is None):
+def proximity_warnings(recipe: Recipe, nearest: Sequence[SceneProximity]) -> Iterator[str]:
+    """Warn if training and validation pixels are less than a tile apart, unless the gap is the default."""
+    tile_size, rule = recipe.train.tile_size, recipe.data.val
+    pairs = [each for each in nearest if not each.shared and each.pixels < tile_size]
+    if pairs and not (isinstance(rule, SpatialSplit) and rule.gap is None):
         one = pairs[0]
-        apart = f"{one.pixels:,.0f} pixels from where" if one.pixels >= 1 else "right beside what"
-        more = f" ({len(pairs) - 1} more pairs of scenes are as near)" if len(pairs) > 1 else ""
-        advice = "make data.val.gap larger" if isinstance(rule, Split) else "keep scenes apart, or let data.val split"
+        distance = f"{one.pixels:,.0f} pixels apart" if one.pixels >= 1 else "adjacent"
+        more = f" ({len(pairs) - 1} more pairs of scenes are less than a tile apart)" if len(pairs) > 1 else ""
+        advice = (
+            "leave data.val.gap out, or make it larger"
+            if isinstance(rule, SpatialSplit)
+            else "use scenes that are further apart, or let data.val split the training scenes"
+        )
         yield (
-            f"{one.training} trains {apart} {one.validation} validates, less than a tile ({size}){more}: neighbours "
-            f"are alike, and scores a little too good; {advice}"
+            f"training pixels in {one.training} and validation pixels in {one.validation} are {distance}, less than a "
+            f"tile ({tile_size}){more}; scores may be slightly too good; {advice}"
         )

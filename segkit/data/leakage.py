@@ -1,4 +1,4 @@
-"""Nearness: how near what trains comes to what validates, on the ground."""
+"""Distance between training and validation areas on the ground."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 import pyproj
 import shapely
 
-from segkit.data.area import Area, pieces
-from segkit.io.cover import near
+from segkit.data.area import LabelledArea, iter_windows
+from segkit.io.cover import grids_within
 from segkit.io.grid import Grid
 
-_PIECE = 1024  # pixels along a side; memory does not grow with the area
-_FURTHEST = 2**24  # pixels; who is further away is no neighbour
+_WINDOW_PX = 1024  # side; bounds the memory for large areas
+_MAX_DISTANCE_PX = 2**24  # scenes further apart are not neighbours
 
 
 @dataclass(frozen=True)
-class Nearness:
-    """Two scenes, or twice the same one, of which one trains and one validates.
+class SceneProximity:
+    """Distance between a training and a validation scene, which may be the same.
 
     Parameters
     ----------
     training, validation
         Files of the scenes.
     shared
-        Pixels of the training scene that train and lie on ground that validates.
+        Number of training pixels on the ground of validation pixels.
     pixels
-        Distance of the nearest edges in pixels of the training scene; 0 where they touch or share ground.
+        Distance of the nearest edges in pixels of the training scene; 0 if they touch or overlap.
     metres
-        The same on the ellipsoid; None without a CRS.
+        The same distance on the ellipsoid; None without a CRS.
     """
 
     training: str
@@ -41,50 +41,61 @@ class Nearness:
     metres: float | None
 
 
-def nearest(training: Sequence[Area], validation: Sequence[Area], within: int) -> list[Nearness]:
-    """Return the pairs that come within so many pixels of each other, those that share most first; at least one.
+def find_nearest_pairs(
+    training: Sequence[LabelledArea], validation: Sequence[LabelledArea], within: int
+) -> list[SceneProximity]:
+    """Return the pairs of training and validation areas within a distance; at least the nearest pair.
 
-    None are returned where no scene of both sides can be compared: without a CRS and a transform nobody knows where
-    it lies, but for scenes that train and validate both.
+    Pairs are sorted by the number of shared pixels, then by distance. The result is empty if no pair can be compared:
+    a scene without CRS and transform has no place on the ground and is compared only with itself.
+
+    Parameters
+    ----------
+    within
+        In pixels.
     """
     areas = [*training, *validation]
     grids = [area.sample.scene.grid for area in areas]
-    reach = max(1, within)
+    distance = max(1, within)
     while True:
-        pairs = near(grids, reach)
+        pairs = grids_within(grids, distance)
         found = [
-            _between(areas[min(pair)], areas[max(pair)]) for pair in pairs if min(pair) < len(training) <= max(pair)
+            _proximity(areas[min(pair)], areas[max(pair)]) for pair in pairs if min(pair) < len(training) <= max(pair)
         ]
-        if found or reach > _FURTHEST:
+        if found or distance > _MAX_DISTANCE_PX:
             break
-        reach *= 8
+        distance *= 8
     found += [
-        _between(one, other)
+        _proximity(one, other)
         for one in training
         for other in validation
-        if one.sample.scene.paths == other.sample.scene.paths and not one.sample.scene.grid.located
+        if one.sample.scene.paths == other.sample.scene.paths and not one.sample.scene.grid.has_location
     ]
     found.sort(key=lambda each: (-each.shared, each.pixels))
     return [each for each in found if each.shared or each.pixels <= within] or found[:1]
 
 
-def _between(one: Area, other: Area) -> Nearness:
-    grid = one.sample.scene.grid
-    there = other.cover if grid == other.sample.scene.grid else other.cover.onto(other.sample.scene.grid, grid)
-    trains = shapely.union_all(one.cover.shapes)
-    if one.hidden:
-        trains = trains.difference(shapely.union_all(one.hidden.shapes))
-    validates = shapely.union_all(there.shapes)
+def _proximity(train: LabelledArea, val: LabelledArea) -> SceneProximity:
+    grid = train.sample.scene.grid
+    val_region = val.region
+    if val.sample.scene.grid != grid:
+        val_region = val_region.reprojected(val.sample.scene.grid, grid)
+    train_shape = shapely.union_all(train.region.shapes)
+    if train.exclude:
+        train_shape = train_shape.difference(shapely.union_all(train.exclude.shapes))
+    val_shape = shapely.union_all(val_region.shapes)
     shared = 0
-    if trains.intersects(validates):
-        shared = sum(int((there.mask(part) & ~one.hidden.mask(part)).sum()) for part in pieces(one.windows, _PIECE))
-    line = shapely.shortest_line(trains, validates)
-    distance = float(shapely.length(line)) if line is not None else float("inf")
-    names = [str(area.sample.scene.paths[0]) for area in (one, other)]
-    return Nearness(names[0], names[1], shared, distance, _metres(line, grid))
+    if train_shape.intersects(val_shape):
+        windows = iter_windows(train.windows, _WINDOW_PX)
+        shared = sum(int((val_region.mask(window) & ~train.exclude.mask(window)).sum()) for window in windows)
+    line = shapely.shortest_line(train_shape, val_shape)
+    pixels = float(shapely.length(line)) if line is not None else float("inf")
+    names = [str(area.sample.scene.paths[0]) for area in (train, val)]
+    return SceneProximity(names[0], names[1], shared, pixels, _length_in_metres(line, grid))
 
 
-def _metres(line: Any, grid: Grid) -> float | None:
+def _length_in_metres(line: Any, grid: Grid) -> float | None:
+    """Return the geodesic length of a line in pixel coordinates of a grid."""
     if line is None or grid.crs is None:
         return None
     crs = pyproj.CRS.from_wkt(grid.crs.to_wkt())

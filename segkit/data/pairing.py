@@ -1,4 +1,4 @@
-"""Sources: the paths of a recipe as scenes with their labels."""
+"""Find the images and labels of a recipe, pair and open them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from segkit.data.cache import Cache
 from segkit.data.labels.base import Labels
 from segkit.data.labels.open import open_labels
 from segkit.errors import DataError, MissingFileError, UsageError
-from segkit.io.files import existing
-from segkit.io.remote import Remote, beside, located
+from segkit.io.files import require_file
+from segkit.io.remote import Remote, as_path, join_path
 from segkit.io.scene import Scene
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
-from segkit.recipe.schema import Data, LabelSource, Recipe, Source, Split
-from segkit.task.task import Task
+from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe, SpatialSplit
+from segkit.task import Task
 
 T = TypeVar("T")
 
@@ -30,16 +30,16 @@ RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".jp2", ".img", ".png", "
 
 @dataclass(frozen=True)
 class Sample:
-    """A scene and its labels, which lie on its grid.
+    """A scene and its labels on the grid of the scene.
 
     Parameters
     ----------
     scene, labels
-        Labels are None where none were asked for.
+        `labels` is None if there are none.
     weight
-        How often the scene is drawn, beside others; 1 where the table does not say.
+        Sampling weight of the scene; 1 by default.
     row
-        What the table says of it in columns that segkit gives no meaning; empty where there is no table.
+        The other columns of its row in the table; empty without a table.
     """
 
     scene: Scene
@@ -49,8 +49,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The files of a scene and where its labels are, `weight` and `row` as in `Sample`; nothing is opened yet."""
+class SceneFiles:
+    """The files of a scene and of its labels, not yet opened; `weight` and `row` as in `Sample`."""
 
     name: str
     images: tuple[Path, ...]
@@ -59,21 +59,23 @@ class Pair:
     row: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def open(self, data: Data, task: Task, cache: Cache | None = None) -> Sample:
-        """Open the scene and its labels; labels are None, too, where they are polygons and none meets the scene.
+        """Open the scene and its labels; labels are None also if no label polygon intersects the scene.
 
-        With a cache, both are decoded now, unless they were before.
+        With a cache, both are decoded now unless they are cached.
 
         Raises
         ------
         SegkitError
-            See `Scene.of` and `open_labels`.
+            See `Scene.from_files` and `open_labels`.
         """
-        scene = Scene.of(self.images, bands=data.bands, resample=data.resample, scaled=data.scaled, name=self.name)
+        scene = Scene.from_files(
+            self.images, bands=data.bands, resample=data.resample, scaled=data.apply_scale_offset, name=self.name
+        )
         labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
         if cache is not None:
             scene = cache.scene(scene)
         if cache is not None and labels is not None:
-            files = [[located(path) for path in source.paths] for source in self.labels]
+            files = [[as_path(path) for path in source.paths] for source in self.labels]
             sources = [source.model_dump(mode="json", exclude={"path"}) for source in self.labels]
             how = {"sources": sources, "files": [len(each) for each in files]}
             how |= {"ignore": data.ignore, "resample": data.resample}
@@ -82,43 +84,43 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pairing:
-    """What belongs together, and the files (of each scene the first) that have no partner."""
+class PairedFiles:
+    """Scenes with their labels, and unmatched files (the first file of each scene)."""
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[SceneFiles, ...]
     unmatched: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """Open samples, and the files (of each scene the first) that have no partner."""
+class OpenedSamples:
+    """Open samples, and unmatched files (the first file of each scene)."""
 
     samples: tuple[Sample, ...]
     unmatched: tuple[Path, ...]
 
 
-def resolve(source: Source, data: Data, task: Task, cache: Cache | None = None) -> Resolved:
+def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | None = None) -> OpenedSamples:
     """Open all scenes of a source with their labels.
 
     Parameters
     ----------
     source
-        Where they are.
+        Images and labels, or a table.
     data
-        Which bands to read, which codes mean "not known", whether to resample.
+        Bands to read, codes of unlabelled pixels, whether to resample.
     task
-        What the labels mean.
+        The task of the labels.
     cache
-        Where scenes and labels are kept decoded.
+        For decoded scenes and labels.
 
     Raises
     ------
     MissingFileError
-        A path that leads nowhere.
+        A path does not exist.
     DataError
-        Nothing pairs, or what `Scene.of` and `open_labels` refuse.
+        Nothing can be paired, or what `Scene.from_files` and `open_labels` refuse.
     """
-    pairing = pair(source)
+    pairing = pair_files(source)
     samples, unmatched = [], list(pairing.unmatched)
     for each in pairing.pairs:
         sample = each.open(data, task, cache)
@@ -127,164 +129,172 @@ def resolve(source: Source, data: Data, task: Task, cache: Cache | None = None) 
         else:
             samples.append(sample)
     if not samples:
-        raise DataError(f"no polygon meets a scene: {_some(unmatched)}; check the CRS of both, or name other labels")
+        raise DataError(f"no polygon intersects a scene: {_list_some(unmatched)}; check the CRS of both")
     kinds = {sample.labels.soft: sample.labels.name for sample in samples if sample.labels is not None}
     if len(kinds) > 1:
-        raise DataError(f"{kinds[True]} holds fractions, {kinds[False]} does not; give all scenes labels of one kind")
-    return Resolved(tuple(samples), tuple(unmatched))
+        raise DataError(f"{kinds[True]} holds fractions, {kinds[False]} holds codes; use one kind for all")
+    return OpenedSamples(tuple(samples), tuple(unmatched))
 
 
-def source_files(source: Source) -> list[Path]:
-    """Return the files that a source names or finds: its table, scenes and labels."""
-    named = [located(path) for labels in source.label_sources for path in labels.paths]
-    for one in pair(source).pairs:
-        named += [*one.images, *(located(path) for labels in one.labels for path in labels.paths)]
-    return named if source.table is None else [Path(source.table), *named]
+def source_files(source: DatasetSource) -> list[Path]:
+    """Return all files of a source: its table, scenes and labels."""
+    files = [as_path(path) for labels in source.label_sources for path in labels.paths]
+    for one in pair_files(source).pairs:
+        files += [*one.images, *(as_path(path) for labels in one.labels for path in labels.paths)]
+    return files if source.table is None else [Path(source.table), *files]
 
 
 def recipe_files(recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe reads: scenes, labels, polygons of a split, weights."""
+    """Return all files that a recipe reads: scenes, labels, polygons of a split, weights."""
     val = recipe.data.val
     files = source_files(recipe.data.train)
-    if isinstance(val, Source):
+    if isinstance(val, DatasetSource):
         files += source_files(val)
-    elif isinstance(val, Split) and val.polygons is not None:
-        files.append(located(val.polygons))
-    if recipe.model.encoder_weights is not None:  # a file, or a name that is none
-        files.append(located(recipe.model.encoder_weights))
+    elif isinstance(val, SpatialSplit) and val.polygons is not None:
+        files.append(as_path(val.polygons))
+    if recipe.model.encoder_weights is not None:  # a file, or the name of published weights
+        files.append(as_path(recipe.model.encoder_weights))
     return files
 
 
-def pair(source: Source) -> Pairing:
+def pair_files(source: DatasetSource) -> PairedFiles:
     """Find the scenes of a source and the labels of each.
 
-    Labels named in a table belong to their row, and are read as labels without a path say. Vector files that are named,
-    alone or in a list, serve every scene. Other labels pair by stem with the scene's first file; one file of each
-    belong together whatever they are called.
-    Of several label sources a scene has those that pair with it.
+    Labels in a table are paired with the images of their row, and are read as the label source without a path says.
+    Vector files that are given by name, alone or in a list, serve every scene. Other labels are paired by stem with the
+    first file of a scene; a single image and a single label file are paired whatever their names. With several label
+    sources, a scene has those that are paired with it.
 
     Raises
     ------
     MissingFileError
-        A path that leads nowhere.
+        A path does not exist.
     DataError
-        Two files of the same stem, or labels that pair with no scene.
+        Two files have the same stem, or labels cannot be paired with any scene.
     """
     sources = [labels for labels in source.label_sources if labels.paths]
-    how = next((labels for labels in source.label_sources if not labels.paths), None)
-    scenes = _table(Path(source.table), how) if source.table is not None else _scenes(source.images or ())
+    table_labels = next((labels for labels in source.label_sources if not labels.paths), None)
+    if source.table is not None:
+        scenes = _read_table(Path(source.table), table_labels)
+    else:
+        scenes = _find_scenes(source.images or ())
     if not sources and not any(scene.labels for scene in scenes):
-        return Pairing(tuple(scenes), ())
+        return PairedFiles(tuple(scenes), ())
     pairs = [scene for scene in scenes if scene.labels]
     scenes = [scene for scene in scenes if not scene.labels]
-    one_image = len(scenes) == 1 and (not isinstance(source.images, str) or _is_file(located(source.images)))
+    one_image = len(scenes) == 1 and (not isinstance(source.images, str) or _is_file(as_path(source.images)))
     found: list[list[LabelSource]] = [[] for _ in scenes]
-    left: list[Path] = []
+    unmatched_labels: list[Path] = []
     for labels in sources:
-        partners, alone = _partners(labels, scenes, one_image=one_image)
-        if not any(partners) and not pairs:
+        matches, unmatched = _match_labels(labels, scenes, one_image=one_image)
+        if not any(matches) and not pairs:
             raise DataError(
-                f"no image has a label of its name: {_some([scenes[0].images[0], *alone])}; give an "
-                "image and its label the same name up to the extension, or name them together in a table"
+                f"no image and label have the same file name: {_list_some([scenes[0].images[0], *unmatched])}; give an "
+                "image and its label the same name except for the extension, or list them in a table"
             )
-        left += alone
-        for own, partner in zip(found, partners, strict=True):
-            own += [partner] if partner else []
-    pairs += [replace(scene, labels=tuple(own)) for scene, own in zip(scenes, found, strict=True) if own]
-    unmatched = [scene.images[0] for scene, own in zip(scenes, found, strict=True) if not own]
-    return Pairing(tuple(pairs), (*unmatched, *dict.fromkeys(left)))
+        unmatched_labels += unmatched
+        for of_scene, match in zip(found, matches, strict=True):
+            of_scene += [match] if match else []
+    pairs += [replace(scene, labels=tuple(labels)) for scene, labels in zip(scenes, found, strict=True) if labels]
+    unmatched_images = [scene.images[0] for scene, labels in zip(scenes, found, strict=True) if not labels]
+    return PairedFiles(tuple(pairs), (*unmatched_images, *dict.fromkeys(unmatched_labels)))
 
 
-def _partners(
-    labels: LabelSource, scenes: Sequence[Pair], *, one_image: bool
+def _match_labels(
+    labels: LabelSource, scenes: Sequence[SceneFiles], *, one_image: bool
 ) -> tuple[list[LabelSource | None], list[Path]]:
-    """Return the labels of each scene, and the files that belong to none."""
-    named = [located(path) for path in labels.paths]
+    """Return the labels of each scene (None without), and the label files without a scene."""
+    named = [as_path(path) for path in labels.paths]
     if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
         return [labels] * len(scenes), []
-    files = [file for path in named for file in expand(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
+    files = [file for path in named for file in expand_paths(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
     if one_image and files == named[:1]:
         return [labels.model_copy(update={"path": os.fspath(files[0])})], []
     by_image = _by_name((scene.images[0].stem, scene) for scene in scenes)
     by_label = _by_name((file.stem, file) for file in files)
-    partners = [
+    matches = [
         labels.model_copy(update={"path": os.fspath(by_label[name])}) if name in by_label else None for name in by_image
     ]
-    return partners, [file for name, file in by_label.items() if name not in by_image]
+    return matches, [file for name, file in by_label.items() if name not in by_image]
 
 
-def _scenes(images: str | Sequence[str | Sequence[str]]) -> list[Pair]:
+def _find_scenes(images: str | Sequence[str | Sequence[str]]) -> list[SceneFiles]:
     scenes = []
-    for item in _listed(images):
+    for item in _as_list(images):
         if isinstance(item, str):
-            scenes += [Pair(file.stem, (file,)) for file in expand(located(item), "images", RASTER_SUFFIXES)]
+            scenes += [
+                SceneFiles(file.stem, (file,)) for file in expand_paths(as_path(item), "images", RASTER_SUFFIXES)
+            ]
         else:
-            stack = tuple(file for path in item for file in expand(located(path), "images", RASTER_SUFFIXES))
-            scenes.append(Pair(stack[0].stem, stack))
+            stack = tuple(file for path in item for file in expand_paths(as_path(path), "images", RASTER_SUFFIXES))
+            scenes.append(SceneFiles(stack[0].stem, stack))
     return scenes
 
 
-def _table(path: Path, how: LabelSource | None) -> list[Pair]:
-    """Read a CSV with one row a scene; paths start at its folder. `how` says how the labels that it names are read."""
-    with existing(path, "table").open(encoding="utf-8-sig", newline="") as file:
+def _read_table(path: Path, label_options: LabelSource | None) -> list[SceneFiles]:
+    """Read a CSV with one row per scene and paths relative to its folder; `label_options` are those of its labels."""
+    with require_file(path, "table").open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restval="")
         header = reader.fieldnames or ()
         columns = [column for column in header if re.fullmatch(r"image_?[0-9]*", column)]
         if not columns:
             raise DataError(
-                f"{path}: its columns are {', '.join(header) or 'none'}; it needs image (or image1, image2, ...) and "
-                "label"
+                f"{path}: has the columns {', '.join(header) or 'none'}; it needs image (or image1, ...) and label"
             )
         if {"label", "mask"} <= {*header}:
             raise DataError(f"{path}: has the columns label and mask, which mean the same; rename one of them")
-        if how is not None and not {"label", "mask"} & {*header}:
-            raise DataError(f"{path}: has no column label, and the recipe's labels have no path; give one of them")
+        if label_options is not None and not {"label", "mask"} & {*header}:
+            raise DataError(f"{path}: has no column label, and the recipe's labels have no path; add one of them")
         others = [column for column in header if column not in {*columns, "label", "mask", "name", "weight"}]
         scenes = []
         for row in reader:
             place = f"{path}: line {reader.line_num}"
-            images = tuple(beside(path.parent, row[column]) for column in columns if row[column])
+            images = tuple(join_path(path.parent, row[column]) for column in columns if row[column])
             if not images:
-                raise DataError(f"{place} names no image")
+                raise DataError(f"{place}: no image; fill in the column image")
             label = row.get("label") or row.get("mask")
             labels = (
-                ((how or LabelSource()).model_copy(update={"path": os.fspath(beside(path.parent, label))}),)
+                (
+                    (label_options or LabelSource()).model_copy(
+                        update={"path": os.fspath(join_path(path.parent, label))}
+                    ),
+                )
                 if label
                 else ()
             )
-            own = {column: row[column] for column in others}
             name = row.get("name") or images[0].stem
-            scenes.append(Pair(name, images, labels, _weight(row.get("weight") or "1", place), own))
+            other_values = {column: row[column] for column in others}
+            weight = _parse_weight(row.get("weight") or "1", place)
+            scenes.append(SceneFiles(name, images, labels, weight, other_values))
     if not scenes:
-        raise DataError(f"{path}: holds no rows; give one for each scene")
+        raise DataError(f"{path}: has no rows; add one for each scene")
     return scenes
 
 
-def _weight(text: str, place: str) -> float:
+def _parse_weight(text: str, place: str) -> float:
     try:
         weight = float(text)
     except ValueError:
         weight = math.nan
     if not (weight > 0 and math.isfinite(weight)):
-        raise DataError(f"{place}: weight is {text!r}; it is a positive number, or empty for 1")
+        raise DataError(f"{place}: weight is {text!r}; it must be a positive number, or empty for 1")
     return weight
 
 
-def expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files that a path means: those in a folder, those a glob finds, or itself.
+def expand_paths(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files of a path: those in a folder, those that match a glob, or the path itself.
 
     Raises
     ------
     UsageError
-        It is a URL that names no single file.
+        It is a URL, but not of a single file.
     MissingFileError
-        The path leads nowhere, or none of its files has one of the suffixes; `what` they are for is named.
+        The path does not exist, or no file has one of the suffixes; `what` says in errors what the files are for.
     """
     if isinstance(path, Remote):
         if os.fspath(path).endswith("/") or "*" in str(path):
             raise UsageError(
-                f"{path}: folders and globs are of this machine's files; name each remote file, in a list or in a "
-                "table (CSV)"
+                f"{path}: folders and globs work only for local files; list each remote file here or in a table"
             )
         return [path]
     if path.is_dir():
@@ -292,10 +302,10 @@ def expand(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
     elif not path.exists() and glob.has_magic(str(path)):
         found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern of a whole path
     else:
-        return [existing(path)]
+        return [require_file(path)]
     files = sorted(file for file in found if file.suffix.lower() in suffixes and not file.name.startswith("."))
     if not files:
-        raise MissingFileError(f"{path}: holds no {what} ({', '.join(suffixes)})")
+        raise MissingFileError(f"{path}: contains no {what} ({', '.join(suffixes)})")
     return files
 
 
@@ -307,15 +317,17 @@ def _by_name(items: Iterable[tuple[str, T]]) -> dict[str, T]:
     found: dict[str, T] = {}
     for name, item in items:
         if name in found:
-            raise DataError(f"two files are called {name!r}; labels pair by name: rename one, or use a table")
+            raise DataError(
+                f"two files have the name {name!r}, but labels are paired by name; rename one, or use a table"
+            )
         found[name] = item
     return found
 
 
-def _listed(items: str | Sequence[T]) -> Sequence[T | str]:
+def _as_list(items: str | Sequence[T]) -> Sequence[T | str]:
     return [items] if isinstance(items, str) else items
 
 
-def _some(paths: Sequence[Path]) -> str:
+def _list_some(paths: Sequence[Path]) -> str:
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(str(path) for path in paths[:3]) + more

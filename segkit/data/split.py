@@ -1,4 +1,4 @@
-"""Which parts of the samples train and which validate, so that neither sees the other."""
+"""Split samples into training and validation areas that share no ground."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.area import PIECE, Area, count_categories, read_pieces, whole
+from segkit.data.area import POLYGON_WINDOW_PX, LabelledArea, count_categories, full_areas, read_tiles
 from segkit.data.pairing import Sample
 from segkit.errors import DataError
-from segkit.io.cover import Cover, near
-from segkit.io.grid import Grid, cut
-from segkit.io.polygons import on_grid, read_polygons
-from segkit.recipe.schema import Recipe, Rows, Split
-from segkit.task.task import IGNORE, Task
+from segkit.io.cover import PixelRegion, grids_within
+from segkit.io.grid import Grid, split_window
+from segkit.io.polygons import project_to_grid, read_polygons
+from segkit.recipe.schema import Recipe, SpatialSplit, TableSplit
+from segkit.task import IGNORE, Task
 
-_DRAWS = 200  # random assignments of parts, of which the one that shares out the classes best is kept
-# Blocks that nobody chose: their side at most (or four tiles), their side at least, and how many should validate.
-_BLOCK, _SMALLEST_BLOCK, _BLOCKS = 512, 8, 3
+_N_DRAWS = 200  # random splits; the one with the most even class shares is used
+# Default blocks: largest side (or four tiles), smallest side, and number of blocks that should validate.
+_MAX_BLOCK_PX, _MIN_BLOCK_PX, _MIN_VAL_BLOCKS = 512, 8, 3
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What was counted in a scene.
+class SceneCounts:
+    """Pixel counts of a scene.
 
     Parameters
     ----------
     valid, labelled
-        Pixels that hold data; those of them whose label is known.
+        Pixels with data; those of them with a label.
     counts
-        int64 (windows, P * K): known pixels of each category of each plane, for each of the windows of `survey`.
+        int64 (windows, T * K): labelled pixels of each category of each target, in each block of the split, or in the
+        whole scene if the split has no blocks.
     """
 
     valid: int
@@ -43,53 +44,55 @@ class Survey:
     counts: NDArray[np.int64]
 
 
-def survey(
+def count_scene(
     sample: Sample,
     task: Task,
     rule: object,
     *,
     size: int = 1024,
     advance: Callable[[float], None] = lambda pixels: None,
-) -> Survey:
-    """Read a scene once and count: block by block where it is to be split into blocks, else all of it together.
+) -> SceneCounts:
+    """Read a scene once and count its pixels: block by block if it is to be split into blocks, else all together.
 
     Parameters
     ----------
     rule
-        `data.val` of a recipe that is `fitted`.
+        `data.val` of a recipe that `resolve_split` returned.
     size
-        Pixels along a side of what is read at once.
+        Side in pixels of the windows that are read at once.
+    advance
+        Called with the number of pixels of each window.
     """
-    (area,) = whole([sample])
-    windows = _windows(sample.scene.grid, rule)
-    counts = np.zeros((len(windows), task.planes * len(task.categories)), dtype=np.int64)
-    valid = labelled = 0
+    (area,) = full_areas([sample])
+    windows = _count_windows(sample.scene.grid, rule)
+    counts = np.zeros((len(windows), task.n_targets * len(task.categories)), dtype=np.int64)
+    valid_pixels = labelled = 0
     with sample.scene.open() as reader:
         for number, window in enumerate(windows):
-            for part in cut(window, size):
-                shown = reader.read(part).valid
-                planes = area.truth(part, shown)
-                valid += int(shown.sum())
-                labelled += int((planes != IGNORE).any(axis=0).sum())
-                counts[number] += count_categories(planes, task)
+            for part in split_window(window, size):
+                valid = reader.read(part).valid
+                targets = area.read_truth(part, valid)
+                valid_pixels += int(valid.sum())
+                labelled += int((targets != IGNORE).any(axis=0).sum())
+                counts[number] += count_categories(targets, task)
                 advance(part.height * part.width)
-    return Survey(valid, labelled, counts)
+    return SceneCounts(valid_pixels, labelled, counts)
 
 
-def _windows(grid: Grid, rule: object) -> list[Window]:
-    """Return what is counted for itself in a scene."""
-    if isinstance(rule, Split) and rule.by == "block":
+def _count_windows(grid: Grid, rule: object) -> list[Window]:
+    """Return the windows of a scene that are counted separately."""
+    if isinstance(rule, SpatialSplit) and rule.by == "block":
         assert rule.block is not None
         return list(grid.tiles(rule.block))
-    return [grid.whole]
+    return [grid.full_window]
 
 
-def fitted(recipe: Recipe, training: Sequence[Sample]) -> Recipe:
-    """Return a recipe whose split has the block and the gap that suit the scenes, where the recipe leaves them open.
+def resolve_split(recipe: Recipe, training: Sequence[Sample]) -> Recipe:
+    """Return the recipe with the block and gap of its split, if it leaves them open.
 
-    A block is 512 pixels wide, or four tiles, and halved until the scenes have room for enough of them that three
-    validate (and three train). The gap is a tile, but no more than a quarter of the side of what is kept together: a
-    block, a typical scene, a typical polygon. So a block whose neighbours all validate still trains in its middle.
+    The default block is 512 pixels wide, or four tiles, and is halved until there are enough blocks that three validate
+    (and three train). The default gap is a tile, but at most a quarter of the side of a unit of the split: a block, a
+    typical scene, a typical polygon. So a block whose neighbours all validate still has training pixels in its middle.
 
     Raises
     ------
@@ -97,103 +100,110 @@ def fitted(recipe: Recipe, training: Sequence[Sample]) -> Recipe:
         The polygons cannot be used.
     """
     rule = recipe.data.val
-    if not isinstance(rule, Split) or not training:
+    if not isinstance(rule, SpatialSplit) or not training:
         return recipe
-    grids, tile = [sample.scene.grid for sample in training], recipe.train.tile_size
+    grids, tile_size = [sample.scene.grid for sample in training], recipe.train.tile_size
     block, gap = rule.block, rule.gap
     if rule.by == "block" and block is None:
-        share = rule.fraction if rule.fold is None else 1 / int(rule.fold.partition("/")[2])
-        pixels = sum(grid.height * grid.width for grid in grids)
-        wanted = _BLOCKS / min(share, 1 - share)
-        # A gap that is given needs blocks that are wider than it.
-        least = max(_SMALLEST_BLOCK, min(2 * (gap or 0), math.isqrt(pixels) // 2))
-        block = max(_BLOCK, 4 * tile)
-        while block // 2 >= least and pixels < wanted * block**2:
-            block //= 2
+        block = _default_block(grids, rule, tile_size)
     if gap is None:
-        gap = min(tile, max(1, _side(grids, rule, block) // 4))
-    split = rule.model_copy(update={"block": block, "gap": gap})
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"val": split})})
+        gap = min(tile_size, max(1, _side_of_units(grids, rule, block) // 4))
+    resolved = rule.model_copy(update={"block": block, "gap": gap})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"val": resolved})})
 
 
-def _side(grids: Sequence[Grid], rule: Split, block: int | None) -> int:
-    """Return the side in pixels of what a split keeps together: of a square with the median area."""
+def _default_block(grids: Sequence[Grid], rule: SpatialSplit, tile_size: int) -> int:
+    """Return the side in pixels of the blocks of a split that does not give it."""
+    share = rule.fraction if rule.fold is None else 1 / int(rule.fold.partition("/")[2])
+    pixels = sum(grid.height * grid.width for grid in grids)
+    min_blocks = _MIN_VAL_BLOCKS / min(share, 1 - share)
+    # Blocks must be wider than a gap that is given.
+    smallest = max(_MIN_BLOCK_PX, min(2 * (rule.gap or 0), math.isqrt(pixels) // 2))
+    block = max(_MAX_BLOCK_PX, 4 * tile_size)
+    while block // 2 >= smallest and pixels < min_blocks * block**2:
+        block //= 2
+    return block
+
+
+def _side_of_units(grids: Sequence[Grid], rule: SpatialSplit, block: int | None) -> int:
+    """Return the side in pixels of the units of a split: of a square with their median area."""
     if rule.by == "block":
         assert block is not None
         return block
     if rule.by == "scene":
         areas = [float(grid.height * grid.width) for grid in grids]
     else:
-        areas = [part.area for unit in _of_polygons(grids, rule)[0] for part in unit]
+        areas = [region.area for unit in _polygon_units(grids, rule)[0] for region in unit]
     return int(np.sqrt(np.median(areas)))
 
 
-def divide(
+def train_val_split(
     recipe: Recipe,
     training: Sequence[Sample],
     validation: Sequence[Sample] = (),
-    surveys: Sequence[Survey] | None = None,
-) -> tuple[list[Area], list[Area]]:
-    """Divide samples as `data.val` says.
+    scene_counts: Sequence[SceneCounts] | None = None,
+) -> tuple[list[LabelledArea], list[LabelledArea]]:
+    """Split samples as `data.val` of the recipe says.
 
     Parameters
     ----------
     training, validation
-        The samples of `data.train`, and of `data.val` where that has its own.
-    surveys
-        Of the training samples, if there are any already: then nothing is read twice.
+        The samples of `data.train`, and of `data.val` if that is a source.
+    scene_counts
+        Of the training samples, if already counted, so that they are not read again.
 
     Returns
     -------
     train, validation
-        The second is empty where `data.val` is null. Training never sees ground that validates.
+        The second is empty if `data.val` is null. Validation areas are excluded from training areas on the same
+        ground.
 
     Raises
     ------
     DataError
-        One side is left without anything.
+        One side is empty.
     """
-    recipe = fitted(recipe, training)
+    recipe = resolve_split(recipe, training)
     rule = recipe.data.val
     if rule is None:
-        return whole(training), []
-    if isinstance(rule, Split):
-        return split(training, recipe.task, rule, surveys)
-    if isinstance(rule, Rows):
-        training, validation = by_rows(training, rule)
-    held = whole(validation)
-    return _without(whole(training), held), held
+        return full_areas(training), []
+    if isinstance(rule, SpatialSplit):
+        return spatial_split(training, recipe.task, rule, scene_counts)
+    if isinstance(rule, TableSplit):
+        training, validation = split_by_column(training, rule)
+    val_areas = full_areas(validation)
+    return _exclude_validation(full_areas(training), val_areas), val_areas
 
 
 @dataclass(frozen=True)
-class _Part(Cover):
-    """Some of the pixels of one sample, by its place in the list."""
+class _SampleRegion(PixelRegion):
+    """A region of one sample, with the index of the sample."""
 
-    place: int = 0
+    sample: int = 0
 
     @property
     def area(self) -> float:
-        """How many pixels it holds."""
+        """Area in pixels."""
         return float(shapely.area(self.shapes).sum())
 
 
-# What a split keeps together: parts of one or more samples.
-_Unit = tuple[_Part, ...]
+# What a split keeps together: regions of one or more samples.
+_Unit = tuple[_SampleRegion, ...]
 
 
-def split(
-    samples: Sequence[Sample], task: Task, rule: Split, surveys: Sequence[Survey] | None = None
-) -> tuple[list[Area], list[Area]]:
-    """Divide samples into areas to train and areas to validate.
+def spatial_split(
+    samples: Sequence[Sample], task: Task, rule: SpatialSplit, scene_counts: Sequence[SceneCounts] | None = None
+) -> tuple[list[LabelledArea], list[LabelledArea]]:
+    """Split samples into training and validation areas by blocks, scenes or polygons.
 
-    What is kept together, as `rule.by` says: every block of `rule.block` pixels of a scene; every scene, with all that
-    share ground with it; or what a polygon covers, in all scenes. Of these units some validate: those whose field has
-    one of `rule.values`; or as many drawn at random as hold the wanted fraction of the valid pixels with a known label;
-    or one of n folds, which are dealt at random, too. Of many draws (or deals) that one is kept in which the fewest
-    categories lack on one side, and of these the one in which every category comes closest to its share. Folds depend
-    on the seed, not on which of them is asked for.
+    The units of the split, by `rule.by`: each block of `rule.block` pixels of a scene; each scene, with all scenes that
+    overlap it; or each polygon, in all scenes. The validation units are those whose field has one of `rule.values`; or
+    units drawn at random that hold the fraction `rule.fraction` of the valid labelled pixels; or one of n random folds.
+    Of 200 draws (or assignments to folds) the best is used: first, as few categories as possible are missing on one
+    side; then, the share of each category is as close as possible to the fraction. All folds come from one assignment,
+    which depends on the seed, not on the fold that is asked for.
 
-    Training sees nothing within `rule.gap` pixels of what validates, in whatever scene it shows the same ground.
+    Training excludes everything within `rule.gap` pixels of validation areas, in every scene on the same ground.
 
     Returns
     -------
@@ -202,45 +212,70 @@ def split(
     Raises
     ------
     DataError
-        There are too few units with valid pixels and known labels, or the polygons cannot be used.
+        There are too few units with valid labelled pixels, or the polygons cannot be used.
     """
     assert rule.gap is not None
     grids = [sample.scene.grid for sample in samples]
-    units, named = _units(samples, rule)
-    if rule.by != "polygon" and surveys is None:
-        surveys = [survey(sample, task, rule) for sample in samples]
-    if rule.by == "block":
-        found = np.concatenate([each.counts for each in surveys or ()])
-    elif rule.by == "scene":
-        found = np.array([sum((surveys or ())[part.place].counts[0] for part in unit) for unit in units])
-    else:
-        found = np.array([_counts(samples, unit, task) for unit in units])
-    counts = found.astype(np.float64)
-    labelled = np.flatnonzero(counts.sum(axis=1))
-    _check_enough(len(labelled), rule)
-    if named is not None:
-        held = np.flatnonzero(named)
-        if not np.intersect1d(held, labelled).size:
-            raise DataError(f"{rule.polygons}: no polygon whose {rule.field} is {_either(rule)} covers a known label")
-    elif rule.fold is not None:
-        number, folds = map(int, rule.fold.split("/"))
-        held = labelled[_deal(counts[labelled], folds, rule.seed) == number]
-    else:
-        held = labelled[_draw(counts[labelled], rule.fraction, rule.seed)]
-    validates = np.zeros(len(units), dtype=bool)
-    validates[held] = True
-    covers = _covers(units, validates, len(samples))
-    hidden = _hidden(grids, covers, rule.gap)
+    units, by_value = _units(samples, rule)
+    counts = _count_units(samples, units, task, rule, scene_counts)
+    is_validation = np.zeros(len(units), dtype=bool)
+    is_validation[_choose_validation(counts, rule, by_value)] = True
+    val_regions = _regions_of_samples(units, is_validation, len(samples))
+    exclude = _exclusions(grids, val_regions, rule.gap)
     if rule.by == "polygon":
-        kept = [(grid.whole,) for grid in grids]
+        windows = [(grid.full_window,) for grid in grids]
     else:
-        kept = [cover.windows for cover in _covers(units, ~validates, len(samples))]
-    train = [Area(*each) for each in zip(samples, kept, hidden, strict=True) if each[1]]
-    return train, [_validating(sample, cover) for sample, cover in zip(samples, covers, strict=True) if cover]
+        windows = [region.windows for region in _regions_of_samples(units, ~is_validation, len(samples))]
+    train = [LabelledArea(*each) for each in zip(samples, windows, exclude, strict=True) if each[1]]
+    return train, [
+        _validation_area(sample, region) for sample, region in zip(samples, val_regions, strict=True) if region
+    ]
 
 
-def by_rows(samples: Sequence[Sample], rule: Rows) -> tuple[list[Sample], list[Sample]]:
-    """Divide samples by a column of the table that they come from.
+def _count_units(
+    samples: Sequence[Sample],
+    units: Sequence[_Unit],
+    task: Task,
+    rule: SpatialSplit,
+    scene_counts: Sequence[SceneCounts] | None,
+) -> NDArray[np.float64]:
+    """Count the labelled pixels of each category in each unit, (units, T * K)."""
+    if rule.by == "polygon":
+        found = np.array([_count_unit(samples, unit, task) for unit in units])
+        return found.astype(np.float64)
+    if scene_counts is None:
+        scene_counts = [count_scene(sample, task, rule) for sample in samples]
+    if rule.by == "block":
+        found = np.concatenate([each.counts for each in scene_counts])
+    else:
+        found = np.array([sum(scene_counts[region.sample].counts[0] for region in unit) for unit in units])
+    return found.astype(np.float64)
+
+
+def _choose_validation(
+    counts: NDArray[np.float64], rule: SpatialSplit, by_value: NDArray[np.bool_] | None
+) -> NDArray[np.intp]:
+    """Return the indices of the units to validate on."""
+    labelled = np.flatnonzero(counts.sum(axis=1))
+    _require_enough_units(len(labelled), rule)
+    if by_value is not None:
+        if not (by_value & (counts.sum(axis=1) > 0)).any():
+            raise DataError(
+                f"{rule.polygons}: no polygon with {rule.field} {_join_values(rule)} contains a labelled pixel; "
+                "correct data.val.values"
+            )
+        return np.flatnonzero(by_value)
+    if rule.fold is not None:
+        number, folds = map(int, rule.fold.split("/"))
+        selected = _assign_folds(counts[labelled], folds, rule.seed) == number
+    else:
+        selected = _draw_validation(counts[labelled], rule.fraction, rule.seed)
+    chosen: NDArray[np.intp] = labelled[selected]
+    return chosen
+
+
+def split_by_column(samples: Sequence[Sample], rule: TableSplit) -> tuple[list[Sample], list[Sample]]:
+    """Split samples by a column of their table.
 
     Returns
     -------
@@ -249,14 +284,15 @@ def by_rows(samples: Sequence[Sample], rule: Rows) -> tuple[list[Sample], list[S
     Raises
     ------
     DataError
-        The table has no such column, or no row of one side.
+        The table has no such column, or one side has no row.
     """
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     found = dict.fromkeys(sample.row.get(rule.column) for sample in samples)
     if None in found:
-        there = ", ".join(samples[0].row) or "none"
+        columns = ", ".join(samples[0].row) or "none"
         raise DataError(
-            f"data.val.column: the table has no column {rule.column!r}; its columns besides image and label are {there}"
+            f"data.val.column: the table has no column {rule.column!r}; besides image and label its columns are "
+            f"{columns}"
         )
     for sample in samples:
         value = sample.row[rule.column].strip()
@@ -264,197 +300,199 @@ def by_rows(samples: Sequence[Sample], rule: Rows) -> tuple[list[Sample], list[S
             sides[1].append(sample)
         elif value in rule.train if rule.train is not None else value:
             sides[0].append(sample)
-    for side, name, wanted in zip(sides, ("trains", "validates"), (rule.train, rule.val), strict=True):
+    for side, name, values in zip(sides, ("training", "validation"), (rule.train, rule.val), strict=True):
         if not side:
-            raise DataError(
-                f"data.val: no row {name} ({rule.column} is {', '.join(map(repr, found))}"
-                + (f"; {name} where it is {', '.join(wanted)})" if wanted else ")")
-            )
+            listed = ", ".join(map(repr, found))
+            expected = f", {name} rows have {', '.join(values)}" if values else ""
+            raise DataError(f"data.val: no {name} row; the values of {rule.column} are {listed}{expected}")
     return sides
 
 
-def _units(samples: Sequence[Sample], rule: Split) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
-    """Return what is kept together, and which of it was named to validate (None where nothing was)."""
+def _units(samples: Sequence[Sample], rule: SpatialSplit) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
+    """Return the units of a split, and which of them `rule.values` chooses for validation (None without values)."""
     grids = [sample.scene.grid for sample in samples]
     if rule.by == "block":
         return [
-            (_Part((block,), place=place),) for place, grid in enumerate(grids) for block in _windows(grid, rule)
+            (_SampleRegion((block,), sample=index),)
+            for index, grid in enumerate(grids)
+            for block in _count_windows(grid, rule)
         ], None
     if rule.by == "scene":
         return [
-            tuple(_Part((grids[place].whole,), place=place) for place in group) for group in _same_ground(grids)
+            tuple(_SampleRegion((grids[index].full_window,), sample=index) for index in group)
+            for group in _group_overlapping(grids)
         ], None
-    return _of_polygons(grids, rule)
+    return _polygon_units(grids, rule)
 
 
-def _same_ground(grids: Sequence[Grid]) -> list[list[int]]:
-    """Group grids that share ground, directly or through others."""
+def _group_overlapping(grids: Sequence[Grid]) -> list[list[int]]:
+    """Group grids that overlap on the ground, directly or through others."""
     group = list(range(len(grids)))
-    for one, other in near(grids, 0):
-        (shape,) = Cover((grids[other].whole,)).shapes
-        there = Cover((grids[one].whole,)).onto(grids[one], grids[other]).shapes
-        # Neighbours share an edge, and what rounding adds to it.
-        if any(shapely.intersection(shape, each).area > 0.5 for each in there):
+    for one, other in grids_within(grids, 0):
+        (shape,) = PixelRegion((grids[other].full_window,)).shapes
+        projected = PixelRegion((grids[one].full_window,)).reprojected(grids[one], grids[other]).shapes
+        # Adjacent scenes share an edge, and a sliver from rounding.
+        if any(shapely.intersection(shape, each).area > 0.5 for each in projected):
             old, new = group[other], group[one]
             group = [new if each == old else each for each in group]
-    return [[place for place, each in enumerate(group) if each == one] for one in dict.fromkeys(group)]
+    return [[index for index, each in enumerate(group) if each == one] for one in dict.fromkeys(group)]
 
 
-def _of_polygons(grids: Sequence[Grid], rule: Split) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
+def _polygon_units(grids: Sequence[Grid], rule: SpatialSplit) -> tuple[list[_Unit], NDArray[np.bool_] | None]:
+    """Return the regions of each polygon on the grids, and which polygons `rule.values` chooses."""
     assert rule.polygons is not None
     path = rule.polygons
     polygons = read_polygons(rule.polygons, rule.layer, option="data.val.layer")
-    polygons.warn()
-    texts = None if rule.field is None else np.array(polygons.texts(rule.field), dtype=object)
-    parts: list[list[_Part]] = [[] for _ in polygons.shapes]
-    for place, grid in enumerate(grids):
-        shapes, numbers, _ = on_grid(polygons, grid)
-        (own,) = Cover((grid.whole,)).shapes
-        for at in np.flatnonzero(shapely.intersects(shapes, own)):
-            parts[numbers[at]].append(_Part((), (shapes[at],), place))
-    meeting = [number for number, each in enumerate(parts) if each]
-    if not meeting:
-        raise DataError(f"{path}: none of its {len(parts)} polygons meets a training scene; check the CRS of both")
-    named = None
-    if texts is not None and rule.values is not None:
-        values = texts[meeting]
-        named = np.isin(values, rule.values)
-        if not named.any() or named.all():
-            which = "none" if not named.any() else "each"
-            there = ", ".join(sorted({"null" if value is None else value for value in values})[:8])
+    polygons.warn_of_repairs()
+    field_values = None if rule.field is None else np.array(polygons.field_values(rule.field), dtype=object)
+    regions: list[list[_SampleRegion]] = [[] for _ in polygons.shapes]
+    for index, grid in enumerate(grids):
+        shapes, numbers, _ = project_to_grid(polygons, grid)
+        (outline,) = PixelRegion((grid.full_window,)).shapes
+        for at in np.flatnonzero(shapely.intersects(shapes, outline)):
+            regions[numbers[at]].append(_SampleRegion((), (shapes[at],), index))
+    used = [number for number, each in enumerate(regions) if each]
+    if not used:
+        raise DataError(
+            f"{path}: none of its {len(regions)} polygons intersects a training scene; check the CRS of both"
+        )
+    by_value = None
+    if field_values is not None and rule.values is not None:
+        values = field_values[used]
+        by_value = np.isin(values, rule.values)
+        if not by_value.any() or by_value.all():
+            how_many = "no polygon" if not by_value.any() else "every polygon"
+            listed = ", ".join(sorted({"null" if value is None else value for value in values})[:8])
             raise DataError(
-                f"{path}: {which} of the polygons on training scenes validates, of which {rule.field} is "
-                f"{_either(rule)}; it is {there}"
+                f"{path}: {how_many} on the training scenes has {rule.field} {_join_values(rule)}, so one side of the "
+                f"split is empty; the values are {listed}"
             )
-    return [tuple(parts[number]) for number in meeting], named
+    return [tuple(regions[number]) for number in used], by_value
 
 
-def _either(rule: Split) -> str:
+def _join_values(rule: SpatialSplit) -> str:
     return " or ".join(rule.values or ())
 
 
-def _counts(samples: Sequence[Sample], unit: _Unit, task: Task) -> NDArray[np.int64]:
-    """Count the known pixels of each category in a unit."""
-    total = np.zeros(task.planes * len(task.categories), dtype=np.int64)
-    for part in unit:
-        for _, planes, _ in read_pieces([_counting(samples[part.place], part)]):
-            total += count_categories(planes, task)
+def _count_unit(samples: Sequence[Sample], unit: _Unit, task: Task) -> NDArray[np.int64]:
+    """Count the labelled pixels of each category in a unit."""
+    total = np.zeros(task.n_targets * len(task.categories), dtype=np.int64)
+    for region in unit:
+        for _, targets, _ in read_tiles([_area_of_region(samples[region.sample], region)]):
+            total += count_categories(targets, task)
     return total
 
 
-def _counting(sample: Sample, cover: Cover) -> Area:
-    """Return an area in which exactly a cover counts."""
+def _area_of_region(sample: Sample, region: PixelRegion) -> LabelledArea:
+    """Return an area that includes exactly the pixels of a region."""
     grid = sample.scene.grid
-    if not cover.polygons:
-        return Area(sample, cover.windows)
-    left, top, right, bottom = shapely.total_bounds(cover.shapes)
+    if not region.polygons:
+        return LabelledArea(sample, region.windows)
+    left, top, right, bottom = shapely.total_bounds(region.shapes)
     row, column = max(0, int(top)), max(0, int(left))
     height, width = min(grid.height, int(np.ceil(bottom))) - row, min(grid.width, int(np.ceil(right))) - column
-    around = Window(column, row, max(width, 0), max(height, 0))
-    return Area(sample, tuple(cut(around, PIECE)), counted=cover)
+    bounds = Window(column, row, max(width, 0), max(height, 0))
+    return LabelledArea(sample, tuple(split_window(bounds, POLYGON_WINDOW_PX)), include=region)
 
 
-def _validating(sample: Sample, cover: Cover) -> Area:
-    """Return an area in which a cover counts, without windows that it does not meet."""
-    area = _counting(sample, cover)
-    if area.counted is None:
+def _validation_area(sample: Sample, region: PixelRegion) -> LabelledArea:
+    """Return an area that includes exactly the pixels of a region, without empty windows."""
+    area = _area_of_region(sample, region)
+    if area.include is None:
         return area
-    return replace(area, windows=tuple(window for window in area.windows if cover.mask(window).any()))
+    return replace(area, windows=tuple(window for window in area.windows if region.mask(window).any()))
 
 
-def _covers(units: Sequence[_Unit], wanted: NDArray[np.bool_], samples: int) -> list[Cover]:
-    """Return what the wanted units are of each sample."""
+def _regions_of_samples(units: Sequence[_Unit], selected: NDArray[np.bool_], samples: int) -> list[PixelRegion]:
+    """Return the region of each sample that the selected units cover."""
     windows: list[list[Window]] = [[] for _ in range(samples)]
     polygons: list[list[Any]] = [[] for _ in range(samples)]
-    for unit in np.flatnonzero(wanted).tolist():
-        for part in units[unit]:
-            windows[part.place] += part.windows
-            polygons[part.place] += part.polygons
-    return [Cover(tuple(own), tuple(drawn)) for own, drawn in zip(windows, polygons, strict=True)]
+    for unit in np.flatnonzero(selected).tolist():
+        for region in units[unit]:
+            windows[region.sample] += region.windows
+            polygons[region.sample] += region.polygons
+    return [PixelRegion(tuple(boxes), tuple(shapes)) for boxes, shapes in zip(windows, polygons, strict=True)]
 
 
-def _hidden(grids: Sequence[Grid], validating: Sequence[Cover], gap: int) -> list[Cover]:
-    """Return what training must not see of each scene: ground that validates, in whatever scene, and the gap."""
-    hidden = list(validating)
-    for pair in near(grids, gap):
+def _exclusions(grids: Sequence[Grid], val_regions: Sequence[PixelRegion], gap: int) -> list[PixelRegion]:
+    """Return what training must exclude in each scene: validation ground of all scenes, buffered by the gap."""
+    exclude = list(val_regions)
+    for pair in grids_within(grids, gap):
         for one, other in (pair, pair[::-1]):
-            if validating[one]:
-                there = validating[one].onto(grids[one], grids[other])
-                hidden[other] = Cover(hidden[other].windows, hidden[other].polygons + there.polygons)
-    return [cover.grown(gap) for cover in hidden]
+            if val_regions[one]:
+                projected = val_regions[one].reprojected(grids[one], grids[other])
+                exclude[other] = PixelRegion(exclude[other].windows, exclude[other].polygons + projected.polygons)
+    return [region.buffered(gap) for region in exclude]
 
 
-def _without(training: Sequence[Area], validation: Sequence[Area]) -> list[Area]:
-    """Return training areas that show nothing of the ground that validation counts."""
+def _exclude_validation(training: Sequence[LabelledArea], validation: Sequence[LabelledArea]) -> list[LabelledArea]:
+    """Return the training areas without the ground of the validation areas."""
     areas = [*training, *validation]
     grids = [area.sample.scene.grid for area in areas]
     found = list(training)
-    for pair in near(grids, 0):
+    for pair in grids_within(grids, 0):
         for one, other in (pair, pair[::-1]):
             if one >= len(training) > other:
-                there = areas[one].cover.onto(grids[one], grids[other])
-                mine = found[other].hidden
-                found[other] = replace(found[other], hidden=Cover(mine.windows, mine.polygons + there.polygons))
+                projected = areas[one].region.reprojected(grids[one], grids[other])
+                before = found[other].exclude
+                exclude = PixelRegion(before.windows, before.polygons + projected.polygons)
+                found[other] = replace(found[other], exclude=exclude)
     return found
 
 
-def _check_enough(units: int, rule: Split) -> None:
+def _require_enough_units(units: int, rule: SpatialSplit) -> None:
     what = {
         "block": f"blocks of {rule.block} x {rule.block} pixels hold",
-        "scene": "groups of scenes on the same ground hold",
+        "scene": "scenes (or groups of overlapping scenes) hold",
         "polygon": f"polygons of {rule.polygons} hold",
     }[rule.by]
     needed = 2 if rule.fold is None else int(rule.fold.partition("/")[2])
     if rule.values is None and units < needed:
         advice = "make data.val.block smaller" if rule.by == "block" else "set data.val.by: block"
         raise DataError(
-            f"data.val: {units} {what} valid pixels with known labels, a split needs {_number(needed)}; {advice}, or "
-            "give data.val images and labels of its own"
+            f"data.val: {units} {what} valid labelled pixels, a split needs {needed}; {advice}, or give data.val other "
+            "images and labels"
         )
 
 
-def _number(count: int) -> str:
-    return "two" if count == 2 else str(count)
-
-
-def _draw(counts: NDArray[np.float64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose rows of `counts` (units, categories) that hold about `fraction` of every category."""
+def _draw_validation(counts: NDArray[np.float64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Draw rows of `counts` (units, categories) that hold about `fraction` of every category."""
     random = np.random.default_rng(seed)
     pixels = counts.sum(axis=1) / counts.sum()
-    best, least = np.zeros(len(counts), dtype=bool), (np.inf, np.inf)
-    for _ in range(_DRAWS):
+    best, lowest = np.zeros(len(counts), dtype=bool), (np.inf, np.inf)
+    for _ in range(_N_DRAWS):
         order = random.permutation(len(counts))
-        held = np.cumsum(pixels[order])
-        take = min(max(1, int(np.argmin(np.abs(held - fraction))) + 1), len(counts) - 1)
+        share = np.cumsum(pixels[order])
+        number = min(max(1, int(np.argmin(np.abs(share - fraction))) + 1), len(counts) - 1)
         drawn = np.zeros(len(counts), dtype=bool)
-        drawn[order[:take]] = True
-        if (miss := _missed(counts, drawn, fraction)) < least:
-            best, least = drawn, miss
+        drawn[order[:number]] = True
+        if (imbalance := _imbalance(counts, drawn, fraction)) < lowest:
+            best, lowest = drawn, imbalance
     return best
 
 
-def _deal(counts: NDArray[np.float64], folds: int, seed: int) -> NDArray[np.intp]:
-    """Give each row of `counts` (units, categories) one of n folds that hold about the same of every category."""
+def _assign_folds(counts: NDArray[np.float64], folds: int, seed: int) -> NDArray[np.intp]:
+    """Assign each row of `counts` (units, categories) to one of n folds with about equal shares of every category."""
     random = np.random.default_rng(seed)
     pixels = counts.sum(axis=1)
-    best, least = np.zeros(len(counts), dtype=np.intp), (np.inf, np.inf)
-    for _ in range(_DRAWS):
-        dealt, number = np.zeros(len(counts), dtype=np.intp), np.zeros(folds)
+    best, lowest = np.zeros(len(counts), dtype=np.intp), (np.inf, np.inf)
+    for _ in range(_N_DRAWS):
+        fold_of, fold_pixels = np.zeros(len(counts), dtype=np.intp), np.zeros(folds)
         order = random.permutation(len(counts))
         for turn, unit in enumerate(order):
-            # Each fold gets one before any gets a second; then who has least.
-            dealt[unit] = turn if turn < folds else int(np.argmin(number))
-            number[dealt[unit]] += pixels[unit]
-        each = np.array([_missed(counts, dealt == fold, 1 / folds) for fold in range(folds)])
-        if (miss := tuple(each.sum(axis=0))) < least:
-            best, least = dealt, miss
+            # First one unit for each fold; then always the fold with the fewest pixels.
+            fold_of[unit] = turn if turn < folds else int(np.argmin(fold_pixels))
+            fold_pixels[fold_of[unit]] += pixels[unit]
+        each = np.array([_imbalance(counts, fold_of == fold, 1 / folds) for fold in range(folds)])
+        if (imbalance := tuple(each.sum(axis=0))) < lowest:
+            best, lowest = fold_of, imbalance
     return best
 
 
-def _missed(counts: NDArray[np.float64], held: NDArray[np.bool_], fraction: float) -> tuple[float, float]:
-    """Return how many categories are on one side only, and how far the held shares are from a fraction, in sum."""
+def _imbalance(counts: NDArray[np.float64], selected: NDArray[np.bool_], fraction: float) -> tuple[float, float]:
+    """Return the number of categories on one side only, and the summed deviation of shares from a fraction."""
     total = counts.sum(axis=0)
-    inside = counts[held].sum(axis=0)
+    inside = counts[selected].sum(axis=0)
     present = total > 0
     one_sided = present & ((inside == 0) | (inside == total))
     return float(one_sided.sum()), float(np.abs(inside[present] / total[present] - fraction).sum())

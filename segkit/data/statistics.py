@@ -1,4 +1,4 @@
-"""What training needs to know of its pixels, and of nobody else's: band statistics and label counts, streamed."""
+"""Band statistics, label counts and class weights of training areas, computed in one pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.data.area import Area, count_categories, read_pieces
+from segkit.data.area import LabelledArea, count_categories, read_tiles
 from segkit.errors import DataError
 from segkit.runtime.progress import progress
-from segkit.task.task import Task
+from segkit.task import Task
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Statistics:
     Parameters
     ----------
     mean, std
-        Of each band over valid pixels, in the files' own units.
+        Of each band over valid pixels, in the units of the files.
     counts
-        int64 (P, K): known pixels of each category of each plane.
+        int64 (T, K): labelled pixels of each category of each target.
     """
 
     mean: tuple[float, ...]
@@ -32,81 +32,82 @@ class Statistics:
     counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, areas: Sequence[Area], task: Task, *, show_progress: bool = False) -> Statistics:
-        """Read areas once, piece by piece.
+    def from_areas(cls, areas: Sequence[LabelledArea], task: Task, *, show_progress: bool = False) -> Statistics:
+        """Compute the statistics of areas, which are read once, tile by tile.
 
-        Hidden pixels are left out. Means and squared deviations of pieces are joined in float64 (Chan, Golub and
-        LeVeque 1983, "Algorithms for Computing the Sample Variance", formula 2.1), so nothing cancels.
+        Excluded pixels do not count. Means and squared deviations of tiles are merged in float64 (Chan, Golub and
+        LeVeque 1983, "Algorithms for Computing the Sample Variance", formula 2.1), without cancellation.
 
         Raises
         ------
         DataError
-            No pixel is valid and has a known label, or a band has no valid pixel.
+            No pixel is both valid and labelled, or a band has no valid pixel.
         """
         bands = len(areas[0].sample.scene.bands)
         number, mean, squares = np.zeros(bands), np.zeros(bands), np.zeros(bands)
-        counts = np.zeros(task.planes * len(task.categories), dtype=np.int64)
+        counts = np.zeros(task.n_targets * len(task.categories), dtype=np.int64)
         total = sum(int(window.width * window.height) for area in areas for window in area.windows)
         with progress("statistics", total / 1e6, "Mpx", show=show_progress) as advance:
-            for tile, planes, window in read_pieces(areas):
-                counts += count_categories(planes, task)
+            for tile, targets, window in read_tiles(areas):
+                counts += count_categories(targets, task)
                 for band, pixels in enumerate(tile.pixels):
                     values = pixels[tile.valid & np.isfinite(pixels)].astype(np.float64)
                     if values.size:
-                        joined = number[band] + values.size
-                        apart = values.mean() - mean[band]
+                        merged = number[band] + values.size
+                        difference = values.mean() - mean[band]
                         squares[band] += ((values - values.mean()) ** 2).sum()
-                        squares[band] += apart**2 * number[band] * values.size / joined
-                        mean[band] += apart * values.size / joined
-                        number[band] = joined
+                        squares[band] += difference**2 * number[band] * values.size / merged
+                        mean[band] += difference * values.size / merged
+                        number[band] = merged
                 advance(window.width * window.height / 1e6)
         if not counts.any():
             raise DataError(
-                "nothing is left to train: where training scenes hold data and have known labels, something validates, "
-                "or lies within data.val.gap of it; make data.val.gap and data.val.block smaller, or validate elsewhere"
-                if any(area.hidden for area in areas)
-                else "nothing is there to train: no pixel of the training scenes holds data and has a known label; "
-                "correct the labels or data.train"
+                "no training pixel is left: all valid labelled pixels of the training scenes are in validation areas "
+                "or in the gap around them; make data.val.gap and data.val.block smaller, or validate on other scenes"
+                if any(area.exclude for area in areas)
+                else "there is no training pixel: no pixel of the training scenes has both data and a label; correct "
+                "the labels or data.train"
             )
         if not number.all():
             scene = areas[0].sample.scene
             empty = np.flatnonzero(number == 0)
-            listed = ", ".join(f"{scene.bands[place]} ({scene.band_names[place]})" for place in empty)
-            raise DataError(f"no pixel of the training areas is valid in band {listed}; leave it out of data.bands")
+            listed = ", ".join(f"{scene.bands[index]} ({scene.band_names[index]})" for index in empty)
+            raise DataError(f"no pixel of the training areas is valid in band {listed}; remove it from data.bands")
         std = np.sqrt(squares / number)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()), counts.reshape(task.planes, -1))
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), counts.reshape(task.n_targets, -1))
 
 
 def balanced_weights(counts: NDArray[np.int64], task: Task) -> dict[str, float]:
-    """Weigh each channel's category by total / (categories x its pixels), so that all weigh alike in sum.
+    """Return the weight total / (categories x pixels) of each channel's category.
 
-    The rule is scikit-learn's ``class_weight="balanced"`` (King and Zeng 2001), within each plane. A category that
-    never occurs weighs 1.
+    So all categories have the same total weight: scikit-learn's ``class_weight="balanced"`` (King and Zeng 2001),
+    within each target. The weight of a category that never occurs is 1.
     """
     weights = {}
-    for name, (plane, category) in zip(task.channel_names, task.speaks_for, strict=True):
-        pixels = counts[plane, category]
-        others = counts[plane].sum()
+    for name, (target, category) in zip(task.channel_names, task.channel_categories, strict=True):
+        pixels = counts[target, category]
+        others = counts[target].sum()
         weights[name] = float(others / (counts.shape[1] * pixels)) if pixels else 1.0
     return weights
 
 
 def effective_weights(counts: NDArray[np.int64], task: Task) -> dict[str, float]:
-    """Weigh each channel's category by the inverse of its effective number of samples, which saturates.
+    """Return the inverse effective number of samples of each channel's category, which saturates.
 
-    n pixels count as (1 - β^n) / (1 - β), the expected number of different ones among n drawn from N prototypes, with
-    β = 1 - 1/N (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 3). N is the known
-    pixels of the plane: how many prototypes there are is not known, and pixels are the most that can be told apart.
-    So small classes weigh by their inverse share, as balanced ones do, and large ones, which repeat themselves, a
-    little more than that: one that fills a plane counts as 0.63 of it.
+    n pixels count as (1 - β^n) / (1 - β), the expected number of different ones among n drawn from N prototypes, with β
+    = 1 - 1/N (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples", section 3). N is the number
+    of labelled pixels of the target: the true number of prototypes is unknown, and it is at most the number of pixels.
+    So the weight of a small class is proportional to its inverse share, as with balanced weights, and that of a large
+    class slightly higher: a class that fills a target counts as 0.63 of it.
 
-    With softmax the weights of the channels have the mean 1. A sigmoid channel's weight is that of its category over
-    that of the other pixels, which weigh 1 in the losses; scaled to a mean it would be 1 for a single class, whatever
-    its share. A category that never occurs, or that nothing stands against, weighs 1 and is in no mean.
+    With softmax the mean weight of the channels is 1. The weight of a sigmoid channel is that of its category divided
+    by that of the other pixels, which have weight 1 in the losses; scaled to a mean of 1 it would be 1 for a single
+    class of any share. The weight of a category that never occurs, or is the only one, is 1, and is not part of the
+    mean.
     """
     weights: dict[str, float] = {}
-    for name, (plane, category) in zip(task.channel_names, task.speaks_for, strict=True):
-        pixels, known = int(counts[plane, category]), int(counts[plane].sum())
+    for name, (target, category) in zip(task.channel_names, task.channel_categories, strict=True):
+        pixels, known = int(counts[target, category]), int(counts[target].sum())
         if 0 < pixels < known:
             others = _effective(known - pixels, known) if task.head == "sigmoid" else 1.0
             weights[name] = others / _effective(pixels, known)
@@ -115,7 +116,7 @@ def effective_weights(counts: NDArray[np.int64], task: Task) -> dict[str, float]
 
 
 def _effective(pixels: int, prototypes: int) -> float:
-    """(1 - β^pixels) / (1 - β) for β = 1 - 1 / prototypes, without the rounding of a power of nearly 1."""
+    """Return (1 - β^pixels) / (1 - β) for β = 1 - 1 / prototypes, without rounding errors for β near 1."""
     return -math.expm1(pixels * math.log1p(-1 / prototypes)) * prototypes
 
 
@@ -125,19 +126,19 @@ CLASS_WEIGHTS = {"balanced": balanced_weights, "effective": effective_weights}
 def class_weights(
     given: str | Mapping[str, float] | Sequence[float] | None, counts: NDArray[np.int64], task: Task
 ) -> list[float] | None:
-    """Return the weight of each channel, or None where none are wanted.
+    """Return the weight of each channel, or None without class weights.
 
     Parameters
     ----------
     given
-        A name in `CLASS_WEIGHTS`; {name of a channel: weight}, where those left out weigh 1; or a weight per channel.
+        A name in `CLASS_WEIGHTS`; {name of a channel: weight}, 1 by default; or a weight per channel.
     counts
-        int64 (P, K): known pixels of each category of each plane.
+        int64 (T, K): labelled pixels of each category of each target.
 
     Raises
     ------
     KeyError
-        A name is not in `CLASS_WEIGHTS`; recipes are checked before.
+        A name is not in `CLASS_WEIGHTS`; recipes are checked when they are loaded.
     """
     if given is None:
         return None

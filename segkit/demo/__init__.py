@@ -1,1 +1,4 @@
-"""The sample landscape and the whole job on it."""
+"""A synthetic sample landscape, and a demo that trains, predicts, evaluates, vectorizes and reports on it.
+
+What the demo shows goes into `run`, what the sample data looks like into `landscape/`.
+"""

@@ -1,4 +1,4 @@
-"""Resampling: how far scores would move with other scenes, or other parts of them."""
+"""Bootstrap intervals: how much scores would vary with other scenes, or with other parts of them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.evaluation.metrics import Confusion
-from segkit.task.task import Task
+from segkit.evaluation.metrics import Confusion, category_counts, class_scores, ratio
+from segkit.task import Task
 
-_FEW_SCENES = 10  # of fewer, blocks are drawn
-_DRAWS = 1000
-_BOUNDS = (2.5, 97.5)  # percentiles
+_MIN_SCENES = 10  # with fewer, blocks are resampled
+_N_RESAMPLES = 1000
+_PERCENTILES = (2.5, 97.5)
 
 
-class Resampling:
-    """Counts by scene and by block, and bootstrap intervals over them (Efron and Tibshirani 1993, percentile method).
+class BootstrapIntervals:
+    """Confusion matrices by scene and by block, and bootstrap intervals (Efron and Tibshirani 1993, percentile method).
 
-    Pixels of a scene are alike, so they are no sample: whole scenes are drawn with replacement, where there are at
-    least ten, else blocks, which are too small to be independent and make the intervals somewhat too narrow.
+    Pixels of a scene are not independent. With ten scenes or more, whole scenes are drawn with replacement; otherwise
+    blocks, which are still dependent, so their intervals are somewhat too narrow.
+
+    `scipy.stats.bootstrap` is not used: it would gather the matrices of every resample, where one product of weights
+    and matrices does, and it gives NaN for a score that is undefined in a single resample.
 
     Parameters
     ----------
     task
         As for `segkit.evaluation.metrics.Confusion`.
     block
-        Pixels along a side of a block.
+        Side of a block in pixels.
     """
 
     def __init__(self, task: Task, block: int = 512) -> None:
@@ -37,7 +40,7 @@ class Resampling:
     def add(
         self, scene: int, window: Window, decided: NDArray[np.integer[Any]], truth: NDArray[np.integer[Any]]
     ) -> None:
-        """Count a window of a scene: category indices (P, H, W), `IGNORE` in the truth where it is not known."""
+        """Count a window of a scene: category indices (T, H, W), `IGNORE` in the truth where unlabelled."""
         top, left = int(window.row_off), int(window.col_off)
         bottom, right = top + truth.shape[1], left + truth.shape[2]
         for row in range(top // self.block, -(-bottom // self.block)):
@@ -51,12 +54,13 @@ class Resampling:
                     self._counts[key] = self._counts.get(key, 0) + part.counts
 
     def intervals(self, seed: int = 0) -> dict[str, Any] | None:
-        """Return 95 % intervals, as [low, high] or None where a score is undefined; None where there are too few units.
+        """Return 95 % intervals of the scores; None if there are fewer than two units.
 
-        ``unit`` is "scene" or "block", ``units`` how many were drawn from.
+        An interval is [low, high], or None if the score is undefined. ``unit`` is "scene" or "block", ``units`` the
+        number of units.
         """
         scenes = {scene for scene, _, _ in self._counts}
-        by_scene = len(scenes) >= _FEW_SCENES
+        by_scene = len(scenes) >= _MIN_SCENES
         units: dict[Any, NDArray[np.int64]] = {}
         for key, counts in self._counts.items():
             unit = key[0] if by_scene else key
@@ -64,10 +68,9 @@ class Resampling:
         if len(units) < 2:
             return None
         random = np.random.default_rng(seed)
-        drawn = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=_DRAWS)
-        stacked = np.stack(list(units.values()))
-        counts = np.tensordot(drawn, stacked, axes=1)  # (draws, P, K, K)
-        totals, classes = self._scores(counts)
+        times_drawn = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=_N_RESAMPLES)
+        counts = np.tensordot(times_drawn, np.stack(list(units.values())), axes=1)  # (resamples, T, K, K)
+        totals, classes = _scores(self._task, counts)
         return {
             "unit": "scene" if by_scene else "block",
             "units": len(units),
@@ -77,31 +80,20 @@ class Resampling:
             },
         }
 
-    def _scores(
-        self, counts: NDArray[np.int64]
-    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]]]:
-        """Return scores of many matrices (N, P, K, K) at once, in all and by class, NaN where they are undefined."""
-        classes: dict[str, dict[str, NDArray[np.float64]]] = {}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            right = np.trace(counts, axis1=2, axis2=3).sum(axis=1)
-            totals = {"overall_accuracy": right / counts.sum(axis=(1, 2, 3))}
-            for name, plane, category in self._task.scored:
-                hit = counts[:, plane, category, category]
-                called, support = counts[:, plane, :, category].sum(axis=1), counts[:, plane, category].sum(axis=1)
-                there = np.where(support > 0, 1.0, np.nan)  # as in `Confusion.per_class`
-                classes[name] = {
-                    "iou": there * hit / (called + support - hit),
-                    "f1": there * 2 * hit / (called + support),
-                    "precision": hit / called,
-                    "recall": hit / support,
-                }
-            for key, one in (("mean_iou", "iou"), ("macro_f1", "f1")):
-                rows = np.stack([scores[one] for scores in classes.values()])
-                defined = np.isfinite(rows)
-                totals[key] = np.where(defined, rows, 0).sum(axis=0) / defined.sum(axis=0)
-        return totals, classes
+
+def _scores(
+    task: Task, counts: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]]]:
+    """Return overall scores and scores by class of matrices (N, T, K, K): arrays (N,), NaN where undefined."""
+    correct = np.trace(counts, axis1=2, axis2=3).sum(axis=1)
+    totals = {"overall_accuracy": ratio(correct, counts.sum(axis=(1, 2, 3)))}
+    classes = {name: class_scores(*pixels) for name, pixels in category_counts(task, counts)}
+    for mean_key, key in (("mean_iou", "iou"), ("macro_f1", "f1")):
+        values = np.stack([scores[key] for scores in classes.values()])
+        totals[mean_key] = ratio(np.nansum(values, axis=0), np.isfinite(values).sum(axis=0))
+    return totals, classes
 
 
 def _interval(values: NDArray[np.float64]) -> list[float] | None:
     defined = values[np.isfinite(values)]
-    return np.percentile(defined, _BOUNDS).tolist() if len(defined) else None
+    return np.percentile(defined, _PERCENTILES).tolist() if len(defined) else None

@@ -1,4 +1,4 @@
-"""Boundaries: whether borders lie where they should, in int64 counts that add up over strips and scenes."""
+"""Boundary IoU and F1, from int64 counts that are summed over strips and scenes."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.io.distance import near
-from segkit.task.task import IGNORE, Task
+from segkit.evaluation.metrics import float_or_none, precision_recall_f1, ratio
+from segkit.io.distance import within_distance
+from segkit.task import IGNORE, Task
 
 
 class Boundaries:
-    """Boundary IoU and F1 of each scored category, within a width on the ground.
+    """Boundary IoU and F1 of each scored category, for a boundary width.
 
-    The boundary band of a mask are its pixels whose centre is within the width of a pixel that is known not to be of
-    it. Boundary IoU is the IoU of the decided and the true band (Cheng et al. 2021, "Boundary IoU", with a fixed
-    width). The contour are the mask's pixels beside one that is known not to be of it; precision is the share of the
-    decided contour within the width of the true one, recall the share of the true one within the width of the decided
-    one. The edge of a scene, of no data and of what is not known is no boundary.
+    The boundary band of a mask is all its pixels within the width of a labelled pixel outside the mask. Boundary IoU is
+    the IoU of the predicted and the true band (Cheng et al. 2021, "Boundary IoU", with a fixed width). The contour is
+    all pixels of the mask that share a side with a labelled pixel outside it. Precision is the share of the predicted
+    contour within the width of the true one, recall the share of the true contour within the width of the predicted
+    one, and F1 their harmonic mean. Edges of the scene, of no data and of unlabelled areas are not boundaries.
 
     Parameters
     ----------
     task
-        Names planes and categories.
-    metres
-        The width.
+        Defines targets and categories.
+    width
+        Boundary width, in the unit of the pixel size that `add` gets: metres or pixels.
 
     Attributes
     ----------
     counts
-        int64 (scored categories, 6): pixels of both bands, of either; of the decided contour, of it near the true one;
-        of the true contour, of it near the decided one.
+        int64 (scored categories, 6), in pixels: intersection and union of the bands; predicted contour, its part near
+        the true one; true contour, its part near the predicted one.
     """
 
-    def __init__(self, task: Task, metres: float) -> None:
-        self._task, self.metres = task, metres
-        self.counts: NDArray[np.int64] = np.zeros((len(task.scored), 6), dtype=np.int64)
+    def __init__(self, task: Task, width: float) -> None:
+        self._task, self.width = task, width
+        self.counts: NDArray[np.int64] = np.zeros((len(task.scored_categories), 6), dtype=np.int64)
 
     def halo(self, pixel: tuple[float, float]) -> tuple[int, int]:
-        """Return how many columns and rows around a part decide about it, for pixels of so many metres."""
-        return math.ceil(self.metres / pixel[0]) + 1, math.ceil(self.metres / pixel[1]) + 1
+        """Return the margin (columns, rows) around a part of a scene that its counts depend on.
+
+        Parameters
+        ----------
+        pixel
+            Width and height of a pixel, in the unit of `width`.
+        """
+        return math.ceil(self.width / pixel[0]) + 1, math.ceil(self.width / pixel[1]) + 1
 
     def add(
         self,
@@ -55,53 +62,50 @@ class Boundaries:
         Parameters
         ----------
         decided, truth
-            Category indices (P, H, W) of the part with its halo; `IGNORE` in the truth where it is not known.
+            Category indices (T, H, W) of the part with its halo; `IGNORE` in the truth where unlabelled.
         pixel
-            Metres of a pixel along a row and along a column.
+            Width and height of a pixel, in the unit of `width`.
         counted
             Rows and columns of the part itself.
         """
-        for at, (_, plane, category) in enumerate(self._task.scored):
-            known = truth[plane] != IGNORE
-            said, true = (decided[plane] == category) & known, (truth[plane] == category) & known
-            if not (said.any() or true.any()):
+        for index, (_, target, category) in enumerate(self._task.scored_categories):
+            labelled = truth[target] != IGNORE
+            predicted, true = (decided[target] == category) & labelled, (truth[target] == category) & labelled
+            if not (predicted.any() or true.any()):
                 continue
-            bands = [near(known & ~mask, self.metres, pixel) & mask for mask in (said, true)]
-            contours = [_contour(mask, known) for mask in (said, true)]
-            around = [near(contour, self.metres, pixel) for contour in contours]
-            found = (
+            bands = [within_distance(labelled & ~mask, self.width, pixel) & mask for mask in (predicted, true)]
+            contours = [_contour(mask, labelled) for mask in (predicted, true)]
+            near = [within_distance(contour, self.width, pixel) for contour in contours]
+            masks = (
                 bands[0] & bands[1], bands[0] | bands[1],
-                contours[0], contours[0] & around[1],
-                contours[1], contours[1] & around[0],
+                contours[0], contours[0] & near[1],
+                contours[1], contours[1] & near[0],
             )  # fmt: skip
-            self.counts[at] += [np.count_nonzero(each[counted]) for each in found]
+            self.counts[index] += [np.count_nonzero(mask[counted]) for mask in masks]
 
     def merge(self, other: Boundaries) -> None:
-        """Add what another one of the same task and width counted."""
+        """Add the counts of another instance with the same task and width."""
         self.counts += other.counts
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
-        """Return ``boundary_iou`` and ``boundary_f1`` by name; None where there is no boundary."""
-        found: dict[str, dict[str, float | None]] = {}
-        for (name, _, _), (both, either, said, right, true, hit) in zip(
-            self._task.scored, self.counts.tolist(), strict=True
-        ):
-            precision, recall = right / said if said else None, hit / true if true else None
-            if precision is None and recall is None:
-                score = None
-            else:
-                together = (precision or 0.0) + (recall or 0.0)
-                score = 2 * (precision or 0.0) * (recall or 0.0) / together if together else 0.0
-            found[name] = {"boundary_iou": both / either if either else None, "boundary_f1": score}
-        return found
+        """Return ``boundary_iou`` and ``boundary_f1`` by class name; None if there is no boundary."""
+        both, either, predicted, matched_predicted, true, matched_true = self.counts.T
+        scores = precision_recall_f1(matched_predicted, predicted, matched_true, true)
+        precision, recall = np.nan_to_num(scores["precision"]), np.nan_to_num(scores["recall"])
+        # The harmonic mean, because both contours do not match the same number of pixels. 0 if nothing matches.
+        f1 = np.where(predicted + true > 0, np.nan_to_num(ratio(2 * precision * recall, precision + recall)), np.nan)
+        return {
+            name: {"boundary_iou": float_or_none(iou), "boundary_f1": float_or_none(score)}
+            for (name, _, _), iou, score in zip(self._task.scored_categories, ratio(both, either), f1, strict=True)
+        }
 
 
-def _contour(mask: NDArray[np.bool_], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a mask's pixels that have a side in common with one that is known not to be of it."""
-    outside = known & ~mask
-    beside = np.zeros_like(mask)
-    beside[1:] |= outside[:-1]
-    beside[:-1] |= outside[1:]
-    beside[:, 1:] |= outside[:, :-1]
-    beside[:, :-1] |= outside[:, 1:]
-    return mask & beside
+def _contour(mask: NDArray[np.bool_], labelled: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the mask's pixels that share a side with a labelled pixel outside the mask."""
+    outside = labelled & ~mask
+    adjacent = np.zeros_like(mask)
+    adjacent[1:] |= outside[:-1]
+    adjacent[:-1] |= outside[1:]
+    adjacent[:, 1:] |= outside[:, :-1]
+    adjacent[:, :-1] |= outside[:, 1:]
+    return mask & adjacent

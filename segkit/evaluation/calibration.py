@@ -1,4 +1,4 @@
-"""Calibration: probabilities that mean what they say, fitted where the truth is known."""
+"""Fit the calibration of a model's probabilities on labelled pixels."""
 
 from __future__ import annotations
 
@@ -11,67 +11,67 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segkit.models.calibration import Calibration
-from segkit.task.task import Task
+from segkit.task import Task
 
-_MOST_PIXELS = 2**18  # more change the second digit of nothing
-_MOST_SCALE = 10.0
-_LEAST, _HIGHEST = 1e-12, 1 - 2**-24  # float32 has nothing between the second and 1
+_MAX_PIXELS = 2**18  # more do not change the first two digits of any result
+_MAX_SCALE = 10.0
+_MIN_PROBABILITY, _MAX_PROBABILITY = 1e-12, 1 - 2**-24  # the second is the largest float32 below 1
 
 
 class CalibrationFit:
-    """Collects what a model said and what was true, of at most so many pixels as say enough.
+    """Collects probabilities and truth, and fits scale and shift of the logits by maximum likelihood.
 
     Parameters
     ----------
     task
-        Whose head and likelihood count.
+        Defines head and likelihood.
     pixels
-        How many will come, at most; of more than enough a random part is kept.
+        Number of pixels that will be added, at most. Of more than 2^18 a random sample is used.
     """
 
     def __init__(self, task: Task, pixels: int) -> None:
         self._task = task
-        self._share = min(1.0, _MOST_PIXELS / max(pixels, 1))
+        self._sampled_share = min(1.0, _MAX_PIXELS / max(pixels, 1))
         self._random = np.random.default_rng(0)
-        self._said: list[Tensor] = []
-        self._true: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
+        self._truth: list[Tensor] = []
 
     def add(self, probabilities: Tensor | NDArray[np.floating[Any]], truth: NDArray[np.integer[Any]]) -> None:
-        """Look at pixels: probabilities (C, H, W), and target planes (P, H, W), `IGNORE` where they are not known."""
-        wanted = self._random.random(truth.shape[1:]) < self._share
-        chosen = torch.from_numpy(wanted & (truth >= 0).any(axis=0))
-        self._said.append(torch.as_tensor(probabilities).detach().cpu().float()[:, chosen])
-        self._true.append(torch.from_numpy(truth.astype(np.int64))[:, chosen])
+        """Add pixels: probabilities (C, H, W) and targets (T, H, W), `IGNORE` where unlabelled."""
+        sampled = self._random.random(truth.shape[1:]) < self._sampled_share
+        chosen = torch.from_numpy(sampled & (truth >= 0).any(axis=0))
+        self._probabilities.append(torch.as_tensor(probabilities).detach().cpu().float()[:, chosen])
+        self._truth.append(torch.from_numpy(truth.astype(np.int64))[:, chosen])
 
     def fit(self) -> Calibration | None:
-        """Return what makes the truth most likely; None where nothing is known.
+        """Return the calibration that maximises the likelihood of the truth; None if no pixel is labelled.
 
-        A factor stays between a tenth and ten, so that no class is turned round. A sigmoid channel whose class is
-        nowhere, or everywhere, stays as it is.
+        The scale is limited to 0.1 to 10, so that no class is inverted. A sigmoid channel whose class is present at no
+        pixel or at all pixels is not calibrated.
         """
-        if not self._said or not sum(len(part[0]) for part in self._said):
+        if not self._probabilities or not sum(len(part[0]) for part in self._probabilities):
             return None
-        said = torch.cat(self._said, dim=1)[None, :, None].double().clamp(_LEAST, _HIGHEST)
-        true = torch.cat(self._true, dim=1)[None, :, None]
-        logits = self._task.logits(said)
+        probabilities = torch.cat(self._probabilities, dim=1)[None, :, None].double()
+        truth = torch.cat(self._truth, dim=1)[None, :, None]
+        logits = self._task.logits(probabilities.clamp(_MIN_PROBABILITY, _MAX_PROBABILITY))
         channels = self._task.channels
-        target, known = self._task.onehot(true)
-        seen = ((target * known).sum(dim=(0, 2, 3)) > 0) & (((1 - target) * known).sum(dim=(0, 2, 3)) > 0)
-        compete = self._task.channels_compete
-        # Logarithms of the factors, and summands.
-        free = torch.zeros(2, 1 if compete else channels, dtype=torch.float64, requires_grad=True)
-        solver = torch.optim.LBFGS([free], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+        target, labelled = self._task.onehot(truth)
+        fitted = ((target * labelled).sum(dim=(0, 2, 3)) > 0) & (((1 - target) * labelled).sum(dim=(0, 2, 3)) > 0)
+        is_softmax = self._task.is_softmax
+        # Row 0: logarithm of the scale; row 1: shift.
+        parameters = torch.zeros(2, 1 if is_softmax else channels, dtype=torch.float64, requires_grad=True)
+        solver = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
-        def parts() -> tuple[Tensor, Tensor]:
-            scale = free[0].clamp(-np.log(_MOST_SCALE), np.log(_MOST_SCALE)).exp().expand(channels)
-            if compete:
+        def scale_and_shift() -> tuple[Tensor, Tensor]:
+            scale = parameters[0].clamp(-np.log(_MAX_SCALE), np.log(_MAX_SCALE)).exp().expand(channels)
+            if is_softmax:
                 return scale, torch.zeros_like(scale)
-            return torch.where(seen, scale, 1.0), torch.where(seen, free[1], 0.0)
+            return torch.where(fitted, scale, 1.0), torch.where(fitted, parameters[1], 0.0)
 
         def loss() -> Tensor:
             solver.zero_grad()
-            scale, shift = parts()
-            terms, weight = self._task.pixel_terms(logits * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1), true)
+            scale, shift = scale_and_shift()
+            terms, weight = self._task.nll_terms(logits * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1), truth)
             value = (terms * weight).sum() / weight.sum()
             value.backward()  # type: ignore[no-untyped-call]
             return value
@@ -79,8 +79,10 @@ class CalibrationFit:
         with torch.enable_grad():
             solver.step(loss)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            scale, shift = parts()
+            scale, shift = scale_and_shift()
         if not torch.isfinite(torch.stack([scale, shift])).all():
-            warnings.warn("calibration: the fit gave no finite numbers; probabilities stay as they are", stacklevel=2)
+            warnings.warn(
+                "calibration: the fit gave numbers that are not finite; the model is saved uncalibrated", stacklevel=2
+            )
             return None
         return Calibration(tuple(scale.tolist()), tuple(shift.tolist()))

@@ -1,4 +1,4 @@
-"""Decisions of a model in labelled areas, streamed, as prediction makes them."""
+"""Decisions of a model or a map in labelled areas, block by block, as `segkit predict` makes them."""
 
 from __future__ import annotations
 
@@ -11,168 +11,172 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.area import Area
-from segkit.data.pairing import RASTER_SUFFIXES, expand
-from segkit.errors import DataError, ways
+from segkit.data.area import LabelledArea
+from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
+from segkit.errors import DataError, suggest
 from segkit.inference.blending import Block, predict_blocks
 from segkit.inference.device import pick_device
 from segkit.inference.runner import Runner
-from segkit.inference.settings import Choice, Options, choose, windows_at_once
+from segkit.inference.settings import PredictOptions, ResolvedSettings, default_batch_size, resolve_settings
 from segkit.io.class_table import Legend
-from segkit.io.cover import Cover
-from segkit.io.raster import PathLike, open_raster
+from segkit.io.cover import PixelRegion
+from segkit.io.paths import PathLike
+from segkit.io.raster import open_raster
 from segkit.models.segmenter import Segmenter
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
-_MAP_BLOCK = 2048
+_MAP_BLOCK_SIZE = 2048
 
 
 @dataclass(frozen=True)
-class Decided:
-    """A part of an area.
+class PredictedBlock:
+    """Decisions and truth in a window of an area.
 
     Parameters
     ----------
     window
-        Where it lies in the scene.
-    planes
-        Decided categories, int16 (P, H, W).
+        Window of the scene.
+    decided
+        Predicted category indices, int16 (T, H, W).
     truth
-        Target planes of the same shape; `IGNORE` where the label is not known, there is no data, or nothing counts.
+        True category indices of the same shape; `IGNORE` where unlabelled, without data or outside the area.
     valid
-        bool (H, W): where there was something to decide; elsewhere `planes` mean nothing.
+        bool (H, W): pixels with data; elsewhere `decided` has no meaning.
     """
 
     window: Window
-    planes: NDArray[np.int16]
+    decided: NDArray[np.int16]
     truth: NDArray[np.int16]
     valid: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Predicted(Decided):
-    """A part of an area that a model decided, which says how sure it is.
+class PredictedProbabilities(PredictedBlock):
+    """Decisions of a model, with their probabilities.
 
     Parameters
     ----------
     confidence
-        Probability of what was decided, float32 (P, H, W).
+        Probability of the decided category, float32 (T, H, W).
     probabilities
-        Of the channels, float32 (C, H, W).
+        Probability of each channel, float32 (C, H, W).
     """
 
     confidence: NDArray[np.float32]
     probabilities: NDArray[np.float32]
 
 
-class Decider:
-    """Decides area after area; what the options leave open is chosen at the first one.
+class ModelPredictor:
+    """Predicts labelled areas. Settings that the options leave open are chosen at the first area.
 
     The network is prepared once; the segmenter's thresholds may change between two areas.
     """
 
-    def __init__(self, segmenter: Segmenter, options: Options | None = None) -> None:
-        self.segmenter, self._options = segmenter, options or Options()
+    def __init__(self, segmenter: Segmenter, options: PredictOptions | None = None) -> None:
+        self.segmenter, self._options = segmenter, options or PredictOptions()
         self._device = pick_device(self._options.device)
-        self._prepared: tuple[Choice, Runner] | None = None
+        self._prepared: tuple[ResolvedSettings, Runner] | None = None
 
     @property
     def task(self) -> Task:
-        """The segmenter's task, with the thresholds that it has now."""
+        """The segmenter's task with its current thresholds."""
         return self.segmenter.task
 
-    def __call__(self, area: Area, windows: Sequence[Window] | None = None) -> Iterator[Predicted]:
-        """Yield the decisions of an area, every pixel that counts once.
+    def __call__(self, area: LabelledArea, windows: Sequence[Window] | None = None) -> Iterator[PredictedProbabilities]:
+        """Yield the decisions of an area, each pixel of the area once.
 
         Parameters
         ----------
         windows
-            Only what lies in these; it is decided as it is with all of the area.
+            Predict only these windows, with the same results as for the whole area.
         """
         task = self.task
         for block, truth in self.blocks(area, windows):
             probabilities = block.probabilities
-            planes = task.decide(probabilities[None])
-            confidence = task.confidence(probabilities[None], planes)[0].cpu().numpy()
-            decided = planes[0].cpu().numpy()
-            yield Predicted(block.window, decided, truth, block.valid, confidence, probabilities.cpu().numpy())
+            decided = task.decide(probabilities[None])
+            confidence = task.confidence(probabilities[None], decided)[0].cpu().numpy()
+            yield PredictedProbabilities(
+                block.window, decided[0].cpu().numpy(), truth, block.valid, confidence, probabilities.cpu().numpy()
+            )
 
-    def prepare(self, area: Area) -> tuple[Choice, Runner]:
-        """Choose how to predict by what an area shows, and prepare the network, unless that is done already."""
+    def prepare(self, area: LabelledArea) -> tuple[ResolvedSettings, Runner]:
+        """Choose the settings by an area and prepare the network, if this has not been done yet."""
         if self._prepared is None:
-            choice = choose(self.segmenter, area.sample.scene, self._options, area.cover)
-            runner = Runner(self.segmenter, self._device, choice.precision, tta=choice.tta is not None)
-            self._prepared = choice, runner
+            settings = resolve_settings(self.segmenter, area.sample.scene, self._options, area.region)
+            runner = Runner(self.segmenter, self._device, settings.precision, tta=settings.tta is not None)
+            self._prepared = settings, runner
         return self._prepared
 
-    def blocks(self, area: Area, windows: Sequence[Window] | None = None) -> Iterator[tuple[Block, NDArray[np.int16]]]:
-        """Yield what decisions are made of: blocks of probabilities, and their true planes (P, H, W)."""
+    def blocks(
+        self, area: LabelledArea, windows: Sequence[Window] | None = None
+    ) -> Iterator[tuple[Block, NDArray[np.int16]]]:
+        """Yield blocks of probabilities and their true category indices, int16 (T, H, W)."""
         segmenter, scene = self.segmenter, area.sample.scene
-        region = area.cover if windows is None else _Both(area.cover, Cover(tuple(windows)))
-        choice, runner = self.prepare(area)
-        tiling = choice.tiling(scene.grid, segmenter.stride)
-        batch = self._options.batch or windows_at_once(segmenter, choice, tiling, self._device)
+        region = area.region if windows is None else _Intersection(area.region, PixelRegion(tuple(windows)))
+        settings, runner = self.prepare(area)
+        tiling = settings.tiling(scene.grid, segmenter.stride)
+        batch = self._options.batch or default_batch_size(segmenter, settings, tiling, self._device)
         with closing(predict_blocks(runner, scene, tiling, batch=batch, region=region)) as blocks:
             for block in blocks:
                 if block.valid.any():
-                    yield block, area.truth(block.window, block.valid)
+                    yield block, area.read_truth(block.window, block.valid)
 
 
-class MapDecider:
-    """Reads the decisions of maps, whose scenes they are, block by block."""
+class MapReader:
+    """Reads the decisions of maps block by block; the areas' scenes are the maps."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def __call__(self, area: Area) -> Iterator[Decided]:
-        """Yield the decisions of an area, every pixel once.
+    def __call__(self, area: LabelledArea) -> Iterator[PredictedBlock]:
+        """Yield the decisions of an area, each pixel once.
 
         Raises
         ------
         LabelError
-            A code that the map's legend does not list.
+            A code of the map is not in its class table.
         """
         scene = area.sample.scene
         with scene.open() as reader:
-            for window in scene.grid.tiles(_MAP_BLOCK):
+            for window in scene.grid.tiles(_MAP_BLOCK_SIZE):
                 tile = reader.read(window)
                 if not tile.valid.any():
                     continue
                 codes = np.where(tile.valid, np.nan_to_num(tile.pixels), 0).astype(np.int64)
-                if self.task.planes > 1:
-                    planes = self.task.encode_masks(codes, source=scene.paths[0])
+                if self.task.n_targets > 1:
+                    decided = self.task.encode_masks(codes, source=scene.paths[0])
                 else:
-                    # Where there is no data any code that is known will do.
+                    # Any defined code, for pixels without data.
                     codes[:, ~tile.valid] = self.task.classes[0].value
-                    planes = self.task.encode(codes[0], source=scene.paths[0])
-                yield Decided(window, planes, area.truth(window, tile.valid), tile.valid)
+                    decided = self.task.encode(codes[0], source=scene.paths[0])
+                yield PredictedBlock(window, decided, area.read_truth(window, tile.valid), tile.valid)
 
 
 def map_task(path: PathLike, names: PathLike | None = None) -> Task:
-    """Return the task whose classes a map lists.
+    """Return a task with the classes in a map's class table.
 
     Parameters
     ----------
     path
-        A map, or a folder of maps of one kind.
+        A map, or a folder of maps with the same classes.
     names
-        A file of class names, for maps that list none.
+        A file of class names, for maps without a class table.
 
     Raises
     ------
     DataError
-        It is no map, or lists no classes.
+        The file is not a map or has no class table.
     """
     file = Path(path)
     if file.is_dir():
-        file = expand(file, "maps", RASTER_SUFFIXES)[0]
+        file = expand_paths(file, "maps", RASTER_SUFFIXES)[0]
     with open_raster(file) as dataset:
-        legend = Legend.of(dataset, names)
-    known = legend.classes or tuple(legend.known.values())
+        legend = Legend.from_dataset(dataset, names)
+    known = legend.classes or tuple(legend.value_table.values())
     none = [one for one in known if one.background]
-    classes = tuple(LandClass(one.name, one.value, one.color) for one in known if not one.background)
+    classes = tuple(LandCoverClass(one.name, one.value, one.color) for one in known if not one.background)
     if not classes:
-        raise DataError(f"{file}: lists no classes" + ways("give their names (--names)"))
+        raise DataError(f"{file}: lists no classes" + suggest("give their names (--class-names)"))
     if legend.multilabel:
         return Task("multilabel", classes)
     if len(classes) == 1 and none:
@@ -181,11 +185,11 @@ def map_task(path: PathLike, names: PathLike | None = None) -> Task:
 
 
 @dataclass(frozen=True)
-class _Both:
-    """A region that is what two have in common."""
+class _Intersection:
+    """The intersection of two regions."""
 
-    one: Cover
-    other: Cover
+    one: PixelRegion
+    other: PixelRegion
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
         return self.one.mask(window) & self.other.mask(window)

@@ -1,4 +1,4 @@
-"""Evaluation: a model against labels, over whole scenes, every valid pixel once."""
+"""Evaluate a model or maps against labels, over whole scenes, each valid pixel once."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.area import Area, whole
-from segkit.data.areas import labelled_samples
+from segkit.data.area import LabelledArea, full_areas
+from segkit.data.areas import open_labelled_samples
 from segkit.data.pairing import Sample, source_files
-from segkit.errors import LabelError, ways
-from segkit.evaluation.bootstrap import Resampling
+from segkit.errors import LabelError, suggest
+from segkit.evaluation.bootstrap import BootstrapIntervals
 from segkit.evaluation.boundaries import Boundaries
 from segkit.evaluation.calibration import CalibrationFit
-from segkit.evaluation.decisions import Decided, Decider, MapDecider, Predicted, map_task
+from segkit.evaluation.decisions import MapReader, ModelPredictor, PredictedBlock, PredictedProbabilities, map_task
 from segkit.evaluation.metrics import Confusion, Reliability, disagreement
 from segkit.evaluation.objects import Objects
 from segkit.evaluation.thresholds import ThresholdFit
-from segkit.inference.settings import Options
+from segkit.inference.settings import PredictOptions
 from segkit.io import quantities
-from segkit.io.files import check_apart, check_output, staged
+from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.grid import Grid
+from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity
-from segkit.io.raster import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.segmenter import Segmenter, load
-from segkit.recipe.schema import Data, LabelSource, Source
+from segkit.recipe.schema import Data, DatasetSource, LabelSource
 from segkit.runtime.progress import progress
-from segkit.task.task import Task
-from segkit.vector.tracing.pixel_measures import Squares, ground_of
+from segkit.task import Task
+from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures
 
 _STRIP_PIXELS = 2**22
-_OF_A_SCENE = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
+_SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
 
 
 def evaluate(
@@ -58,217 +58,230 @@ def evaluate(
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a model on labelled scenes, as it would map them; or maps that are there.
+    """Score a model on labelled scenes, which are predicted as by `segkit.predict`; or score existing maps.
 
     Parameters
     ----------
     model
-        A model file, or a loaded one. Or a map (.tif) or a folder of maps, with `images` None.
+        A model file or a loaded model. For maps: a map (.tif) or a folder of maps, with `images` None.
     images, labels
-        As in a recipe's ``data.train``: a folder, a file, a glob or a list; paired by file stem. Labels of maps pair
-        with the maps.
+        As in a recipe's ``data.train``: a folder, a file, a glob or a list, paired by file stem. For maps, the labels
+        are paired with the maps.
     output
-        Where to write the result as JSON.
+        JSON file for the result.
     boundary
-        Width of boundaries: "10m" on the ground, "2px" in pixels.
+        Boundary width: "10m" on the ground, "2px" in pixels.
     objects
-        Smallest object that is counted: "0.5ha" on the ground, "12px" in pixels.
+        Minimum object size: "0.5ha" on the ground, "12px" in pixels.
     ignore
-        Of maps: label codes that mean "not known". A model has its own.
+        For maps: label codes that mean unlabelled. A model has its own.
     names
-        Of maps: a file of class names, as for `segkit.vectorize`.
+        For maps: a file of class names, as for `segkit.vectorize`.
     tile, overlap, device, precision
         As for `segkit.predict`.
 
     Returns
     -------
     dict
-        As in ``metrics.json`` (see `segkit.evaluation.metrics.Confusion.summary`), and more; docs/evaluate.md has a
-        table.
+        The content of ``metrics.json`` (see `segkit.evaluation.metrics.Confusion.summary`) and more; docs/evaluate.md
+        lists all keys.
 
     Raises
     ------
     DataError
-        No scene has labels, a scene does not have the model's bands, or labels declare as no data what is also a code
-        and do not say what it means (`LabelSource.nodata`).
+        No scene has labels, a scene does not have the model's bands, or the labels' no-data value is also the code of a
+        class and `LabelSource.nodata` does not say which it is.
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
-    width, size = quantities.length(boundary, "boundary"), quantities.area(objects, "objects")
-    decider: Decider | MapDecider
+    width, size = quantities.parse_length(boundary, "boundary"), quantities.parse_area(objects, "objects")
+    predictor: ModelPredictor | MapReader
     if images is None:
         assert not isinstance(model, Segmenter)
         task = map_task(model, names=names)
-        source = Source.model_validate({"images": _text(model), "labels": _text(labels)})
+        source = DatasetSource.model_validate({"images": _paths_as_text(model), "labels": _paths_as_text(labels)})
         data = Data(train=source, ignore=tuple(ignore))
-        samples = labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
-        decider = MapDecider(task)
+        samples = open_labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
+        predictor = MapReader(task)
     else:
         segmenter = model if isinstance(model, Segmenter) else load(model)
         recipe = segmenter.recipe
-        source = Source.model_validate({"images": _text(images), "labels": _text(labels)})
-        samples = labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
-        decider = Decider(segmenter, Options(tile=tile, overlap=overlap, device=device, precision=precision))
-    check_apart([target], [None if isinstance(model, Segmenter) else model, names, *source_files(source)])
-    refuse_doubts(samples)
-    result = scores(decider, whole(samples), width, size, show_progress=show_progress)
+        source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
+        samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
+        predictor = ModelPredictor(
+            segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
+        )
+    check_distinct([target], [None if isinstance(model, Segmenter) else model, names, *source_files(source)])
+    refuse_ambiguous_labels(samples)
+    result = evaluate_areas(predictor, full_areas(samples), width, size, show_progress=show_progress)
     if target is not None:
-        with staged(target) as part:
+        with atomic_write(target) as part:
             part.write_text(json.dumps(result, indent=2))
     return result
 
 
-def scores(
-    decider: Decider | MapDecider,
-    areas: Sequence[Area],
+def evaluate_areas(
+    predictor: ModelPredictor | MapReader,
+    areas: Sequence[LabelledArea],
     boundary: Quantity,
     size: Quantity = Quantity(1, pixels=True),
     *,
-    watch: Callable[[Area, Decided], None] = lambda area, part: None,
+    on_block: Callable[[LabelledArea, PredictedBlock], None] = lambda area, block: None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Return all that is told about decisions in areas; see docs/evaluate.md.
+    """Return all scores of the decisions in areas; docs/evaluate.md lists the keys.
 
-    Decisions and truth of one scene at a time are kept in a file of the temporary folder, for boundaries and objects
-    reach beyond the windows in which a scene is decided.
+    Decisions and truth of one scene at a time are stored in a temporary file, because boundaries and objects extend
+    beyond the blocks in which a scene is predicted.
+
+    Parameters
+    ----------
+    boundary, size
+        Boundary width and minimum object size.
+    on_block
+        Called with each predicted block.
     """
-    task = decider.task
-    total, reliability, resampling = Confusion(task), Reliability(task), Resampling(task)
-    boundaries, objects, told = Boundaries(task, boundary.number), Objects(task, size), []
+    task = predictor.task
+    total, reliability, bootstrap = Confusion(task), Reliability(task), BootstrapIntervals(task)
+    boundaries, objects, scene_scores = Boundaries(task, boundary.number), Objects(task, size), []
     mpx = sum(area.sample.scene.grid.height * area.sample.scene.grid.width for area in areas) / 1e6
     with progress("evaluate", mpx, "Mpx", show=show_progress) as advance:
         for number, area in enumerate(areas):
-            grid, own = area.sample.scene.grid, Confusion(task)
-            ground = None if size.pixels else ground_of(grid)
+            grid, confusion = area.sample.scene.grid, Confusion(task)
+            measures = None if size.pixels else fit_pixel_measures(grid)
             with TemporaryFile() as file:
-                kept = _Kept(file, task, grid)
-                for part in decider(area):
-                    sure = part if isinstance(part, Predicted) else None
-                    own.add(part.planes, part.truth, None if sure is None else sure.confidence)
-                    resampling.add(number, part.window, part.planes, part.truth)
-                    if sure is not None:
-                        reliability.add(sure.probabilities, part.truth)
-                    kept.write(part)
-                    watch(area, part)
-                    advance(part.window.width * part.window.height / 1e6)
-                _add_shapes(boundaries, objects, kept, grid, boundary, ground)
-            total.merge(own)
-            one = own.summary()
-            told.append({"scene": area.sample.scene.name} | {key: one[key] for key in _OF_A_SCENE})
+                decisions = _SceneDecisions(file, task, grid)
+                for block in predictor(area):
+                    if isinstance(block, PredictedProbabilities):
+                        confusion.add(block.decided, block.truth, block.confidence)
+                        reliability.add(block.probabilities, block.truth)
+                    else:
+                        confusion.add(block.decided, block.truth)
+                    bootstrap.add(number, block.window, block.decided, block.truth)
+                    decisions.write(block)
+                    on_block(area, block)
+                    advance(block.window.width * block.window.height / 1e6)
+                _add_boundaries_and_objects(boundaries, objects, decisions, grid, boundary, measures)
+            total.merge(confusion)
+            summary = confusion.summary()
+            scene_scores.append({"scene": area.sample.scene.name} | {key: summary[key] for key in _SCENE_KEYS})
     result = total.summary()
-    shares = disagreement(total.counts[0]) if task.planes == 1 and result["pixels"] else (None, None)
-    shapes, wholes = boundaries.per_class(), objects.per_class()
-    for name, found in result["per_class"].items():
-        found |= shapes[name] | wholes[name]
-    result |= {"quantity_disagreement": shares[0], "allocation_disagreement": shares[1]}
+    quantity, allocation = disagreement(total.counts[0]) if task.n_targets == 1 and result["pixels"] else (None, None)
+    boundary_scores, object_scores = boundaries.per_class(), objects.per_class()
+    for name, scores in result["per_class"].items():
+        scores |= boundary_scores[name] | object_scores[name]
+    result |= {"quantity_disagreement": quantity, "allocation_disagreement": allocation}
     result["boundary_width"] = f"{boundary.number:g}{'px' if boundary.pixels else 'm'}"
     result["object_size"] = f"{size.number:g}px" if size.pixels else f"{size.number / 10_000:g}ha"
-    if isinstance(decider, Decider):
+    if isinstance(predictor, ModelPredictor):
         result |= {"brier": reliability.brier(), "reliability": total.reliability()}
         result["calibration"] = reliability.per_channel()
-    return result | {"intervals": resampling.intervals(), "scenes": told}
+    return result | {"intervals": bootstrap.intervals(), "scenes": scene_scores}
 
 
-class _Kept:
-    """Decisions and truth of a scene in a file; what was not written is not known."""
+class _SceneDecisions:
+    """Decisions and truth of a scene in a file; pixels that are not written are unlabelled."""
 
     def __init__(self, file: IO[bytes], task: Task, grid: Grid) -> None:
         self._file, self._grid = file, grid
-        # One more than the category, so that what the file does not hold, which reads as 0, is `IGNORE`.
+        # Category + 1 is stored, so that pixels that were not written, which are read as 0, become `IGNORE`.
         self._dtype = np.dtype(np.int8 if len(task.categories) < np.iinfo(np.int8).max else np.int16)
-        self._layers = 2, task.planes
+        self._layers = 2, task.n_targets
         file.truncate(math.prod((*self._layers, *grid.shape)) * self._dtype.itemsize)
 
-    def write(self, part: Decided) -> None:
-        """Keep a part of the scene."""
-        top, left = int(part.window.row_off), int(part.window.col_off)
-        layers = np.stack([part.planes, part.truth]).astype(self._dtype) + self._dtype.type(1)
+    def write(self, block: PredictedBlock) -> None:
+        """Store a block of the scene."""
+        top, left = int(block.window.row_off), int(block.window.col_off)
+        layers = np.stack([block.decided, block.truth]).astype(self._dtype) + self._dtype.type(1)
         for layer, rows in enumerate(layers.reshape(-1, *layers.shape[2:])):
             for row, values in enumerate(rows, top):
-                self._file.seek(self._place(layer, row) + left * self._dtype.itemsize)
+                self._file.seek(self._offset(layer, row) + left * self._dtype.itemsize)
                 self._file.write(values.tobytes())
 
     def read(self, top: int, bottom: int) -> NDArray[np.int16]:
-        """Return decided and true planes (2, P, H, W) of some rows."""
+        """Return predicted and true category indices (2, T, H, W) of the rows from `top` to `bottom` (exclusive)."""
         size = (bottom - top) * self._grid.width
         layers = np.empty((math.prod(self._layers), size), dtype=self._dtype)
         for layer, values in enumerate(layers):
-            self._file.seek(self._place(layer, top))
+            self._file.seek(self._offset(layer, top))
             values[:] = np.frombuffer(self._file.read(size * self._dtype.itemsize), self._dtype)
-        found: NDArray[np.int16] = layers.astype(np.int16) - np.int16(1)
-        return found.reshape(*self._layers, bottom - top, self._grid.width)
+        categories: NDArray[np.int16] = layers.astype(np.int16) - np.int16(1)
+        return categories.reshape(*self._layers, bottom - top, self._grid.width)
 
-    def _place(self, layer: int, row: int) -> int:
+    def _offset(self, layer: int, row: int) -> int:
+        """Return the position of a row in the file, in bytes."""
         return (layer * self._grid.height + row) * self._grid.width * self._dtype.itemsize
 
 
-def _add_shapes(
-    boundaries: Boundaries, objects: Objects, kept: _Kept, grid: Grid, width: Quantity, ground: Squares | None
+def _add_boundaries_and_objects(
+    boundaries: Boundaries,
+    objects: Objects,
+    decisions: _SceneDecisions,
+    grid: Grid,
+    width: Quantity,
+    measures: PixelMeasures | None,
 ) -> None:
-    """Count the boundaries and objects of a scene, strip by strip."""
+    """Add the boundaries and objects of a scene, strip by strip."""
     rows = max(1, _STRIP_PIXELS // grid.width)
     for top in range(0, grid.height, rows):
         bottom = min(top + rows, grid.height)
         window = Window(0, top, grid.width, bottom - top)
         pixel = (1.0, 1.0) if width.pixels else grid.pixel_metres(window)
         halo = boundaries.halo(pixel)[1]
-        above, below = max(0, top - halo), min(grid.height, bottom + halo)
-        decided, truth = kept.read(above, below)
-        own = slice(top - above, bottom - above)
-        boundaries.add(decided, truth, pixel, (own, slice(None)))
-        objects.add(decided[:, own], truth[:, own], ground, end=bottom == grid.height)
+        first, last = max(0, top - halo), min(grid.height, bottom + halo)
+        decided, truth = decisions.read(first, last)
+        rows_of_strip = slice(top - first, bottom - first)
+        boundaries.add(decided, truth, pixel, (rows_of_strip, slice(None)))
+        objects.add(decided[:, rows_of_strip], truth[:, rows_of_strip], measures, end=bottom == grid.height)
 
 
-def _text(paths: Any) -> Any:
-    """Write paths as a recipe does."""
+def _paths_as_text(paths: Any) -> Any:
+    """Return paths as strings, as in a recipe."""
     if isinstance(paths, (str, os.PathLike)):
         return os.fspath(paths)
-    return paths if isinstance(paths, LabelSource) else [_text(path) for path in paths]
+    return paths if isinstance(paths, LabelSource) else [_paths_as_text(path) for path in paths]
 
 
-def refuse_doubts(samples: Sequence[Sample]) -> None:
-    """Raise a LabelError where labels may not mean what they seem to, which scores would not show.
+def refuse_ambiguous_labels(samples: Sequence[Sample]) -> None:
+    """Raise a LabelError if the meaning of a label value is ambiguous, which would not show in the scores.
 
-    Training asks `segkit.data.examination.examine`.
+    For training, `segkit.data.examination.examine` reports this.
     """
     for sample in samples:
-        if sample.labels is not None and sample.labels.doubts:
+        if sample.labels is not None and sample.labels.ambiguities:
             raise LabelError(
-                sample.labels.doubts[0]
-                + ways("add --nodata code if such pixels are that", "--nodata ignore if they are not known")
+                sample.labels.ambiguities[0]
+                + suggest("add --nodata code if such pixels are of the class", "--nodata ignore if they are unlabelled")
             )
 
 
-def score(decider: Decider, areas: Sequence[Area], *, show_progress: bool = False) -> Confusion:
-    """Count decisions against labels in areas, streamed."""
-    confusion = Confusion(decider.task)
-    total = sum(int(window.width * window.height) for area in areas for window in area.windows) / 1e6
-    with progress("evaluate", total, "Mpx", show=show_progress) as advance:
-        for area in areas:
-            for part in decider(area):
-                confusion.add(part.planes, part.truth, part.confidence)
-                advance(part.window.width * part.window.height / 1e6)
+def count_confusion(predictor: ModelPredictor, areas: Sequence[LabelledArea]) -> Confusion:
+    """Return the confusion of predictions and labels in areas, computed block by block."""
+    confusion = Confusion(predictor.task)
+    for area in areas:
+        for block in predictor(area):
+            confusion.add(block.decided, block.truth, block.confidence)
     return confusion
 
 
-def fitted_calibration(decider: Decider, areas: Sequence[Area]) -> tuple[Calibration | None, Confusion]:
-    """Return what makes the truth in areas most likely, and how the decisions score without it."""
-    confusion = Confusion(decider.task)
+def fit_calibration(predictor: ModelPredictor, areas: Sequence[LabelledArea]) -> tuple[Calibration | None, Confusion]:
+    """Fit the calibration on labelled areas; return it and the confusion without it."""
+    confusion = Confusion(predictor.task)
     pixels = sum(int(window.width * window.height) for area in areas for window in area.windows)
-    fit = CalibrationFit(decider.task, pixels)
+    fit = CalibrationFit(predictor.task, pixels)
     for area in areas:
-        for part in decider(area):
-            fit.add(part.probabilities, part.truth)
-            confusion.add(part.planes, part.truth, part.confidence)
+        for block in predictor(area):
+            fit.add(block.probabilities, block.truth)
+            confusion.add(block.decided, block.truth, block.confidence)
     return fit.fit(), confusion
 
 
-def fitted_thresholds(decider: Decider, areas: Sequence[Area]) -> tuple[float, ...] | None:
-    """Return the thresholds with which each class has its best F1 in areas; None where the task leaves none open."""
-    task = decider.task
-    if not any(task.open_thresholds or ()):
+def fit_thresholds(predictor: ModelPredictor, areas: Sequence[LabelledArea]) -> tuple[float, ...] | None:
+    """Return the thresholds with the highest F1 of each class in areas; None if the task has no thresholds to fit."""
+    task = predictor.task
+    if not any(task.thresholds_to_fit or ()):
         return None
     fit = ThresholdFit(task)
     for area in areas:
-        for block, truth in decider.blocks(area):
+        for block, truth in predictor.blocks(area):
             fit.add(block.probabilities, truth)
     return fit.fit()

@@ -1,1 +1,4 @@
-"""From a scene to a map: windows, blending, bands, the journal, and who does the work."""
+"""Prediction: from a scene to a map, window by window, in bands of rows, with a journal of finished bands.
+
+Changes to tiling, blending, precision, raster outputs, resuming and schedulers go here.
+"""

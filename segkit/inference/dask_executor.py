@@ -1,7 +1,7 @@
-"""Cluster: predictions on more than one machine, or process, by Dask.
+"""Prediction on a Dask cluster, of several machines or local processes.
 
-Only this file knows Dask. Workers get units of work (`segkit.inference.tasks`) of a few kilobytes and return less; what
-they read and write lies in files that all of them see.
+Only this module uses Dask. Workers receive work items (`segkit.inference.tasks`) of a few kilobytes and return less;
+they read and write files that all of them see.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from segkit.errors import ClusterError, SegkitError, UsageError
 if TYPE_CHECKING:
     from distributed import Client, Future, WorkerPlugin
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_AGAIN = "what is finished is kept, and the same command goes on, with or without --cluster"
-_LOST = f"the scheduler of the cluster is lost; {_AGAIN}"
-_LOOK = 5.0  # seconds between two looks at which workers are there
-# Run by every process of `local:N`: Ctrl-C is for the client, who ends them.
-_DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
-# Set before they start. Threads of several networks share the cores: those that wait for others must not hold them. And
-# units are worked in a thread, which is to have the heap that `segkit.runtime.memory` keeps.
-_LOCAL = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_RESUME_ADVICE = "finished work is kept; the same command resumes, with or without --cluster"
+_SCHEDULER_LOST = f"the connection to the scheduler of the cluster is lost; {_RESUME_ADVICE}"
+_POLL_INTERVAL_S = 5.0  # between queries of the list of workers
+# Run by every process of `local:N`: they ignore Ctrl-C, and the client ends them.
+_IGNORE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# Set before they start. Threads of several networks share the cores, so waiting threads must not occupy one. Work items
+# run in a thread, which needs the heap of the main thread to reuse its memory (`segkit.runtime.memory`).
+_LOCAL_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
 
 
 @contextmanager
-def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> Iterator[DaskCrew]:
-    """Give the workers of a cluster to `segkit.predict` while the block lasts; local ones start and end with it.
+def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> Iterator[DaskExecutor]:
+    """Connect to a cluster, and yield an executor for `segkit.predict`; local workers run only during the block.
 
     Parameters
     ----------
     address
-        "local:4" for so many processes on this machine, the address of a scheduler (tls://host:8786), or a cluster
-        object of dask-jobqueue, dask-kubernetes and the like. Certificates come from Dask's own configuration.
+        "local:4" for four processes on this machine, the address of a scheduler (tls://host:8786), or a cluster object
+        of dask-jobqueue, dask-kubernetes and others. Certificates are read from Dask's configuration.
     insecure
-        Whether tcp:// is allowed to other machines: whoever reaches its port can run anything as you, on all workers.
+        Whether to allow tcp:// to other machines. Anyone who reaches that port can run any code as you, on all workers.
     patience
-        Seconds to wait for the scheduler, and for the first worker, or for a new one where all are gone.
+        Seconds to wait for the scheduler, for the first worker, and for new workers if all are gone.
 
     Raises
     ------
     UsageError
-        The address is no such, is not allowed, or Dask is not installed.
+        The address is not valid or not allowed, or Dask is not installed.
     ClusterError
-        Nobody answers there, or no worker comes.
+        The scheduler does not answer, or no worker starts.
     """
-    workers = _workers(address, insecure=insecure) if isinstance(address, str) else None
+    workers = _parse_address(address, insecure=insecure) if isinstance(address, str) else None
     try:
         import dask
         import distributed
@@ -68,16 +68,16 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
         raise UsageError('a cluster needs Dask, which is not installed: pip install "segkit[cluster]"') from None
 
     with ExitStack() as stack:
-        # What happens to workers and connections is told by errors; Dask would fill the screen with it.
+        # Errors report what happens to workers and connections; Dask would also log it at length.
         for name in ("distributed", "tornado.application"):
-            stack.enter_context(_quiet(logging.getLogger(name)))
+            stack.enter_context(_silence(logging.getLogger(name)))
         quiet = {"distributed.logging.distributed": "critical", "distributed.client.scheduler-info-interval": "1h"}
         stack.enter_context(dask.config.set(quiet))
         threads = refill = None
         if workers:
             threads = torch.get_num_threads()
-            environment = {**_LOCAL, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-            stack.enter_context(_environment(environment))
+            environment = {**_LOCAL_ENVIRONMENT, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            stack.enter_context(_environment_variables(environment))
             stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
             cluster = address = stack.enter_context(
                 distributed.LocalCluster(  # type: ignore[no-untyped-call]
@@ -85,11 +85,11 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
                     threads_per_worker=1,
                     host="127.0.0.1",
                     scheduler_port=0,
-                    dashboard_address="127.0.0.1:0",  # of its health and numbers alone: ...
+                    dashboard_address="127.0.0.1:0",  # for health and metrics only; ...
                     scheduler_kwargs={"dashboard": False},  # ... there is no dashboard
-                    memory_limit=0,  # the system's; windows are made to fit into what is free
+                    memory_limit=0,  # none; windows are sized to fit into free memory
                     silence_logs=logging.CRITICAL,
-                    preload=_DEAF,
+                    preload=_IGNORE_SIGINT,
                 )
             )
             refill = partial(cluster.scale, workers)
@@ -101,27 +101,27 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
             )
         except (OSError, TypeError, ValueError, RuntimeError) as error:
             raise ClusterError(
-                f"{address}: no scheduler answers there ({error}); is it running, do its and your versions of Dask "
-                "agree, and for tls:// are certificates in Dask's configuration?"
+                f"{address}: no scheduler answers there ({error}); check that it is running, that its version of Dask "
+                "is the same, and, for tls://, the certificates in Dask's configuration"
             ) from error
-        client.register_plugin(_seldom_heard())
-        crew = DaskCrew(client, threads=threads, patience=patience, refill=refill)
-        crew.wait()
+        client.register_plugin(_slow_heartbeat())
+        executor = DaskExecutor(client, threads=threads, patience=patience, refill=refill)
+        executor.wait()
         try:
-            yield crew
+            yield executor
         finally:
-            crew.cancel()
+            executor.cancel()
 
 
-class DaskCrew:
-    """The workers that a client of Dask reaches, as `segkit.predict` sees them; made by `connect`.
+class DaskExecutor:
+    """The workers of a Dask client, as an `Executor`; made by `connect`.
 
     Parameters
     ----------
     threads
-        That each worker's network takes on a CPU; None for as many as it has cores.
+        Threads of each worker's network on a CPU; None for one per core.
     refill
-        Called now and then: starts workers in the place of those that Dask has given up.
+        Called regularly: replaces workers that Dask has given up.
     """
 
     def __init__(
@@ -133,62 +133,63 @@ class DaskCrew:
         self._under_way: dict[str, Future[Any]] = {}
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._hosts: Counter[str] = Counter()
-        self._looked, self._seen = -float("inf"), time.monotonic()  # when workers were looked for, and last there
+        # Times of the last query of workers, and of the last one that found any.
+        self._queried, self._found = -float("inf"), time.monotonic()
 
     @property
-    def room(self) -> int:
-        """One task for each worker: the next one is there within milliseconds, and none dies in a queue."""
-        self._look()
+    def max_tasks(self) -> int:
+        """One task per worker: the next one arrives within milliseconds, and no waiting task is lost with a worker."""
+        self._update_workers()
         return max(1, self._hosts.total())
 
     @property
-    def sharing(self) -> int:
-        """Workers on one machine, at most."""
+    def workers_per_host(self) -> int:
+        """Maximum number of workers on a machine."""
         return max(self._hosts.values(), default=1)
 
     def wait(self) -> None:
         """Wait for the first worker."""
         while True:
-            self._look(force=True)
+            self._update_workers(force=True)
             if self._hosts:
                 return
             time.sleep(0.1)
 
-    def start(self, task: Callable[[], Any]) -> str:
-        """Start a task on any worker; it is sent with all others that were started before `next` is called."""
+    def submit(self, task: Callable[[], Any]) -> str:
+        """Submit a task to any worker; it is sent with all others before the next call of `next_result`."""
         key = f"segkit-{uuid4().hex}"
         self._unsent[key] = task
         return key
 
-    def next(self) -> tuple[str, Any]:
-        """Wait for any task that ends."""
+    def next_result(self) -> tuple[str, Any]:
+        """Wait for any task to end."""
         self._send()
         while True:
             try:
-                key, outcome = self._ended.get(timeout=_LOOK)
+                key, outcome = self._ended.get(timeout=_POLL_INTERVAL_S)
             except queue.Empty:
-                self._look()
+                self._update_workers()
                 continue
-            if outcome is _LOST:
-                raise ClusterError(_LOST)
+            if outcome is _SCHEDULER_LOST:
+                raise ClusterError(_SCHEDULER_LOST)
             del self._under_way[key]
             return key, outcome
 
     def cancel(self) -> None:
-        """Forget what is under way; what a worker has begun, it ends, and nobody asks for it."""
-        with suppress(Exception):  # where the scheduler is lost there is nothing to cancel
+        """Cancel all tasks; workers finish the ones that they run, and the results are dropped."""
+        with suppress(Exception):  # without a scheduler there is nothing to cancel
             self._client.cancel(list(self._under_way.values()), force=True)  # type: ignore[no-untyped-call]
         self._under_way.clear()
 
     def _send(self) -> None:
-        """Send the tasks that were started. To the scheduler they are bytes: it need not know segkit."""
+        """Send the submitted tasks, pickled to bytes: the scheduler need not have segkit."""
         from distributed.protocol.pickle import dumps, loads
         from toolz import compose
 
         if not self._unsent:
             return
         pickled = [
-            dumps(partial(_on_worker, task, self._threads))  # type: ignore[no-untyped-call]
+            dumps(partial(_run_task, task, self._threads))  # type: ignore[no-untyped-call]
             for task in self._unsent.values()
         ]
         futures = self._client.map(compose(operator.call, loads), pickled, key=list(self._unsent))
@@ -198,7 +199,7 @@ class DaskCrew:
         self._unsent.clear()
 
     async def _follow(self, key: str, future: Future[Any]) -> None:
-        """Fetch what a task comes to, in the client's thread, where those that end together are fetched together."""
+        """Wait for the result of a task in the client's thread, which fetches results in batches."""
         from distributed import CancelledError, KilledWorker
         from distributed.comm.core import CommClosedError
 
@@ -206,76 +207,76 @@ class DaskCrew:
         try:
             outcome = await future
         except KilledWorker as error:
-            outcome = ClusterError(f"{error.allowed_failures + 1} workers died of it, one after the other")
+            outcome = ClusterError(f"{error.allowed_failures + 1} workers died while running it, one after the other")
         except (CancelledError, CommClosedError):
-            outcome = _LOST
-        except Exception as error:  # noqa: BLE001 - the task's
+            outcome = _SCHEDULER_LOST
+        except Exception as error:  # noqa: BLE001 - raised by the task
             outcome = error
         self._ended.put((key, outcome))
 
-    def _look(self, *, force: bool = False) -> None:
-        """See which workers are there, now and then."""
+    def _update_workers(self, *, force: bool = False) -> None:
+        """Query the list of workers, every few seconds."""
         now = time.monotonic()
-        if now - self._looked < _LOOK and not force:
+        if now - self._queried < _POLL_INTERVAL_S and not force:
             return
         try:
             workers: Mapping[str, int] = self._client.nthreads()  # type: ignore[no-untyped-call]
         except (OSError, ValueError, RuntimeError, TimeoutError):
-            raise ClusterError(_LOST) from None
-        self._looked = now
+            raise ClusterError(_SCHEDULER_LOST) from None
+        self._queried = now
         if self._refill:
             self._refill()
         self._hosts = Counter(urlsplit(worker).hostname or "" for worker in workers)
         if self._hosts:
-            self._seen = now
-        elif now - self._seen > self._patience:
+            self._found = now
+        elif now - self._found > self._patience:
             raise ClusterError(
                 f"the cluster has had no worker for {self._patience:.0f} s; start some (dask worker "
-                f"{self._address}); {_AGAIN}"
+                f"{self._address}); {_RESUME_ADVICE}"
             )
 
 
-def _seldom_heard() -> WorkerPlugin:
-    """Return what makes workers give a sign of life every five seconds; of few workers, Dask wants ten in that time.
+def _slow_heartbeat() -> WorkerPlugin:
+    """Return a plugin that makes workers send a heartbeat every five seconds; by default Dask has two a second.
 
-    It is what most of the bytes are that pass the scheduler. Whether a worker has died, its connection tells.
+    Heartbeats are most of the bytes that pass the scheduler. It notices dead workers by their connections.
     """
     from distributed import Worker, WorkerPlugin
 
-    class SeldomHeard(WorkerPlugin):  # sent as it is written here: neither scheduler nor worker has to import torch
-        name = "segkit-seldom-heard"
+    class SlowHeartbeat(WorkerPlugin):  # pickled by value, so that neither scheduler nor worker has to import torch
+        name = "segkit-slow-heartbeat"
 
         def setup(self, worker: Worker) -> None:
-            beat = worker.periodic_callbacks["heartbeat"]
+            heartbeat = worker.periodic_callbacks["heartbeat"]
 
-            async def seldom() -> None:
-                await worker.heartbeat()  # which sets the time to the next one
-                beat.callback_time = max(beat.callback_time, 5000)
+            async def slow() -> None:
+                await worker.heartbeat()  # sets the time to the next one
+                heartbeat.callback_time = max(heartbeat.callback_time, 5000)
 
-            beat.callback = seldom
+            heartbeat.callback = slow
 
-    return SeldomHeard()
+    return SlowHeartbeat()
 
 
-def _on_worker(task: Callable[[], Any], threads: int | None) -> Any:
-    """Work a task with the threads that this worker is to take."""
+def _run_task(task: Callable[[], Any], threads: int | None) -> Any:
+    """Run a task on a worker with this number of threads."""
     from dask.system import CPU_COUNT
 
     torch.set_num_threads(threads or CPU_COUNT)  # Dask's own default is one
     try:
         return task()
     except SegkitError as error:
-        told = type(error)(f"{error} (told by the worker on {socket.gethostname()})")
-    raise told  # here, without what it came from: rasterio's errors cannot be sent
+        picklable = type(error)(f"{error} (on worker {socket.gethostname()})")
+    raise picklable  # without its cause: errors of rasterio cannot be pickled
 
 
-def _workers(address: str, *, insecure: bool) -> int | None:
-    """Return how many workers to start here; None where the address is a scheduler's that may be used.
+def _parse_address(address: str, *, insecure: bool) -> int | None:
+    """Return the number of local workers; None for the address of a scheduler.
 
     Raises
     ------
     UsageError
-        It is none.
+        The address is not valid, or is not allowed.
     """
     if address.startswith("local"):
         found = re.fullmatch(r"local:([1-9]\d*)", address)
@@ -289,17 +290,17 @@ def _workers(address: str, *, insecure: bool) -> int | None:
         known = False
     if not known:
         raise UsageError(f"cluster {address!r} is not known; name local:N, or a scheduler as tls://host:8786")
-    if parts.scheme == "tcp" and parts.hostname not in _LOOPBACK and not insecure:
+    if parts.scheme == "tcp" and parts.hostname not in _LOOPBACK_HOSTS and not insecure:
         raise UsageError(
-            f"{address} is neither encrypted nor of this machine: whoever reaches it can run anything on its workers, "
-            "as you; use tls://, an ssh tunnel to tcp://127.0.0.1, or --insecure on a network where you trust everybody"
+            f"{address} is not encrypted, and not on this machine: anyone who reaches it can run any code on its "
+            "workers, as you; use tls://, an ssh tunnel to tcp://127.0.0.1, or --insecure on a trusted network"
         )
     return None
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started while the block lasts; Dask itself would leave them set."""
+def _environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for processes that start during the block; Dask itself would leave them set."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -313,7 +314,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
+def _silence(logger: logging.Logger) -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:

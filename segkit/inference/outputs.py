@@ -1,4 +1,4 @@
-"""Products: the rasters that a prediction gives."""
+"""The rasters that a prediction writes: map, probabilities, confidence."""
 
 from __future__ import annotations
 
@@ -9,66 +9,66 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.io.cog import MapFormat
-from segkit.task.task import Task
+from segkit.io.cog import MapProfile
+from segkit.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A share is stored as round(254 p), so that 255 is free for no data.
-_STEPS = 254
+# Probabilities are stored as round(254 p); 255 is no data.
+_PROBABILITY_STEPS = 254
 
 
 @dataclass(frozen=True)
-class Product:
-    """One raster of a prediction.
+class RasterOutput:
+    """A raster that a prediction writes.
 
     Parameters
     ----------
-    format
-        (task, tags) to how it is written.
+    profile
+        Function of (task, tags) that returns the profile.
     compute
-        (task, probabilities (C, H, W), decided planes (P, H, W)) to an integer tensor (bands, H, W), on their device;
-        None where the planes are all that it takes.
+        Function of (task, probabilities (C, H, W), decided targets (T, H, W)) that returns an integer tensor
+        (bands, H, W) on the same device; None if the targets are sufficient.
     values
-        (task, that tensor or the planes as an array, valid (H, W)) to what is written.
+        Function of (task, that tensor or the targets as an array, valid (H, W)) that returns the stored values.
     """
 
-    format: Callable[[Task, Mapping[str, str]], MapFormat]
+    profile: Callable[[Task, Mapping[str, str]], MapProfile]
     compute: Callable[[Task, Tensor, Tensor], Tensor] | None
     values: Callable[[Task, NDArray[Any], NDArray[np.bool_]], NDArray[Any]]
 
 
-def _map_format(task: Task, tags: Mapping[str, str]) -> MapFormat:
-    return MapFormat(task.dtype, task.nodata, task.band_names, tags, task.colors)
+def _map_profile(task: Task, tags: Mapping[str, str]) -> MapProfile:
+    return MapProfile(task.dtype, task.nodata, task.band_names, tags, task.colors)
 
 
-def _share_format(names: tuple[str, ...], tags: Mapping[str, str]) -> MapFormat:
-    return MapFormat(np.dtype("uint8"), 255, names, tags, scale=1 / _STEPS, overviews="average")
+def _probability_profile(names: tuple[str, ...], tags: Mapping[str, str]) -> MapProfile:
+    return MapProfile(np.dtype("uint8"), 255, names, tags, scale=1 / _PROBABILITY_STEPS, overviews="average")
 
 
-def _bytes(shares: Tensor) -> Tensor:
-    return (shares * _STEPS).round().byte()
+def _to_bytes(probabilities: Tensor) -> Tensor:
+    return (probabilities * _PROBABILITY_STEPS).round().byte()
 
 
-def _masked(_: Task, shares: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    return np.where(valid, shares, np.uint8(255))
+def _fill_nodata(_: Task, probabilities: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
+    return np.where(valid, probabilities, np.uint8(255))
 
 
-PRODUCTS: dict[str, Product] = {
-    "map": Product(
-        _map_format,
+RASTER_OUTPUTS: dict[str, RasterOutput] = {
+    "map": RasterOutput(
+        _map_profile,
         None,
-        lambda task, planes, valid: task.map_values(planes, valid),
+        lambda task, targets, valid: task.map_values(targets, valid),
     ),
-    "probabilities": Product(
-        lambda task, tags: _share_format(task.channel_names, tags),
-        lambda task, probabilities, planes: _bytes(probabilities),
-        _masked,
+    "probabilities": RasterOutput(
+        lambda task, tags: _probability_profile(task.channel_names, tags),
+        lambda task, probabilities, targets: _to_bytes(probabilities),
+        _fill_nodata,
     ),
-    "confidence": Product(
-        lambda task, tags: _share_format(task.band_names if task.planes > 1 else ("confidence",), tags),
-        lambda task, probabilities, planes: _bytes(task.confidence(probabilities[None], planes[None])[0]),
-        _masked,
+    "confidence": RasterOutput(
+        lambda task, tags: _probability_profile(task.band_names if task.n_targets > 1 else ("confidence",), tags),
+        lambda task, probabilities, targets: _to_bytes(task.confidence(probabilities[None], targets[None])[0]),
+        _fill_nodata,
     ),
 }

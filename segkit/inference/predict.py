@@ -1,9 +1,8 @@
-"""Predict: scenes to maps.
+"""`segkit.predict`: checks a request and runs it; finds maps that are already finished.
 
-Here requests are checked. `scene_job` has the steps of a scene and `tasks` what they consist of; `executor` says where
-these are done. `settings` chooses how, `tiling` lays out windows and gathers their rows into bands, `blending` turns a
-band into finished blocks of probabilities, `bands` decides them into files, and the `journal` keeps these until the map
-is whole.
+`scene_job` has the steps of a scene, `tasks` the work items of each step, and `executor` runs them. `settings` resolves
+the options, `tiling` lays out windows and bands, `blending` predicts a band as blocks of probabilities, `bands` writes
+its classes to files, and the `journal` stores these until the map is complete.
 """
 
 from __future__ import annotations
@@ -11,32 +10,35 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError, ways
+from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError, suggest
 from segkit.inference.summary import Summary, peak_memory
-from segkit.io.files import check_apart, check_output, check_parent, existing, remove_leftovers
-from segkit.io.raster import PathLike, open_raster, version_now
-from segkit.io.remote import Remote, located
-from segkit.runtime.memory import return_memory
+from segkit.io.files import check_distinct, check_output, check_parent, remove_leftovers, require_file
+from segkit.io.paths import PathLike
+from segkit.io.raster import current_version, open_raster
+from segkit.io.remote import Remote, as_path
+from segkit.runtime.deprecation import renamed_keywords
+from segkit.runtime.memory import retain_freed_memory, trim_memory
+from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
-    from segkit.inference.executor import Crew, Steps
-    from segkit.inference.settings import Options
-    from segkit.inference.tasks import Source
+    from segkit.inference.executor import Executor, SceneJob
+    from segkit.inference.settings import PredictOptions
+    from segkit.inference.tasks import WorkerInputs
     from segkit.io.polygons import Polygons
     from segkit.models.segmenter import Segmenter
 
 __all__ = ["Summary", "predict"]
 
-_LISTED = 3  # scenes that a warning names
+_MAX_LISTED_SCENES = 3  # in a warning
 
 
+@renamed_keywords(crew="executor")
 def predict(
     model: Segmenter | PathLike,
     scenes: PathLike | Sequence[PathLike | Sequence[PathLike]],
@@ -57,141 +59,160 @@ def predict(
     vrt: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
-    crew: Crew | None = None,
+    executor: Executor | None = None,
 ) -> list[Summary]:
     """Map whole scenes with a model.
 
-    Each map lies on its scene's grid: every valid pixel is decided, every other one is no data. What is finished of a
-    map is kept beside it in the folder OUTPUT.bands until all of it is; the same call goes on from there after an
-    interruption. A map that the same call has finished before is left as it is. Where one scene of several fails, the
-    others are still mapped.
+    Each map has the grid of its scene. All valid pixels get a class, all others are no data. Finished bands of a map
+    are stored in the folder OUTPUT.bands until the map is complete; the same call resumes after an interruption. A map
+    that the same call has finished before is not computed again. If one of several scenes fails, the others are still
+    mapped.
 
     Parameters
     ----------
     model
         A model file, or a Segmenter.
     scenes
-        A raster, a folder or a glob of rasters, each a scene, or a sequence of these; files whose bands make up one
-        scene are a sequence of their own.
+        A raster, a folder or a glob of rasters, of which each is a scene, or a sequence of these. Files whose bands
+        make up one scene are given as a sequence of their own.
     output
-        The map (.tif), or a folder, in which each map is named after its scene. Several scenes need a folder; it is
-        made where it is missing. With one scene, a path is a folder if there is one, or if it ends with "/".
+        The map (.tif), or a folder in which maps are named after their scenes. It must be a folder for several scenes,
+        and is created if necessary. For one scene it is a folder if it exists as one or ends with "/".
     probabilities
-        Where to write a band of probabilities per channel of the model: a .tif or a folder, likewise.
+        Where to write a band of probabilities for each channel of the model: a .tif, or a folder as for `output`.
     confidence
-        Where to write the probability of what was decided, a band per band of the map: likewise.
+        Where to write the probability of the predicted class, a band for each band of the map; as for `probabilities`.
     vector
-        Where to write the map's polygons: a file whose ending names the format, or a folder of GeoPackages, likewise.
+        Where to write the polygons of the map: a file whose suffix gives the format, or a folder of GeoPackages.
     aoi
-        Polygons, in any CRS: pixels whose centre lies outside of them are no data, and hardly computed.
+        File of polygons in any CRS. Pixels whose centre is outside are no data; hardly any of them are computed.
     aoi_layer
-        The layer of `aoi` that holds them, where it has several.
+        Layer of `aoi`, if it has several.
     tile, overlap
-        Pixels along a side of the windows that the network sees at most, and how many of them neighbours share at
-        least. By default what keeps seams invisible, or, where the network pools over its whole window, the tiles
-        that it was trained on.
+        Maximum side of the windows of the network, and minimum overlap of neighbouring windows, in pixels. Defaults:
+        1536 and 160; for networks that pool over their whole window, the tile size of their training.
     batch
-        Windows of one forward pass; by default as many as keep the device busy.
+        Windows per forward pass. Default: automatic.
     precision
-        "fp32", "bf16", or "auto": bf16 where the device has it natively and it decides the scene's first windows as
-        fp32 does.
+        "fp32", "bf16", or "auto": bf16 if the device supports it natively and it gives the same classes as fp32 in the
+        scene's first windows.
     device
-        "cpu", "cuda", "cuda:N", or "auto": CUDA where there is one.
+        "cpu", "cuda", "cuda:N", or "auto": CUDA if available.
     exact
-        Whether each pixel is decided with all that it would see in one pass over the whole scene.
+        Whether the result must be that of a single pass over the whole scene.
     tta
-        "d4": probabilities are averaged over the eight symmetries of the square, in eight times the time.
+        Test-time augmentation; "d4" averages probabilities over the eight rotations and flips of the square, which
+        takes eight times as long.
     vrt
         Whether scenes may be virtual rasters, which can read any other file.
     overwrite
-        Whether files that are there already are replaced, and unfinished work of another call is thrown away.
-    crew
-        Workers of a cluster (`segkit.inference.dask_executor.connect`), which see the same files under the same paths;
-        by default this process does it all. The pixels are the same.
+        Whether to replace existing files, and to discard unfinished work of another call.
+    executor
+        Workers that see the same files under the same paths (`segkit.inference.dask_executor.connect`). By default
+        this process does all work. The pixels are the same.
 
     Returns
     -------
-    list of Summary, one per scene, in their order.
+    list of Summary
+        One per scene, in their order.
 
     Raises
     ------
     UsageError, OutputExistsError, MissingFileError
-        Told before any work: an option, an output that cannot be written, two scenes of one name.
+        Before any work: an option is not possible, an output cannot be written, or two scenes have the same name.
     SegkitError
         The scene could not be mapped.
     ScenesError
-        Some of several could not.
+        Some of several scenes could not be mapped.
     ClusterError
-        The crew was lost, or some of a scene's work was set aside because it failed there; the same call goes on.
+        The workers cannot be reached any more, or some work items failed there; the same call resumes.
     """
     if aoi_layer is not None and aoi is None:
-        raise UsageError("aoi_layer names a layer of aoi, which is not given; name the file of polygons, too")
-    jobs = _jobs(_found(scenes, vrt=vrt), output, {"probabilities": probabilities, "confidence": confidence}, vector)
+        raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
+    rasters = {"map": output, "probabilities": probabilities, "confidence": confidence}
+    jobs = _plan_jobs(_find_scenes(scenes, vrt=vrt), rasters, vector)
     _check_outputs(jobs, [output, probabilities, confidence, vector], [model, aoi])
 
-    from segkit.inference.executor import ask, said, work_elsewhere, work_here
-    from segkit.inference.settings import Options
-    from segkit.inference.tasks import Check, Tools
-    from segkit.io.region import read_area
+    from segkit.inference.executor import run_distributed, run_local, submit_one
+    from segkit.inference.settings import PredictOptions
+    from segkit.inference.tasks import CheckOptions, WorkerContext
+    from segkit.io.region import read_aoi
     from segkit.models.segmenter import load
 
+    retain_freed_memory()
     network = load(model) if isinstance(model, (str, os.PathLike)) else model
-    options = Options(tile, overlap, batch, device, precision, exact, tta)
-    polygons = None if aoi is None else read_area(aoi, aoi_layer)
+    options = PredictOptions(tile, overlap, batch, device, precision, exact, tta)
+    polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
     if polygons is not None:
-        polygons.warn()
-    if crew is None:
+        polygons.warn_of_repairs()
+    if executor is None:
         options.check(network)
     else:
-        jobs, source = [job.absolute() for job in jobs], _source(network, aoi, aoi_layer, polygons)
-        options = ask(crew, source, Check("", options))
-    asked = _asked(network, options, polygons)
-    requests = [asked | {"scene": _identity(job), "outputs": sorted(job.rasters)} for job in jobs]
-    finished = [_finished(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)]
-    if network.context is not None and not all(finished):
+        jobs, inputs = [job.absolute() for job in jobs], _worker_inputs(network, aoi, aoi_layer, polygons)
+        options = submit_one(executor, inputs, CheckOptions("", options))
+    shared = _request(network, options, polygons)
+    requests = [shared | {"scene": _scene_identity(job), "outputs": sorted(job.rasters)} for job in jobs]
+    finished = [
+        _finished_summary(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)
+    ]
+    if network.fixed_window_size is not None and not all(finished):
         warnings.warn(
-            f"the network pools over its whole window: it is given windows of {network.context} pixels, as in "
-            "training, and may decide otherwise where two windows meet",
-            stacklevel=2,
+            f"the network pools over its whole window, so it gets windows of {network.fixed_window_size} pixels as in "
+            "training, and classes may differ where two windows meet",
+            stacklevel=3,
         )
-    steps = [
-        _steps(job, network, options, request, summary, vrt=vrt, overwrite=overwrite, show_progress=show_progress)
+    scene_jobs = [
+        _scene_job(job, network, options, request, summary, vrt=vrt, overwrite=overwrite, show_progress=show_progress)
         for job, request, summary in zip(jobs, requests, finished, strict=True)
     ]
-    ended = (
-        list(work_here(steps, Tools(network, polygons, show_progress=show_progress), show_progress=show_progress))
-        if crew is None
-        else work_elsewhere(steps, crew, source, show_progress=show_progress)
-    )
-    return_memory()
-    summaries = [one for one in ended if isinstance(one, Summary)]
+    if executor is None:
+        context = WorkerContext(network, polygons, show_progress=show_progress)
+        outcomes = list(run_local(scene_jobs, context, show_progress=show_progress))
+    else:
+        outcomes = run_distributed(scene_jobs, executor, inputs, show_progress=show_progress)
+    trim_memory()
+    return _summaries_or_raise(jobs, outcomes, aoi)
+
+
+def _summaries_or_raise(
+    jobs: Sequence[_Job], outcomes: Sequence[Summary | Exception], aoi: PathLike | None
+) -> list[Summary]:
+    """Return the summaries if all scenes succeeded; warn about maps without data."""
+    from segkit.inference.executor import error_message
+
+    summaries = [outcome for outcome in outcomes if isinstance(outcome, Summary)]
+    names = [str(job.files[0]) for job in jobs]
     empty = [
-        str(job.files[0]) for job, one in zip(jobs, ended, strict=True) if isinstance(one, Summary) and not one.valid
+        name
+        for name, outcome in zip(names, outcomes, strict=True)
+        if isinstance(outcome, Summary) and not outcome.valid
     ]
     if empty:
         _warn_empty(empty, aoi)
-    failures = {str(job.files[0]): one for job, one in zip(jobs, ended, strict=True) if isinstance(one, Exception)}
+    failures = {name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Exception)}
     if failures and len(jobs) == 1:
         raise next(iter(failures.values()))
     if failures:
-        told = "".join(f"\n  {file}: {said(error)}" for file, error in failures.items())
-        raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are done:{told}", summaries)
+        details = "".join(f"\n  {name}: {error_message(error)}" for name, error in failures.items())
+        raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are finished:{details}", summaries)
     return summaries
 
 
 def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
-    listed = ", ".join(scenes[:_LISTED]) + (f" and {len(scenes) - _LISTED} more" if len(scenes) > _LISTED else "")
+    listed = ", ".join(scenes[:_MAX_LISTED_SCENES])
+    if len(scenes) > _MAX_LISTED_SCENES:
+        listed += f" and {len(scenes) - _MAX_LISTED_SCENES} more"
     where = "" if aoi is None else f" inside {aoi}"
     warnings.warn(
-        f"no pixel{where} holds data in {len(scenes)} scene{'s' * (len(scenes) > 1)}, so no pixel of the map is "
-        f"decided: {listed}; check the no-data value and the mask of the files",
-        stacklevel=3,
+        f"{len(scenes)} scene{'s' * (len(scenes) > 1)} without valid pixels{where}, so the map is all no data: "
+        f"{listed}; check the no-data value and the mask of the files",
+        stacklevel=5,
     )
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One scene's files and what is written for it: rasters by product, and polygons."""
+    """The files of a scene and its outputs: rasters by name, and polygons."""
 
     files: tuple[Path, ...]
     rasters: dict[str, Path]
@@ -206,13 +227,13 @@ class _Job:
         return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
 
     @property
-    def own(self) -> list[Path]:
-        """What is written beside the outputs: the journal, and the style of polygons."""
+    def side_files(self) -> list[Path]:
+        """Other files that are written: the journal, and the style of polygons."""
         styles = [] if self.vector is None else [self.vector.with_suffix(".qml")]
         return [self.map.with_name(f"{self.map.name}.bands"), *styles]
 
     def absolute(self) -> _Job:
-        """Name files so that other processes find them."""
+        """Return the job with absolute paths, for other processes."""
         return _Job(
             tuple(file.absolute() for file in self.files),
             {name: path.absolute() for name, path in self.rasters.items()},
@@ -220,39 +241,41 @@ class _Job:
         )
 
 
-def _source(network: Segmenter, aoi: PathLike | None, layer: str | None, polygons: Polygons | None) -> Source:
-    """Tell a crew where it finds the model and the area of interest."""
-    from segkit.inference.tasks import Source
-    from segkit.io.region import identity
+def _worker_inputs(
+    network: Segmenter, aoi: PathLike | None, layer: str | None, polygons: Polygons | None
+) -> WorkerInputs:
+    """Return the paths of the model and the area of interest for workers."""
+    from segkit.inference.tasks import WorkerInputs
+    from segkit.io.region import aoi_fingerprint
 
     if network.path is None:
-        raise UsageError(
-            "the model is only in memory, where a cluster's workers cannot read it; save it, and name the file"
-        )
+        raise UsageError("the model is only in memory, where workers cannot read it; save it, and pass the file")
     if polygons is None or aoi is None:
-        return Source(network.path.absolute(), network.fingerprint())
-    return Source(network.path.absolute(), network.fingerprint(), Path(aoi).absolute(), layer, identity(polygons))
+        return WorkerInputs(network.path.absolute(), network.fingerprint())
+    return WorkerInputs(
+        network.path.absolute(), network.fingerprint(), Path(aoi).absolute(), layer, aoi_fingerprint(polygons)
+    )
 
 
-def _steps(
+def _scene_job(
     job: _Job,
     network: Segmenter,
-    options: Options,
+    options: PredictOptions,
     request: dict[str, Any],
     summary: Summary | None,
     *,
     vrt: bool,
     overwrite: bool,
     show_progress: bool,
-) -> Steps:
-    """Take the steps of one scene, from its files to its polygons."""
-    from segkit.inference.executor import settled
+) -> SceneJob:
+    """Run the steps of one scene, from its files to its polygons."""
+    from segkit.inference.executor import results_or_raise
     from segkit.inference.journal import Journal
     from segkit.inference.scene_job import predict_scene
     from segkit.inference.tasks import Vectorize
 
     if summary is not None:
-        # What a call has left that was killed after its last step but one.
+        # Remove leftovers of a call that was killed after it had written the map.
         Journal.clear(job.map)
         for path in job.outputs:
             remove_leftovers(path.parent, path.name)
@@ -269,37 +292,36 @@ def _steps(
         )
     if job.vector is not None:
         polygons = [Vectorize(job.map.stem, job.map, job.vector, job.rasters.get("probabilities"), overwrite)]
-        settled(polygons, (yield polygons))
+        results_or_raise(polygons, (yield polygons))
     return summary
 
 
-def _found(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
-    """Return the files of each scene: of folders and globs every raster, each a scene."""
-    from segkit.data.pairing import RASTER_SUFFIXES, expand
+def _find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
+    """Return the files of each scene; each raster of a folder or glob is a scene."""
+    from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
 
     suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
     found: list[tuple[Path, ...]] = []
-    for one in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
-        if isinstance(one, (str, os.PathLike)):
-            found += [(file,) for file in expand(located(one), "scenes", suffixes)]
+    for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
+        if isinstance(entry, (str, os.PathLike)):
+            found += [(file,) for file in expand_paths(as_path(entry), "scenes", suffixes)]
         else:
-            found.append(tuple(file for path in one for file in expand(located(path), "scenes", suffixes)))
+            found.append(tuple(file for path in entry for file in expand_paths(as_path(path), "scenes", suffixes)))
     if not found or not all(found):
-        raise UsageError("no scene was named, or one of no files; name at least one raster")
+        raise UsageError("no scenes, or a scene without files; name at least one raster")
     return found
 
 
-def _jobs(
-    stacks: Sequence[tuple[Path, ...]], output: PathLike, others: dict[str, PathLike | None], vector: PathLike | None
+def _plan_jobs(
+    stacks: Sequence[tuple[Path, ...]], rasters: Mapping[str, PathLike | None], vector: PathLike | None
 ) -> list[_Job]:
     def target(given: PathLike, stack: tuple[Path, ...], ending: str) -> Path:
         return Path(given) / f"{stack[0].stem}{ending}" if _is_folder(given, len(stacks)) else Path(given)
 
-    rasters = {"map": output} | {name: path for name, path in others.items() if path is not None}
     return [
         _Job(
             stack,
-            {name: target(path, stack, ".tif") for name, path in rasters.items()},
+            {name: target(path, stack, ".tif") for name, path in rasters.items() if path is not None},
             None if vector is None else target(vector, stack, ".gpkg"),
         )
         for stack in stacks
@@ -307,7 +329,7 @@ def _jobs(
 
 
 def _is_folder(output: PathLike, scenes: int) -> bool:
-    """Whether `output` is a folder, in which files get the names of their scenes."""
+    """Whether `output` is a folder, in which files are named after their scenes."""
     return scenes > 1 or _ends_as_folder(output) or Path(output).is_dir()
 
 
@@ -318,25 +340,25 @@ def _ends_as_folder(output: PathLike) -> bool:
 def _check_outputs(
     jobs: Sequence[_Job], given: Sequence[PathLike | None], read: Sequence[Segmenter | PathLike | None]
 ) -> None:
-    """Refuse outputs that cannot all be written, before any work; make the folders for those of several scenes."""
-    from segkit.vector.formats.writer import format_of
+    """Check before any work that all outputs can be written; create the folders for outputs of several scenes."""
+    from segkit.vector.formats.writer import find_format
 
-    check_apart(
-        [path for job in jobs for path in (*job.outputs, *job.own)],
+    check_distinct(
+        [path for job in jobs for path in (*job.outputs, *job.side_files)],
         [*(one for one in read if isinstance(one, (str, os.PathLike))), *(file for job in jobs for file in job.files)],
         advice="name another file"
         if len(jobs) == 1
-        else "scenes of one name go to different folders, one call each, and so do maps and probabilities of several "
-        "scenes",
+        else "use different folders for maps and probabilities of several scenes, and separate calls for scenes with "
+        "the same name",
     )
     for job in jobs:
         for raster in job.rasters.values():
             if raster.suffix.lower() not in (".tif", ".tiff"):
                 raise UsageError(
-                    f"{raster}: maps are GeoTIFFs; name a file that ends in .tif, or a folder with a / at its end"
+                    f"{raster}: maps are GeoTIFFs; name a file that ends in .tif, or a folder that ends with /"
                 )
         if job.vector is not None:
-            format_of(job.vector)
+            find_format(job.vector)
     for output in (one for one in given if one is not None):
         if _is_folder(output, len(jobs)):
             _make_folder(output, len(jobs))
@@ -350,68 +372,68 @@ def _make_folder(output: PathLike, scenes: int) -> None:
     if folder.is_file() or (folder.suffix and not folder.is_dir() and not _ends_as_folder(output)):
         raise UsageError(
             f"{folder} is a file, or named like one; the outputs of {scenes} scene{'s' * (scenes > 1)} need a folder: "
-            "name one, with a / at its end"
+            "name one that ends with /"
         )
     check_parent(folder)
     folder.mkdir(exist_ok=True)
 
 
-def _asked(network: Segmenter, options: Options, polygons: Polygons | None) -> dict[str, Any]:
-    """Return everything but the scene that decides what a map's pixels are; its words are told to users."""
+def _request(network: Segmenter, options: PredictOptions, polygons: Polygons | None) -> dict[str, Any]:
+    """Return everything but the scene that affects the pixels of a map; the keys appear in messages."""
     from segkit.inference.device import pick_device
-    from segkit.io.region import identity
+    from segkit.io.region import aoi_fingerprint
 
-    # That of a crew is settled, and may not be one of this machine.
+    # For an executor the device is resolved, and this machine may not have it.
     device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
-    left_open = asdict(options) | {"device": device}
-    del left_open["batch"]
-    return left_open | {
+    request = asdict(options) | {"device": device}
+    del request["batch"]
+    return request | {
         "model": network.fingerprint(),
-        "area of interest": None if polygons is None else identity(polygons),
-        "segkit": version("segkit"),
+        "area of interest": None if polygons is None else aoi_fingerprint(polygons),
+        "segkit": VERSION,
     }
 
 
-def _identity(job: _Job) -> list[str]:
-    """Tell a scene's files apart from changed ones: by name, size and time, remote ones by what their server tells."""
+def _scene_identity(job: _Job) -> list[str]:
+    """Identify the files of a scene, to detect changes: by name, size and time, or by the version from the server."""
     found = []
     for file in job.files:
         if isinstance(file, Remote):
-            found.append(f"{file}, {version_now(file) or 'of unknown version'}")
+            found.append(f"{file}, {current_version(file) or 'of unknown version'}")
             continue
-        facts = existing(file, "raster").stat()
+        facts = require_file(file, "raster").stat()
         changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
         found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
     return found
 
 
-def _finished(job: _Job, request: dict[str, Any], *, overwrite: bool) -> Summary | None:
-    """Return the summary of a map that was made by the same request, None where there is work to do.
+def _finished_summary(job: _Job, request: dict[str, Any], *, overwrite: bool) -> Summary | None:
+    """Return the summary of a map that the same request finished; None if there is work to do.
 
     Raises
     ------
     OutputExistsError
-        An output is there that another request made, and may not be overwritten.
+        An output of another request exists, and `overwrite` is false.
     """
     if overwrite:
         return None
-    found = {path: _request_of(path) for path in job.rasters.values() if path.exists()}
-    for path, (made, _) in found.items():
-        if made != request:
-            other = sorted(key for key in request if made.get(key) != request[key]) if made else ()
-            why = f", made with other settings ({', '.join(other)})" if other else ""
+    existing = {path: _read_request(path) for path in job.rasters.values() if path.exists()}
+    for path, (stored, _) in existing.items():
+        if stored != request:
+            changed = sorted(key for key in request if stored.get(key) != request[key]) if stored else ()
+            reason = f", made with other settings ({', '.join(changed)})" if changed else ""
             raise OutputExistsError(
-                f"{path} is there already{why}" + ways("add --overwrite to replace it", "name another file")
+                f"{path} is there already{reason}" + suggest("add --overwrite to replace it", "name another file")
             )
-    if len(found) < len(job.rasters):
+    if len(existing) < len(job.rasters):
         if job.vector is not None:
             check_output(job.vector, overwrite=False)
         return None
-    return _summary_of(job.map, found[job.map][1])
+    return _summary_from_tags(job.map, existing[job.map][1])
 
 
-def _request_of(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the request that made a raster, empty where that is not known, and the raster's tags."""
+def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the request that made a raster, empty if unknown, and the tags of the raster."""
     try:
         with open_raster(path) as dataset:
             tags = dataset.tags()
@@ -420,8 +442,8 @@ def _request_of(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return {}, {}
 
 
-def _summary_of(path: Path, tags: dict[str, str]) -> Summary:
-    from segkit.inference.settings import Choice
+def _summary_from_tags(path: Path, tags: dict[str, str]) -> Summary:
+    from segkit.inference.settings import ResolvedSettings
 
     return Summary(
         path=path,
@@ -431,5 +453,5 @@ def _summary_of(path: Path, tags: dict[str, str]) -> Summary:
         seconds=0.0,
         mpx_per_second=0.0,
         peak_memory=peak_memory(),
-        choice=Choice(**json.loads(tags["segkit_choice"])),
+        choice=ResolvedSettings(**json.loads(tags["segkit_choice"])),
     )

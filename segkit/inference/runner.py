@@ -1,4 +1,4 @@
-"""Network: tiles go through the network and come out as probabilities; what that takes of memory, and of exactness."""
+"""Forward passes of the network: from tiles to probabilities; their memory, cost and precision."""
 
 from __future__ import annotations
 
@@ -18,108 +18,112 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from segkit.errors import SegkitError, ways
+from segkit.errors import SegkitError, suggest
 from segkit.io.scene import Tile
+from segkit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
 
-# What torch says where a CPU has no memory left: its allocator, C++, and oneDNN, which has none for the code it makes.
-_NO_MEMORY = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive", "could not create a memory")
-_COMPILER = ("torch._dynamo", "torch._inductor")  # where the errors of torch.compile are from
-# Pixels along a side of the window on which memory is measured.
-_SIDE = 256
+# Texts of errors if a CPU has no memory left: of torch's allocator, of C++, and of oneDNN.
+_OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive", "could not create a memory")
+_COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
+# Side of the window with which memory is measured.
+_MEASURED_SIDE_PX = 256
 
 
-class TileTooLarge(SegkitError):  # noqa: N818 - it says what is wrong, as all the others do
-    """One window is more than the device has memory for."""
+class OutOfMemoryError(SegkitError):
+    """A single window does not fit into the memory of the device."""
 
 
-class NotCompiled(SegkitError):  # noqa: N818
+class CompilationError(SegkitError):
     """The network cannot be compiled for the device."""
 
 
-class NotFinite(SegkitError):  # noqa: N818
-    """The network's logits for a window are no finite numbers, so nothing can be decided there."""
+class NonFiniteLogitsError(SegkitError):
+    """The network gives NaN or infinite logits for a window, so no class can be decided."""
 
 
 class Runner:
-    """A model on a device, which turns tiles into probabilities.
+    """A model on a device; computes the probabilities of tiles.
 
     Parameters
     ----------
     model
-        Stays as it is; a copy prepared for predicting is kept.
+        Not changed; a copy optimised for inference is used.
     device
         Where to compute.
     precision
         "fp32" or "bf16".
     tta
-        Test-time augmentation: whether to average over the eight symmetries of the square.
+        Test-time augmentation: whether to average over the eight rotations and flips of the square.
     compiled
-        Whether the network is compiled for each size of tiles that comes, which takes half a minute on two cores.
+        Whether to compile the network for each size of tiles, which takes half a minute on two cores.
     """
 
     def __init__(
         self, model: Segmenter, device: torch.device, precision: str, *, tta: bool = False, compiled: bool = False
     ) -> None:
+        retain_freed_memory()
         self.task = model.task
         self.channels: int = model.task.channels
         self.device, self.precision = device, precision
-        self._model = model.prepared(device, precision)
+        self._model = model.optimized_for_inference(device, precision)
         if compiled:
             compiled_network = torch.compile(self._model.network, dynamic=False, options={"freezing": True})
             self._model.network = cast("nn.Module", compiled_network)
-        # By default CUDA rounds what convolutions multiply to TF32, ten bits as in fp16.
+        # By default CUDA rounds the inputs of convolutions to TF32, with ten bits as in fp16.
         self._tf32 = precision != "fp32"
-        self._turns = (
+        self._symmetries = (
             [(quarters, mirrored) for mirrored in (False, True) for quarters in range(4)] if tta else [(0, False)]
         )
-        self._most: int | None = None  # tiles at once that memory was seen to suffice for
+        self._max_batch: int | None = None  # tiles per batch, once memory was short
 
     def __call__(self, tiles: Sequence[Tile]) -> Tensor:
-        """Return the probabilities of tiles of one size.
+        """Return the probabilities of tiles of the same size.
 
-        Where memory does not suffice for all of them, fewer go at once, from then on.
+        If memory is short, the batch is halved, also for later calls.
 
         Returns
         -------
-        float32 (N, C, H, W) on the device. NaN all over a tile of which a logit is NaN, infinite, or so large that
-        float32 cannot hold the sum: nothing can be decided there. Who calls refuses it (`NotFinite`).
+        float32 (N, C, H, W) on the device. All values of a tile are NaN if one of its logits is NaN, infinite, or so
+        large that the sum overflows float32; the caller should raise a `NonFiniteLogitsError`.
 
         Raises
         ------
-        TileTooLarge
-            Memory does not suffice for one.
-        NotCompiled
-            Compiling failed.
+        OutOfMemoryError
+            A single tile does not fit into memory.
+        CompilationError
+            The network cannot be compiled.
         """
         done: list[Tensor] = []
         start = 0
         while start < len(tiles):
-            part = tiles[start : start + (self._most or len(tiles))]
+            part = tiles[start : start + (self._max_batch or len(tiles))]
             probabilities = self._try(part)
             if probabilities is not None:
                 done.append(probabilities)
                 start += len(part)
             elif len(part) > 1:
-                self._most = len(part) // 2
+                self._max_batch = len(part) // 2
             else:
                 height, width = part[0].valid.shape
-                raise TileTooLarge(
-                    f"a window of {height} x {width} pixels is more than the {self.device.type} has memory for"
-                    + ways("pass a smaller --tile", "compute on another device")
+                raise OutOfMemoryError(
+                    f"a window of {height} x {width} pixels does not fit into the memory of the {self.device.type}"
+                    + suggest("pass a smaller --tile", "compute on another device")
                 )
         return done[0] if len(done) == 1 else torch.cat(done)
 
     def _try(self, tiles: Sequence[Tile]) -> Tensor | None:
-        """Return None where memory does not suffice; what was computed until then is free again."""
+        """Return None if memory is short; what was allocated is then freed."""
         try:
             return self._run(tiles)
         except (RuntimeError, MemoryError) as error:
-            if any(kind.__module__.startswith(_COMPILER) for kind in type(error).__mro__):
-                raise NotCompiled(f"the network cannot be compiled for this {self.device.type} ({error})") from error
-            if not _is_no_memory(error):
+            if any(kind.__module__.startswith(_COMPILER_MODULES) for kind in type(error).__mro__):
+                raise CompilationError(
+                    f"the network cannot be compiled for this {self.device.type} ({error})"
+                ) from error
+            if not _is_out_of_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -131,26 +135,26 @@ class Runner:
         valid = self._upload([tile.valid for tile in tiles], torch.bool)
         cuda = self.device.type == "cuda"
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self._tf32) if cuda else nullcontext():
-            total = self._turned(pixels, valid, *self._turns[0])
-            for turn in self._turns[1:]:
-                total += self._turned(pixels, valid, *turn)
-        return total if len(self._turns) == 1 else total.div_(len(self._turns))
+            total = self._predict_symmetry(pixels, valid, *self._symmetries[0])
+            for turn in self._symmetries[1:]:
+                total += self._predict_symmetry(pixels, valid, *turn)
+        return total if len(self._symmetries) == 1 else total.div_(len(self._symmetries))
 
-    def _turned(self, pixels: Tensor, valid: Tensor, quarters: int, mirrored: bool) -> Tensor:
-        """Mirror and turn what the network sees, and turn and mirror back what it says."""
+    def _predict_symmetry(self, pixels: Tensor, valid: Tensor, quarters: int, mirrored: bool) -> Tensor:
+        """Flip and rotate the input, and rotate and flip the probabilities back."""
         if mirrored:
             pixels, valid = pixels.flip(-1), valid.flip(-1)
-        logits = self._model(_rotated(pixels, quarters), _rotated(valid, quarters))
-        finite = logits.sum(dim=(1, 2, 3)).isfinite()  # quicker than a look at each
+        logits = self._model(_rotate(pixels, quarters), _rotate(valid, quarters))
+        finite = logits.sum(dim=(1, 2, 3)).isfinite()  # faster than testing each
         probabilities = self.task.probabilities(logits)
-        # A GPU would have to be waited for, to know whether this changes anything.
+        # Testing on the host whether this is needed would wait for a GPU.
         if finite.is_cuda or not finite.all():
             probabilities.masked_fill_(~finite[:, None, None, None], torch.nan)
-        probabilities = _rotated(probabilities, -quarters)
+        probabilities = _rotate(probabilities, -quarters)
         return probabilities.flip(-1) if mirrored else probabilities
 
     def _upload(self, arrays: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
-        """Stack arrays on the device; a GPU fetches them while the host goes on."""
+        """Stack arrays on the device; copies to a GPU run asynchronously."""
         cuda = self.device.type == "cuda"
         if len(arrays) == 1 and not cuda:
             return torch.from_numpy(np.require(arrays[0], requirements=["C", "W"]))[None]
@@ -159,59 +163,62 @@ class Runner:
         return stacked.to(self.device, non_blocking=cuda)
 
 
-def _rotated(planes: Tensor, quarters: int) -> Tensor:
-    return planes.rot90(quarters, (-2, -1)) if quarters else planes  # torch would copy
+def _rotate(array: Tensor, quarters: int) -> Tensor:
+    return array.rot90(quarters, (-2, -1)) if quarters else array  # rot90 by 0 would copy
 
 
-def _is_no_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return any(words in str(error) for words in _NO_MEMORY)
+    return any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
-def agreement(model: Segmenter, device: torch.device, tiles: Iterable[Tile]) -> float | None:
-    """Return the share of valid pixels that are decided alike in bf16 and in fp32, in all planes; None without any.
+def precision_agreement(model: Segmenter, device: torch.device, tiles: Iterable[Tile]) -> float | None:
+    """Return the share of valid pixels with the same class in bf16 and fp32, in all targets; None if there are none.
 
-    Where one of both gives no finite numbers, nothing is alike.
+    Tiles with NaN or infinite numbers in one of both count as different.
     """
-    exact, rounded = (Runner(model, device, precision) for precision in ("fp32", "bf16"))
-    alike = valid = 0
+    fp32, bf16 = (Runner(model, device, precision) for precision in ("fp32", "bf16"))
+    equal = valid = 0
     for tile in tiles:
-        one, other = exact([tile]), rounded([tile])
-        same = (model.task.decide(one) == model.task.decide(other)).all(dim=1)[0]
-        same &= (one + other).isfinite().all(dim=1)[0]
-        alike += int(same.cpu().numpy()[tile.valid].sum())
+        exact, rounded = fp32([tile]), bf16([tile])
+        same = (model.task.decide(exact) == model.task.decide(rounded)).all(dim=1)[0]
+        same &= (exact + rounded).isfinite().all(dim=1)[0]
+        equal += int(same.cpu().numpy()[tile.valid].sum())
         valid += int(tile.valid.sum())
-    return alike / valid if valid else None
+    return equal / valid if valid else None
 
 
 def bytes_per_pixel(model: Segmenter, precision: str) -> float:
-    """Return how much memory a pixel of a window takes at the peak of one pass, in bytes, without the weights.
+    """Return the peak memory of a forward pass per pixel of a window, in bytes, without the weights.
 
-    It is measured on the CPU. What single operations allocate inside is not seen.
+    It is measured on the CPU, without what single operations allocate internally.
     """
-    ledger = _Ledger()
-    return _watched(model, precision, ledger, lambda: ledger.peak) + 4 * model.bands + 1  # the tile was there before
+    meter = _MemoryMeter()
+    peak = _measure_per_pixel(model, precision, meter, lambda: meter.peak)
+    return peak + 4 * model.bands + 1  # pixels and mask of the tile were allocated before
 
 
 def operations_per_pixel(model: Segmenter) -> float:
-    """Return how often a pixel of a window makes the network multiply and add, counted on the CPU."""
+    """Return the multiply-adds of a forward pass per pixel of a window, measured on the CPU."""
     counter = FlopCounterMode(display=False)
-    return _watched(model, "fp32", counter, counter.get_total_flops) / 2
+    return _measure_per_pixel(model, "fp32", counter, counter.get_total_flops) / 2
 
 
-def _watched(model: Segmenter, precision: str, watch: AbstractContextManager[Any], found: Callable[[], int]) -> float:
-    """Return what is found for a pixel of a window, after one pass under watch on the CPU."""
-    side = model.context or _SIDE
+def _measure_per_pixel(
+    model: Segmenter, precision: str, meter: AbstractContextManager[Any], result: Callable[[], int]
+) -> float:
+    """Run one forward pass on the CPU inside `meter`, and return `result()` per pixel."""
+    side = model.fixed_window_size or _MEASURED_SIDE_PX
     runner = Runner(model, torch.device("cpu"), precision)
     tile = Tile(np.zeros((model.bands, side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
-    with watch:
+    with meter:
         runner([tile])
-    return found() / side**2
+    return result() / side**2
 
 
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of the tensors that were made and are not yet gone; `peak` is the most there were."""
+class _MemoryMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sums the bytes of all tensors that exist; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -219,13 +226,13 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._now = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage._cdata for storage in _storages((args, kwargs))}  # what is made in place, or is a view
-        made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            if storage._cdata not in given:
+        inputs = {storage._cdata for storage in _storages((args, kwargs))}  # results may be views or in place
+        outputs = func(*args, **(kwargs or {}))
+        for storage in _storages(outputs):
+            if storage._cdata not in inputs:
                 self._add(storage.nbytes())
                 weakref.finalize(storage, self._add, -storage.nbytes())
-        return made
+        return outputs
 
     def _add(self, size: int) -> None:
         self._now += size
@@ -237,7 +244,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs: a C++ compiler for a CPU, Triton for a GPU."""
+    """Whether torch.compile has its requirements: a C++ compiler for a CPU, Triton for a GPU."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return shutil.which(os.environ.get("CXX", "g++")) is not None

@@ -1,4 +1,4 @@
-"""Work: the steps that take one scene from its files to its maps, with a journal between."""
+"""The steps that take one scene from its files to its maps, with a journal of finished bands."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.inference.executor import Steps, settled
+from segkit.inference.executor import SceneJob, results_or_raise
 from segkit.inference.journal import Journal
-from segkit.inference.runner import NotCompiled, TileTooLarge
-from segkit.inference.settings import Choice, Options
-from segkit.inference.summary import Summary, peak_memory, total
-from segkit.inference.tasks import Assemble, BandUnit, Find, Look, SeamUnit
-from segkit.io.cog import Part
+from segkit.inference.runner import CompilationError, OutOfMemoryError
+from segkit.inference.settings import PredictOptions, ResolvedSettings
+from segkit.inference.summary import Summary, peak_memory, sum_counts
+from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSeam, PredictBand
+from segkit.inference.tiling import Band
+from segkit.io.class_table import map_tags
+from segkit.io.cog import MapStrip
 
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
@@ -30,123 +30,127 @@ def predict_scene(
     model: Segmenter,
     files: tuple[Path, ...],
     rasters: Mapping[str, Path],
-    options: Options,
+    options: PredictOptions,
     request: Mapping[str, Any],
     *,
     vrt: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
-) -> Steps:
-    """Map one scene; what an earlier call with the same request has finished is taken over.
+) -> SceneJob:
+    """Predict one scene; bands that an earlier call with the same request finished are reused.
 
     Parameters
     ----------
     model
-        Tells what it is about; whoever works the units has one of their own.
+        Only its properties are used here; work items use the model of the process that runs them.
     files
-        The scene's.
+        Files of the scene.
     rasters
-        Where each product goes (keys of `PRODUCTS`); the journal lies beside the map.
+        Path of each raster output (keys of `RASTER_OUTPUTS`); the journal is next to the map.
     options
         How to predict.
     request
-        Everything that decides the pixels, as `Journal.open` compares it.
+        Everything that affects the pixels, as compared by `Journal.open`.
 
     Yields
     ------
-    The units of each step; see `executor`.
+    The work items of each step; see `executor`.
 
     Raises
     ------
     OutputExistsError
-        Unfinished work of another request is there, and `overwrite` is false.
+        Finished bands of another request exist, and `overwrite` is false.
     SegkitError
         The scene is damaged, or its map cannot be written.
     """
     started = time.perf_counter()
-    name, products = files[0].stem, tuple(rasters)
+    name, outputs = files[0].stem, tuple(rasters)
     with Journal.open(rasters["map"], request, overwrite=overwrite) as journal:
         plan = journal.plan
         while True:
-            look = [Look(name, files, vrt, options, plan)]
-            [(scene, choice)] = settled(look, (yield look))
-            journal.settle(asdict(choice))
-            tiling = choice.tiling(scene.grid, model.stride)
+            inspect = [InspectScene(name, files, vrt, options, plan)]
+            [(scene, settings)] = results_or_raise(inspect, (yield inspect))
+            journal.record_plan(asdict(settings))
+            tiling = settings.tiling(scene.grid, model.stride)
             bands = tiling.bands
-            find = [Find(name, journal, tuple(band.index for band in bands))]
-            [counts] = settled(find, (yield find))
+            find = [FindFinished(name, journal, tuple(band.index for band in bands))]
+            [counts] = results_or_raise(find, (yield find))
             resumed = len(counts)
-            left = [
-                BandUnit.of(scene, options, choice, journal, tiling, band, products)
+            remaining = [
+                PredictBand.from_tiling(scene, options, settings, journal, tiling, band, outputs)
                 for band in bands
                 if band.index not in counts
             ]
-            if left and counts and show_progress:
-                print(f"{name}: going on, {resumed} of {len(bands)} bands are finished", file=sys.stderr)
+            if remaining and counts and show_progress:
+                print(f"{name}: resuming, {resumed} of {len(bands)} bands are finished", file=sys.stderr)
             try:
-                if left:
-                    found = settled(left, (yield left), also=(TileTooLarge, NotCompiled))
-                    counts |= {unit.band.index: data for unit, data in zip(left, found, strict=True)}
+                if remaining:
+                    also = (OutOfMemoryError, CompilationError)
+                    results = results_or_raise(remaining, (yield remaining), also=also)
+                    counts |= {item.band.index: data for item, data in zip(remaining, results, strict=True)}
                 break
-            except TileTooLarge as error:
-                smaller = choice.smaller()
+            except OutOfMemoryError as error:
+                smaller = settings.halve_tile()
                 if smaller is None:
                     raise
-                warnings.warn(f"{error}; going on with {smaller.tile}", stacklevel=2)
+                warnings.warn(f"{error}; continuing with tile {smaller.tile}", stacklevel=2)
                 plan = asdict(smaller)
-            except NotCompiled as error:
-                warnings.warn(f"{error}; going on without", stacklevel=2)
-                plan = asdict(replace(choice, compiled=False))
+            except CompilationError as error:
+                warnings.warn(f"{error}; continuing without compilation", stacklevel=2)
+                plan = asdict(replace(settings, compiled=False))
         seams = [
-            SeamUnit(name, journal, len(bands) + upper.index, upper, lower, scene.grid, products)
+            MergeSeam(name, journal, len(bands) + upper.index, upper, lower, scene.grid, outputs)
             for upper, lower in pairwise(bands)
-            if lower.spans[0].rise
+            if lower.spans[0].blend_before
         ]
         if seams:
-            found = settled(seams, (yield seams))
-            counts |= {unit.index: data for unit, data in zip(seams, found, strict=True)}
-        summed = total([counts[index] for index in sorted(counts)])
-        tags = _tags(model, request, choice, summed, len(bands))
-        last = []
-        for product, path in rasters.items():
-            parts: list[Part] = []
-            for band in bands:
-                if band.index and band.spans[0].rise:
-                    seam = journal.file(len(bands) + band.index - 1, f"{product}.tif")
-                    parts.append(Part(seam, band.spans[0].start))
-                parts.append(Part(journal.file(band.index, f"{product}.tif"), band.start))
-            last.append(Assemble(name, product, path, scene.grid, tags, tuple(parts)))
-        settled(last, (yield last))
+            results = results_or_raise(seams, (yield seams))
+            counts |= {item.index: data for item, data in zip(seams, results, strict=True)}
+        total = sum_counts([counts[index] for index in sorted(counts)])
+        tags = _tags(model, request, settings, total, len(bands))
+        assemble = [
+            Assemble(name, output, path, scene.grid, tags, _strips(journal, bands, output))
+            for output, path in rasters.items()
+        ]
+        results_or_raise(assemble, (yield assemble))
         journal.remove()
     seconds = time.perf_counter() - started
     return Summary(
         path=rasters["map"],
-        **summed,
+        **total,
         bands=len(bands),
         resumed=resumed,
         seconds=seconds,
-        mpx_per_second=sum(unit.megapixels for unit in left) / seconds,
+        mpx_per_second=sum(item.megapixels for item in remaining) / seconds,
         peak_memory=peak_memory(),
-        choice=choice,
+        choice=settings,
     )
 
 
+def _strips(journal: Journal, bands: Sequence[Band], output: str) -> tuple[MapStrip, ...]:
+    """Return the files of bands and seams that make up a raster output."""
+    strips: list[MapStrip] = []
+    for band in bands:
+        if band.index and band.spans[0].blend_before:
+            seam = journal.file_path(len(bands) + band.index - 1, f"{output}.tif")
+            strips.append(MapStrip(seam, band.spans[0].start))
+        strips.append(MapStrip(journal.file_path(band.index, f"{output}.tif"), band.start))
+    return tuple(strips)
+
+
 def _tags(
-    model: Segmenter, request: Mapping[str, Any], choice: Choice, counts: Mapping[str, Any], bands: int
+    model: Segmenter, request: Mapping[str, Any], settings: ResolvedSettings, counts: Mapping[str, Any], bands: int
 ) -> dict[str, str]:
-    """Say in a map's metadata what it shows and where it comes from."""
+    """Return the metadata of a map: classes and provenance."""
     return {
-        "segkit_type": model.task.type,
-        "segkit_classes": json.dumps(model.task.legend),
-        "segkit_version": version("segkit"),
-        "segkit_date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **map_tags(model.task.type, model.task.legend),
         "segkit_model": f"{'a model in memory' if model.path is None else model.path.name} {request['model']}",
-        "segkit_tile": str(choice.tile),
-        "segkit_overlap": str(choice.overlap),
-        "segkit_precision": choice.precision,
-        **({} if choice.agreement is None else {"segkit_agreement": f"{choice.agreement:.6f}"}),
+        "segkit_tile": str(settings.tile),
+        "segkit_overlap": str(settings.overlap),
+        "segkit_precision": settings.precision,
+        **({} if settings.agreement is None else {"segkit_agreement": f"{settings.agreement:.6f}"}),
         "segkit_request": json.dumps(request),
-        "segkit_choice": json.dumps(asdict(choice)),
+        "segkit_choice": json.dumps(asdict(settings)),
         "segkit_counts": json.dumps(counts),
         "segkit_bands": str(bands),
     }

@@ -1,4 +1,4 @@
-"""Choice: how a scene is predicted, of what was asked, what the network needs and what the machine has."""
+"""Settings of a prediction, resolved from the user's options, the network and the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rasterio.windows import Window
 
 from segkit.errors import UsageError
 from segkit.inference.device import available_memory, pick_device, pick_precision
-from segkit.inference.runner import agreement, bytes_per_pixel, can_compile, operations_per_pixel
+from segkit.inference.runner import bytes_per_pixel, can_compile, operations_per_pixel, precision_agreement
 from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.region import Region
@@ -20,41 +20,41 @@ from segkit.io.scene import Scene, Tile
 if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
 
-# Measured in docs/predict.md: the seams of a trained network against one pass over the whole scene, and what they cost.
-# Each pixel of what two windows share is decided by the one that sees further from there, but for a short transition.
-TILE, OVERLAP, RAMP = 1536, 160, 64
-_SMALLEST = 256  # pixels along a side that memory may bring a window down to
-# bf16 is taken where it decides as fp32 does on this share of ...
-_AGREEING = 0.999
-# ... at least so many pixels of the scene's first windows, of each of which a square of this side is looked at.
-_COMPARED, _SIDE = 2**18, 256
-# A CPU gains nothing from more window pixels at once; a GPU nothing from more windows.
-_PIXELS_AT_ONCE, _MOST_WINDOWS = 2**20, 64
-# Compiled, a U-Net (resnet18) took as long for 160 million window pixels on two cores as it did otherwise, compiling
-# counted in, with 84,000 multiplications for each. So it surely pays for three times as many, of more than ...
-_WORTH_COMPILING, _WORTH_MULTIPLYING = 2**29, 2**15
-_PLENTY = 4096  # bytes for a pixel of a window, which hardly any network needs
-_SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for what happens beside the network
+# Chosen by the measurements in docs/predict.md: differences from a single pass over the scene, and their cost.
+# In an overlap, each pixel takes the window with more context there, except in the narrow blending zone.
+TILE, OVERLAP, BLEND_WIDTH = 1536, 160, 64
+_MIN_TILE_PX = 256  # smallest tile if memory is short
+# bf16 is used if it gives the same class as fp32 on this share of ...
+_MIN_AGREEMENT = 0.999
+# ... at least this many pixels, taken as squares of this side from the scene's first windows.
+_MIN_COMPARED_PIXELS, _COMPARED_SIDE_PX = 2**18, 256
+# Larger batches are not faster: in pixels on a CPU, in windows on a GPU.
+_CPU_BATCH_PIXELS, _MAX_BATCH = 2**20, 64
+# With torch.compile, a U-Net (resnet18; 84,000 multiplications per pixel) broke even at 160 million window pixels on
+# two cores, including compilation. So a network is compiled from about three times as many pixels, and from ...
+_MIN_COMPILED_PIXELS, _MIN_COMPILED_OPERATIONS = 2**29, 2**15  # ... this many multiplications per pixel
+_AMPLE_BYTES_PER_PIXEL = 4096  # more than almost any network needs for a pixel of a window
+_USABLE_MEMORY_SHARE = 0.5  # of the free memory; the rest is for everything but the network
 
 
 @dataclass(frozen=True)
-class Options:
-    """What may be asked for; None and "auto" leave the choice to `choose`.
+class PredictOptions:
+    """Options of the user; None and "auto" are resolved by `resolve_settings`.
 
     Parameters
     ----------
     tile, overlap
-        Pixels along a side of a window at most, and how many of them neighbours share at least.
+        Maximum side of a window, and minimum overlap of neighbouring windows, in pixels.
     batch
-        Windows of one forward pass.
+        Windows per forward pass.
     device
         "auto", "cpu", "cuda" or "cuda:N".
     precision
         "auto", "fp32" or "bf16".
     exact
-        Whether every pixel is decided with all that it would see in one pass over the whole scene.
+        Whether the result is that of a single pass over the whole scene.
     tta
-        Test-time augmentation: "d4" averages over the eight symmetries of the square.
+        Test-time augmentation: "d4" averages over the eight rotations and flips of the square.
     """
 
     tile: int | None = None
@@ -66,44 +66,46 @@ class Options:
     tta: str | None = None
 
     def check(self, model: Segmenter) -> None:
-        """Refuse what cannot be met with a model, before any work.
+        """Check the options against a model and this machine, before any work.
 
         Raises
         ------
         UsageError
-            An option is out of range, or contradicts the network or another option.
+            An option is out of range, or not possible with the network or another option.
         """
         pick_precision(self.precision, pick_device(self.device))
         if self.batch is not None and self.batch < 1:
-            raise UsageError(f"batch is {self.batch}; at least 1 window is computed at a time")
+            raise UsageError(f"batch is {self.batch}; it must be at least 1")
         if self.tta not in (None, "d4"):
             raise UsageError(f"tta {self.tta!r} is not known; use d4, or leave it out")
         if self.exact:
             _check_exact(self, model)
-        _windows(self, model)
+        _resolve_windows(self, model)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How a scene is predicted: what decides its pixels.
+class ResolvedSettings:
+    """All settings that affect the pixels of a map. They are stored in the journal and in the map.
 
     Parameters
     ----------
-    tile, overlap, ramp
-        Of the windows; see `plan_axis`.
+    tile, overlap
+        As in `PredictOptions`.
+    ramp
+        Width of the blending zones in pixels; see `plan_axis`.
     fixed
-        Whether windows keep exactly `tile` pixels, because the network looks at all of its window.
+        Whether windows always have `tile` pixels, because the network has a global receptive field.
     precision
         "fp32" or "bf16".
     agreement
-        Share of pixels that both precisions decided alike; None where that was not measured.
+        Share of pixels with the same class in both precisions; None if it was not measured.
     tta
         Test-time augmentation: "d4", or None.
     compiled
         Whether the network is compiled, because the scene is large.
     batch, threads
-        Windows of one forward pass where nobody asks for another number, and threads that a CPU takes for it: with
-        both, some networks add up in another order. None where that is not settled yet, or the device is no CPU.
+        Default windows per forward pass, and threads that a CPU uses: with other numbers, some networks sum in another
+        order. None before they are resolved; `threads` stays None on a GPU.
     """
 
     tile: int
@@ -118,42 +120,41 @@ class Choice:
     threads: int | None = None
 
     def tiling(self, grid: Grid, stride: int) -> Tiling:
-        """Return the windows of a scene."""
-        return plan_tiling(grid, self.tile, self.overlap, stride, ramp=self.ramp, fixed=self.fixed)
+        """Return the windows of a scene; `stride` is that of the network."""
+        return plan_tiling(grid, self.tile, self.overlap, stride, blend_width=self.ramp, fixed=self.fixed)
 
-    def smaller(self) -> Choice | None:
-        """Return the choice of half the tile, for a device that ran out of memory; None where there is none."""
+    def halve_tile(self) -> ResolvedSettings | None:
+        """Return the settings with half the tile, for a device that ran out of memory; None if it cannot be halved."""
         tile = self.tile // 2
-        if self.fixed or tile < max(_SMALLEST, 2 * self.overlap):
+        if self.fixed or tile < max(_MIN_TILE_PX, 2 * self.overlap):
             return None
         return replace(self, tile=tile, batch=None)
 
 
-Measured = dict[tuple[Any, ...], float]  # agreement of bf16 by device and size of window
+MeasuredAgreement = dict[tuple[Any, ...], float]  # agreement of bf16 by (device, height, width) of windows
 
 
-def choose(
+def resolve_settings(
     model: Segmenter,
     scene: Scene,
-    options: Options,
+    options: PredictOptions,
     region: Region | None = None,
     *,
-    sharing: int = 1,
-    measured: Measured | None = None,
-) -> Choice:
-    """Choose what `options` leave open.
+    workers_per_host: int = 1,
+    measured: MeasuredAgreement | None = None,
+) -> ResolvedSettings:
+    """Resolve options that are None or "auto".
 
-    The tile is the default one where it fits into the memory, or what the network was trained with where it looks at
-    all of its window. Precision is bf16 where the device has it natively and the scene's first windows are decided
-    as in fp32.
+    The tile is the default one, halved until it fits into memory. A network with a global receptive field gets the tile
+    that it was trained with. The precision is bf16 if the device supports it natively and it gives the same classes as
+    fp32 in the scene's first windows.
 
     Parameters
     ----------
-    sharing
-        How many processes predict on this machine, each with its share of the memory.
+    workers_per_host
+        Number of processes that predict on this machine and share its memory.
     measured
-        What earlier calls with this model found, by device and size of window, which is not measured again; what this
-        call measures is added.
+        Agreement of bf16 from earlier calls with this model, which is not measured again; new values are added.
 
     Raises
     ------
@@ -168,92 +169,113 @@ def choose(
     options.check(model)
     device = pick_device(options.device)
     precision = "fp32" if options.exact else pick_precision(options.precision, device)
-    tile, overlap, ramp, fixed = _windows(options, model)
-    choice = Choice(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
+    tile, overlap, ramp, fixed = _resolve_windows(options, model)
+    settings = ResolvedSettings(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
     if precision == "bf16" and options.precision == "auto":
-        tiling, measured = choice.tiling(scene.grid, model.stride), {} if measured is None else measured
-        size = device, tiling.rows.length, tiling.columns.length
-        share = measured.get(size)
-        if share is None:
-            share = agreement(model, device, list(_first_tiles(scene, choice, tiling, region)))
-        if share is not None:
-            measured[size] = share
-        precision = "bf16" if share is not None and share >= _AGREEING else "fp32"
-        choice = replace(choice, precision=precision, agreement=share)
-    memory = available_memory(device) * _SHARE_OF_MEMORY / sharing
-    if options.tile is None and not options.exact and memory < choice.tile**2 * _PLENTY:
-        fitting = memory / bytes_per_pixel(model, precision)
-        while choice.tile**2 > fitting and (smaller := choice.smaller()) is not None:
-            choice = smaller
-    tiling = choice.tiling(scene.grid, model.stride)
-    work = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if options.tta else 1)
-    pays = work >= _WORTH_COMPILING and operations_per_pixel(model) >= _WORTH_MULTIPLYING
-    return replace(choice, compiled=not options.exact and pays and can_compile(device))
+        agreement = _measure_agreement(model, scene, settings, device, region, {} if measured is None else measured)
+        precision = "bf16" if agreement is not None and agreement >= _MIN_AGREEMENT else "fp32"
+        settings = replace(settings, precision=precision, agreement=agreement)
+    memory = available_memory(device) * _USABLE_MEMORY_SHARE / workers_per_host
+    if options.tile is None and not options.exact and memory < settings.tile**2 * _AMPLE_BYTES_PER_PIXEL:
+        max_pixels = memory / bytes_per_pixel(model, precision)
+        while settings.tile**2 > max_pixels and (smaller := settings.halve_tile()) is not None:
+            settings = smaller
+    return replace(settings, compiled=not options.exact and _should_compile(model, scene, settings, device))
 
 
-def windows_at_once(model: Segmenter, choice: Choice, tiling: Tiling, device: torch.device) -> int:
-    """Return how many windows one forward pass takes: what fits into a GPU, and what keeps a CPU busy."""
+def _measure_agreement(
+    model: Segmenter,
+    scene: Scene,
+    settings: ResolvedSettings,
+    device: torch.device,
+    region: Region | None,
+    measured: MeasuredAgreement,
+) -> float | None:
+    """Return the share of sampled pixels with the same class in bf16 and fp32; None if no pixel is valid."""
+    tiling = settings.tiling(scene.grid, model.stride)
+    key = device, tiling.rows.length, tiling.columns.length
+    if key not in measured:
+        agreement = precision_agreement(model, device, list(_read_sample_tiles(scene, settings, tiling, region)))
+        if agreement is None:
+            return None
+        measured[key] = agreement
+    return measured[key]
+
+
+def _should_compile(model: Segmenter, scene: Scene, settings: ResolvedSettings, device: torch.device) -> bool:
+    tiling = settings.tiling(scene.grid, model.stride)
+    pixels = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if settings.tta else 1)
+    return (
+        pixels >= _MIN_COMPILED_PIXELS
+        and operations_per_pixel(model) >= _MIN_COMPILED_OPERATIONS
+        and can_compile(device)
+    )
+
+
+def default_batch_size(model: Segmenter, settings: ResolvedSettings, tiling: Tiling, device: torch.device) -> int:
+    """Return the number of windows per forward pass that fits into a GPU, or keeps a CPU busy."""
     pixels = tiling.rows.length * tiling.columns.length
     if device.type == "cpu":
-        return max(1, _PIXELS_AT_ONCE // pixels)
-    memory = available_memory(device) * _SHARE_OF_MEMORY / bytes_per_pixel(model, choice.precision)
-    return max(1, min(_MOST_WINDOWS, int(memory / pixels)))
+        return max(1, _CPU_BATCH_PIXELS // pixels)
+    memory = available_memory(device) * _USABLE_MEMORY_SHARE / bytes_per_pixel(model, settings.precision)
+    return max(1, min(_MAX_BATCH, int(memory / pixels)))
 
 
-def _check_exact(options: Options, model: Segmenter) -> None:
+def _check_exact(options: PredictOptions, model: Segmenter) -> None:
     if options.precision == "bf16":
-        raise UsageError("exact means the same numbers as in one pass, which bf16 rounds differently; use fp32 or auto")
-    if model.reach is None:
+        raise UsageError("exact needs fp32, since bf16 rounds differently; use precision fp32 or auto")
+    if model.receptive_field is None:
         raise UsageError(
             f"exact was asked for, but the network {model.recipe.model.architecture} pools over its whole window, so "
-            "what it says depends on the window; leave exact out, or train a network without global pooling"
+            "its result depends on the window; leave exact out, or train a network without global pooling"
         )
 
 
-def _windows(options: Options, model: Segmenter) -> tuple[int, int, int, bool]:
-    """Return tile, overlap, ramp and whether the tile is fixed."""
-    context = model.context
-    if context is not None and options.tile not in (None, context):
+def _resolve_windows(options: PredictOptions, model: Segmenter) -> tuple[int, int, int, bool]:
+    """Return tile, overlap, width of the blending zones, and whether the tile is fixed."""
+    fixed_size = model.fixed_window_size
+    if fixed_size is not None and options.tile not in (None, fixed_size):
         raise UsageError(
             f"tile {options.tile} was asked for, but the network pools over its whole window and was trained with "
-            f"{context} pixels; leave the tile out"
+            f"{fixed_size} pixels; leave the tile out"
         )
-    if options.exact and model.reach is not None:
-        # The cut lies in the middle of what two windows share, and both are right that far from their ends.
-        least = 2 * (model.reach + 1)
-        overlap = max(least, options.overlap or 0)
+    if options.exact and model.receptive_field is not None:
+        # Without blending, windows are cut in the middle of their overlap, where both have full context.
+        overlap = max(2 * (model.receptive_field + 1), options.overlap or 0)
         tile = max(TILE, 2 * overlap) if options.tile is None else options.tile
         if tile < 2 * overlap:
             raise UsageError(
-                f"tile {tile} was asked for, but exact needs {2 * overlap}: a pixel of this network sees "
-                f"{model.reach} pixels far; leave the tile out"
+                f"tile {tile} was asked for, but exact needs at least {2 * overlap}: the receptive field of this "
+                f"network reaches {model.receptive_field} pixels; leave the tile out"
             )
         return tile, overlap, 0, False
-    tile = (context or TILE) if options.tile is None else options.tile
-    most = tile // 4 if tile > model.stride else 0
-    overlap = min(OVERLAP, most) if options.overlap is None else options.overlap
+    tile = (fixed_size or TILE) if options.tile is None else options.tile
+    max_default = tile // 4 if tile > model.stride else 0
+    overlap = min(OVERLAP, max_default) if options.overlap is None else options.overlap
     check_tiling(tile, overlap, model.stride)
-    return tile, overlap, min(RAMP, overlap), context is not None
+    return tile, overlap, min(BLEND_WIDTH, overlap), fixed_size is not None
 
 
-def _first_tiles(scene: Scene, choice: Choice, tiling: Tiling, region: Region | None) -> Iterator[Tile]:
-    """Read the middle of each window, or all of it where the network needs that, until enough valid pixels came."""
+def _read_sample_tiles(
+    scene: Scene, settings: ResolvedSettings, tiling: Tiling, region: Region | None
+) -> Iterator[Tile]:
+    """Read the centre of each window, or the whole window if its size is fixed, until enough pixels are valid."""
     height, width = scene.grid.shape
-    tall, wide = tiling.rows.length, tiling.columns.length
-    if not choice.fixed:
-        tall, wide = min(_SIDE, tall), min(_SIDE, wide)
+    tile_height, tile_width = tiling.rows.length, tiling.columns.length
+    if not settings.fixed:
+        tile_height, tile_width = min(_COMPARED_SIDE_PX, tile_height), min(_COMPARED_SIDE_PX, tile_width)
     counted = 0
     with scene.open() as reader:
         for row in tiling.rows.spans:
             for column in tiling.columns.spans:
-                top = min(row.origin + (tiling.rows.length - tall) // 2, max(0, height - tall))
-                left = min(column.origin + (tiling.columns.length - wide) // 2, max(0, width - wide))
-                window = Window(left, top, min(wide, width - left), min(tall, height - top))
+                top = min(row.origin + (tiling.rows.length - tile_height) // 2, max(0, height - tile_height))
+                left = min(column.origin + (tiling.columns.length - tile_width) // 2, max(0, width - tile_width))
+                window = Window(left, top, min(tile_width, width - left), min(tile_height, height - top))
                 if region is not None and not region.mask(window).any():
                     continue
                 tile = reader.read(window)
                 if tile.valid.any():
-                    yield tile.padded(tall, wide) if choice.fixed else tile
+                    yield tile.padded(tile_height, tile_width) if settings.fixed else tile
                     counted += int(tile.valid.sum())
-                if counted >= _COMPARED:
+                if counted >= _MIN_COMPARED_PIXELS:
                     return

@@ -1,4 +1,4 @@
-"""Summary: what a map holds and what it took, counted while it is written."""
+"""Summary of a finished map: pixels and areas of its classes, settings, time and memory."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.io.grid import Grid
-from segkit.io.pixel_area import has_areas, pixel_hectares
-from segkit.task.task import Task
+from segkit.io.pixel_area import AreaTally
+from segkit.task import Task
 
 if TYPE_CHECKING:
-    from segkit.inference.settings import Choice
+    from segkit.inference.settings import ResolvedSettings
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `predict` wrote.
+    """Summary of a map that `predict` made or found finished.
 
     Parameters
     ----------
     path
         The map.
     pixels
-        Of each class of the task's legend, by name; background's too, where the task has one.
+        Pixels of each class by name, including background if the task has one.
     hectares
-        Their true area; None where the scene has no CRS, or a local one.
+        True areas of the classes; None if the scene has no CRS, or a local one.
     valid
-        Pixels that were decided.
+        Number of pixels with data.
     bands, resumed
-        Bands of rows that the scene was worked in, and how many of them an earlier, interrupted call had finished; all
-        of them where the map was there already.
+        Number of row bands, and how many an earlier, interrupted call had finished (all, if the map existed).
     seconds
-        From opening the scene to the finished map, in this call; 0 where the map was there already.
+        Time from opening the scene to the finished map; 0 if the map existed.
     mpx_per_second
-        Millions of scene pixels that this call computed, by that time.
+        Millions of scene pixels that this call predicted, per second.
     peak_memory
-        Bytes of main memory that the process has held at most since it started; None where the system does not tell.
+        Peak main memory of the process since it started, in bytes; None if the system does not report it.
     choice
-        How it was predicted: tile, overlap, precision and the rest.
+        Settings: tile, overlap, precision and others.
     """
 
     path: Path
@@ -56,44 +56,36 @@ class Summary:
     seconds: float
     mpx_per_second: float
     peak_memory: int | None
-    choice: Choice
+    choice: ResolvedSettings
 
 
-class Tally:
-    """Counts the decisions of one scene, block by block."""
+class ClassTally:
+    """Counts the decided pixels of a scene by class, block by block."""
 
     def __init__(self, task: Task, grid: Grid) -> None:
-        self._task, self._grid = task, grid
+        self._task = task
         self._valid = 0
-        self._pixels = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
-        self._hectares = np.zeros(self._pixels.shape) if has_areas(grid) else None
+        self._tally = AreaTally(len(task.categories), grid, n_targets=task.n_targets)
 
-    def add(self, planes: NDArray[np.integer[Any]], valid: NDArray[np.bool_], window: Window) -> None:
-        """Count decided planes (P, H, W) of a window where `valid` (H, W) is true."""
+    def add(self, targets: NDArray[np.integer[Any]], valid: NDArray[np.bool_], window: Window) -> None:
+        """Add the decided targets (T, H, W) of a window, where `valid` (H, W) is true."""
         self._valid += int(valid.sum())
-        kinds = self._pixels.shape[1]
-        some = ... if valid.all() else valid
-        area = None if self._hectares is None else pixel_hectares(self._grid, window)[some].ravel()
-        for plane, categories in enumerate(planes):
-            decided = categories[some].ravel()
-            self._pixels[plane] += np.bincount(decided, minlength=kinds)
-            if self._hectares is not None:
-                self._hectares[plane] += np.bincount(decided, weights=area, minlength=kinds)
+        self._tally.add(targets, valid, window)
 
     def counts(self) -> dict[str, Any]:
-        """Return what was counted, as JSON can hold it: `valid`, and by class `pixels` and `hectares`."""
+        """Return the counts as a JSON value: `valid`, and by class `pixels` and `hectares`."""
         return {
             "valid": self._valid,
-            "pixels": self._by_class(self._pixels),
-            "hectares": None if self._hectares is None else self._by_class(self._hectares),
+            "pixels": self._by_class(self._tally.pixels),
+            "hectares": None if self._tally.hectares is None else self._by_class(self._tally.hectares),
         }
 
     def _by_class(self, counts: NDArray[Any]) -> dict[str, Any]:
-        return {name: counts[plane, category].item() for name, plane, category in self._task.scored}
+        return {name: counts[target, category].item() for name, target, category in self._task.scored_categories}
 
 
-def total(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum what several tallies of one task counted, in their order."""
+def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum the counts of several tallies of the same task."""
 
     def add(key: str) -> dict[str, Any] | None:
         parts = [one[key] for one in counts]
@@ -105,10 +97,10 @@ def total(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def peak_memory() -> int | None:
-    """Return the bytes of main memory that the process has held at most; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+    """Return the peak main memory of this process in bytes; None if the system does not report it."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # psutil reports the peak on Windows only
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

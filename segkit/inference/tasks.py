@@ -1,7 +1,7 @@
-"""Units: what a scene's work is made of, each to be worked by itself, here or elsewhere.
+"""Work items: independent pieces of the work on a scene, which run in this process or on a worker.
 
-A unit is a small frozen object, which may be pickled, and is called with the tools of the process that works it: the
-model, its prepared network, the area of interest. What it makes, it leaves in files; what it returns is small.
+A work item is a small frozen object that can be pickled. It is called with the context of the process that runs it:
+model, optimised network, area of interest. Its results are files; what it returns is small.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segkit.errors import DataError, ModelFileError
-from segkit.inference.bands import finish_seam, predict_band
+from segkit.inference.bands import merge_seam, predict_band
 from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.journal import Journal
-from segkit.inference.outputs import PRODUCTS
+from segkit.inference.outputs import RASTER_OUTPUTS
 from segkit.inference.runner import Runner
-from segkit.inference.settings import Choice, Measured, Options, choose, windows_at_once
+from segkit.inference.settings import (
+    MeasuredAgreement,
+    PredictOptions,
+    ResolvedSettings,
+    default_batch_size,
+    resolve_settings,
+)
 from segkit.inference.tiling import Axis, Band, Tiling
-from segkit.io.cog import Part, assemble
+from segkit.io.cog import MapStrip, build_cog
 from segkit.io.grid import Grid
-from segkit.io.region import PolygonRegion, identity, read_area
+from segkit.io.region import PolygonRegion, aoi_fingerprint, read_aoi
 from segkit.io.scene import Scene
-from segkit.runtime.memory import return_memory
+from segkit.runtime.memory import retain_freed_memory, trim_memory
 
 if TYPE_CHECKING:
     from segkit.io.polygons import Polygons
@@ -36,48 +42,50 @@ if TYPE_CHECKING:
 Advance = Callable[[float], None]
 
 
-class Tools:
-    """What units are worked with in this process.
+class WorkerContext:
+    """Everything that work items share in a process.
 
     Parameters
     ----------
     polygons
         The area of interest.
     show_progress
-        Whether the process has a user who watches it.
+        Whether to show the progress of steps that last long.
     """
 
     def __init__(self, model: Segmenter, polygons: Polygons | None = None, *, show_progress: bool = False) -> None:
         self.model, self.show_progress = model, show_progress
-        self.sharing = 1  # processes that predict on this machine
-        self.measured: Measured = {}
+        self.workers_per_host = 1  # processes that predict on this machine
+        self.measured: MeasuredAgreement = {}
         self._polygons = polygons
         self._region: tuple[Grid, PolygonRegion] | None = None
         self._runner: tuple[object, Runner] | None = None
 
     def region(self, grid: Grid) -> PolygonRegion | None:
-        """Return the area of interest on a grid; that of the last grid is kept."""
+        """Return the area of interest on a grid; the last one is cached."""
         if self._polygons is None:
             return None
         if self._region is None or self._region[0] != grid:
             self._region = grid, PolygonRegion(self._polygons, grid)
         return self._region[1]
 
-    def runner(self, device: torch.device, choice: Choice, scene: object) -> Runner:
-        """Return the prepared network; the last one is kept."""
-        # Torch compiles only so many sizes of windows for one network.
-        key = device, choice.precision, choice.tta, scene if choice.compiled else None
+    def runner(self, device: torch.device, settings: ResolvedSettings, scene: object) -> Runner:
+        """Return the optimised network; the last one is cached."""
+        # Torch limits the number of window sizes for which it compiles a network, so compile for each scene.
+        key = device, settings.precision, settings.tta, scene if settings.compiled else None
         if self._runner is None or self._runner[0] != key:
             self._runner = None  # frees its memory first
-            made = Runner(self.model, device, choice.precision, tta=choice.tta is not None, compiled=choice.compiled)
-            self._runner = key, made
-            return_memory()  # copies of the network leave holes all over
+            runner = Runner(
+                self.model, device, settings.precision, tta=settings.tta is not None, compiled=settings.compiled
+            )
+            self._runner = key, runner
+            trim_memory()  # copying the network leaves much free memory
         return self._runner[1]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where other processes get their tools, and what tells model and area apart from others at these paths."""
+class WorkerInputs:
+    """Paths of model and area of interest for other processes, with fingerprints to detect other contents."""
 
     model: Path
     fingerprint: str
@@ -85,148 +93,157 @@ class Source:
     layer: str | None = None
     polygons: str | None = None
 
-    def tools(self) -> Tools:
-        """Read model and area.
+    def load_context(self) -> WorkerContext:
+        """Read the model and the area of interest.
 
         Raises
         ------
         SegkitError
-            One of them is not there, or is another one.
+            One of them does not exist, or has changed.
         """
         from segkit.models.segmenter import load
 
         model = load(self.model)
         if model.fingerprint() != self.fingerprint:
             raise ModelFileError(
-                f"{self.model}: is another model than the one that was asked for; every machine must see the same file "
-                "there, as long as the work goes on"
+                f"{self.model}: is not the model with which this prediction started; all machines must see the same "
+                "file, until the prediction is finished"
             )
-        polygons = None if self.area is None else read_area(self.area, self.layer)
-        if polygons is not None and identity(polygons) != self.polygons:
+        polygons = None if self.area is None else read_aoi(self.area, self.layer)
+        if polygons is not None and aoi_fingerprint(polygons) != self.polygons:
             raise DataError(
-                f"{self.area}: holds other polygons than when it was asked for; every machine must see the same file "
-                "there, as long as the work goes on"
+                f"{self.area}: does not hold the polygons with which this prediction started; all machines must see "
+                "the same file, until the prediction is finished"
             )
-        return Tools(model, polygons)
+        return WorkerContext(model, polygons)
 
 
-_kept: tuple[Source, Tools] | None = None
-_at_work = threading.Lock()
+_cached_context: tuple[WorkerInputs, WorkerContext] | None = None
+_worker_lock = threading.Lock()
 
 
-def elsewhere(unit: Unit, source: Source, sharing: int) -> Any:
-    """Work a unit in a process that works for another one: one at a time; its tools are kept for the next."""
-    global _kept
-    with _at_work:
-        if _kept is None or _kept[0] != source:
-            _kept = None  # frees its memory first
-            _kept = source, source.tools()
-        _kept[1].sharing = sharing
-        return unit(_kept[1], lambda step: None)
+def run_on_worker(item: WorkItem, inputs: WorkerInputs, workers_per_host: int) -> Any:
+    """Run a work item in a worker process, one at a time; its context is cached for the next item."""
+    global _cached_context
+    with _worker_lock:
+        if _cached_context is None or _cached_context[0] != inputs:
+            retain_freed_memory()
+            _cached_context = None  # frees its memory first
+            _cached_context = inputs, inputs.load_context()
+        context = _cached_context[1]
+        context.workers_per_host = workers_per_host
+        return item(context, lambda step: None)
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A piece of work; `name` is the scene's, `told` says which piece it is, `megapixels` how much the network does."""
+class WorkItem:
+    """A piece of work for the scene `name`."""
 
     name: str
 
     @property
-    def told(self) -> str:
-        """What it is, for users."""
+    def description(self) -> str:
+        """Text for messages."""
         return type(self).__name__.lower()
 
     @property
     def megapixels(self) -> float:
-        """Millions of pixels that go through the network."""
+        """Millions of pixels of the scene that the network predicts."""
         return 0.0
 
-    def __call__(self, tools: Tools, advance: Advance) -> Any:
-        """Work it; `advance` is called with the millions of pixels of each step."""
+    def __call__(self, context: WorkerContext, advance: Advance) -> Any:
+        """Run it; `advance` is called with the millions of pixels of each step."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Check(Unit):
-    """Refuse what cannot be done with the model there; returns the options with the device settled."""
+class CheckOptions(WorkItem):
+    """Check the options against the model and the worker, and resolve the device."""
 
-    options: Options
+    options: PredictOptions
 
-    def __call__(self, tools: Tools, advance: Advance) -> Options:
+    def __call__(self, context: WorkerContext, advance: Advance) -> PredictOptions:
         """See `Options.check`."""
-        self.options.check(tools.model)
+        self.options.check(context.model)
         return replace(self.options, device=str(pick_device(self.options.device)))
 
 
 @dataclass(frozen=True)
-class Look(Unit):
-    """Open a scene and choose how to predict it, as far as `plan` has not settled it."""
+class InspectScene(WorkItem):
+    """Open a scene and resolve its settings; `plan` holds the settings of an earlier, interrupted call."""
 
     files: tuple[Path, ...]
     vrt: bool
-    options: Options
+    options: PredictOptions
     plan: Mapping[str, Any] | None
 
-    def __call__(self, tools: Tools, advance: Advance) -> tuple[Scene, Choice]:
-        """Return both."""
-        scene = tools.model.scene(self.files, vrt=self.vrt)
-        region, device = tools.region(scene.grid), pick_device(self.options.device)
-        choice = (
-            Choice(**self.plan)
-            if self.plan
-            else choose(tools.model, scene, self.options, region, sharing=tools.sharing, measured=tools.measured)
-        )
-        if choice.batch is None:
-            tiling = choice.tiling(scene.grid, tools.model.stride)
-            choice = replace(choice, batch=windows_at_once(tools.model, choice, tiling, device))
-        if choice.threads is None and device.type == "cpu":
-            choice = replace(choice, threads=torch.get_num_threads())
-        return scene, choice
+    def __call__(self, context: WorkerContext, advance: Advance) -> tuple[Scene, ResolvedSettings]:
+        """Return the scene and its settings."""
+        model = context.model
+        scene = model.open_scene(self.files, vrt=self.vrt)
+        device = pick_device(self.options.device)
+        if self.plan:
+            settings = ResolvedSettings(**self.plan)
+        else:
+            settings = resolve_settings(
+                model,
+                scene,
+                self.options,
+                context.region(scene.grid),
+                workers_per_host=context.workers_per_host,
+                measured=context.measured,
+            )
+        if settings.batch is None:
+            tiling = settings.tiling(scene.grid, model.stride)
+            settings = replace(settings, batch=default_batch_size(model, settings, tiling, device))
+        if settings.threads is None and device.type == "cpu":
+            settings = replace(settings, threads=torch.get_num_threads())
+        return scene, settings
 
 
 @dataclass(frozen=True)
-class Find(Unit):
-    """Look for what of a scene is finished; returns the data of finished units by index."""
+class FindFinished(WorkItem):
+    """Find the finished bands and seams of a scene, by their index in the journal."""
 
     journal: Journal
     indexes: tuple[int, ...]
 
-    def __call__(self, tools: Tools, advance: Advance) -> dict[int, dict[str, Any]]:
-        """Compare their checksums."""
-        found = {index: self.journal.finished(index) for index in self.indexes}
-        return {index: data for index, data in found.items() if data is not None}
+    def __call__(self, context: WorkerContext, advance: Advance) -> dict[int, dict[str, Any]]:
+        """Return the data of those whose checksums are correct."""
+        data_by_index = {index: self.journal.load_band(index) for index in self.indexes}
+        return {index: data for index, data in data_by_index.items() if data is not None}
 
 
 @dataclass(frozen=True)
-class BandUnit(Unit):
-    """Predict a band into the journal; one that is there already is left as it is."""
+class PredictBand(WorkItem):
+    """Predict a band into the journal, unless it is finished."""
 
     scene: Scene
-    options: Options
-    choice: Choice
+    options: PredictOptions
+    settings: ResolvedSettings
     journal: Journal
     tiling: Tiling
     band: Band
-    products: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @classmethod
-    def of(
+    def from_tiling(
         cls,
         scene: Scene,
-        options: Options,
-        choice: Choice,
+        options: PredictOptions,
+        settings: ResolvedSettings,
         journal: Journal,
         tiling: Tiling,
         band: Band,
-        products: tuple[str, ...],
-    ) -> BandUnit:
-        """Make the unit of one band of a tiling, of which it keeps what the band needs."""
-        own = Tiling(Axis(tiling.rows.length, tiling.rows.ramp, band.spans), tiling.columns)
-        return cls(scene.name, scene, options, choice, journal, own, band, products)
+        outputs: tuple[str, ...],
+    ) -> PredictBand:
+        """Create the item of one band; it keeps only the rows of the tiling that the band needs."""
+        band_tiling = Tiling(Axis(tiling.rows.length, tiling.rows.blend_width, band.spans), tiling.columns)
+        return cls(scene.name, scene, options, settings, journal, band_tiling, band, outputs)
 
     @property
-    def told(self) -> str:
-        """The band and its rows."""
+    def description(self) -> str:
+        """Number and rows of the band."""
         return f"band {self.band.index}, rows {self.band.spans[0].start} to {self.band.spans[-1].stop - 1}"
 
     @property
@@ -234,90 +251,90 @@ class BandUnit(Unit):
         """Millions of pixels of the band."""
         return (self.band.stop - self.band.spans[0].start) * self.scene.grid.width / 1e6
 
-    def __call__(self, tools: Tools, advance: Advance) -> dict[str, Any]:
-        """Return the band's counts."""
-        if (found := self.journal.finished(self.band.index)) is not None:
-            return found
+    def __call__(self, context: WorkerContext, advance: Advance) -> dict[str, Any]:
+        """Return the counts of the band."""
+        if (counts := self.journal.load_band(self.band.index)) is not None:
+            return counts
         device = pick_device(self.options.device)
-        if self.choice.precision == "bf16":
-            pick_precision("bf16", device)  # another machine than the one that chose it may not have it
-        assert self.choice.batch is not None
-        with _threads(self.choice.threads), self.journal.writing(self.band.index) as unit:
-            unit.data = predict_band(
-                tools.runner(device, self.choice, self.scene),
+        if self.settings.precision == "bf16":
+            pick_precision("bf16", device)  # it was chosen on another machine, and may be missing here
+        assert self.settings.batch is not None
+        with _torch_threads(self.settings.threads), self.journal.write_band(self.band.index) as entry:
+            entry.data = predict_band(
+                context.runner(device, self.settings, self.scene),
                 self.scene,
                 self.tiling,
                 self.band,
-                unit.folder,
-                self.products,
-                batch=self.options.batch or self.choice.batch,
-                region=tools.region(self.scene.grid),
+                entry.folder,
+                self.outputs,
+                batch=self.options.batch or self.settings.batch,
+                region=context.region(self.scene.grid),
                 advance=advance,
             )
-        return unit.data
+        return entry.data
 
 
 @dataclass(frozen=True)
-class SeamUnit(Unit):
-    """Decide the rows that two finished bands share; a seam that is there already is left as it is."""
+class MergeSeam(WorkItem):
+    """Decide the rows that two finished bands share, unless that is finished."""
 
     journal: Journal
     index: int
     upper: Band
     lower: Band
     grid: Grid
-    products: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     @property
-    def told(self) -> str:
-        """The bands."""
+    def description(self) -> str:
+        """Numbers of the bands."""
         return f"the seam of bands {self.upper.index} and {self.lower.index}"
 
-    def __call__(self, tools: Tools, advance: Advance) -> dict[str, Any]:
-        """Return the seam's counts."""
-        if (found := self.journal.finished(self.index)) is not None:
-            return found
+    def __call__(self, context: WorkerContext, advance: Advance) -> dict[str, Any]:
+        """Return the counts of the seam."""
+        if (counts := self.journal.load_band(self.index)) is not None:
+            return counts
         first = self.lower.spans[0]
-        with self.journal.writing(self.index) as unit:
-            unit.data = finish_seam(
-                self.journal.file(self.upper.index, "bottom.tif"),
-                self.journal.file(self.lower.index, "top.tif"),
-                tools.model.task,
+        with self.journal.write_band(self.index) as entry:
+            entry.data = merge_seam(
+                self.journal.file_path(self.upper.index, "bottom.tif"),
+                self.journal.file_path(self.lower.index, "top.tif"),
+                context.model.task,
                 self.grid,
                 first.start,
-                first.rise,
-                unit.folder,
-                self.products,
+                first.blend_before,
+                entry.folder,
+                self.outputs,
             )
-        return unit.data
+        return entry.data
 
 
 @dataclass(frozen=True)
-class Assemble(Unit):
-    """Make one product of all its parts."""
+class Assemble(WorkItem):
+    """Assemble one raster output from its strips."""
 
-    product: str
+    output: str
     path: Path
     grid: Grid
     tags: Mapping[str, str]
-    parts: tuple[Part, ...]
+    strips: tuple[MapStrip, ...]
 
-    def __call__(self, tools: Tools, advance: Advance) -> None:
+    def __call__(self, context: WorkerContext, advance: Advance) -> None:
         """Write the file."""
-        formatted = PRODUCTS[self.product].format(tools.model.task, self.tags)
-        assemble(self.path, self.grid, formatted, self.parts, overwrite=True)
+        profile = RASTER_OUTPUTS[self.output].profile(context.model.task, self.tags)
+        build_cog(self.path, self.grid, profile, self.strips, overwrite=True)
 
 
 @dataclass(frozen=True)
-class Vectorize(Unit):
-    """Make the polygons of a finished map; those that were made of it before stay."""
+class Vectorize(WorkItem):
+    """Write the polygons of a finished map, unless a newer file exists."""
 
     map: Path
     vector: Path
     probabilities: Path | None
     overwrite: bool
 
-    def __call__(self, tools: Tools, advance: Advance) -> None:
+    def __call__(self, context: WorkerContext, advance: Advance) -> None:
         """Write the file."""
         from segkit.vector import vectorize
 
@@ -327,13 +344,13 @@ class Vectorize(Unit):
                 self.vector,
                 probabilities=self.probabilities,
                 overwrite=self.overwrite,
-                show_progress=tools.show_progress,
+                show_progress=context.show_progress,
             )
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads while the block lasts."""
+def _torch_threads(number: int | None) -> Iterator[None]:
+    """Set the number of torch's threads during the block."""
     before = torch.get_num_threads()
     if number is None or number == before:
         yield

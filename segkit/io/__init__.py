@@ -1,1 +1,4 @@
-"""Files and places: rasters, vector files, URLs, grids, areas, regions, outputs that are written whole."""
+"""Files and geometry: rasters, vector files, URLs, grids, areas and regions, and outputs that are complete or absent.
+
+Drivers, URL schemes, vector formats that are read, and checks of paths go here. Nothing here knows models or tasks.
+"""

@@ -1,4 +1,4 @@
-"""Legend: which classes a map holds, as its own metadata or a file of names says."""
+"""The class table of a map: names, values and colours of its classes, in its metadata or in a CSV file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,29 +16,34 @@ import numpy as np
 from rasterio.io import DatasetReader
 
 from segkit.errors import DataError, UsageError
-from segkit.io.files import existing
-from segkit.io.raster import PathLike, described
+from segkit.io.files import require_file
+from segkit.io.paths import PathLike
+from segkit.io.raster import vrt_description
+from segkit.runtime.version import VERSION
 
-# How the columns of a file of names may be called.
+# Accepted column names of a CSV file of class names.
 _COLUMNS = {
     **dict.fromkeys(("value", "code", "class_id", "id"), "value"),
     **dict.fromkeys(("name", "class", "label"), "name"),
     **dict.fromkeys(("color", "colour"), "color"),
     "background": "background",
 }
-# What 0 is called in a raster where it is no class.
-_NOTHING = {"background", "none", "nothing", "no data", "nodata", "unclassified", "unlabeled", "unlabelled", "unknown"}
+# Names under which value 0 of a raster is background.
+_BACKGROUND_NAMES = {
+    *("background", "none", "nothing", "no data", "nodata"),
+    *("unclassified", "unlabeled", "unlabelled", "unknown"),
+}
 _YES_OR_NO = dict.fromkeys(("yes", "true", "1"), True) | dict.fromkeys(("no", "false", "0"), False)
-# What columns of a raster attribute table are for (GDALRATFieldUsage).
+# Usage of the columns of a raster attribute table (GDALRATFieldUsage).
 _RAT_NAME, _RAT_VALUE, _RAT_RGB = "2", "5", ("6", "7", "8")
 
-# What one source tells about values: {value: {"name": ..., "color": ..., "background": ...}}, keys only where it does.
+# What one source has about values: {value: {"name": ..., "color": ..., "background": ...}}; missing keys are unknown.
 _Facts = dict[int, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class MapClass:
-    """A class of a map: its name, its value, whether it is what remains beside all others, its colour (#rrggbb)."""
+    """A class of a map: name, value, whether it is background (all pixels of no other class), colour ("#rrggbb")."""
 
     name: str
     value: int
@@ -54,243 +60,300 @@ class Legend:
     map_name
         For messages.
     classes
-        Those that the map lists, in its order; none for a map that segkit did not make. Of a multilabel map, those of
-        its bands.
+        The classes that the map lists, in its order; empty for maps that segkit did not write. For a multilabel map,
+        the class of each band.
     multilabel
         Whether classes overlap: one 0/1 band per class instead of one band of values.
-    known
-        Also what else is known about values, whether or not the map has them.
+    value_table
+        All values with a known name or colour, whether or not they occur in the map.
     """
 
     map_name: str
     classes: tuple[MapClass, ...]
     multilabel: bool
-    known: Mapping[int, MapClass] = field(default_factory=dict)
+    value_table: Mapping[int, MapClass] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: DatasetReader, names: PathLike | None = None) -> Legend:
+    def from_dataset(cls, dataset: DatasetReader, names: PathLike | None = None) -> Legend:
         """Read the legend of an open map.
 
-        A class's name and colour come from the first that has them: the file of names, segkit's own list in the map,
-        the raster's attribute table, its category names, its colour table.
+        A class's name and colour come from the first of these sources that has them: the CSV file, segkit's own list in
+        the map, the raster's attribute table, its category names, its colour table.
 
         Parameters
         ----------
         names
-            A CSV file (comma, semicolon or tab) whose first line names its columns: value, name and, where wanted,
-            color (#rrggbb) and background (yes for what remains beside all classes).
+            A CSV file (comma, semicolon or tab). Its first line names the columns: value, name and, optionally, color
+            (#rrggbb) and background (yes for the class of all pixels of no other class).
 
         Raises
         ------
         MissingFileError
-            The file of names is not there.
+            The CSV file does not exist.
         DataError
-            The raster is no map: not of whole numbers, of several bands without being multilabel, or its list of
-            classes cannot be read. Or the file of names cannot.
+            The raster is not a map: not integer, several bands without being multilabel, or an unreadable list of
+            classes. Or the CSV file is unreadable.
         """
         for band, dtype in zip(dataset.indexes, dataset.dtypes, strict=True):
             if np.dtype(dtype).kind not in "iu":
                 raise DataError(
-                    f"{dataset.name}: band {band} is {dtype}; a map holds class codes, which are whole numbers: "
-                    "name the map and not its probabilities, or convert it (gdal_translate -ot Byte)"
+                    f"{dataset.name}: band {band} is {dtype}; a map holds class values, which are integers: "
+                    "give the map, not its probabilities, or convert it (gdal_translate -ot Byte)"
                 )
         tags = dataset.tags()
         multilabel = tags.get("segkit_type") == "multilabel"
-        listed = _listed(dataset.name, tags["segkit_classes"]) if "segkit_classes" in tags else {}
+        listed = _facts_from_tag(dataset.name, tags["segkit_classes"]) if "segkit_classes" in tags else {}
         if multilabel and len(listed) != dataset.count:
             raise DataError(
-                f"{dataset.name}: is a multilabel map of {dataset.count} bands but lists {len(listed)} classes; "
-                "such a map has one band per class: predict it again"
+                f"{dataset.name}: a multilabel map has one band per class (bands: {dataset.count}, listed classes: "
+                f"{len(listed)}); predict it again"
             )
         if dataset.count > 1 and not multilabel:
             raise DataError(
-                f"{dataset.name}: has {dataset.count} bands; a map has one band of class codes, or is marked as "
-                "multilabel by segkit: pick a band (gdal_translate -b 1)"
+                f"{dataset.name}: has {dataset.count} bands; a map has one band of class values, or is a multilabel "
+                "map of segkit: select a band (gdal_translate -b 1)"
             )
-        given = {} if names is None else _read_names(existing(names, "file of names"))
+        given = {} if names is None else _read_class_file(require_file(names, "file of class names"))
         facts: _Facts = {}
-        for source in (given, listed, *([] if listed else _in_raster(dataset))):
-            for value, told in source.items():
-                facts[value] = told | facts.get(value, {})
-        known = {
+        for source in (given, listed, *([] if listed else _facts_from_raster(dataset))):
+            for value, new in source.items():
+                facts[value] = new | facts.get(value, {})
+        value_table = {
             value: MapClass(
-                told.get("name", str(value)),
+                known.get("name", str(value)),
                 value,
-                told.get("background", value == 0 and value not in given and _is_nothing(told.get("name"))),
-                told.get("color"),
+                known.get("background", value == 0 and value not in given and _is_background_name(known.get("name"))),
+                known.get("color"),
             )
-            for value, told in facts.items()
+            for value, known in facts.items()
         }
-        return cls(dataset.name, tuple(known[value] for value in listed), multilabel, known)
+        return cls(dataset.name, tuple(value_table[value] for value in listed), multilabel, value_table)
 
     def class_of(self, band: int, code: int) -> MapClass:
-        """Return what a code means in a band.
+        """Return the class of a value in a band.
 
-        Without a name it is called by its number, and 0 is taken for background where nothing is listed.
+        A value without a name is called by its number. If the map lists no classes, an unnamed 0 is background.
         """
         if self.multilabel:
             return self.classes[band - 1]
-        return self.known.get(code) or MapClass(str(code), code, background=code == 0 and not self.classes)
+        return self.value_table.get(code) or MapClass(str(code), code, background=code == 0 and not self.classes)
 
-    def guesses(self, one: MapClass) -> bool:
-        """Whether a class is taken for background though nothing in the map says so: a 0 without a name."""
+    def assumes_background(self, one: MapClass) -> bool:
+        """Return whether a class is background only by assumption: an unnamed 0 in a map that lists no classes."""
         return one.background and one.name == "0" and not self.classes
 
-    def choose(self, wanted: Sequence[str | int] | None = None, *, background: bool = False) -> Choice:
-        """Return which classes are kept: those whose name or value is wanted, by default all but background.
+    def select(self, classes: Sequence[str | int] | None = None, *, background: bool = False) -> ClassSelection:
+        """Select classes by name or value; by default all but background.
 
         Raises
         ------
         UsageError
-            The map cannot have such a class. Where its code may still turn up, `Choice.check` raises it.
+            The map cannot have such a class. For a value that may still occur, `ClassSelection.check` raises it.
         """
-        return Choice(self, wanted, background=background)
+        return ClassSelection(self, classes, background=background)
 
 
-class Choice:
-    """Which classes of a map are kept, asked as its codes turn up; made by `Legend.choose`."""
+class ClassSelection:
+    """A selection of a map's classes, applied while its values are found; made by `Legend.select`.
 
-    def __init__(self, legend: Legend, wanted: Sequence[str | int] | None, *, background: bool) -> None:
+    Attributes
+    ----------
+    assumed_background
+        A value that was left out as background by assumption (see `Legend.assumes_background`), or None.
+    """
+
+    def __init__(self, legend: Legend, classes: Sequence[str | int] | None, *, background: bool) -> None:
         self._legend = legend
-        self._wanted = None if wanted is None else {str(one) for one in wanted}
+        self._selected = None if classes is None else {str(one) for one in classes}
         self._background = background
-        # A code that was met and left out as background though nothing in the map says so.
-        self.guessed: int | None = None
-        self._met = dict.fromkeys(
-            (*legend.classes, *(one for one in legend.known.values() if one.name != str(one.value)))
+        self.assumed_background: int | None = None
+        named = (one for one in legend.value_table.values() if one.name != str(one.value))
+        self._found = dict.fromkeys((*legend.classes, *named))
+        self._raise_if_any(
+            {alias for alias in self._missing() if legend.multilabel or not re.fullmatch(r"-?\d+", alias)}
         )
-        self._refuse({one for one in self._missing() if legend.multilabel or not re.fullmatch(r"-?\d+", one)})
 
-    def of(self, band: int, code: int) -> MapClass | None:
-        """Return the class of a code that was met in a band, None where it is not kept."""
+    def select(self, band: int, code: int) -> MapClass | None:
+        """Return the class of a value that occurs in a band; None if it is not selected."""
         one = self._legend.class_of(band, code)
-        self._met.setdefault(one)
+        self._found.setdefault(one)
         if one.background and self._background:
             return one
-        kept = not one.background if self._wanted is None else self._wanted & _aliases(one)
-        if self._wanted is None and self._legend.guesses(one):
-            self.guessed = code
-        return one if kept else None
+        if self._selected is not None:
+            return one if self._selected & _aliases(one) else None
+        if self._legend.assumes_background(one):
+            self.assumed_background = code
+        return None if one.background else one
 
     def check(self) -> None:
-        """Raise a UsageError where a class was wanted that the map does not have, after all its codes were met."""
-        self._refuse(self._missing())
+        """Raise a UsageError if a selected class is not in the map; call it after all values were found."""
+        self._raise_if_any(self._missing())
 
     def _missing(self) -> set[str]:
-        return (self._wanted or set()).difference(*map(_aliases, self._met))
+        return (self._selected or set()).difference(*map(_aliases, self._found))
 
-    def _refuse(self, missing: set[str]) -> None:
+    def _raise_if_any(self, missing: set[str]) -> None:
         if missing:
             raise UsageError(
                 f"{self._legend.map_name} has no class {', '.join(sorted(missing))}; it has "
                 + ", ".join(
-                    f"{one.name} ({one.value})" if one.name != str(one.value) else one.name for one in self._met
+                    f"{one.name} ({one.value})" if one.name != str(one.value) else one.name for one in self._found
                 )
             )
 
 
-def _is_nothing(name: str | None) -> bool:
-    return name is None or name.strip().lower() in _NOTHING
+def map_tags(map_type: str, classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the metadata that every map of segkit has.
+
+    Parameters
+    ----------
+    map_type
+        A task type: "binary", "multiclass" or "multilabel".
+    classes
+        Rows of the class table with name, value, color ("#rrggbb") and background, as in `Task.legend`.
+
+    Returns
+    -------
+    dict
+        Type, class table, version of segkit, and date (ISO 8601, UTC), as dataset tags.
+    """
+    return {
+        "segkit_type": map_type,
+        "segkit_classes": json.dumps(list(classes)),
+        "segkit_version": VERSION,
+        "segkit_date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def parse_color(color: str) -> tuple[int, int, int]:
+    """Return red, green and blue, 0 to 255, of a colour "#rrggbb".
+
+    Raises
+    ------
+    ValueError
+        The text is not a colour in this form.
+    """
+    if not re.fullmatch("#[0-9a-fA-F]{6}", color):
+        raise ValueError(f"{color} is not a colour such as #1b7837")
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def format_color(red: int, green: int, blue: int) -> str:
+    """Return "#rrggbb" for red, green and blue, 0 to 255."""
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def _is_background_name(name: str | None) -> bool:
+    return name is None or name.strip().lower() in _BACKGROUND_NAMES
 
 
 def _aliases(one: MapClass) -> set[str]:
     return {one.name, str(one.value)}
 
 
-def _listed(map_name: str, text: str) -> _Facts:
+def _facts_from_tag(map_name: str, text: str) -> _Facts:
     """Read segkit's list of classes in a map."""
     try:
         return {
-            int(row["value"]): _told(str(row["name"]), row.get("color")) | {"background": bool(row.get("background"))}
+            int(row["value"]): {**_facts(str(row["name"]), row.get("color")), "background": bool(row.get("background"))}
             for row in json.loads(text)
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{map_name}: its tag segkit_classes is no list of classes with name and value ({error!r}); "
+            f"{map_name}: its tag segkit_classes is not a list of classes with name and value ({error!r}); "
             "remove the tag (gdal_edit.py -unsetmd) or predict the map again"
         ) from error
 
 
-def _told(name: str | None, color: str | None) -> dict[str, Any]:
-    """Keep what is there.
+def _facts(name: str | None, color: str | None) -> dict[str, Any]:
+    """Return the given values that are not empty.
 
     Raises
     ------
     ValueError
-        The colour is none.
+        The colour is invalid.
     """
-    if color and not re.fullmatch("#[0-9a-fA-F]{6}", color):
-        raise ValueError(f"{color} is no colour such as #1b7837")
+    if color:
+        parse_color(color)
     return {key: value for key, value in (("name", name), ("color", color)) if value}
 
 
-def _read_names(path: Path) -> _Facts:
+def _read_class_file(path: Path) -> _Facts:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no text in UTF-8 ({error}); save the names as CSV in UTF-8") from error
+        raise DataError(f"{path}: is not a text file in UTF-8 ({error}); save it as CSV in UTF-8") from error
     header = lines[0] if lines else ""
-    rows = csv.reader(lines[1:], delimiter=max(",;\t", key=header.count))
-    columns = [_COLUMNS.get(word.strip(' "').lower()) for word in header.split(max(",;\t", key=header.count))]
+    delimiter = max(",;\t", key=header.count)
+    columns = [_COLUMNS.get(title.strip(' "').lower()) for title in header.split(delimiter)]
     if not {"value", "name"} <= set(columns):
-        raise DataError(f"{path}: its first line is {header[:80]!r}; it names the columns, such as value,name,color")
+        raise DataError(
+            f"{path}: its first line is {header[:80]!r}; the first line must name the columns, such as value,name,color"
+        )
     found: _Facts = {}
+    rows = csv.reader(lines[1:], delimiter=delimiter)
     for row in rows:
-        told = {key: word.strip() for key, word in zip(columns, row, strict=False) if key and word.strip()}
-        if not told:
+        cells = {key: cell.strip() for key, cell in zip(columns, row, strict=False) if key and cell.strip()}
+        if not cells:
             continue
         try:
-            value = int(told["value"])
+            value = int(cells["value"])
             if value in found:
-                raise ValueError(f"{value} is there twice")
-            found[value] = _told(told["name"], told.get("color"))
-            if "background" in told:
-                found[value]["background"] = _YES_OR_NO[told["background"].lower()]
+                raise ValueError(f"value {value} occurs twice")
+            found[value] = _facts(cells["name"], cells.get("color"))
+            if "background" in cells:
+                found[value]["background"] = _YES_OR_NO[cells["background"].lower()]
         except (KeyError, ValueError) as error:
-            raise DataError(f"{path}, line {rows.line_num + 1}: {','.join(row)!r} is no class ({error})") from error
+            raise DataError(f"{path}, line {rows.line_num + 1}: {','.join(row)!r} is not a class ({error})") from error
     return found
 
 
-def _in_raster(dataset: DatasetReader) -> Iterator[_Facts]:
+def _facts_from_raster(dataset: DatasetReader) -> Iterator[_Facts]:
     """Yield what GDAL knows about the values of the first band, the best source first."""
-    # rasterio shows neither category names nor attribute tables.
-    band = described(dataset).find("VRTRasterBand")
+    # rasterio gives access to neither category names nor attribute tables.
+    band = vrt_description(dataset).find("VRTRasterBand")
     assert band is not None
     table = band.find("GDALRasterAttributeTable")
     if table is not None:
         try:
-            yield _attributes(table)
+            yield _facts_from_attribute_table(table)
         except (ValueError, IndexError) as error:
             raise DataError(
                 f"{dataset.name}: its attribute table cannot be read ({error}); remove it (from the .aux.xml beside it)"
             ) from error
     names = [name.text for name in band.iterfind("CategoryNames/Category")]
-    # Where a classification of ENVI was converted, its names are metadata.
+    # A converted ENVI classification has its names in the metadata.
     names = names or re.split(r"\s*,\s*", dataset.tags(ns="ENVI").get("class_names", "").strip("{} "))
-    yield {value: _told(name, None) for value, name in enumerate(names) if name}
+    yield {value: _facts(name, None) for value, name in enumerate(names) if name}
     colors = band.iterfind("ColorTable/Entry")
     yield {
-        value: _told(None, _hex(*(entry.get(f"c{i}", "0") for i in (1, 2, 3)))) for value, entry in enumerate(colors)
+        value: _facts(None, _hex_color(*(entry.get(f"c{i}", "0") for i in (1, 2, 3))))
+        for value, entry in enumerate(colors)
     }
 
 
-def _attributes(table: ElementTree.Element) -> _Facts:
-    """Read a raster attribute table; where no column holds the value, a row's number is it."""
+def _facts_from_attribute_table(table: ElementTree.Element) -> _Facts:
+    """Read a raster attribute table; without a column of values, the row number is the value."""
     columns = list(table.iterfind("FieldDefn"))
-    place = {column.findtext("Usage"): at for at, column in enumerate(columns)}
-    title = {column.findtext("Name", "").lower(): at for at, column in enumerate(columns)}
-    text = [at for at, column in enumerate(columns) if column.findtext("Type") == "2"]
-    of_value = place.get(_RAT_VALUE, title.get("value"))
-    of_name = place.get(_RAT_NAME, text[0] if text else None)
-    of_color = [place.get(usage) for usage in _RAT_RGB]
+    by_usage = {column.findtext("Usage"): index for index, column in enumerate(columns)}
+    by_title = {column.findtext("Name", "").lower(): index for index, column in enumerate(columns)}
+    text_columns = [index for index, column in enumerate(columns) if column.findtext("Type") == "2"]
+    value_column = by_usage.get(_RAT_VALUE, by_title.get("value"))
+    name_column = by_usage.get(_RAT_NAME, text_columns[0] if text_columns else None)
+    color_columns = [by_usage.get(usage) for usage in _RAT_RGB]
     found: _Facts = {}
     for number, row in enumerate(table.iterfind("Row")):
         cells = [cell.text or "" for cell in row.iterfind("F")]
-        value = number if of_value is None else int(float(cells[of_value]))
-        color = None if None in of_color else _hex(*(cells[at] for at in of_color if at is not None))
-        found[value] = _told(None if of_name is None else cells[of_name].strip(), color)
+        value = number if value_column is None else int(float(cells[value_column]))
+        color = (
+            None
+            if None in color_columns
+            else _hex_color(*(cells[index] for index in color_columns if index is not None))
+        )
+        found[value] = _facts(None if name_column is None else cells[name_column].strip(), color)
     return found
 
 
-def _hex(*rgb: str) -> str:
-    return "#" + "".join(f"{int(float(one)) & 255:02x}" for one in rgb)
+def _hex_color(*rgb: str) -> str:
+    red, green, blue = (int(float(part)) & 255 for part in rgb)
+    return format_color(red, green, blue)

@@ -1,4 +1,4 @@
-"""Maps as files: written part by part, each window by window, and assembled to a cloud-optimised GeoTIFF."""
+"""Maps as files: written as strips of rows, window by window, and assembled to a cloud-optimised GeoTIFF."""
 
 from __future__ import annotations
 
@@ -20,29 +20,39 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.windows import Window
 
 from segkit.errors import OutputError, RasterError
-from segkit.io.files import check_output, hindrance, staged, sync, writing_to
+from segkit.io.block_cache import limit_block_cache
+from segkit.io.class_table import parse_color
+from segkit.io.files import as_output_error, atomic_write, check_output, describe_obstacle, fsync
 from segkit.io.grid import Grid
-from segkit.io.raster import GDAL_ERRORS, PathLike, grid_of, open_raster, quiet, read_window, window_text
+from segkit.io.paths import PathLike
+from segkit.io.raster import (
+    GDAL_ERRORS,
+    ignore_not_georeferenced,
+    open_raster,
+    read_grid,
+    read_window,
+    window_text,
+)
 
 
 @dataclass(frozen=True)
-class MapFormat:
-    """What a map holds: one band of class values, a 0/1 band per class, or a band of probabilities per channel.
+class MapProfile:
+    """Bands and metadata of a map: one band of class values, a 0/1 band per class, or a probability band per channel.
 
     Parameters
     ----------
     dtype, nodata
-        Of every band. float32 with NaN is for what is not finished yet.
+        Of all bands. float32 with NaN is used for intermediate files.
     band_names
-        Their descriptions; one band each.
+        Descriptions of the bands.
     tags
         Dataset metadata: class table, provenance.
     colors
         {value: "#rrggbb"} for the colour table of a single band.
     scale
-        What a stored number is multiplied with to read it.
+        Value of one stored unit, as in GDAL's scale.
     overviews
-        How overviews are made: "mode" for classes, "average" for numbers.
+        Resampling of overviews: "mode" for classes, "average" for numbers.
     """
 
     dtype: np.dtype[Any]
@@ -55,24 +65,24 @@ class MapFormat:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some rows of a map: a file of the map's width whose first row is the map's row `row`."""
+class MapStrip:
+    """A file with some rows of a map, in its full width; its first row is row `row` of the map."""
 
     path: Path
     row: int
 
 
 class MapWriter:
-    """Takes the windows of a part in any order, each pixel at most once; made by `writing_part`."""
+    """Writes the windows of a strip, in any order, each pixel at most once; made by `open_strip_writer`."""
 
     def __init__(self, dataset: DatasetWriter, path: Path, grid: Grid) -> None:
         self._dataset = dataset
         self._path = path
         self._grid = grid
-        self._sums: list[tuple[Window, int]] = []
+        self._checksums: list[tuple[Window, int]] = []
 
     def write(self, values: NDArray[Any], window: Window) -> None:
-        """Write values (bands, H, W) of a window of (H, W) pixels.
+        """Write the values (bands, H, W) of a window.
 
         Raises
         ------
@@ -81,218 +91,222 @@ class MapWriter:
         """
         stored = np.ascontiguousarray(values, dtype=self._dataset.dtypes[0])
         if stored.dtype.kind == "f":
-            # Not every NaN has the bits of the one that stands for blocks that hold nothing else.
+            # Give all NaN the same bits as those of blocks that are not stored.
             stored = np.where(np.isnan(stored), stored.dtype.type(np.nan), stored)
-        with telling(self._path):
+        with gdal_as_output_error(self._path):
             self._dataset.write(stored, window=window)
-        self._sums.append((window, zlib.crc32(stored.data)))
+        self._checksums.append((window, zlib.crc32(stored.data)))
 
     def _finish(self) -> None:
-        """Close the file and compare what it holds with what was written: GDAL closes on a full disk silently.
+        """Close the file, read it back and compare checksums; GDAL does not report a full disk when it closes a file.
 
         Raises
         ------
         OutputError
-            They differ.
+            The checksums differ.
         """
-        with telling(self._path):
+        with gdal_as_output_error(self._path):
             self._dataset.close()
-            sync(self._path)
-        with _reading_back(self._path), open_raster(self._path) as found:
+            fsync(self._path)
+        with _as_read_back_error(self._path), open_raster(self._path) as found:
             _check_grid(self._path, self._grid, found)
-            for window, expected in self._sums:
+            for window, expected in self._checksums:
                 if zlib.crc32(read_window(found, found.indexes, window).data) != expected:
-                    raise _differs(self._path, window)
+                    raise _difference_error(self._path, window)
 
 
 @contextlib.contextmanager
-def writing_part(path: Path, grid: Grid, form: MapFormat) -> Iterator[MapWriter]:
-    """Write a part of a map as a plain GeoTIFF on `grid`, the part's own.
+def open_strip_writer(path: Path, grid: Grid, profile: MapProfile) -> Iterator[MapWriter]:
+    """Create a strip of a map as a plain GeoTIFF.
 
-    Windows never written are no data. When the block ends, the file is read back and lies on the disk. When it raises,
-    the file is gone. Of `form`, the file has the type, the no-data value and as many bands as there are names;
-    `assemble` sees to the rest.
+    Windows that are not written are no data. At the end of the block the file is read back, verified and synced to the
+    disk. If the block raises, the file is removed.
+
+    Parameters
+    ----------
+    grid
+        Grid of the strip.
+    profile
+        Profile of the map. The strip has its dtype, no-data value and number of bands; `build_cog` adds the rest.
 
     Raises
     ------
     OutputError
-        The disk is full, or what was written does not read back the same.
+        The disk is full, or the file does not read back as written.
     """
-    grid = grid.part(grid.whole)  # of a scene without georeference, too, a part says where it lies
+    grid = grid.subgrid(grid.full_window)  # strips of a scene without georeference have a transform, too
     with contextlib.ExitStack() as undo:
         undo.callback(path.unlink, missing_ok=True)
-        with telling(path), quiet():
-            dataset = _create(path, grid, form)
-        undo.callback(_abandon, dataset)
+        limit_block_cache()
+        with gdal_as_output_error(path), ignore_not_georeferenced():
+            dataset = _create(path, grid, profile)
+        undo.callback(_close_quietly, dataset)
         writer = MapWriter(dataset, path, grid)
         yield writer
         writer._finish()
         undo.pop_all()
 
 
-def _create(path: Path, grid: Grid, form: MapFormat) -> DatasetWriter:
+def _create(path: Path, grid: Grid, profile: MapProfile) -> DatasetWriter:
     return rasterio.open(
         path,
         "w",
         driver="GTiff",
         height=grid.height,
         width=grid.width,
-        count=len(form.band_names),
-        dtype=form.dtype,
+        count=len(profile.band_names),
+        dtype=profile.dtype,
         crs=grid.crs,
         transform=grid.transform,
-        nodata=form.nodata,
+        nodata=profile.nodata,
         tiled=True,
-        # Windows do not end where blocks do. Small blocks bound what is written twice when a block leaves GDAL's cache
-        # half full; none is much higher than a part of few rows.
+        # Windows are not aligned with blocks. Small blocks limit the bytes written twice if a block leaves GDAL's cache
+        # half full. Blocks are not much higher than a strip of few rows.
         blockxsize=256,
         blockysize=min(256, -(-grid.height // 16) * 16),
         bigtiff="IF_SAFER",
         interleave="band",
         sparse_ok=True,
-        # Numbers of many bits take long to compress and hardly shrink.
-        **({} if form.dtype.kind == "f" else {"compress": "DEFLATE", "zlevel": 1}),
+        # Floating-point numbers take long to compress and hardly shrink.
+        **({} if profile.dtype.kind == "f" else {"compress": "DEFLATE", "zlevel": 1}),
     )
 
 
-def _abandon(dataset: DatasetWriter) -> None:
+def _close_quietly(dataset: DatasetWriter) -> None:
     with contextlib.suppress(*GDAL_ERRORS, OSError):
         dataset.close()
 
 
-def assemble(path: PathLike, grid: Grid, form: MapFormat, parts: Sequence[Part], *, overwrite: bool = False) -> None:
-    """Make a map of its parts: a cloud-optimised GeoTIFF on `grid`.
+def build_cog(
+    path: PathLike, grid: Grid, profile: MapProfile, strips: Sequence[MapStrip], *, overwrite: bool = False
+) -> None:
+    """Assemble a map from its strips, as a cloud-optimised GeoTIFF on `grid`.
 
-    The file is made beside the target, re-opened, compared with the parts pixel by pixel, and renamed. When that
-    fails, nothing is left.
+    The file is written under a temporary name, read back, compared with the strips pixel by pixel, and renamed. If that
+    fails, no file is left.
 
     Parameters
     ----------
-    parts
-        They cover the grid's rows exactly once, in any order.
+    strips
+        They cover the rows of the grid exactly once, in any order.
 
     Raises
     ------
     UsageError, OutputExistsError
-        The target cannot be written, or is there and `overwrite` is false.
+        The map cannot be written there, or exists and `overwrite` is false.
     RasterError
-        A part cannot be opened.
+        A strip cannot be opened.
     OutputError
-        The disk is full, a part is damaged, or what was written does not read back the same.
+        The disk is full, a strip is damaged, or the map does not read back as written.
     """
     target = check_output(path, overwrite=overwrite)
-    mosaic = _vrt(grid, form, parts)
-    # NUM_THREADS is for packing blocks; without this, GDAL reads them and makes overviews in one thread.
-    with staged(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
-        with telling(target), _open_vrt(mosaic, grid, form) as dataset:
+    mosaic = _mosaic_vrt(grid, profile, strips)
+    # The creation option NUM_THREADS is for compression only; reading and overviews need GDAL_NUM_THREADS.
+    with atomic_write(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+        with gdal_as_output_error(target), _open_vrt(mosaic, grid, profile) as dataset:
             rasterio.shutil.copy(
                 dataset,
                 finished,
                 driver="COG",
                 COMPRESS="DEFLATE",
-                LEVEL=1,  # the default, 6, takes more than twice as long to save a seventh
-                PREDICTOR="YES" if form.overviews == "average" else "NO",  # numbers are like their neighbours
+                LEVEL=1,  # the default, 6, takes more than twice as long for files smaller by a seventh
+                PREDICTOR="YES" if profile.overviews == "average" else "NO",  # helps with smooth values
                 BLOCKSIZE=512,
                 BIGTIFF="IF_SAFER",
                 NUM_THREADS="ALL_CPUS",
-                OVERVIEW_RESAMPLING=form.overviews.upper(),
+                OVERVIEW_RESAMPLING=profile.overviews.upper(),
             )
-        _verify(finished, target, grid, parts)
-        # What lies beside an older map of this name (statistics, overviews, a mask) would be taken for the new one's.
-        # The new one may come with an .aux.xml of its own: a CRS for which GeoTIFF has no keys.
+        _verify(finished, target, grid, strips)
+        # Remove side files (statistics, overviews, a mask) of an older map with this name. The new map may have an
+        # .aux.xml, for a CRS that GeoTIFF keys cannot express; it is moved here afterwards.
         for ending in (".aux.xml", ".ovr", ".msk"):
             target.with_name(target.name + ending).unlink(missing_ok=True)
 
 
-def _vrt(grid: Grid, form: MapFormat, parts: Sequence[Part]) -> str:
-    """Return the XML of a virtual raster that shows parts as one map's pixels."""
+def _mosaic_vrt(grid: Grid, profile: MapProfile, strips: Sequence[MapStrip]) -> str:
+    """Return the XML of a virtual raster that combines the strips."""
     placed, row = [], 0
-    for part in sorted(parts, key=lambda part: part.row):
-        with open_raster(part.path) as dataset:
+    for strip in sorted(strips, key=lambda strip: strip.row):
+        with open_raster(strip.path) as dataset:
             size = f'xSize="{grid.width}" ySize="{dataset.height}"'
-            assert (part.row, dataset.width) == (row, grid.width), f"{part} does not follow row {row}"
+            assert (strip.row, dataset.width) == (row, grid.width), f"{strip} does not follow row {row}"
             row += dataset.height
-        file = f'<SourceFilename relativeToVRT="0">{escape(str(part.path))}</SourceFilename>'
-        rectangles = f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="0" yOff="{part.row}" {size}/>'
+        file = f'<SourceFilename relativeToVRT="0">{escape(str(strip.path))}</SourceFilename>'
+        rectangles = f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="0" yOff="{strip.row}" {size}/>'
         placed.append((file, rectangles))
-    assert row == grid.height, f"parts end at row {row} of {grid.height}"
-    kind = typename_fwd[dtype_rev[form.dtype.name]]
+    assert row == grid.height, f"strips end at row {row} of {grid.height}"
+    kind = typename_fwd[dtype_rev[profile.dtype.name]]
     bands = (
-        # With blocks as those of the COG, GDAL makes overviews in larger pieces.
+        # With the block size of the COG, GDAL makes overviews in larger chunks.
         f'<VRTRasterBand band="{band}" dataType="{kind}" blockXSize="512" blockYSize="512">'
         + "".join(
             f"<SimpleSource>{file}<SourceBand>{band}</SourceBand>{rectangles}</SimpleSource>"
             for file, rectangles in placed
         )
         + "</VRTRasterBand>"
-        for band in range(1, len(form.band_names) + 1)
+        for band in range(1, len(profile.band_names) + 1)
     )
     return f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">{"".join(bands)}</VRTDataset>'
 
 
-def _open_vrt(xml: str, grid: Grid, form: MapFormat) -> DatasetWriter:
-    """Open the XML of a virtual raster and say of it in memory what the map is to say."""
-    with quiet():
+def _open_vrt(xml: str, grid: Grid, profile: MapProfile) -> DatasetWriter:
+    """Open the XML of a virtual raster, and set the metadata of the map on it in memory."""
+    with ignore_not_georeferenced():
         dataset = rasterio.open(xml, "r+", driver="VRT")
         if grid.crs is not None:
             dataset.crs = grid.crs
         if grid.georeferenced:
             dataset.transform = grid.transform
-    dataset.nodata = form.nodata
-    dataset.update_tags(**form.tags)
-    dataset.descriptions = form.band_names
-    # Left to itself, GDAL takes three bands of bytes for colours and a fourth for a mask of the others.
+    dataset.nodata = profile.nodata
+    dataset.update_tags(**profile.tags)
+    dataset.descriptions = profile.band_names
+    # By default GDAL takes three bands of bytes for red, green and blue, and a fourth for alpha.
     dataset.colorinterp = [ColorInterp.gray] + [ColorInterp.undefined] * (dataset.count - 1)
-    if form.scale != 1:
-        dataset.scales = (form.scale,) * dataset.count
-    if form.colors is not None:
-        dataset.write_colormap(1, {value: _rgba(color) for value, color in form.colors.items()})
+    if profile.scale != 1:
+        dataset.scales = (profile.scale,) * dataset.count
+    if profile.colors is not None:
+        dataset.write_colormap(1, {value: (*parse_color(color), 255) for value, color in profile.colors.items()})
     return dataset
 
 
-def _verify(finished: Path, target: Path, grid: Grid, parts: Sequence[Part]) -> None:
-    """Compare a finished map with its parts, so that a full disk or a bad block is found now."""
-    with _reading_back(target), open_raster(finished) as found:
+def _verify(finished: Path, target: Path, grid: Grid, strips: Sequence[MapStrip]) -> None:
+    """Compare a finished map with its strips, to find a full disk or a bad block now."""
+    with _as_read_back_error(target), open_raster(finished) as found:
         _check_grid(target, grid, found)
-        for part in parts:
-            with open_raster(part.path) as expected:
-                for window in grid_of(expected).tiles(1024):
-                    place = Window(window.col_off, part.row + window.row_off, window.width, window.height)
-                    wanted = read_window(expected, expected.indexes, window)
-                    got = read_window(found, found.indexes, place)
-                    if not np.array_equal(wanted.view(np.uint8), got.view(np.uint8)):  # bit by bit: NaN is NaN
-                        raise _differs(target, place)
+        for strip in strips:
+            with open_raster(strip.path) as expected:
+                for window in read_grid(expected).tiles(1024):
+                    map_window = Window(window.col_off, strip.row + window.row_off, window.width, window.height)
+                    written = read_window(expected, expected.indexes, window)
+                    stored = read_window(found, found.indexes, map_window)
+                    if not np.array_equal(written.view(np.uint8), stored.view(np.uint8)):  # bitwise: NaN equals NaN
+                        raise _difference_error(target, map_window)
 
 
 def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:
-    own = grid_of(found)
-    difference = grid.difference(own)
-    if difference or (own.transform, own.georeferenced) != (grid.transform, grid.georeferenced):
+    stored = read_grid(found)
+    difference = grid.describe_difference(stored)
+    if difference or (stored.transform, stored.georeferenced) != (grid.transform, grid.georeferenced):
         raise OutputError(
-            f"{path}: what was written lies on another grid ({difference or 'transform'}); "
-            "GeoTIFF cannot hold the scene's, so warp the scene to another CRS first"
+            f"{path}: its grid changed when it was written ({difference or 'transform'}), since GeoTIFF cannot store "
+            "the scene's grid; warp the scene to another CRS first"
         )
 
 
 @contextlib.contextmanager
-def telling(path: Path) -> Iterator[None]:
-    """Tell what GDAL and the system say of a file that is written."""
-    with writing_to(path, *GDAL_ERRORS):
+def gdal_as_output_error(path: Path) -> Iterator[None]:
+    """Turn errors of GDAL and of the system into an OutputError that names the file."""
+    with as_output_error(path, *GDAL_ERRORS):
         yield
 
 
 @contextlib.contextmanager
-def _reading_back(path: Path) -> Iterator[None]:
+def _as_read_back_error(path: Path) -> Iterator[None]:
     try:
         yield
     except RasterError as error:
-        raise OutputError(f"{path}: does not read back: {error}{hindrance(path.parent)}") from error
+        raise OutputError(f"{path}: does not read back: {error}{describe_obstacle(path.parent)}") from error
 
 
-def _differs(path: Path, window: Window) -> OutputError:
-    return OutputError(f"{path}: reads back differently at {window_text(window)}{hindrance(path.parent)}")
-
-
-def _rgba(color: str) -> tuple[int, int, int, int]:
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return red, green, blue, 255
+def _difference_error(path: Path, window: Window) -> OutputError:
+    return OutputError(f"{path}: reads back differently at {window_text(window)}{describe_obstacle(path.parent)}")

@@ -1,4 +1,4 @@
-"""Files that are either finished under their final name or not there."""
+"""Output files that are either complete under their final name or do not exist; checks of paths; locks."""
 
 from __future__ import annotations
 
@@ -14,169 +14,170 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from segkit.errors import MissingFileError, OutputError, OutputExistsError, SegkitError, UsageError, ways
-from segkit.io.remote import Remote, located, refuse
+from segkit.errors import MissingFileError, OutputError, OutputExistsError, SegkitError, UsageError, suggest
+from segkit.io.paths import PathLike
+from segkit.io.remote import Remote, as_path, require_local
 
-# A folder's lock is held on a file in it: between machines, network file systems lock files, but no folders.
+# A folder is locked by a file in it: network file systems lock files between machines, but not folders.
 _LOCK = ".lock"
-_held: set[int] = set()
+_lock_descriptors: set[int] = set()
 
-# Bytes that the name of a temporary file or folder is longer than that of what it is for.
-_LONGER = len("..bands.12345678.part")
-_SHAPEFILE = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".shp.xml")
-# What is written, read or removed with a file: endings that follow its own.
-_SIDES = {".gpkg": ("-wal", "-shm", "-journal"), ".tif": (".aux.xml", ".ovr", ".msk")}
-_SIDES[".tiff"] = _SIDES[".tif"]
+# Bytes by which the names of temporary files and folders are longer than those of the outputs.
+_TEMPORARY_SUFFIX_BYTES = len("..bands.12345678.part")
+_SHAPEFILE_SUFFIXES = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".shp.xml")
+# Side files that are written, read or removed with a file: suffixes that are appended to its name.
+_SIDE_SUFFIXES = {".gpkg": ("-wal", "-shm", "-journal"), ".tif": (".aux.xml", ".ovr", ".msk")}
+_SIDE_SUFFIXES[".tiff"] = _SIDE_SUFFIXES[".tif"]
 _ADVICE = {
     errno.ENOSPC: "free some space, or write to another disk",
-    errno.EFBIG: "no file may grow so large here (ulimit -f, or the limit of the file system)",
+    errno.EFBIG: "files here may not be that large (ulimit -f, or the limit of the file system)",
     errno.ENAMETOOLONG: "shorten it",
 }
-_QUOTED = 300  # characters of what a library says
-_TRIED_BYTES = 2**16
-# What a spreadsheet takes for the beginning of a formula, or skips before one.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_MAX_QUOTED_CHARS = 300  # of an error message of a library
+_TEST_WRITE_BYTES = 2**16
+# Characters with which a formula starts in a spreadsheet, or that are skipped before one.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 if sys.platform != "win32":
     import fcntl
     import resource
 
     def _drop_locks() -> None:
-        """Close what a forked child inherits: a lock is free only when every copy of its descriptor is closed."""
-        while _held:
-            os.close(_held.pop())
+        """Close the descriptors that a forked child inherits; a lock lasts until all copies are closed."""
+        while _lock_descriptors:
+            os.close(_lock_descriptors.pop())
 
     os.register_at_fork(after_in_child=_drop_locks)
 
 
-def existing(path: str | os.PathLike[str], what: str = "file") -> Path:
-    """Return `path` as a Path.
+def require_file(path: PathLike, what: str = "file") -> Path:
+    """Return the path of a local file or folder that must exist.
 
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        It does not exist.
     UsageError
-        It is a URL; who reads those does not ask here. Or the system refuses the name.
+        It is a URL, or the system does not accept the name.
     """
-    refuse(path, f"a {what} lies")
-    found = Path(path)
-    with _asking(found):
-        there = found.exists()
-    if not there:
-        raise MissingFileError(f"{found}: no such {what}; check the spelling and the folder (here: {Path.cwd()})")
-    return found
+    require_local(path, f"a {what}")
+    file = Path(path)
+    with _as_usage_error(file):
+        exists = file.exists()
+    if not exists:
+        raise MissingFileError(f"{file}: no such {what}; check the spelling and the current folder ({Path.cwd()})")
+    return file
 
 
-def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """Return `path` if it can be written to, so that hours of work do not end at a typing error.
+def check_output(path: PathLike, *, overwrite: bool) -> Path:
+    """Return the path of an output if it can be written, to find a typing error before hours of work.
 
     Raises
     ------
     UsageError
-        The folder does not exist, is not writable, the path is a folder or a URL, or its name is too long.
+        Its folder does not exist or is not writable, the path is a folder or a URL, or its name is too long.
     OutputExistsError
-        The file is there and `overwrite` is false.
+        The file exists and `overwrite` is false.
     """
     output = Path(path)
     check_parent(output)
     if not os.access(output.parent, os.W_OK):
         raise UsageError(f"{output}: its folder {output.parent} is not writable")
-    with _asking(output):
-        is_folder, there = output.is_dir(), output.exists()
+    with _as_usage_error(output):
+        is_folder, exists = output.is_dir(), output.exists()
     if is_folder:
         raise UsageError(f"{output} is a folder; name a file in it")
-    if there and not overwrite:
+    if exists and not overwrite:
         raise OutputExistsError(
-            f"{output} is there already" + ways("add --overwrite to replace it", "name another file")
+            f"{output} is there already" + suggest("add --overwrite to replace it", "name another file")
         )
     return output
 
 
 def check_parent(path: Path) -> None:
-    """Raise a UsageError where the folder that `path` is to lie in does not exist, or `path` is a URL."""
-    refuse(path, "what is written lies")
-    with _asking(path):
-        there = path.parent.is_dir()
-    if not there:
+    """Raise a UsageError if the folder of an output does not exist, or the output is a URL or has too long a name."""
+    require_local(path, "outputs")
+    with _as_usage_error(path):
+        exists = path.parent.is_dir()
+    if not exists:
         raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first (mkdir -p {path.parent})")
-    most = 255 if sys.platform == "win32" else os.pathconf(path.parent, "PC_NAME_MAX")
-    if (size := len(os.fsencode(path.name))) > most - _LONGER:
+    longest = 255 if sys.platform == "win32" else os.pathconf(path.parent, "PC_NAME_MAX")
+    allowed = longest - _TEMPORARY_SUFFIX_BYTES
+    if (size := len(os.fsencode(path.name))) > allowed:
         raise UsageError(
-            f"{path}: its name takes {size} bytes; it may take {most - _LONGER}, since temporary files have longer "
-            "names; shorten it"
+            f"{path}: its name takes {size} bytes; at most {allowed} are possible, since names of temporary files are "
+            "longer; shorten it"
         )
 
 
 @contextmanager
-def _asking(path: Path) -> Iterator[None]:
-    """Turn what the system says against a name into a UsageError."""
+def _as_usage_error(path: Path) -> Iterator[None]:
+    """Turn errors of the system about a name into a UsageError."""
     try:
         os.fspath(path).encode()
         yield
     except UnicodeEncodeError:
         raise UsageError(
-            f"{str(path)!a}: this name is not UTF-8, and GDAL cannot open it; rename it, or set PYTHONUTF8=1 "
-            "where the locale hides that it is"
+            f"{str(path)!a}: this name is not UTF-8, so GDAL cannot open it; rename it, or set PYTHONUTF8=1 if only "
+            "the locale is not UTF-8"
         ) from None
     except OSError as error:
-        raise UsageError(f"{path}: {because(error, path.parent)}") from error
+        raise UsageError(f"{path}: {describe_error(error, path.parent)}") from error
 
 
-def check_apart(
-    outputs: Iterable[str | os.PathLike[str] | None],
-    inputs: Iterable[str | os.PathLike[str] | None] = (),
+def check_distinct(
+    outputs: Iterable[PathLike | None],
+    inputs: Iterable[PathLike | None] = (),
     *,
     advice: str = "name another file",
 ) -> None:
-    """Refuse outputs that are one file, or are an input, before work starts.
+    """Refuse outputs that are the same file, or that would overwrite an input, before work starts.
 
-    Files are the same whatever leads to them: another spelling, a symbolic link, a hard link. To a file belong those
-    that are written, read or removed with it (the set of a shapefile, the overviews of a raster); a folder is taken
-    with all that lies in it.
+    Other spellings, symbolic links and hard links of a file are recognised. Side files count as part of a file (the set
+    of a shapefile, the overviews of a raster), and all files in a folder as part of the folder.
 
     Parameters
     ----------
     outputs, inputs
-        Files or folders, there or not; None and URLs are passed over. Inputs may be one file.
+        Files or folders, existing or not; None and URLs are skipped. Inputs may be the same file.
     advice
-        What to do.
+        End of the error message.
 
     Raises
     ------
     UsageError
-        Both names are in the message.
+        Two of them are the same; the message names both.
     """
     written = [Path(path) for path in outputs if path is not None]
-    read = [Path(path) for path in map(located, (path for path in inputs if path is not None))]
+    read = [Path(path) for path in map(as_path, (path for path in inputs if path is not None))]
     owners: dict[object, Path] = {}
     for path in written:
         for key in _identities(path):
             if owners.setdefault(key, path) is not path:
-                raise UsageError(f"{owners[key]} and {path} would be written to one file; {advice}")
+                raise UsageError(f"{owners[key]} and {path} would be written to the same file; {advice}")
     folders = {key: path for path in written for key in _identity(path)}
     for path in written:
-        for key in _around(path):
+        for key in _parent_identities(path):
             if key in folders:
-                raise UsageError(f"{path} lies in {folders[key]}, which is written, too; {advice}")
+                raise UsageError(f"{path} is in {folders[key]}, which is written, too; {advice}")
     around: dict[Path, set[object]] = {}
     for path in read:
         if isinstance(path, Remote):
             continue
         if path.parent not in around:
-            around[path.parent] = _around(path)
+            around[path.parent] = _parent_identities(path)
         for known, keys in ((owners, _identities(path)), (folders, around[path.parent])):
-            if met := next((known[key] for key in keys if key in known), None):
-                raise UsageError(f"{met} would overwrite {path}, which is read; {advice}")
+            if output := next((known[key] for key in keys if key in known), None):
+                raise UsageError(f"{output} would overwrite {path}, which is an input; {advice}")
 
 
 def _identities(path: Path) -> set[object]:
-    """Return what tells a file apart, and the files that belong to it."""
+    """Return keys that identify a file and its side files."""
     ending = path.suffix.lower()
     if ending == ".shp":
-        files = [path, *(path.with_suffix(other) for other in _SHAPEFILE)]
+        files = [path, *(path.with_suffix(other) for other in _SHAPEFILE_SUFFIXES)]
     else:
-        files = [path, *(path.with_name(path.name + other) for other in _SIDES.get(ending, ()))]
+        files = [path, *(path.with_name(path.name + other) for other in _SIDE_SUFFIXES.get(ending, ()))]
     return {key for file in files for key in _identity(file)}
 
 
@@ -189,103 +190,105 @@ def _identity(path: Path) -> set[object]:
     return found
 
 
-def _around(path: Path) -> set[object]:
+def _parent_identities(path: Path) -> set[object]:
     return {key for folder in Path(os.path.realpath(path)).parents for key in _identity(folder)}
 
 
-def because(error: BaseException, folder: Path) -> str:
-    """Say in a few words why a file in a folder could not be written.
+def describe_error(error: BaseException, folder: Path) -> str:
+    """Return in a few words why a file in a folder could not be written.
 
-    What the system said counts. A library that does not pass it on is quoted, followed by what the system says now.
+    This is the message of the system if the error has one, else that of the library and what a test file meets now.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
-            return _system_says(cause.errno)
+            return _errno_message(cause.errno)
         cause = cause.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = lines[0] if len(lines[0]) <= _QUOTED else f"{lines[0][: _QUOTED // 3]} ... {lines[0][-_QUOTED // 2 :]}"
-    return said.rstrip(".") + hindrance(folder)
+    message = lines[0]
+    if len(message) > _MAX_QUOTED_CHARS:
+        message = f"{message[: _MAX_QUOTED_CHARS // 3]} ... {message[-_MAX_QUOTED_CHARS // 2 :]}"
+    return message.rstrip(".") + describe_obstacle(folder)
 
 
-def hindrance(folder: Path) -> str:
-    """Say, after a semicolon, what the system has against files in a folder; nothing where it takes them."""
+def describe_obstacle(folder: Path) -> str:
+    """Return, after a semicolon, why files cannot be written to a folder; empty if a test file can be."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_TRIED_BYTES))
+            file.write(bytes(_TEST_WRITE_BYTES))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"; {_system_says(error.errno)}" if error.errno else ""
+        return f"; {_errno_message(error.errno)}" if error.errno else ""
     if sys.platform != "win32" and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
-        return f"; {_system_says(errno.EFBIG)}"
+        return f"; {_errno_message(errno.EFBIG)}"
     return ""
 
 
-def _system_says(number: int) -> str:
+def _errno_message(number: int) -> str:
     advice = _ADVICE.get(number)
     return os.strerror(number) + (f": {advice}" if advice else "")
 
 
-def cell(text: str) -> str:
-    """Return a text as it is written to a CSV file: one that a spreadsheet would run as a formula follows a quote."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+def escape_formula(text: str) -> str:
+    """Return a text for a CSV file; one that a spreadsheet would run as a formula gets a leading quote."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
-def check_folder(path: str | os.PathLike[str], what: str) -> Path:
-    """Return `path` if it is a folder or can become one.
+def check_folder(path: PathLike, what: str) -> Path:
+    """Return the path of a folder that exists or can be made; `what` is to be written to it.
 
     Raises
     ------
     UsageError
-        It is a file or a URL, or its own folder does not exist; `what` it is for is named.
+        It is a file or a URL, or its parent does not exist.
     """
-    refuse(path, f"{what} lie")
+    require_local(path, what)
     folder = Path(path)
-    with _asking(folder):
-        parent, there, is_folder = folder.parent.is_dir(), folder.exists(), folder.is_dir()
-    if not parent:
+    with _as_usage_error(folder):
+        has_parent, exists, is_folder = folder.parent.is_dir(), folder.exists(), folder.is_dir()
+    if not has_parent:
         raise UsageError(
             f"{folder}: the folder {folder.parent} does not exist; make it first: mkdir -p {folder.parent}"
         )
-    if there and not is_folder:
+    if exists and not is_folder:
         raise UsageError(f"{folder} is a file; name a folder for the {what}")
     return folder
 
 
 @contextmanager
-def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path in a temporary folder beside `path`; on leaving, move every file written there to the final folder.
+def atomic_write(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path to write to; at the end of the block, move the files written there to their final names.
 
-    The temporary folder lies on the same file system, so each move is one rename; files are synced first. The block
-    verifies what it wrote before it ends. When it raises, nothing under the final name has changed. Formats of several
-    files (a shapefile's set) are moved together, the named file last, so that it is never there without its parts.
+    The temporary folder is next to `path`, on the same file system, so each move is a rename; files are synced before.
+    The block should verify what it wrote. If it raises, nothing under the final name changes. Side files (the set of a
+    shapefile) are moved, too; the named file is moved last, so that it never exists without them.
 
     Raises
     ------
     OutputError
-        The block ended without writing the named file, or the system refused to write or to move a file.
+        The block did not write the named file, or a file could not be written or moved.
     """
     final = Path(path)
-    with writing_to(final), scratch(final.parent, final.name) as folder, writing_to(final):
+    with as_output_error(final), temporary_folder(final.parent, final.name) as folder, as_output_error(final):
         yield folder / final.name
         written = sorted(folder.iterdir(), key=lambda file: file.name == final.name)
         written = [file for file in written if file.name != _LOCK]
         if not written or written[-1].name != final.name:
             raise OutputError(f"{final} was not written")
         for file in written:
-            sync(file)
+            fsync(file)
         for file in written:
             file.replace(final.parent / file.name)
-        sync(final.parent)
+        fsync(final.parent)
 
 
 @contextmanager
-def writing_to(path: Path, *others: type[Exception], name: str | None = None) -> Iterator[None]:
-    """Turn what the system, or a library by `others`, says against writing a file into an OutputError.
+def as_output_error(path: Path, *others: type[Exception], name: str | None = None) -> Iterator[None]:
+    """Turn an OSError, or an error of the types `others`, into an OutputError that names the file.
 
-    The file is called by `name`, where it is written under another one. Use it while temporary files are still
-    there: they take the space of which the system is asked.
+    `name` replaces `path` in the message, for files that are written under another name. Leave this context before
+    temporary files are removed: with them the disk is still full, which the message then says.
     """
     caught: tuple[type[Exception], ...] = (OSError, *others)
     try:
@@ -293,53 +296,53 @@ def writing_to(path: Path, *others: type[Exception], name: str | None = None) ->
     except SegkitError:
         raise
     except caught as error:
-        raise OutputError(f"{name or path} could not be written: {because(error, path.parent)}") from error
+        raise OutputError(f"{name or path} could not be written: {describe_error(error, path.parent)}") from error
 
 
 @contextmanager
-def scratch(parent: Path, name: str) -> Iterator[Path]:
-    """Give a fresh folder in `parent` for work on `name`, locked while the block lasts and removed after it.
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Create a temporary folder in `parent` for writing `name`; it is locked during the block and removed after it.
 
-    What killed processes left of the same work goes first.
+    Leftovers of killed processes that wrote the same name are removed first.
     """
     remove_leftovers(parent, name)
     with ExitStack() as stack:
         while True:
-            folder = _unfinished(parent, name)
+            folder = _temporary_path(parent, name)
             folder.mkdir()
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            # Until it is locked, another process may take it for a leftover.
+            # Before it is locked, another process may remove it as a leftover.
             with suppress(BlockingIOError, FileNotFoundError):
-                stack.enter_context(locked(folder))
+                stack.enter_context(lock_folder(folder))
                 break
         yield folder
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder under its own name at once, so that it is never seen half-removed."""
-    gone = _unfinished(folder.parent, folder.name)
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+def remove_atomically(folder: Path) -> None:
+    """Rename a folder and remove it, so that it never exists half-removed under its own name."""
+    renamed = _temporary_path(folder.parent, folder.name)
+    folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def remove_leftovers(parent: Path, name: str | None = None) -> None:
-    """Remove what killed processes left of `scratch` and `discard` in `parent`, for one name or for all.
+    """Remove temporary folders of killed processes from `parent`, for one name or for all.
 
-    What is locked is in use; where the file system has no locks, everything may be.
+    Locked folders are in use and stay. Without locks (Windows, some file systems) all stay, since any may be in use.
     """
-    left = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\w{{8}}\.part")
+    leftover = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\w{{8}}\.part")
     with suppress(OSError):
         for folder in parent.iterdir():
-            if left.fullmatch(folder.name):
+            if leftover.fullmatch(folder.name):
                 with suppress(OSError):
-                    with locked(folder) as alone:
-                        if alone:
+                    with lock_folder(folder) as locked:
+                        if locked:
                             shutil.rmtree(folder, ignore_errors=True)
-                    folder.rmdir()  # a network file system keeps a file, and so its folder, as long as it is open
+                    folder.rmdir()  # network file systems keep a file, and so its folder, while it is open
 
 
 def home_folder() -> Path:
-    """Return the user's home; the root folder where the system knows none, as containers have it."""
+    """Return the home folder of the user; "/" if the system knows none, as in some containers."""
     try:
         return Path.home()
     except RuntimeError:
@@ -347,10 +350,9 @@ def home_folder() -> Path:
 
 
 def private_folder() -> Path | None:
-    """Return a folder for what may be kept from one run to the next, where the user's own cannot be written.
+    """Return a folder in the system's temporary folder, for caches if the user's own folders cannot be written.
 
-    It lies among the system's temporary files, and only this user can write and read it: what is kept there is run.
-    None where there is no such folder and none can be made.
+    Only this user can read and write it, since it holds code that is executed. None if it cannot be made.
     """
     if sys.platform == "win32":
         return None
@@ -365,30 +367,33 @@ def private_folder() -> Path | None:
 
 
 @contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Hold the lock of a folder while the block lasts; gives false where the system or the file system has none.
+def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Lock a folder during the block; yields false if the system or the file system has no locks.
 
-    The lock ends with the process, however it ends. It is not passed on to children. A shared one keeps out who wants
-    it alone, and nobody else.
+    The lock is released when the process ends, also if it is killed, and child processes do not inherit it. Any number
+    of shared locks can be held at once, but none together with an exclusive one.
+
+    This is flock rather than the package filelock, whose shared locks are SQLite databases, and whose lock file stays
+    open: on Windows a locked folder could then be neither renamed nor removed, as journals and caches are.
 
     Raises
     ------
     BlockingIOError
-        Somebody else holds it, in this process or another one.
+        It is locked, by this process or another one.
     FileNotFoundError
-        The folder is not there any more.
+        The folder does not exist any more.
     """
     if sys.platform == "win32":
         yield False
         return
     file = folder / _LOCK
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    _held.add(descriptor)
+    _lock_descriptors.add(descriptor)
     try:
         yield _lock(descriptor, file, shared=shared)
     finally:
-        if descriptor in _held:  # a forked child has closed it
-            _held.remove(descriptor)
+        if descriptor in _lock_descriptors:  # a forked child has closed it
+            _lock_descriptors.remove(descriptor)
             os.close(descriptor)
 
 
@@ -399,18 +404,18 @@ def _lock(descriptor: int, file: Path, *, shared: bool) -> bool:
         raise
     except OSError:
         return False
-    # Between opening and locking, the folder may have been removed by who had the lock, and made anew by another.
+    # Between opening and locking, one process may have removed the folder, and another one made it again.
     if not os.path.samestat(os.fstat(descriptor), file.stat()):
         raise BlockingIOError(f"{file} was replaced")
     return True
 
 
-def _unfinished(parent: Path, name: str) -> Path:
+def _temporary_path(parent: Path, name: str) -> Path:
     return parent / f".{name}.{uuid4().hex[:8]}.part"
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+def fsync(path: Path) -> None:
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""GeoPackages that hold more than segkit writes: only its own layers are replaced, all else stays as it is."""
+"""Replace layers in a GeoPackage without changing its other contents."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from segkit.errors import OutputError, UsageError
-from segkit.io.files import because
+from segkit.io.files import describe_error
 
 # Tables in which a GeoPackage lists its layers, by column `table_name`.
-_LISTS = (
+_LAYER_TABLES = (
     "gpkg_contents",
     "gpkg_geometry_columns",
     "gpkg_extensions",
@@ -21,44 +21,44 @@ _LISTS = (
     "gpkg_metadata_reference",
     "gpkg_data_columns",
 )
-_STYLES = "layer_styles"
-# What QGIS drops when it saves a style: where it is missing, somebody has made the style their own.
+_STYLE_TABLE = "layer_styles"
+# QGIS drops this comment when it saves a style, so a style without it was changed by a user.
 STYLE_MARK = "<!-- written by segkit -->"
-# Of a sample of points; 0.2 wrote no metadata to it.
-_SAMPLE = ("points", "pixels", "design", "strata", "classes")
+# The tables of a sample of points; version 0.2 wrote no metadata to it.
+_SAMPLE_TABLES = ("points", "pixels", "design", "strata", "classes")
 
-Kept = dict[tuple[str, str], Any]
+Contents = dict[tuple[str, str], Any]
 
 
 def check_layers(path: Path, layers: Sequence[str]) -> None:
-    """Refuse a GeoPackage of which layers cannot be replaced without a loss, before any work.
+    """Raise an error if layers of a GeoPackage cannot be replaced without a loss.
 
     Parameters
     ----------
     path
-        A file that is there, or is not.
+        The file, which need not exist.
     layers
-        What is to be written into it.
+        The layers to be written into it.
 
     Raises
     ------
     UsageError
-        It is a damaged GeoPackage, or another database; segkit did not write a layer of that name; or somebody has
-        added a trigger or an index to it.
+        The file is a damaged GeoPackage or another database; a layer of this name was not written by segkit, or has a
+        trigger or an index of a user.
     """
     if not _is_database(path):
         return
     try:
-        with _connected(path, "mode=ro") as database:
+        with _connect(path, "mode=ro") as database:
             _check(database, path, layers)
     except sqlite3.Error as error:
-        raise UsageError(f"{path} is a database that cannot be read ({error}); name another file") from error
+        raise UsageError(f"{path} is a database that cannot be read ({error}); give another file") from error
 
 
-def begin(path: Path, part: Path, layers: Sequence[str]) -> Kept:
-    """Make `part` a copy of the GeoPackage `path` without `layers`, and return what else is in it.
+def copy_without_layers(path: Path, part: Path, layers: Sequence[str]) -> Contents:
+    """Copy the GeoPackage `path` to `part` without `layers`, and return its other contents.
 
-    A file that is not there, or is no database, is not copied.
+    A file that does not exist or is not a database is not copied.
 
     Raises
     ------
@@ -71,53 +71,53 @@ def begin(path: Path, part: Path, layers: Sequence[str]) -> Kept:
     if not _is_database(path):
         return {}
     try:
-        with _connected(path, "mode=ro") as database, _connected(part, "mode=rwc") as copy:
-            database.backup(copy)  # with what is in a write-ahead log
+        with _connect(path, "mode=ro") as database, _connect(part, "mode=rwc") as copy:
+            database.backup(copy)  # includes the write-ahead log
             copy.execute("PRAGMA journal_mode = DELETE")
             for layer in layers:
-                _remove(copy, layer)
+                _remove_layer(copy, layer)
             copy.commit()
-            stale = sorted(set(_own(copy)).difference(layers))
-        kept = _kept(part, layers)
+            stale = sorted(set(_segkit_layers(copy)).difference(layers))
+        other_contents = _read_other_contents(part, layers)
     except sqlite3.Error as error:
-        raise OutputError(f"{path.name} could not be written: {because(error, path.parent)}") from error
+        raise OutputError(f"{path.name} could not be written: {describe_error(error, path.parent)}") from error
     if stale:
         warnings.warn(
-            f"{path}: holds other layers of segkit ({', '.join(stale)}); they stay: remove them where they are "
-            "out of date",
+            f"{path}: has other layers of segkit ({', '.join(stale)}), which are kept; remove them if they are out of "
+            "date",
             stacklevel=2,
         )
-    return kept
+    return other_contents
 
 
-def verify(part: Path, layers: Sequence[str], kept: Kept) -> None:
-    """Compare what else a GeoPackage holds with what was in it before layers were written.
+def verify_copy(part: Path, layers: Sequence[str], other_contents: Contents) -> None:
+    """Check that the other contents of a GeoPackage are as before layers were written.
 
     Raises
     ------
     OutputError
         Something is missing or has changed.
     """
-    if not kept:
+    if not other_contents:
         return
-    found = _kept(part, layers)
-    changed = sorted(name for (kind, name), what in kept.items() if found.get((kind, name)) != what)
+    found = _read_other_contents(part, layers)
+    changed = sorted(name for (kind, name), what in other_contents.items() if found.get((kind, name)) != what)
     if changed:
-        raise OutputError(f"{part.name}: {', '.join(changed)} would not stay as it is; name another file")
+        raise OutputError(f"{part.name}: {', '.join(changed)} would be changed; give another file")
 
 
 def add_styles(part: Path, styles: Sequence[dict[str, Any]]) -> bool:
-    """Add rows to the table of styles; return False where there is no such table.
+    """Add rows to the table of styles; return False if there is no such table.
 
-    A layer's default style that somebody made stays the default.
+    A default style made by a user stays the default.
     """
-    with _connected(part, "mode=rw") as database:
-        if not _names(database, _STYLES):
+    with _connect(part, "mode=rw") as database:
+        if not _find_objects(database, _STYLE_TABLE):
             return False
         for style in styles:
-            own = "SELECT 1 FROM layer_styles WHERE useAsDefault AND lower(f_table_name) = lower(?)"
+            has_default = "SELECT 1 FROM layer_styles WHERE useAsDefault AND lower(f_table_name) = lower(?)"
             row = dict(style)
-            if database.execute(own, (row["f_table_name"],)).fetchone():
+            if database.execute(has_default, (row["f_table_name"],)).fetchone():
                 row["useAsDefault"] = False
             row["update_time"] = row["update_time"].strftime("%Y-%m-%dT%H:%M:%S.000Z")
             columns, marks = ", ".join(f'"{name}"' for name in row), ", ".join("?" * len(row))
@@ -127,7 +127,7 @@ def add_styles(part: Path, styles: Sequence[dict[str, Any]]) -> bool:
 
 
 @contextmanager
-def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+def _connect(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)) as database:
         yield database
 
@@ -140,23 +140,23 @@ def _is_database(path: Path) -> bool:
         return False
 
 
-def _names(database: sqlite3.Connection, name: str) -> list[tuple[str, str]]:
-    """Return kind and name of what has this name, in whatever case."""
+def _find_objects(database: sqlite3.Connection, name: str) -> list[tuple[str, str]]:
+    """Return type and name of the database objects with a name, ignoring case."""
     query = "SELECT type, name FROM sqlite_master WHERE lower(name) = lower(?)"
     return database.execute(query, (name,)).fetchall()
 
 
 def _check(database: sqlite3.Connection, path: Path, layers: Sequence[str]) -> None:
-    if not _names(database, "gpkg_contents"):
-        raise UsageError(f"{path} is a database and no GeoPackage; name another file")
+    if not _find_objects(database, "gpkg_contents"):
+        raise UsageError(f"{path} is a database but not a GeoPackage; give another file")
     for layer in layers:
-        there = _names(database, layer)
-        if not there:
+        existing = _find_objects(database, layer)
+        if not existing:
             continue
-        if there[0][0] != "table" or not _is_ours(database, layer):
+        if existing[0][0] != "table" or not _is_segkit_layer(database, layer):
             raise UsageError(
-                f"{path}: its layer {there[0][1]!r} is not segkit's and would be replaced; rename it, "
-                "or name another file"
+                f"{path}: its layer {existing[0][1]!r} was written by another program and would be replaced; rename it "
+                "or give another file"
             )
         query = (
             "SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'index') AND sql IS NOT NULL "
@@ -166,19 +166,19 @@ def _check(database: sqlite3.Connection, path: Path, layers: Sequence[str]) -> N
             if not name.lower().startswith((f"rtree_{layer.lower()}_", "trigger_insert_", "trigger_delete_")):
                 raise UsageError(
                     f"{path}: the {kind} {name!r} of layer {layer!r} would be lost when the layer is replaced; remove "
-                    "it, or name another file"
+                    "it, or give another file"
                 )
 
 
-def _is_ours(database: sqlite3.Connection, layer: str) -> bool:
-    """Return whether segkit wrote a layer: its metadata says so."""
-    return layer.lower() in {name.lower() for name in _own(database)}
+def _is_segkit_layer(database: sqlite3.Connection, layer: str) -> bool:
+    """Return whether segkit wrote a layer, by its metadata."""
+    return layer.lower() in {name.lower() for name in _segkit_layers(database)}
 
 
-def _own(database: sqlite3.Connection) -> list[str]:
+def _segkit_layers(database: sqlite3.Connection) -> list[str]:
     """Return the layers that segkit wrote."""
-    sample = [*_SAMPLE] if all(_names(database, name) for name in _SAMPLE) else []
-    if not _names(database, "gpkg_metadata_reference"):
+    sample = [*_SAMPLE_TABLES] if all(_find_objects(database, name) for name in _SAMPLE_TABLES) else []
+    if not _find_objects(database, "gpkg_metadata_reference"):
         return sample
     query = (
         "SELECT DISTINCT table_name FROM gpkg_metadata_reference JOIN gpkg_metadata ON gpkg_metadata.id = md_file_id "
@@ -187,61 +187,62 @@ def _own(database: sqlite3.Connection) -> list[str]:
     return sample + [name for (name,) in database.execute(query)]
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _remove(database: sqlite3.Connection, layer: str) -> None:
-    """Remove a layer, its index, its entries and the style that segkit gave it."""
-    if not _names(database, layer):
+def _remove_layer(database: sqlite3.Connection, layer: str) -> None:
+    """Remove a layer, its index, its entries, and its style if segkit wrote it."""
+    if not _find_objects(database, layer):
         return
     for (column,) in database.execute(
         "SELECT column_name FROM gpkg_geometry_columns WHERE lower(table_name) = lower(?)", (layer,)
     ).fetchall():
-        database.execute(f"DROP TABLE IF EXISTS {_quoted(f'rtree_{layer}_{column}')}")
-    database.execute(f"DROP TABLE {_quoted(layer)}")
-    if _names(database, "gpkg_metadata_reference"):
+        database.execute(f"DROP TABLE IF EXISTS {_quote(f'rtree_{layer}_{column}')}")
+    database.execute(f"DROP TABLE {_quote(layer)}")
+    if _find_objects(database, "gpkg_metadata_reference"):
         mine = "SELECT md_file_id FROM gpkg_metadata_reference WHERE lower(table_name) = lower(?)"
         others = "SELECT md_file_id FROM gpkg_metadata_reference WHERE lower(ifnull(table_name, '')) <> lower(?)"
         database.execute(
             f"DELETE FROM gpkg_metadata WHERE id IN ({mine}) AND id NOT IN ({others})",  # noqa: S608
             (layer, layer),
         )
-    for table in _LISTS:
-        if _names(database, table):
+    for table in _LAYER_TABLES:
+        if _find_objects(database, table):
             database.execute(f"DELETE FROM {table} WHERE lower(table_name) = lower(?)", (layer,))  # noqa: S608
-    if _names(database, _STYLES):
+    if _find_objects(database, _STYLE_TABLE):
         database.execute(
             "DELETE FROM layer_styles WHERE lower(f_table_name) = lower(?) AND instr(styleQML, ?)", (layer, STYLE_MARK)
         )
 
 
-def _kept(path: Path, layers: Sequence[str]) -> Kept:
-    """Return what a GeoPackage holds besides layers: each table, view, trigger and index, and what lists say of it."""
-    own = {layer.lower() for layer in layers}
-    found: Kept = {}
-    with _connected(path, "mode=ro") as database:
+def _read_other_contents(path: Path, layers: Sequence[str]) -> Contents:
+    """Return the contents of a GeoPackage except `layers`: tables, views, triggers, indexes and their entries."""
+    replaced = {layer.lower() for layer in layers}
+    found: Contents = {}
+    with _connect(path, "mode=ro") as database:
         for kind, name, table, sql in database.execute(
             "SELECT type, name, tbl_name, sql FROM sqlite_master"
         ).fetchall():
             low = table.lower()
-            if low in own or low in _LISTS or low.startswith(tuple(f"rtree_{layer}_" for layer in own)):
+            rtrees = tuple(f"rtree_{layer}_" for layer in replaced)
+            if low in replaced or low in _LAYER_TABLES or low.startswith(rtrees):
                 continue
-            if low in ("gpkg_metadata", _STYLES, "gpkg_spatial_ref_sys") or low.startswith("sqlite_"):
+            if low in ("gpkg_metadata", _STYLE_TABLE, "gpkg_spatial_ref_sys") or low.startswith("sqlite_"):
                 continue
             rows = None
             if kind == "table" and not sql.upper().startswith("CREATE VIRTUAL"):
-                (rows,) = database.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()  # noqa: S608
+                (rows,) = database.execute(f"SELECT count(*) FROM {_quote(name)}").fetchone()  # noqa: S608
             found[kind, name] = sql, rows
-        for table in _LISTS:
-            if _names(database, table):
-                # GDAL renews the times of entries.
+        for table in _LAYER_TABLES:
+            if _find_objects(database, table):
+                # GDAL updates the timestamps of entries.
                 columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-                wanted = ", ".join(column for column in columns if column not in ("timestamp", "last_change"))
-                for row in database.execute(f"SELECT {wanted} FROM {table}").fetchall():  # noqa: S608
-                    if not any(isinstance(value, str) and value.lower() in {*own, _STYLES} for value in row):
+                compared = ", ".join(column for column in columns if column not in ("timestamp", "last_change"))
+                for row in database.execute(f"SELECT {compared} FROM {table}").fetchall():  # noqa: S608
+                    if not any(isinstance(value, str) and value.lower() in {*replaced, _STYLE_TABLE} for value in row):
                         found["entry", f"{table} {row}"] = row
-        if _names(database, _STYLES):
+        if _find_objects(database, _STYLE_TABLE):
             query = "SELECT f_table_name, styleName, useAsDefault, styleQML, styleSLD FROM layer_styles"
             for row in database.execute(query).fetchall():
                 if STYLE_MARK not in str(row[3]):

@@ -1,7 +1,7 @@
-"""Grid: where the pixels of a raster lie, and windows that cover it.
+"""Grid: shape, transform and CRS of a raster, and windows that cover it.
 
-Coordinates are those of GDAL: rows run down, columns run right, a pixel is an area, `transform` maps
-(column, row) of a pixel's upper-left corner to CRS coordinates. Windows are rasterio's.
+Coordinates follow GDAL: rows run down, columns run right, a pixel is an area, and `transform` maps the (column, row) of
+a pixel's upper-left corner to CRS coordinates. Windows are rasterio's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rasterio.windows import Window
 
 from segkit.errors import GridError
 
-# Two transforms are one when they place no corner of the raster further apart than this share of a pixel.
-_SAME_PIXEL = 1e-3
+# Transforms count as equal if they move no corner of the raster by more than this many pixels.
+_MAX_SHIFT_PX = 1e-3
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Grid:
     transform
         Affine from (column, row) to CRS coordinates; may be rotated or south-up.
     crs
-        None where the raster declares none.
+        None if the raster declares none.
     georeferenced
-        Whether the raster has the transform; false where it has none, and this one only says where programs show it.
+        False if the raster has no transform; `transform` is then the one with which programs display it.
     """
 
     height: int
@@ -47,17 +47,17 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns), as numpy has it."""
+        """(rows, columns)."""
         return self.height, self.width
 
     @property
-    def whole(self) -> Window:
-        """The window that is the grid."""
+    def full_window(self) -> Window:
+        """The window of the whole grid."""
         return Window(0, 0, self.width, self.height)
 
     @property
-    def located(self) -> bool:
-        """Whether coordinates say where the pixels are; neither no transform nor the identity does."""
+    def has_location(self) -> bool:
+        """Whether the transform gives a location; a missing transform and the identity do not."""
         return self.georeferenced and not self.transform.is_identity
 
     @property
@@ -73,72 +73,72 @@ class Grid:
         t = self.transform
         return float(np.hypot(t.a, t.d)), float(np.hypot(t.b, t.e))
 
-    def part(self, window: Window) -> Grid:
-        """Return the grid of a window, which may reach beyond this one; its transform says where in this one it is."""
+    def subgrid(self, window: Window) -> Grid:
+        """Return the grid of a window, which may extend beyond this grid."""
         shift = Affine.translation(window.col_off, window.row_off)
         return Grid(int(window.height), int(window.width), self.transform @ shift, self.crs)
 
-    def difference(self, other: Grid) -> str | None:
-        """Say how `other` differs from this grid, or None where both are the same to a thousandth of a pixel.
+    def describe_difference(self, other: Grid) -> str | None:
+        """Describe how `other` differs from this grid; None if they are equal to a thousandth of a pixel.
 
-        Where neither is located, pixels at the same row and column are the same.
+        The transforms of two grids without a location are not compared.
         """
         found = []
         if self.shape != other.shape:
             found.append(f"{self.height} x {self.width} against {other.height} x {other.width} pixels")
         if self.crs != other.crs:
             found.append(f"CRS {crs_name(self.crs)} against {crs_name(other.crs)}")
-        elif (self.located or other.located) and not self._places_alike(other):
-            found.append(f"transform {_six(self.transform)} against {_six(other.transform)}")
+        elif (self.has_location or other.has_location) and not self._has_same_corners(other):
+            found.append(f"transform {_format_transform(self.transform)} against {_format_transform(other.transform)}")
         return "; ".join(found) or None
 
-    def _places_alike(self, other: Grid) -> bool:
+    def _has_same_corners(self, other: Grid) -> bool:
         to_pixel = ~self.transform
         height, width = max(self.height, other.height), max(self.width, other.width)
         for corner in ((0, 0), (width, 0), (0, height), (width, height)):
             column, row = to_pixel @ (other.transform @ corner)
-            if max(abs(column - corner[0]), abs(row - corner[1])) > _SAME_PIXEL:
+            if max(abs(column - corner[0]), abs(row - corner[1])) > _MAX_SHIFT_PX:
                 return False
         return True
 
     def tiles(self, size: int) -> Iterator[Window]:
         """Return the windows of at most `size` x `size` pixels that cover the grid once, row by row."""
-        return cut(self.whole, size)
+        return split_window(self.full_window, size)
 
     def hectares(self, window: Window | None = None) -> NDArray[np.float64]:
-        """True area of each pixel of a window (default: the whole grid), float64 of the window's shape.
+        """Return the true area of each pixel of a window (default: the whole grid), in hectares, float64 (H, W).
 
-        Each pixel's corners are taken to an equal-area cylinder about the CRS's own ellipsoid, so degrees,
-        Web Mercator and UTM all give the area on the ground; NaN where the CRS has no place.
+        The corners of each pixel are projected to an equal-area cylinder on the ellipsoid of the CRS, so degrees, Web
+        Mercator and UTM all give the area on the ground. NaN outside the area of the CRS.
 
         Raises
         ------
         GridError
-            The CRS is missing, or has no place on the ground.
+            The CRS is missing, or is a local one.
         """
-        part = self.part(window or self.whole)
+        part = self.subgrid(window or self.full_window)
         columns, rows = np.meshgrid(np.arange(part.width + 1.0), np.arange(part.height + 1.0))
         t = part.transform
-        x, y = equal_area(part.crs, t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f)
-        around = 2 * np.pi * _on_earth(part.crs)[1]
+        x, y = to_equal_area(part.crs, t.a * columns + t.b * rows + t.c, t.d * columns + t.e * rows + t.f)
+        around = 2 * np.pi * _require_ellipsoid(part.crs)[1]
         # The shoelace formula over a quadrilateral: half the cross product of its diagonals.
-        with np.errstate(invalid="ignore"):  # infinite where the CRS has no place
+        with np.errstate(invalid="ignore"):  # infinite outside the area of the CRS
             dx1, dy1 = x[1:, 1:] - x[:-1, :-1], y[1:, 1:] - y[:-1, :-1]
             dx2, dy2 = x[1:, :-1] - x[:-1, 1:], y[1:, :-1] - y[:-1, 1:]
             for dx in (dx1, dx2):
-                dx -= around * np.rint(dx / around)  # a step across the cylinder's cut
+                dx -= around * np.rint(dx / around)  # a step across the antimeridian of the cylinder
         return np.asarray(np.abs(dx1 * dy2 - dx2 * dy1) / 2 / 10_000, dtype=np.float64)
 
     def pixel_metres(self, window: Window | None = None) -> tuple[float, float]:
-        """Return how long a pixel's sides are in the middle of a window, along a row and along a column, in metres.
+        """Return the lengths of a pixel's sides in the centre of a window, along a row and along a column, in metres.
 
         Raises
         ------
         GridError
-            The CRS is missing, or has no place there.
+            The CRS is missing or local, or does not extend there.
         """
-        window = window or self.whole
-        crs, _, _ = _on_earth(self.crs)
+        window = window or self.full_window
+        crs, _, _ = _require_ellipsoid(self.crs)
         row, column = window.row_off + window.height / 2, window.col_off + window.width / 2
         corners = [self.transform @ (column + right, row + below) for right, below in ((0, 0), (1, 0), (0, 1))]
         to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
@@ -150,41 +150,41 @@ class Grid:
         return float(sides[0]), float(sides[1])
 
 
-def cut(window: Window, size: int) -> Iterator[Window]:
-    """Cut a window into pieces of at most `size` x `size` pixels, row by row."""
+def split_window(window: Window, size: int) -> Iterator[Window]:
+    """Split a window into windows of at most `size` x `size` pixels, row by row."""
     bottom, right = int(window.row_off + window.height), int(window.col_off + window.width)
     for row in range(int(window.row_off), bottom, size):
         for column in range(int(window.col_off), right, size):
             yield Window(column, row, min(size, right - column), min(size, bottom - row))
 
 
-def equal_area(
+def to_equal_area(
     crs: CRS | None, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Take CRS coordinates to metres on a cylinder of equal area about the CRS's ellipsoid.
+    """Project CRS coordinates to metres on an equal-area cylinder on the ellipsoid of the CRS.
 
     Areas in the result are areas on the ellipsoid (Lambert's cylindrical equal-area projection with the authalic
     latitude; Snyder 1987, "Map Projections: A Working Manual", section 10). Meridians and parallels stay straight, so
-    the outline of pixels on a geographic grid keeps its area however long its edges are. What reaches
-    across the cylinder's cut, opposite to the coordinates' middle, jumps by its girth.
+    pixels of a geographic grid keep their area, however long their edges are. The cylinder is cut opposite to the mean
+    longitude of the coordinates; x jumps by its circumference there.
 
     Raises
     ------
     GridError
-        The CRS is missing, or has no place on the ground.
+        The CRS is missing, or is a local one.
     """
-    placed, *axes = _on_earth(crs)
-    # Unrolled about the coordinates' own middle, so that the antimeridian does not cut them.
-    return _to_cylinder(placed.to_wkt(), *axes, _middle_longitude(placed, x, y)).transform(x, y)
+    earth_crs, *axes = _require_ellipsoid(crs)
+    # Centred on the coordinates, so that the antimeridian does not cut them.
+    return _to_cylinder(earth_crs.to_wkt(), *axes, _middle_longitude(earth_crs, x, y)).transform(x, y)
 
 
-def _on_earth(crs: CRS | None) -> tuple[pyproj.CRS, float, float]:
-    """Return the CRS and the semi-axes of its ellipsoid in metres."""
+def _require_ellipsoid(crs: CRS | None) -> tuple[pyproj.CRS, float, float]:
+    """Return the CRS and the semi-axes of its ellipsoid in metres; raise a GridError if it has none."""
     if crs is None:
         raise GridError("without a CRS there are no true areas; assign one first (gdal_edit.py -a_srs)")
     found = pyproj.CRS.from_wkt(crs.to_wkt())
     if found.ellipsoid is None:
-        raise GridError(f"the CRS {found.name} names no ellipsoid, so there are no true areas; warp to one that does")
+        raise GridError(f"the CRS {found.name} has no ellipsoid, which true areas need; warp to another CRS")
     return found, found.ellipsoid.semi_major_metre, found.ellipsoid.semi_minor_metre
 
 
@@ -201,18 +201,18 @@ def _middle_longitude(crs: pyproj.CRS, x: NDArray[np.float64], y: NDArray[np.flo
 
 @functools.lru_cache(maxsize=64)
 def _to_cylinder(wkt: str, a: float, b: float, middle: int) -> pyproj.Transformer:
-    # No datum is named, so none is shifted: same ellipsoid, same latitudes.
+    # Without a datum there is no datum shift: same ellipsoid, same latitudes.
     cylinder = pyproj.CRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
     return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(wkt), cylinder, always_xy=True)
 
 
 def crs_name(crs: CRS | None) -> str:
-    """Return `EPSG:32622` where there is a code, else the CRS's own name, else "none"."""
+    """Return the EPSG code of a CRS as "EPSG:32622", else its name, else "none"."""
     if crs is None:
         return "none"
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else pyproj.CRS.from_wkt(crs.to_wkt()).name
 
 
-def _six(transform: Affine) -> str:
+def _format_transform(transform: Affine) -> str:
     return "(" + ", ".join(f"{value:.10g}" for value in tuple(transform)[:6]) + ")"

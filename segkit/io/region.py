@@ -1,4 +1,4 @@
-"""Region: the part of a scene that is asked for."""
+"""An area of interest as a mask of a scene's pixels."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from rasterio.windows import Window
 
 from segkit.errors import DataError
 from segkit.io.grid import Grid, crs_name
-from segkit.io.polygons import Polygons, on_grid, rasterised, read_polygons
-from segkit.io.raster import PathLike
+from segkit.io.paths import PathLike
+from segkit.io.polygons import Polygons, project_to_grid, rasterize_shapes, read_polygons
 
 
 class Region(Protocol):
-    """Says which pixels of a scene are asked for."""
+    """A part of a scene."""
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
-        """Return true where a pixel of the window is asked for, bool (H, W)."""
+        """Return which pixels of a window are in the region, bool (H, W)."""
 
 
-def read_area(path: PathLike, layer: str | None = None) -> Polygons:
+def read_aoi(path: PathLike, layer: str | None = None) -> Polygons:
     """Read the polygons of an area of interest.
 
     Raises
     ------
     MissingFileError
-        Nothing is there.
+        The file does not exist.
     DataError
-        The file cannot be read, has several layers and none is named, holds points or lines, or no polygon.
+        The file is unreadable, has several layers and no `layer` is given, has points or lines, or has no polygon.
     """
     polygons = read_polygons(os.fspath(path), layer, option="--aoi-layer")
     if not polygons.shapes.size:
-        raise DataError(f"{path}: holds no polygon; an area of interest is made of polygons")
+        raise DataError(f"{path}: has no polygon; an area of interest must have polygons")
     return polygons
 
 
-def identity(polygons: Polygons) -> str:
-    """Return what tells an area of interest apart from another: its file's name, and a checksum of the polygons."""
+def aoi_fingerprint(polygons: Polygons) -> str:
+    """Return the file name of an area of interest and a checksum of its polygons."""
     crs = "" if polygons.crs is None else polygons.crs.to_wkt()
     digest = hashlib.sha256(b"".join(shapely.to_wkb(polygons.shapes)) + crs.encode()).hexdigest()
     return f"{polygons.path.name} sha256:{digest}"
@@ -55,34 +55,34 @@ class PolygonRegion:
     polygons
         In any CRS.
     grid
-        The scene's.
+        The scene's grid.
 
     Raises
     ------
     GridError
-        Only one of both has a CRS, or the polygons have no place in the scene's CRS.
+        Only one of the two has a CRS, or the polygons cannot be transformed to the scene's CRS.
     DataError
-        None of the polygons meets the scene.
+        No polygon overlaps the scene.
     """
 
     def __init__(self, polygons: Polygons, grid: Grid) -> None:
-        shapes, _, _ = on_grid(polygons, grid)
+        shapes, _, _ = project_to_grid(polygons, grid)
         self._tree = shapely.STRtree(shapes)
-        if not self._tree.query(_box(grid.whole), predicate="intersects").size:
+        if not self._tree.query(_box(grid.full_window), predicate="intersects").size:
             raise DataError(
-                f"{polygons.path}: does not meet the scene, which lies at {_six(grid.bounds)} in {crs_name(grid.crs)}, "
-                f"the polygons at {_six(shapely.total_bounds(polygons.shapes))} in {crs_name(polygons.crs)}; name "
-                "another area or scene"
+                f"{polygons.path}: does not overlap the scene, which has the bounds {_format_bounds(grid.bounds)} in "
+                f"{crs_name(grid.crs)}; the polygons have {_format_bounds(shapely.total_bounds(polygons.shapes))} in "
+                f"{crs_name(polygons.crs)}; give another area or scene"
             )
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
-        """Return true where a pixel's centre lies in a polygon, bool (H, W)."""
-        return rasterised(self._tree.geometries[self._tree.query(_box(window))], window)
+        """Return which pixels have their centre in a polygon, bool (H, W)."""
+        return rasterize_shapes(self._tree.geometries[self._tree.query(_box(window))], window)
 
 
 def _box(window: Window) -> shapely.Polygon:
     return shapely.box(window.col_off, window.row_off, window.col_off + window.width, window.row_off + window.height)
 
 
-def _six(bounds: object) -> str:
+def _format_bounds(bounds: object) -> str:
     return ", ".join(f"{value:.6g}" for value in np.asarray(bounds))

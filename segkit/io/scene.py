@@ -1,6 +1,6 @@
 """Scenes: one or more rasters on one grid, read window by window as `Tile`s.
 
-A `SceneReader` belongs to one thread.
+A `SceneReader` can be used in one thread only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,14 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from segkit.errors import GridError, RasterError, UsageError, ways
+from segkit.errors import GridError, RasterError, UsageError, suggest
 from segkit.io.grid import Grid
-from segkit.io.raster import GDAL_ERRORS, PathLike, grid_of, open_raster, read_mask, read_window, version_now
-from segkit.io.remote import Remote, located
+from segkit.io.paths import PathLike
+from segkit.io.raster import GDAL_ERRORS, current_version, open_raster, read_grid, read_mask, read_window
+from segkit.io.remote import Remote, as_path
 
-_EXACT = ("uint8", "int8", "uint16", "int16")  # in float32
-_WHOLE_NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+_EXACT_IN_FLOAT32 = ("uint8", "int8", "uint16", "int16")
+_INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,16 @@ class Tile:
     Parameters
     ----------
     pixels
-        float32 (C, H, W) as the files store them, or scaled as they declare; NaN where a band holds no data.
+        float32 (C, H, W): stored values, or scaled ones (`Scene.scaled`); NaN where a band is no data.
     valid
-        bool (H, W); false where the scene holds no data.
+        bool (H, W); false where the scene is no data.
     """
 
     pixels: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
     def padded(self, height: int, width: int) -> Tile:
-        """Return the tile continued below and to the right by its reflection, (C, height, width)."""
+        """Extend the tile by reflection at the bottom and right, to (C, height, width)."""
         beyond = ((0, height - self.valid.shape[0]), (0, width - self.valid.shape[1]))
         if not any(after for _, after in beyond):
             return self
@@ -54,10 +55,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or more rasters on one grid, stacked band after band.
-
-    Use `Scene.of`, which opens and checks the files.
-    """
+    """One or more rasters on one grid, whose bands are stacked; made by `Scene.from_files`."""
 
     name: str
     paths: tuple[Path, ...]
@@ -70,7 +68,7 @@ class Scene:
     versions: tuple[str, ...] = ()
 
     @classmethod
-    def of(
+    def from_files(
         cls,
         paths: PathLike | Sequence[PathLike],
         *,
@@ -80,7 +78,7 @@ class Scene:
         scaled: bool = False,
         name: str | None = None,
     ) -> Scene:
-        """Describe the scene that files make up.
+        """Open and check files, and return the scene that they make up.
 
         Parameters
         ----------
@@ -89,87 +87,53 @@ class Scene:
         bands
             1-based numbers in the stack, counted through all files. By default all but alpha bands, which are masks.
         resample
-            Whether files on another grid are warped to the first one's (bilinear).
+            Whether files on another grid are warped to the grid of the first one (bilinear).
         vrt
             Whether files may be virtual rasters, which can read any other file or URL.
         scaled
-            Whether pixels are stored number * scale + offset, as a file declares them of each band.
+            Whether pixels are stored value * scale + offset, as the files declare for each band.
         name
-            By default the first file's stem.
+            Default: the stem of the first file.
 
         Raises
         ------
         MissingFileError, RasterError
-            A file is missing or unreadable.
+            A file does not exist or cannot be read, or there is no such band.
         GridError
-            The files lie on different grids and `resample` is false.
+            The files are on different grids and `resample` is false.
         """
-        files = [located(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+        files = [as_path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
         if not files:
-            raise UsageError("no file was named; a scene has at least one file")
+            raise UsageError("a scene needs at least one file; none was given")
         grid: Grid | None = None
-        stacked: list[tuple[str, bool]] = []
-        moved: set[int] = set()
+        stack: list[_StackedBand] = []
         for file in files:
             with open_raster(file, vrt=vrt) as dataset:
-                if any(dtype.startswith("complex") for dtype in dataset.dtypes):
-                    raise RasterError(f"{file}: holds complex numbers; make amplitude or phase bands first")
-                if scaled and not (np.isfinite([*dataset.scales, *dataset.offsets]).all() and all(dataset.scales)):
-                    raise RasterError(
-                        f"{file}: declares scales {dataset.scales} and offsets {dataset.offsets}; they are finite, "
-                        "and no scale is 0: correct the file, or leave scaled out"
-                    )
-                own = grid_of(dataset)
-                grid = grid or own
-                difference = grid.difference(own)
-                if difference and (grid.crs is None or own.crs is None):
-                    raise GridError(
-                        f"{files[0]} and {file} lie on different grids ({difference}), and one of them has no CRS, so "
-                        "it cannot be resampled; give both the same georeference"
-                    )
-                if difference and not resample:
-                    raise GridError(
-                        f"{files[0]} and {file} lie on different grids ({difference}); a scene has one grid"
-                        + ways("warp one of them (gdalwarp)", "set data.resample: true")
-                    )
-                if difference:
-                    moved.update(range(len(stacked) + 1, len(stacked) + dataset.count + 1))
+                _check_pixels(file, dataset, scaled=scaled)
+                file_grid = read_grid(dataset)
+                grid = grid or file_grid
+                resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
                 prefix = f"{file.stem}:" if len(files) > 1 else ""
-                stacked += [
-                    (f"{prefix}{description or index}", interpretation == ColorInterp.alpha)
+                stack += [
+                    _StackedBand(f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled)
                     for index, description, interpretation in zip(
                         dataset.indexes, dataset.descriptions, dataset.colorinterp, strict=True
                     )
                 ]
-        chosen = tuple(bands) if bands else tuple(i for i, (_, alpha) in enumerate(stacked, 1) if not alpha)
-        for band in chosen:
-            if not 1 <= band <= len(stacked):
-                raise RasterError(
-                    f"{files[0]}{' and the files stacked on it' if len(files) > 1 else ''}: band {band} was asked for, "
-                    f"there are {len(stacked)} (counted from 1); correct the bands or the files"
-                )
-            if band in moved and stacked[band - 1][1]:
-                raise GridError(
-                    f"band {band}, {stacked[band - 1][0]}, is marked as alpha, which hides other bands when its file "
-                    "is resampled; mark it as grey first (gdal_edit.py -colorinterp_N gray), or warp the file"
-                )
-        if not chosen:
-            raise RasterError(
-                f"{files[0]}: holds alpha bands only, which are masks; choose bands to use one as imagery"
-            )
         assert grid is not None
-        names = tuple(stacked[band - 1][0] for band in chosen)
-        versions = tuple(version_now(file) if isinstance(file, Remote) else "" for file in files)
+        chosen = _choose_bands(files, stack, bands)
+        names = tuple(stack[band - 1].name for band in chosen)
+        versions = tuple(current_version(file) if isinstance(file, Remote) else "" for file in files)
         return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
-        """Open the files; the reader belongs to the thread that opened it.
+        """Open the files; use the reader in this thread only.
 
         Raises
         ------
         RasterError
-            A file cannot be opened. Or, when the block ends, a remote one is not that which was looked at first.
+            A file cannot be opened; or, at the end of the block, a remote file has changed since `from_files`.
         """
         with contextlib.ExitStack() as stack:
             sources, first = [], 1
@@ -177,37 +141,101 @@ class Scene:
                 dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
                 declared = list(zip(dataset.scales, dataset.offsets, strict=True))
                 last = first + dataset.count
-                own = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
+                placed = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
                 first = last
-                if difference := self.grid.difference(grid_of(dataset)):
+                if difference := self.grid.describe_difference(read_grid(dataset)):
                     if not self.resample:
-                        raise GridError(f"{path}: lies on another grid than when it was looked at first ({difference})")
-                    dataset = stack.enter_context(warped(dataset, self.grid, Resampling.bilinear))
-                indexes = [index for _, index in own]
+                        raise GridError(
+                            f"{path}: its grid has changed since the scene was opened ({difference}); try again"
+                        )
+                    dataset = stack.enter_context(warp_to(dataset, self.grid, Resampling.bilinear))
+                indexes = [index for _, index in placed]
                 scaling = [declared[index - 1] for index in indexes] if self.scaled else None
-                sources.append(_Source(dataset, [place for place, _ in own], indexes, scaling))
+                sources.append(_FileBands(dataset, [place for place, _ in placed], indexes, scaling))
             yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
             for file, version in zip(self.paths, self.versions, strict=True):
-                if isinstance(file, Remote) and version and (now := version_now(file)) and now != version:
+                if isinstance(file, Remote) and version and (now := current_version(file)) and now != version:
                     raise RasterError(
-                        f"{file}: has changed since it was looked at first ({version}, now {now}); try again"
+                        f"{file}: has changed since the scene was opened ({version}, now {now}); try again"
                     )
 
     def read(self, window: Window | None = None) -> Tile:
         """Open the files and read one window (default: the whole scene)."""
         with self.open() as reader:
-            return reader.read(window or self.grid.whole)
+            return reader.read(window or self.grid.full_window)
 
 
-def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
-    """Present an open raster on another grid; outside of it there is no data, nor where the declared value says so.
+class _StackedBand(NamedTuple):
+    """A band of the stack of all files."""
+
+    name: str
+    alpha: bool
+    resampled: bool
+
+
+def _check_pixels(file: Path, dataset: DatasetReader, *, scaled: bool) -> None:
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise RasterError(f"{file}: holds complex numbers; make amplitude or phase bands first")
+    if scaled and not (np.isfinite([*dataset.scales, *dataset.offsets]).all() and all(dataset.scales)):
+        raise RasterError(
+            f"{file}: declares scales {dataset.scales} and offsets {dataset.offsets}; all must be finite, and no scale "
+            "may be 0" + suggest("correct the file", "set data.apply_scale_offset: false")
+        )
+
+
+def _needs_resampling(first: Path, grid: Grid, file: Path, file_grid: Grid, *, resample: bool) -> bool:
+    """Whether a file must be warped to the grid of the first one.
+
+    Raises
+    ------
+    GridError
+        It must, but `resample` is false or a CRS is missing.
+    """
+    difference = grid.describe_difference(file_grid)
+    if difference and (grid.crs is None or file_grid.crs is None):
+        raise GridError(
+            f"{first} and {file} lie on different grids ({difference}), and one of them has no CRS, so it cannot be "
+            "resampled; give both the same georeference"
+        )
+    if difference and not resample:
+        raise GridError(
+            f"{first} and {file} lie on different grids ({difference}); a scene has one grid"
+            + suggest("warp one of them (gdalwarp)", "set data.resample: true")
+        )
+    return difference is not None
+
+
+def _choose_bands(files: Sequence[Path], stack: Sequence[_StackedBand], bands: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the 1-based numbers of the chosen bands, or of all but alpha bands."""
+    chosen = tuple(bands) if bands else tuple(number for number, band in enumerate(stack, 1) if not band.alpha)
+    for number in chosen:
+        if not 1 <= number <= len(stack):
+            raise RasterError(
+                f"{files[0]}{' and the files stacked on it' if len(files) > 1 else ''}: band {number} was asked for, "
+                f"there are {len(stack)} (counted from 1); correct the bands or the files"
+            )
+        band = stack[number - 1]
+        if band.resampled and band.alpha:
+            raise GridError(
+                f"band {number}, {band.name}, is marked as alpha, which masks other bands when its file is resampled; "
+                "mark it as grey first (gdal_edit.py -colorinterp_N gray), or warp the file"
+            )
+    if not chosen:
+        raise RasterError(f"{files[0]}: holds only alpha bands, which are masks; choose bands to use one as imagery")
+    return chosen
+
+
+def warp_to(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
+    """Return an open raster as a virtual one on another grid.
+
+    Pixels outside of the raster are no data, and so are those with the declared no-data value, unless `ignore_nodata`.
 
     Raises
     ------
     RasterError
-        GDAL cannot take one grid to the other.
+        GDAL cannot warp to that grid.
     """
-    # GDAL shows what a no-data value or an alpha band hides; a mask band it heeds, but does not pass on.
+    # GDAL passes on the no-data value and the alpha band. It applies a mask band, but does not pass it on.
     masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
     undeclared: dict[str, Any] = {"src_nodata": None, "nodata": None} if ignore_nodata else {}
     try:
@@ -226,10 +254,10 @@ def warped(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore
 
 
 class BandSource(Protocol):
-    """Some of a scene's bands, all sources together each of them once."""
+    """A source of some of a scene's bands; each band comes from one source."""
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Fill these bands of a stack (C, H, W) with a window inside the scene; return where there is data."""
+        """Read a window inside the scene into these bands of a stack (C, H, W); return the valid mask, bool (H, W)."""
 
 
 class SceneReader:
@@ -241,11 +269,10 @@ class SceneReader:
         self._sources = sources
 
     def read(self, window: Window) -> Tile:
-        """Read one window; what reaches beyond the scene is no data.
+        """Read one window; pixels outside the scene are no data.
 
-        A pixel is valid where every file's mask (declared no-data value, mask band, alpha band) shows it in some
-        chosen band, and every chosen value shown is a finite number. A band that alone holds no data at a valid pixel
-        is NaN.
+        A pixel is valid if in every file at least one chosen band is not masked (by no-data value, mask band or alpha
+        band), and all unmasked values of chosen bands are finite. A single band that is masked at a valid pixel is NaN.
 
         Raises
         ------
@@ -262,17 +289,17 @@ class SceneReader:
         if top >= bottom or left >= right:
             return tile
         inside = Window(window.col_off + left, window.row_off + top, right - left, bottom - top)
-        inner = tile.valid[top:bottom, left:right]
-        inner[:] = True
+        valid = tile.valid[top:bottom, left:right]
+        valid[:] = True
         for source in self._sources:
-            inner &= source.read(inside, tile.pixels[:, top:bottom, left:right])
+            valid &= source.read(inside, tile.pixels[:, top:bottom, left:right])
         return tile
 
 
-class _Source:
-    """The bands of one file: which of its bands (`indexes`) go where in the stack (`places`).
+class _FileBands:
+    """Bands of one file: band `indexes[i]` goes to `places[i]` of the stack.
 
-    `scaling` is (scale, offset) of each of them; None leaves all as they are stored.
+    `scaling` is the (scale, offset) of each band; None keeps stored values.
     """
 
     def __init__(
@@ -287,38 +314,38 @@ class _Source:
         self.places = places
         self.indexes = indexes
         flags = {flag for index in indexes for flag in dataset.mask_flag_enums[index - 1]}
-        # A band marked as alpha but chosen as imagery (near-infrared in NAIP) is no mask.
+        # An alpha band that is chosen as imagery (near-infrared in NAIP) is not a mask.
         chosen_alpha = any(dataset.colorinterp[index - 1] == ColorInterp.alpha for index in indexes)
-        self.whole_mask = MaskFlags.per_dataset in flags and not (MaskFlags.alpha in flags and chosen_alpha)
-        self.band_masks = MaskFlags.nodata in flags and not self.whole_mask
+        self.has_file_mask = MaskFlags.per_dataset in flags and not (MaskFlags.alpha in flags and chosen_alpha)
+        self.has_band_masks = MaskFlags.nodata in flags and not self.has_file_mask
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Fill this file's places in a stack (C, H, W), and return where it holds data."""
-        own = stack[self.places[0] : self.places[-1] + 1]
-        direct = len(own) == len(self.places) and self.places == sorted(self.places) and own.flags.c_contiguous
-        room = own if direct else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
-        pixels = read_window(self.dataset, self.indexes, window, out=room)
-        known = np.ones(pixels.shape[1:], dtype=bool)
-        shown = np.full(known.shape, not self.band_masks)
-        if self.whole_mask:
-            shown &= read_mask(self.dataset, self.indexes[0], window) > 0
-        # Band by band, since masks of all bands at once are a quarter of the pixels' memory each.
+        """Read a window into the stack (C, H, W), and return the valid mask, bool (H, W)."""
+        target = stack[self.places[0] : self.places[-1] + 1]
+        in_place = len(target) == len(self.places) and self.places == sorted(self.places) and target.flags.c_contiguous
+        buffer = target if in_place else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
+        pixels = read_window(self.dataset, self.indexes, window, out=buffer)
+        finite_or_masked = np.ones(pixels.shape[1:], dtype=bool)
+        unmasked = np.full(finite_or_masked.shape, not self.has_band_masks)
+        if self.has_file_mask:
+            unmasked &= read_mask(self.dataset, self.indexes[0], window) > 0
+        # Band by band: the masks of all bands at once would take a quarter of the pixels' memory.
         for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
-            finite = True if self.dataset.dtypes[index - 1] in _WHOLE_NUMBERS else np.isfinite(band)
-            if self.band_masks:
+            finite = True if self.dataset.dtypes[index - 1] in _INTEGER_DTYPES else np.isfinite(band)
+            if self.has_band_masks:
                 nodata = self.dataset.nodatavals[index - 1]
-                exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT
-                # GDAL's mask costs another look at the file.
-                hidden = band == nodata if exact else read_mask(self.dataset, index, window) == 0
-                # The no-data value itself need not be finite: float files declare NaN, or one beyond float32.
-                known &= finite | hidden
-                shown |= ~hidden
-                band[hidden] = np.nan
+                exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT_IN_FLOAT32
+                # GDAL's mask would read the file again.
+                masked = band == nodata if exact else read_mask(self.dataset, index, window) == 0
+                # The no-data value itself may be NaN, or beyond the range of float32.
+                finite_or_masked &= finite | masked
+                unmasked |= ~masked
+                band[masked] = np.nan
             else:
-                known &= finite
+                finite_or_masked &= finite
             if (scale, offset) != (1, 0):
                 band[:] = band.astype(np.float64) * scale + offset
-        if not direct:
+        if not in_place:
             stack[self.places] = pixels
-        known &= shown
-        return known
+        finite_or_masked &= unmasked
+        return finite_or_masked

@@ -1,1 +1,5 @@
-"""Finished maps: their classes and pixels, and the change between two of them."""
+"""Operations on finished maps, whatever software made them.
+
+`class_map` reads a map of classes and its strata; `change` compares two maps. A new operation on finished maps, such as
+zonal areas or reclassification, goes here.
+"""

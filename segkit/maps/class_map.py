@@ -1,9 +1,9 @@
-"""Strata: which part of a map each pixel belongs to, strip by strip."""
+"""An open map of classes: read in strips, with the areas of its classes and strata."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +15,15 @@ from rasterio.windows import Window
 
 from segkit.errors import DataError, GridError, UsageError
 from segkit.io.class_table import Legend, MapClass
-from segkit.io.distance import near
+from segkit.io.distance import within_distance
 from segkit.io.grid import Grid
-from segkit.io.pixel_area import pixel_hectares
-from segkit.io.raster import PathLike, grid_of, open_raster, read_mask, read_window
-from segkit.task.unique import FEW, distinct
+from segkit.io.paths import PathLike
+from segkit.io.pixel_area import AreaTally
+from segkit.io.raster import open_raster, read_grid, read_mask, read_window
+from segkit.task.unique import MAX_TABLE_SIZE, unique_codes
 
-_STRIP_PIXELS = 2**23
-NOWHERE = -1  # the stratum of a pixel that holds no data
+_MAX_STRIP_PIXELS = 2**23
+NODATA_INDEX = -1  # class and stratum of a pixel without data
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Strip:
     Parameters
     ----------
     window
-        Where they lie.
+        Position in the map.
     classes
-        int16 (H, W): index of each pixel's class in `ClassMap.classes`, -1 where there is no data.
+        int16 (H, W): index in `ClassMap.classes`, -1 without data.
     strata
-        int16 (H, W): index of its stratum in `ClassMap.strata`, -1 where there is no data.
+        int16 (H, W): index in `ClassMap.strata`, -1 without data.
     """
 
     window: Window
@@ -45,8 +46,8 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What is counted of a class or a stratum: its name, pixels and true hectares."""
+class ClassTotal:
+    """Pixels and true hectares of a class or a stratum."""
 
     name: str
     pixels: int
@@ -54,142 +55,149 @@ class Part:
 
 
 class ClassMap:
-    """An open map whose pixels are classes, and the strata that they make up: a class each, and a buffer if wanted.
+    """An open map of classes. Its strata are its classes and, with `buffer`, a zone around one of them.
 
     Parameters
     ----------
     dataset, legend
         The map.
     band
-        Of a multilabel map that of the class in question, else 1.
+        Band of the class to read from a multilabel map, otherwise 1.
     buffer
-        Class and metres: pixels of other classes that near to it are a stratum of their own.
+        Class name and distance in metres: pixels of other classes within this distance form a stratum of their own.
     """
 
     def __init__(
         self, dataset: DatasetReader, legend: Legend, band: int, buffer: tuple[str, float] | None = None
     ) -> None:
         self._dataset, self._legend, self._band = dataset, legend, band
-        self.grid: Grid = grid_of(dataset)
+        self.grid: Grid = read_grid(dataset)
         try:
             self.grid.hectares(Window(0, 0, 1, 1))
         except GridError as error:
-            raise GridError(f"{dataset.name}: areas cannot be told: {error}") from error
-        self._codes, self.classes, self._counted = self._count()
-        self._buffer: tuple[int, float] | None = None
-        if buffer is not None:
-            names = [one.name for one in self.classes]
-            if buffer[0] not in names:
-                raise UsageError(
-                    f"{dataset.name}: has no class {buffer[0]!r} to lay a buffer around; it has {', '.join(names)}"
-                )
-            if not (math.isfinite(buffer[1]) and buffer[1] > 0):
-                raise UsageError(f"a buffer of {buffer[1]} metres; give a positive number")
-            self._buffer = names.index(buffer[0]), buffer[1]
+            raise GridError(f"{dataset.name}: areas cannot be computed: {error}") from error
+        self._codes, self.classes, self._totals = self._count()
+        self._buffer = None if buffer is None else self._check_buffer(*buffer)
         self.strata: tuple[str, ...] = tuple(one.name for one in self.classes)
         if buffer is not None:
             self.strata += (f"within {buffer[1]:g} m of {buffer[0]}",)
 
-    def parts(self) -> tuple[Part, ...]:
-        """Return what the map holds of each class."""
-        return self._counted
+    def class_totals(self) -> tuple[ClassTotal, ...]:
+        """Return pixels and hectares of each class in the map."""
+        return self._totals
 
-    def named(self) -> dict[str, float]:
-        """Return {class: hectares} of all that the map's legend lists or the map holds, in the legend's order."""
-        held = {part.name: part.hectares for part in self._counted}
+    def hectares_by_class(self) -> dict[str, float]:
+        """Return {class: hectares} of all classes in the legend or the map, in the legend's order."""
+        totals = {total.name: total.hectares for total in self._totals}
         if self._legend.multilabel:
-            return held
-        listed = {one.name: one for one in self._legend.classes}
-        return {name: held.get(name, 0.0) for name in (*listed, *(name for name in held if name not in listed))}
+            return totals
+        listed = {one.name: totals.get(one.name, 0.0) for one in self._legend.classes}
+        return listed | {name: hectares for name, hectares in totals.items() if name not in listed}
 
-    def aliases(self) -> dict[str, str]:
-        """Return {name or value, as text: name} of the same classes."""
+    def names_by_alias(self) -> dict[str, str]:
+        """Return {alias: name}; the aliases of a class are its name and its value as text."""
         classes = {one.name: one for one in (*self.classes, *(() if self._legend.multilabel else self._legend.classes))}
         return {str(one.value): name for name, one in classes.items()} | {name: name for name in classes}
 
-    def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> list[str | None]:
-        """Return the names of the classes of some pixels; None where there is no data."""
-        found: list[str | None] = []
+    def class_names_at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> list[str | None]:
+        """Return the class names of single pixels; None without data."""
+        names: list[str | None] = []
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            place = int(self.read(Window(column, row, 1, 1))[0, 0])
-            found.append(None if place == NOWHERE else self.classes[place].name)
-        return found
+            index = int(self.read(Window(column, row, 1, 1))[0, 0])
+            names.append(None if index == NODATA_INDEX else self.classes[index].name)
+        return names
 
-    def stratum_parts(self) -> tuple[Part, ...]:
-        """Return what each stratum holds."""
+    def stratum_totals(self) -> tuple[ClassTotal, ...]:
+        """Return pixels and hectares of each stratum."""
         if self._buffer is None:
-            return self._counted
-        pixels, hectares = np.zeros(len(self.strata), dtype=np.int64), np.zeros(len(self.strata))
+            return self._totals
+        tally = AreaTally(len(self.strata), self.grid)
         for strip in self.strips():
-            inside = strip.strata != NOWHERE
-            found = strip.strata[inside]
-            pixels += np.bincount(found, minlength=len(pixels))
-            hectares += np.bincount(found, pixel_hectares(self.grid, strip.window)[inside], minlength=len(pixels))
-        return tuple(Part(*each) for each in zip(self.strata, pixels.tolist(), hectares.tolist(), strict=True))
+            tally.add([strip.strata], strip.strata != NODATA_INDEX, strip.window)
+        return _totals(self.strata, tally)
 
-    def shown(self, stratum: int) -> int | None:
-        """Return the class that the map shows all over a stratum, None where it is several."""
+    def map_class_of_stratum(self, stratum: int) -> int | None:
+        """Return the class of all pixels of a stratum; None for the buffer, which has several."""
         return stratum if stratum < len(self.classes) else None
 
     def strips(self) -> Iterator[Strip]:
         """Yield the map's rows from top to bottom."""
         for window in self._windows():
             classes = self.read(window)
-            yield Strip(window, classes, self._stratified(classes, window))
+            yield Strip(window, classes, self._stratify(classes, window))
+
+    def read(self, window: Window) -> NDArray[np.int16]:
+        """Return the index of each pixel's class in `classes`, int16 (H, W), -1 without data."""
+        values, valid = self._read_values(window)
+        first, last = int(self._codes[0]), int(self._codes[-1])
+        if last - first < MAX_TABLE_SIZE:
+            table: NDArray[np.int16] = np.full(last - first + 1, NODATA_INDEX, dtype=np.int16)
+            table[self._codes - first] = np.arange(len(self._codes))
+            index = table[np.clip(values, first, last).astype(np.int64) - first]
+        else:
+            index = np.searchsorted(self._codes, values).astype(np.int16)
+        return np.where(valid, index, np.int16(NODATA_INDEX))
+
+    def _check_buffer(self, name: str, metres: float) -> tuple[int, float]:
+        """Return the class index and the width of the buffer."""
+        names = [one.name for one in self.classes]
+        if name not in names:
+            raise UsageError(
+                f"{self._dataset.name}: has no class {name!r} for a buffer; its classes are {', '.join(names)}"
+            )
+        if not (math.isfinite(metres) and metres > 0):
+            raise UsageError(f"the buffer is {metres} m wide; give a positive number")
+        return names.index(name), metres
 
     def _windows(self) -> Iterator[Window]:
         block = self._dataset.block_shapes[self._band - 1][0]
-        rows = max(1, _STRIP_PIXELS // self.grid.width)
+        rows = max(1, _MAX_STRIP_PIXELS // self.grid.width)
         rows = rows // block * block or rows
         for top in range(0, self.grid.height, rows):
             yield Window(0, top, self.grid.width, min(rows, self.grid.height - top))
 
-    def _values(self, window: Window) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]:
+    def _read_values(self, window: Window) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]:
         values = read_window(self._dataset, [self._band], window)[0]
         return values, read_mask(self._dataset, self._band, window) > 0
 
-    def _count(self) -> tuple[NDArray[np.int64], tuple[MapClass, ...], tuple[Part, ...]]:
-        """Find the codes that the map has, and what they are and count."""
-        pixels: dict[int, int] = {}
-        hectares: dict[int, float] = {}
+    def _count(self) -> tuple[NDArray[np.int64], tuple[MapClass, ...], tuple[ClassTotal, ...]]:
+        """Find the codes of the map; return them in ascending order, their classes and their totals."""
+        index_of: dict[int, int] = {}
+        tally = AreaTally(0, self.grid)
         for window in self._windows():
-            values, valid = self._values(window)
+            values, valid = self._read_values(window)
             if not valid.any():
                 continue
-            area = pixel_hectares(self.grid, window)[valid]
-            codes, place = distinct(values[valid])
-            number, own = np.bincount(place), np.bincount(place, area)
-            for code, count, hectare in zip(codes.tolist(), number.tolist(), own.tolist(), strict=True):
-                pixels[code] = pixels.get(code, 0) + count
-                hectares[code] = hectares.get(code, 0.0) + hectare
-        if not pixels:
-            raise DataError(f"{self._dataset.name}: holds no data anywhere; there is nothing to assess")
-        if self._legend.multilabel:
-            one = self._legend.classes[self._band - 1]
-            known = {0: MapClass(f"not {one.name}", 0, background=True), 1: MapClass(one.name, 1, color=one.color)}
-            if strange := pixels.keys() - known.keys():
-                raise DataError(f"{self._dataset.name}: holds {min(strange)} in band {self._band}; it holds 0 and 1")
-        else:
-            known = {code: self._legend.class_of(self._band, code) for code in pixels}
-        if not np.isfinite(list(hectares.values())).all():
-            raise GridError(f"{self._dataset.name}: some of its pixels have no place on the ground")
-        met = sorted(pixels)
-        counted = tuple(Part(known[code].name, pixels[code], hectares[code]) for code in met)
-        return np.array(met), tuple(known[code] for code in met), counted
+            codes, position = unique_codes(values[valid])
+            indices = np.array([index_of.setdefault(code, len(index_of)) for code in codes.tolist()])
+            tally.extend(len(index_of))
+            classes = np.zeros(values.shape, dtype=np.int64)
+            classes[valid] = indices[position]
+            tally.add([classes], valid, window)
+        if not index_of:
+            raise DataError(f"{self._dataset.name}: all pixels are nodata; give a map with data")
+        in_order = sorted(index_of)
+        found = self._classes_of(in_order)
+        by_index = _totals([one.name for one in found], tally, [index_of[code] for code in in_order])
+        if not np.isfinite([total.hectares for total in by_index]).all():
+            raise GridError(f"{self._dataset.name}: some pixels have no place on the ground in its CRS")
+        return np.array(in_order), found, by_index
 
-    def read(self, window: Window) -> NDArray[np.int16]:
-        """Return the index of each pixel's class in `classes`, int16 (H, W), -1 where there is no data."""
-        values, valid = self._values(window)
-        first, last = int(self._codes[0]), int(self._codes[-1])
-        if last - first < FEW:
-            table: NDArray[np.int16] = np.full(last - first + 1, NOWHERE, dtype=np.int16)
-            table[self._codes - first] = np.arange(len(self._codes))
-            place = table[np.clip(values, first, last).astype(np.int64) - first]
-        else:
-            place = np.searchsorted(self._codes, values).astype(np.int16)
-        return np.where(valid, place, np.int16(NOWHERE))
+    def _classes_of(self, codes: Sequence[int]) -> tuple[MapClass, ...]:
+        """Return the classes of codes that are in the map."""
+        if not self._legend.multilabel:
+            return tuple(self._legend.class_of(self._band, code) for code in codes)
+        one = self._legend.classes[self._band - 1]
+        classes = {0: MapClass(f"not {one.name}", 0, background=True), 1: MapClass(one.name, 1, color=one.color)}
+        if unknown := set(codes) - classes.keys():
+            raise DataError(
+                f"{self._dataset.name}: band {self._band} has the value {min(unknown)}; a band of a multilabel map has "
+                "only 0 and 1"
+            )
+        return tuple(classes[code] for code in codes)
 
-    def _stratified(self, classes: NDArray[np.int16], window: Window) -> NDArray[np.int16]:
+    def _stratify(self, classes: NDArray[np.int16], window: Window) -> NDArray[np.int16]:
+        """Return the stratum of each pixel, given its class."""
         if self._buffer is None:
             return classes
         centre, metres = self._buffer
@@ -197,48 +205,57 @@ class ClassMap:
         halo = math.ceil(metres / pixel[1])
         above = min(halo, int(window.row_off))
         below = min(halo, self.grid.height - int(window.row_off + window.height))
-        around = Window(0, window.row_off - above, window.width, window.height + above + below)
-        beside = near(self.read(around) == centre, metres, pixel)[above : above + int(window.height)]
-        return np.where(beside & (classes != centre) & (classes != NOWHERE), len(self.classes), classes).astype(
-            np.int16
-        )
+        enlarged = Window(0, window.row_off - above, window.width, window.height + above + below)
+        near = within_distance(self.read(enlarged) == centre, metres, pixel)[above : above + int(window.height)]
+        in_buffer = near & (classes != centre) & (classes != NODATA_INDEX)
+        return np.where(in_buffer, len(self.classes), classes).astype(np.int16)
+
+
+def _totals(names: Sequence[str], tally: AreaTally, order: Sequence[int] | None = None) -> tuple[ClassTotal, ...]:
+    """Return what a tally counted, with names, in the given order of its indices."""
+    assert tally.hectares is not None  # checked when the map was opened
+    indices = range(len(names)) if order is None else order
+    rows = zip(names, tally.pixels[0, indices].tolist(), tally.hectares[0, indices].tolist(), strict=True)
+    return tuple(ClassTotal(*row) for row in rows)
 
 
 @contextmanager
-def class_map(
-    path: PathLike, *, names: PathLike | None = None, of: str | None = None, buffer: tuple[str, float] | None = None
+def open_class_map(
+    path: PathLike,
+    *,
+    names: PathLike | None = None,
+    class_name: str | None = None,
+    buffer: tuple[str, float] | None = None,
 ) -> Iterator[ClassMap]:
-    """Open a map.
+    """Open a map of classes.
 
     Parameters
     ----------
     names
         A file of class names, as for `segkit.vectorize`.
-    of
-        The class that is in question, where classes overlap.
+    class_name
+        Class to read from a multilabel map.
     buffer
         As for `ClassMap`.
 
     Raises
     ------
     UsageError
-        A class that the map does not have; or none was named where classes overlap.
+        The map does not have the class, a multilabel map needs a class name, or another map is given one.
     DataError
-        The raster is no map, or holds nothing.
+        The raster is not a map, or all pixels are nodata.
     GridError
-        Its CRS does not say where on the ground it is.
+        Its CRS is missing or does not locate the pixels on the ground.
     """
     with open_raster(path) as dataset:
-        legend = Legend.of(dataset, names)
+        legend = Legend.from_dataset(dataset, names)
         band = 1
         listed = [one.name for one in legend.classes]
         if legend.multilabel:
-            if of not in listed:
-                found = "name one with --class" if of is None else f"it has no {of!r}"
-                raise UsageError(
-                    f"{path}: its classes overlap, so each is assessed alone; {found}: {', '.join(listed)}"
-                )
-            band = listed.index(of) + 1
-        elif of is not None:
-            raise UsageError(f"{path}: its classes do not overlap and are assessed together; leave out --class")
+            if class_name not in listed:
+                found = "name one with --class" if class_name is None else f"it has no {class_name!r}"
+                raise UsageError(f"{path}: its classes overlap, so only one is used; {found}: {', '.join(listed)}")
+            band = listed.index(class_name) + 1
+        elif class_name is not None:
+            raise UsageError(f"{path}: its classes do not overlap, so all are used; leave out --class")
         yield ClassMap(dataset, legend, band, buffer)

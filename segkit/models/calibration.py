@@ -1,4 +1,4 @@
-"""Calibration: what a model's logits are multiplied by and shifted by."""
+"""Calibration: scale and shift of a model's logits. `segkit.evaluation.calibration` fits them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Calibration:
-    """What logits are multiplied by and what is added, one number a channel.
+    """Scale and shift of the logits, one pair per channel: ``scale * logit + shift``.
 
-    With softmax all are multiplied by one number, one over the temperature (Guo et al. 2017, "On Calibration of Modern
-    Neural Networks"), which changes no decision by the highest probability. With sigmoid each channel has a factor and
-    a summand of its own (Platt 1999, "Probabilistic Outputs for Support Vector Machines").
+    With softmax all channels have the same scale, 1 / temperature (Guo et al. 2017, "On Calibration of Modern Neural
+    Networks"), and no shift, so the most probable category stays the same. With sigmoid each channel has its own scale
+    and shift (Platt 1999, "Probabilistic Outputs for Support Vector Machines").
     """
 
     scale: tuple[float, ...]
     shift: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what is not a number."""
+        """Raise a ValueError if a number is not finite."""
         if not np.isfinite([*self.scale, *self.shift]).all():
-            raise ValueError(f"calibration is {self.scale} and {self.shift}, not finite numbers")
+            raise ValueError(f"calibration has scale {self.scale} and shift {self.shift}; all must be finite numbers")

@@ -1,49 +1,49 @@
-"""The header of a model file: what a model is told by before its weights are read."""
+"""The header of a model file, which is read without the weights."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from segkit.errors import ModelFileError
-from segkit.io.files import existing
-from segkit.io.raster import PathLike
+from segkit.io.files import require_file
+from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
+from segkit.runtime.version import VERSION
 
-_FORMAT = 1  # of the header; a reader refuses what is newer
-HEADER_KEY = "segkit"  # the one entry of the safetensors metadata
-GLOBAL: Literal["global"] = "global"  # the reach of a network that looks at all of its window
+_FORMAT = 1  # version of the header; newer ones are refused
+HEADER_KEY = "segkit"  # key of the header in the safetensors metadata
+GLOBAL: Literal["global"] = "global"  # the receptive field is the whole window
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a model file says about itself; all but the weights.
+    """Everything in a model file except the weights.
 
     Parameters
     ----------
     recipe
-        As `Recipe.to_dict` gives it: the task with its classes and thresholds, the bands, the network, the training.
+        Result of `Recipe.to_dict`: task with classes and thresholds, bands, network, training.
     mean, std
-        Of each input band over valid training pixels, in the files' own units.
+        Per input band, over valid training pixels, in the units of the files.
     band_names
-        Of the imagery it was trained on.
+        Band names of the training imagery.
     metrics
-        On the validation data, as in `metrics.json`; empty before the first evaluation.
+        Scores on the validation data, as in `metrics.json`; empty before the first evaluation.
     versions
-        Of segkit and of the libraries that trained it.
+        Versions of segkit and of the libraries used in training.
     created
-        UTC, ISO 8601.
+        Date and time in UTC, ISO 8601.
     format
-        Of this header.
-    reach
-        As `Segmenter.reach`, "global" where that is None; None where it was not measured.
+        Version of the header.
+    receptive_field
+        Radius in pixels as in `Segmenter.receptive_field`, "global" if unlimited, None if not yet measured.
     calibration
-        What the network's logits are scaled and shifted by; None where they are not.
+        Scale and shift of the logits; None if the model is not calibrated.
     """
 
     recipe: dict[str, Any]
@@ -54,24 +54,25 @@ class Header:
     versions: dict[str, str]
     created: str
     format: int = _FORMAT
-    reach: int | Literal["global"] | None = None
+    receptive_field: int | Literal["global"] | None = None
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be a reach."""
-        if not (self.reach in (None, GLOBAL) or (isinstance(self.reach, int) and self.reach >= 0)):
-            raise ValueError(f"reach is {self.reach!r}, not a number of pixels or {GLOBAL!r}")
+        """Raise a ValueError if the receptive field is not valid."""
+        radius = self.receptive_field
+        if not (radius in (None, GLOBAL) or (isinstance(radius, int) and radius >= 0)):
+            raise ValueError(f"receptive_field is {radius!r}, not a number of pixels or {GLOBAL!r}")
 
 
 def read_header(path: PathLike) -> Header:
-    """Read what a model file says about itself, without its weights.
+    """Read the header of a model file, without the weights.
 
     Raises
     ------
     MissingFileError, ModelFileError
-        The file is missing, damaged, or no segkit model.
+        The file is missing, damaged or not a segkit model.
     """
-    file = existing(path, "model file")
+    file = require_file(path, "model file")
     if file.is_dir():
         raise ModelFileError(f"{file} is a folder; name the model file in it (model.safetensors)")
     try:
@@ -81,18 +82,22 @@ def read_header(path: PathLike) -> Header:
         raise ModelFileError(f"{file}: not a model file (.safetensors), or damaged: {error}") from error
     if text is None:
         raise ModelFileError(
-            f"{file}: a safetensors file, but not one that segkit train wrote: its header has no recipe"
+            f"{file}: is a safetensors file without a recipe, so no model of segkit; give a file that segkit train wrote"
         )
     try:
         fields = dict(json.loads(text))
-        found = fields.get("format")
-        if found == _FORMAT:
-            told: dict[str, Any] = {name: tuple(fields[name]) for name in ("mean", "std", "band_names")}
+        if "reach" in fields:  # its name in segkit 0.2
+            fields["receptive_field"] = fields.pop("reach")
+        header_format = fields.get("format")
+        if header_format == _FORMAT:
+            parsed: dict[str, Any] = {name: tuple(fields[name]) for name in ("mean", "std", "band_names")}
             if fields.get("calibration") is not None:
-                told["calibration"] = Calibration(**{key: tuple(row) for key, row in fields["calibration"].items()})
-            return Header(**fields | told)
+                parsed["calibration"] = Calibration(
+                    **{key: tuple(values) for key, values in fields["calibration"].items()}
+                )
+            return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error
     raise ModelFileError(
-        f"{file}: its header has format {found}, this segkit {version('segkit')} reads {_FORMAT}; update segkit"
+        f"{file}: its header has format {header_format}, segkit {VERSION} reads format {_FORMAT}; update segkit"
     )

@@ -1,4 +1,4 @@
-"""Networks by segmentation-models-pytorch and timm, with weights from files."""
+"""Build networks of segmentation-models-pytorch (smp) and timm, and load encoder weights from files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segkit.errors import ModelFileError, RecipeError
-from segkit.io.files import existing
+from segkit.io.files import require_file
 from segkit.recipe.schema import Model
 
 
 def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -> nn.Module:
-    """All wiring of the network: smp's architecture and encoder by name."""
+    """Build smp's architecture and encoder by name, for `bands` inputs and `channels` outputs.
+
+    Raises
+    ------
+    RecipeError
+        The architecture, encoder or an option is unknown, or the network cannot be built.
+    MissingFileError, ModelFileError
+        The file of encoder weights is missing or does not fit.
+    """
     import segmentation_models_pytorch as smp
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
@@ -27,9 +35,9 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
     if not model.encoder.startswith("tu-") and model.encoder not in smp.encoders.encoders:
         known = ", ".join(sorted(smp.encoders.encoders))
         raise RecipeError(f"model.encoder: {model.encoder!r} is not known; use tu- and a timm name, or one of {known}")
-    options = set(inspect.signature(architectures[model.architecture]).parameters) - _WIRED
+    options = set(inspect.signature(architectures[model.architecture]).parameters) - _RESERVED_OPTIONS
     for option in model.options:
-        # smp swallows what it does not know, so it is told here.
+        # smp ignores unknown options silently. With timm encoders they are passed on to timm.
         if option not in options and not model.encoder.startswith("tu-"):
             known = ", ".join(sorted(options))
             raise RecipeError(f"model.options.{option}: {model.architecture} has no such option; it has {known}")
@@ -37,7 +45,7 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
     local = weights not in (None, "imagenet")
     published: str | bool | None = None if local else weights
     if published and model.encoder.startswith("tu-"):
-        published = True  # timm has its own name for them
+        published = True  # timm takes a flag
     try:
         network: nn.Module = smp.create_model(
             model.architecture,
@@ -49,68 +57,72 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
         )
     except (KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
         what = f"{model.architecture} with encoder {model.encoder} and weights {weights}"
-        hint = "; without a network, name a local file in model.encoder_weights" if published else ""
+        hint = "; without internet access, name a local file in model.encoder_weights" if published else ""
         raise RecipeError(f"model: {what} cannot be built: {first_line(error)}{hint}") from error
     if local:
-        _load_encoder(network.encoder, existing(str(weights), "file of encoder weights"), bands)  # type: ignore[arg-type]
+        _load_encoder_weights(network.encoder, require_file(str(weights), "file of encoder weights"), bands)  # type: ignore[arg-type]
     return network
 
 
-_WIRED = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+_RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
 
 
-def _load_encoder(encoder: nn.Module, path: Path, bands: int) -> None:
-    """Load pretrained weights from a local file into an encoder, its first layer adapted to the number of bands."""
-    own = encoder.state_dict()
-    places = {_key(name): name for name in own}
-    stored = _encoder_state(path, next(iter(places)))
-    weights = {places[key]: tensor for key, tensor in stored.items() if key in places}
+def _load_encoder_weights(encoder: nn.Module, path: Path, bands: int) -> None:
+    """Load pretrained weights from a local file into an encoder; adapt the first layer to the number of bands."""
+    state = encoder.state_dict()
+    names_by_flat_name = {_flat_name(name): name for name in state}
+    stored = _read_encoder_weights(path, next(iter(names_by_flat_name)))
+    weights = {names_by_flat_name[key]: tensor for key, tensor in stored.items() if key in names_by_flat_name}
     for name, tensor in weights.items():
-        if tensor.ndim == 4 and tensor.shape[1] != own[name].shape[1] == bands:
-            weights[name] = _adapt_input(tensor, bands)
-    if found := not_finite(weights):
-        raise ModelFileError(f"{path}: holds {found}; name another file in model.encoder_weights")
-    missing = sorted(name for name in own if name not in weights and not name.endswith("num_batches_tracked"))
-    wrong = sorted(name for name in weights if weights[name].shape != own[name].shape)
-    # A classifier and deeper stages may be left over; more layers in a part that the encoder has are another encoder's.
-    parts = tuple({_key(name.removeprefix("model.").split(".")[0]) + "_" for name in own})
-    strange = sorted(key for key in stored if key not in places and key.startswith(parts))
-    for what, names in (("lacks", missing), ("has other shapes for", wrong), ("has unknown", strange)):
+        if tensor.ndim == 4 and tensor.shape[1] != state[name].shape[1] == bands:
+            weights[name] = _adapt_first_layer(tensor, bands)
+    if problem := describe_non_finite(weights):
+        raise ModelFileError(f"{path}: holds {problem}; name another file in model.encoder_weights")
+    missing = sorted(name for name in state if name not in weights and not name.endswith("num_batches_tracked"))
+    misshapen = sorted(name for name in weights if weights[name].shape != state[name].shape)
+    # The file may hold a classifier and deeper stages as well. Additional layers in a stage that the encoder has mean
+    # that the file is of another encoder.
+    stages = tuple({_flat_name(name.removeprefix("model.").split(".")[0]) + "_" for name in state})
+    unknown = sorted(key for key in stored if key not in names_by_flat_name and key.startswith(stages))
+    for what, names in (("lacks", missing), ("has other shapes for", misshapen), ("has unknown", unknown)):
         if names:
             raise ModelFileError(
-                f"{path}: does not fit the encoder: {what} {len(names)} of {len(own)} weights, first {names[0]}; "
+                f"{path}: does not fit the encoder: {what} {len(names)} of {len(state)} weights, first {names[0]}; "
                 "name the encoder that the file was made from in model.encoder"
             )
-    encoder.load_state_dict(own | weights)
+    encoder.load_state_dict(state | weights)
 
 
-def _key(name: str) -> str:
-    """Write a weight's name so that timm's own files and smp's encoders, which wrap and flatten them, have the same."""
+def _flat_name(name: str) -> str:
+    """Return a weight's name in the form that timm's files and smp's encoders (which wrap or flatten them) share."""
     return name.removeprefix("model.").replace(".", "_")
 
 
-def _encoder_state(path: Path, first: str) -> dict[str, Tensor]:
-    """Read a state dict by key; of a whole network only the part that `first` lies in, without the part's prefix."""
+def _read_encoder_weights(path: Path, first: str) -> dict[str, Tensor]:
+    """Read a state dict by flat name.
+
+    If the file holds a whole network, return only the part that contains the weight `first`, without its prefix.
+    """
     try:
         stored: Any = (
             load_file(path)
             if path.suffix.lower() == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # torch raises many kinds for a file that is no state dict
+    except Exception as error:  # torch raises many types for a file that is not a state dict
         raise ModelFileError(f"{path}: not a file of weights (.safetensors, .pth): {first_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]
     if not isinstance(stored, dict):
         raise ModelFileError(f"{path}: holds a {type(stored).__name__}, not a table of weights (a state dict)")
-    found = {_key(str(name)): tensor for name, tensor in stored.items() if isinstance(tensor, Tensor)}
-    prefix = min((key.removesuffix(first) for key in found if key.endswith(first)), key=len, default="")
-    return {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
+    tensors = {_flat_name(str(name)): tensor for name, tensor in stored.items() if isinstance(tensor, Tensor)}
+    prefix = min((key.removesuffix(first) for key in tensors if key.endswith(first)), key=len, default="")
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _adapt_input(weight: Tensor, bands: int) -> Tensor:
-    """Repeat the input channels of a first layer over `bands`, scaled so that its output keeps its size."""
+def _adapt_first_layer(weight: Tensor, bands: int) -> Tensor:
+    """Repeat the input channels of a first layer over `bands`, scaled so that its outputs keep their magnitude."""
     pretrained = weight.shape[1]
     if bands == 1:
         return weight.sum(dim=1, keepdim=True)
@@ -123,12 +135,12 @@ def first_line(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Say how many weights are not finite numbers, and which is the first; None where all are."""
+def describe_non_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Return a text with the number of non-finite weights and the first such tensor; None if all are finite."""
     bad, first = 0, ""
     for name, tensor in weights.items():
-        # A sum is not finite where a number in it is not, and takes an eighth of the time of looking at each.
-        if not tensor.sum().isfinite() and (here := int((~tensor.isfinite()).sum())):
-            bad, first = bad + here, first or name
-    whole = sum(tensor.numel() for tensor in weights.values())
-    return f"{bad:,} of {whole:,} weights that are not finite numbers (first in {first})" if bad else None
+        # The sum of non-finite numbers is not finite, and takes an eighth of the time of checking each number.
+        if not tensor.sum().isfinite() and (bad_here := int((~tensor.isfinite()).sum())):
+            bad, first = bad + bad_here, first or name
+    total = sum(tensor.numel() for tensor in weights.values())
+    return f"{bad:,} of {total:,} weights that are not finite numbers (first in {first})" if bad else None

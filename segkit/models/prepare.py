@@ -1,4 +1,4 @@
-"""Networks prepared for inference: folded batch normalisation, half precision."""
+"""Prepare networks for inference: fold batch normalisation, run in half precision."""
 
 from __future__ import annotations
 
@@ -11,65 +11,72 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from segkit.models.receptive_field import _allclose, try_forward
+from segkit.models.receptive_field import outputs_match, try_forward
 
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module, samples: Sequence[Tensor]) -> nn.Module:
-    """Return a copy with each BatchNorm2d folded into the Conv2d whose output it takes, or the network itself.
+    """Return a copy with each BatchNorm2d folded into the Conv2d before it, or the network itself if that fails.
 
-    Which one takes what is seen in a run. A run shows only what goes through modules, so the copy is compared with the
-    network, and not used where something else took such an output, too.
+    Pairs of convolution and normalisation are found in a forward pass. The hooks only see modules, so the outputs of
+    the copy and of the network are compared, in case a convolution's output is also used elsewhere.
+
+    Parameters
+    ----------
+    samples
+        float32 (1, C, H, W); the first one that the network accepts is used.
     """
     from timm.layers.norm_act import BatchNormAct2d
 
     folded = copy.deepcopy(network)
-    # What remains of a normalisation that is folded.
-    rest: dict[nn.BatchNorm2d, nn.Module] = {}
+    # What replaces a normalisation that is folded.
+    replacements: dict[nn.BatchNorm2d, nn.Module] = {}
     for module in folded.modules():
         if isinstance(module, BatchNormAct2d):
-            rest[module] = nn.Sequential(module.drop, module.act)
+            replacements[module] = nn.Sequential(module.drop, module.act)
         elif type(module) is nn.BatchNorm2d:
-            rest[module] = nn.Identity()
-    made: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # by identity, which holds while the tensor is kept
+            replacements[module] = nn.Identity()
+    # By id, which is unique as long as the tensor is kept.
+    conv_outputs: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     runs: Counter[nn.Module] = Counter()
 
-    def convolved(conv: nn.Conv2d, _: Any, output: Tensor) -> None:
+    def record_convolution(conv: nn.Conv2d, _: Any, output: Tensor) -> None:
         runs[conv] += 1
-        made[id(output)] = conv, output, output._version
+        conv_outputs[id(output)] = conv, output, output._version
 
-    def normalising(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+    def record_normalization(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         runs[norm] += 1
-        if id(inputs[0]) in made:
-            conv, output, version = made[id(inputs[0])]
+        if id(inputs[0]) in conv_outputs:
+            conv, output, version = conv_outputs[id(inputs[0])]
             if output._version == version:  # no activation changed it in place
                 pairs.append((conv, norm))
 
-    hooks = [module.register_forward_hook(convolved) for module in folded.modules() if isinstance(module, nn.Conv2d)]
-    hooks += [norm.register_forward_pre_hook(normalising) for norm in rest]
+    convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [conv.register_forward_hook(record_convolution) for conv in convolutions]
+    hooks += [norm.register_forward_pre_hook(record_normalization) for norm in replacements]
     accepted = try_forward(folded, samples)
     for hook in hooks:
         hook.remove()
     if accepted is None:
-        return network  # the prediction will tell what it does not take
-    done: dict[nn.Module, nn.Module] = {}
+        return network  # the prediction will report which sizes it does not accept
+    replaced: dict[nn.Module, nn.Module] = {}
     for conv, norm in pairs:
         if runs[conv] == runs[norm] == 1 and norm.running_mean is not None and norm.running_var is not None:
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            done[norm] = rest[norm]
+            replaced[norm] = replacements[norm]
     for parent in list(folded.modules()):
         for name, child in parent.named_children():
-            if child in done:
-                setattr(parent, name, done[child])
+            if child in replaced:
+                setattr(parent, name, replaced[child])
     sample, before = accepted
-    return folded if _allclose(folded(sample), before) else network
+    return folded if outputs_match(folded(sample), before) else network
 
 
 class Autocast(nn.Module):
-    """A network some of whose operations want float32."""
+    """A network with operations that need float32; all others run in bf16."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

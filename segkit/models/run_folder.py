@@ -1,4 +1,4 @@
-"""The folder of a training run: the names of its files, and what they hold."""
+"""The folder of a training run: its file names, and functions that read them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,39 @@ from typing import Any
 
 import yaml
 
+from segkit.errors import RecipeError
+from segkit.recipe.renamed import rename_keys
 from segkit.recipe.schema import Recipe
 
-# In a run's folder.
+# Paths in a run folder.
 MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml", "log.csv"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-# Keys that a resumed run may have another value of: those that help against numbers that are not finite.
+# Keys that may be changed when a run is resumed: those that help against non-finite numbers.
 CHANGEABLE = ("train.learning_rate", "train.precision")
 
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:
-    """Whether the run in a folder was started with a recipe."""
-    return (folder / RECIPE).read_text() == recipe_text(recipe)
+    """Return whether the run in a folder was started with this recipe."""
+    return stored_recipe_text(folder) == recipe_text(recipe)
+
+
+def stored_recipe_text(folder: Path) -> str:
+    """Return the recipe in a run folder, with keys of segkit 0.2 renamed to the current ones."""
+    text = (folder / RECIPE).read_text()
+    try:
+        raw = rename_keys(yaml.safe_load(text), RECIPE, warn=False)
+    except (yaml.YAMLError, RecipeError):
+        return text
+    return yaml.safe_dump(raw, sort_keys=False)
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return a recipe as the run's folder holds it."""
+    """Return a recipe as the YAML that is stored in a run folder."""
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
 
 
-def without_changeable(raw: dict[str, Any]) -> str:
-    """Write what has to be the same when a run is resumed."""
+def resume_key(raw: dict[str, Any]) -> str:
+    """Return the YAML of a recipe without `CHANGEABLE`, which must be equal when a run is resumed; changes `raw`."""
     for key in CHANGEABLE:
         part, name = key.split(".")
         raw[part].pop(name, None)
@@ -36,6 +48,6 @@ def without_changeable(raw: dict[str, Any]) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read a run's log.csv: one dict an epoch."""
+    """Read a run's log.csv: one dict per epoch."""
     with path.open(newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

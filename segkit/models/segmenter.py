@@ -1,4 +1,4 @@
-"""Segmenter: a network with its normalisation and task inside, and the one file that it is kept in."""
+"""Segmenter: a network with its normalisation, calibration and task, saved in one file."""
 
 from __future__ import annotations
 
@@ -18,40 +18,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segkit.errors import DataError, ModelFileError
-from segkit.io.files import staged
-from segkit.io.raster import PathLike
-from segkit.io.remote import public
+from segkit.io.files import atomic_write
+from segkit.io.paths import PathLike
+from segkit.io.remote import redact
 from segkit.io.scene import Scene
 from segkit.models.calibration import Calibration
 from segkit.models.model_file import HEADER_KEY, Header, read_header
-from segkit.models.network import first_line, make_network, not_finite
+from segkit.models.network import describe_non_finite, first_line, make_network
 from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.recipe.schema import Recipe
-from segkit.runtime.memory import keep_freed
-
-keep_freed()  # before weights are made or read, for all that a network does here
+from segkit.runtime.version import VERSION
 
 
 class Segmenter(nn.Module):
-    """Pixels in their own units to logits.
+    """Network that maps pixels in the units of the files to logits.
 
     Parameters
     ----------
     recipe
-        Names task and network.
+        Defines task and network.
     mean, std
-        One per input band. A band that varies by less than float32 resolves about its mean is a constant one, whose
-        standard deviation counts as 1.
+        One per input band. A band whose standard deviation is below the float32 resolution of its mean is constant; its
+        standard deviation is set to 1.
     band_names
-        Of the input bands.
+        One per input band.
     pretrained
-        Whether `model.encoder_weights` are loaded; not where a state is loaded afterwards.
+        Whether to load `model.encoder_weights`; not needed if a state dict is loaded afterwards.
 
     Raises
     ------
     RecipeError
-        The architecture, encoder or an option is not known, or the pretrained weights are not there.
+        The architecture, encoder or an option is unknown, or the pretrained weights cannot be loaded.
     ModelFileError
         A local file of pretrained weights does not fit the encoder.
     DataError
@@ -80,19 +78,24 @@ class Segmenter(nn.Module):
         for what, values in (("mean", mean), ("standard deviation", std)):
             for band, value in zip(self.band_names, values, strict=False):
                 if not math.isfinite(value):
-                    raise DataError(f"the {what} of band {band} is {value}, which no pixel can be normalised with")
+                    raise DataError(
+                        f"the {what} of band {band} is {value}; normalisation needs a finite number, check the imagery"
+                    )
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
-        self._reach: int | Literal["global"] | None = None
+        self._stored_recipe: tuple[Recipe | None, dict[str, Any]] = None, {}  # as loaded, and as it is in the file
+        self._receptive_field: int | Literal["global"] | None = None
         self.calibration: Calibration | None = None
         for name, value in (("_scale", 1.0), ("_shift", 0.0)):
             self.register_buffer(name, torch.full((1, self.task.channels, 1, 1), value), persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        resolved = torch.finfo(torch.float32).eps
-        scale = [own if own > resolved * abs(middle) else 1.0 for middle, own in zip(mean, std, strict=True)]
-        self.register_buffer("std", torch.tensor(scale, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        eps = torch.finfo(torch.float32).eps
+        divisor = [
+            deviation if deviation > eps * abs(middle) else 1.0 for middle, deviation in zip(mean, std, strict=True)
+        ]
+        self.register_buffer("std", torch.tensor(divisor, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.network = make_network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
-        self._takes: torch.dtype | None = None  # what the network is given, if not its own kind
+        self._input_dtype: torch.dtype | None = None  # of the network's input; None: float32
         self.stride: int = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
@@ -101,38 +104,41 @@ class Segmenter(nn.Module):
         Parameters
         ----------
         pixels
-            float32 (N, C, H, W) in the files' own units; NaN where a band holds no data.
+            float32 (N, C, H, W) in the units of the files; NaN where a band has no data.
         valid
             bool (N, H, W).
 
         Returns
         -------
-        float32 (N, channels, H, W), for any H and W: sizes that the network does not take as they are (`_sides`) are
-        continued by their reflection, and what is more is cut off.
+        float32 (N, channels, H, W), for any H and W. Sizes that the network does not accept (`_padded_size`) are padded
+        by reflection; the logits are cropped.
         """
         height, width = pixels.shape[-2:]
-        # Nothing but what the network holds of its input is held while it runs.
-        logits: Tensor = self.network(self._input(pixels, valid))
+        # The prepared input has no name here, so that it can be freed while the network runs.
+        logits: Tensor = self.network(self._prepare_input(pixels, valid))
         logits = logits[..., :height, :width].float()
         return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
 
-    def _input(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Return what the network takes: normalised, 0 where nothing is known, of sides that are safe (`_sides`)."""
+    def _prepare_input(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Normalise, set pixels without data to 0 (the mean), and pad to `_padded_size`."""
         pixels = (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])
         height, width = pixels.shape[-2:]
-        rows, columns = self._sides(height, width)
+        rows, columns = self._padded_size(height, width)
         if (rows, columns) != (height, width):
             pixels = pixels[
-                ..., _reflected(height, rows, pixels.device)[:, None], _reflected(width, columns, pixels.device)
+                ...,
+                _reflect_indices(height, rows, pixels.device)[:, None],
+                _reflect_indices(width, columns, pixels.device),
             ]
-        return pixels.to(dtype=self._takes, memory_format=torch.channels_last)
+        return pixels.to(dtype=self._input_dtype, memory_format=torch.channels_last)
 
-    def _sides(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width that the network is given for a window: the stride divides both.
+    def _padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the network's input for a window: multiples of the stride.
 
-        A window of one stride by several is made two strides wide. Its deepest feature map would be one column wide,
-        and then torch's bf16 convolutions with a stride are wrong on CPUs with AMX (docs/torch-bf16-convolution.md).
-        The other direction is treated alike, so that a window and the same window turned see as much.
+        A window of one stride by several is made two strides wide. Otherwise its deepest feature map would be one
+        column wide, where torch's strided bf16 convolutions are wrong on CPUs with AMX
+        (docs/torch-bf16-convolution.md). Rows are treated like columns, so that a window and its transpose get the
+        same padding.
         """
         rows, columns = (-(-side // self.stride) * self.stride for side in (height, width))
         if min(rows, columns) == self.stride < max(rows, columns):
@@ -140,80 +146,82 @@ class Segmenter(nn.Module):
         return rows, columns
 
     @property
-    def reach(self) -> int | None:
-        """How far a pixel's influence on the logits goes, in pixels along an axis; measured once, kept in the file.
+    def receptive_field(self) -> int | None:
+        """Radius in pixels around a pixel that its logits depend on; measured once and stored in the model file.
 
-        An output that lies further than this from every end of its window is the same in a larger window. None where
-        no distance suffices, because the network looks at all of its window: it pools or attends over it, or stretches
-        with it.
+        Logits farther than this from all edges of the window are the same in a larger window. None if it is global:
+        the network pools or attends over its whole window, or scales with it.
         """
-        if self._reach is None:
-            self._reach = measure_receptive_field(self.network, self.stride, self.bands)
-        return self._reach if isinstance(self._reach, int) else None
+        if self._receptive_field is None:
+            self._receptive_field = measure_receptive_field(self.network, self.stride, self.bands)
+        return self._receptive_field if isinstance(self._receptive_field, int) else None
 
     @property
-    def context(self) -> int | None:
-        """Pixels along a side of the windows that a network without a finite reach was trained with, else None."""
-        return self.recipe.train.tile_size if self.reach is None else None
+    def fixed_window_size(self) -> int | None:
+        """Window size in pixels that a network with a global receptive field was trained with; None for others."""
+        return self.recipe.train.tile_size if self.receptive_field is None else None
 
     @torch.no_grad()
-    def prepared(self, device: torch.device, precision: str) -> Segmenter:
-        """Return a copy made for predicting, which says the same in less time; this segmenter stays as it is.
+    def optimized_for_inference(self, device: torch.device, precision: str) -> Segmenter:
+        """Return a faster copy for prediction, with the same results up to rounding; this segmenter does not change.
 
         Parameters
         ----------
         device
-            Where the copy computes.
+            Device of the copy.
         precision
-            "fp32", or "bf16": the network computes in bf16, all around it in float32.
+            "fp32", or "bf16": the network computes in bf16, normalisation and calibration in float32.
         """
         prepared = copy.deepcopy(self).cpu().float().eval()
-        # All architectures of smp take 128 pixels; transformers of a fixed size only the one that they were built for.
+        # All architectures of smp accept 128 pixels; transformers of a fixed size only that size.
         sides = [-(-side // self.stride) * self.stride for side in (128, self.recipe.train.tile_size)]
         noise = torch.Generator().manual_seed(0)
         samples = [torch.randn(1, self.bands, side, side, generator=noise) for side in sides]
         prepared.network = fold_batch_norm(prepared.network, samples).to(memory_format=torch.channels_last)
         if precision == "bf16":
-            # Weights are bf16, too, since autocast converts them in each pass; unless an operation wants float32.
+            # Weights are bf16 as well, because autocast would convert them in each pass; except if an operation needs
+            # float32.
             network = copy.deepcopy(prepared.network).to(device, torch.bfloat16)
             pure = try_forward(network, [sample.to(device, torch.bfloat16) for sample in samples]) is not None
             prepared.network = network if pure else Autocast(prepared.network)
-            prepared._takes = torch.bfloat16 if pure else None
+            prepared._input_dtype = torch.bfloat16 if pure else None
         return prepared.to(device)
 
-    def scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
-        """Describe a scene with the bands, the resampling and the scaling that the model was trained with.
+    def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
+        """Open a scene with the bands, resampling and scaling that the model was trained with.
 
         Parameters
         ----------
         paths, vrt
-            As for `Scene.of`.
+            As for `Scene.from_files`.
 
         Raises
         ------
         ModelFileError
-            The scene does not have the model's bands.
+            The number of bands is not the model's.
         """
         data = self.recipe.data
-        scene = Scene.of(paths, bands=data.bands, resample=data.resample, vrt=vrt, scaled=data.scaled)
+        scene = Scene.from_files(
+            paths, bands=data.bands, resample=data.resample, vrt=vrt, scaled=data.apply_scale_offset
+        )
         self.check_scene(scene)
         return scene
 
     def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
-        """Decide from now on with a threshold for each class, and say so in the model file; None changes nothing."""
+        """Set one threshold per class, here and in the recipe of the model file; None changes nothing."""
         if thresholds is not None:
             self.task = self.task.with_thresholds(thresholds)
             self.recipe = self.recipe.model_copy(update={"task": self.task})
 
     def set_calibration(self, calibration: Calibration | None) -> None:
-        """Scale and shift the network's logits from now on, and say so in the model file; None changes nothing."""
+        """Set scale and shift of the logits, here and in the model file; None changes nothing."""
         if calibration is not None:
             self.calibration = calibration
             for buffer, values in ((self._scale, calibration.scale), (self._shift, calibration.shift)):
                 buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
 
     def check_scene(self, scene: Scene) -> None:
-        """Refuse a scene whose bands are not as many as the model's."""
+        """Raise a ModelFileError if the scene's number of bands is not the model's."""
         if len(scene.bands) != self.bands:
             raise ModelFileError(
                 f"{scene.paths[0]}: has {len(scene.bands)} bands, the model {self.path or self.recipe.name} was "
@@ -221,10 +229,13 @@ class Segmenter(nn.Module):
             )
 
     def fingerprint(self) -> str:
-        """Return a hash of what decides the logits: recipe, normalisation, weights and calibration."""
-        known: list[Any] = [public(self.recipe.to_dict()), self.mean.flatten().tolist(), self.std.flatten().tolist()]
-        known += [] if self.calibration is None else [asdict(self.calibration)]
-        digest = sha256(json.dumps(known).encode())
+        """Return a hash of recipe, normalisation, weights and calibration."""
+        # The recipe as in the file, so that a key that a later segkit adds or renames does not change the hash.
+        loaded, stored = self._stored_recipe
+        recipe = stored if loaded is self.recipe else redact(self.recipe.to_dict())
+        hashed: list[Any] = [recipe, self.mean.flatten().tolist(), self.std.flatten().tolist()]
+        hashed += [] if self.calibration is None else [asdict(self.calibration)]
+        digest = sha256(json.dumps(hashed).encode())
         for name, tensor in self.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
@@ -232,21 +243,22 @@ class Segmenter(nn.Module):
 
     @property
     def header(self) -> Header:
-        """What is written into the model file."""
+        """The header of the model file."""
         return Header(
-            recipe=public(self.recipe.to_dict()),
+            recipe=redact(self.recipe.to_dict()),
             mean=tuple(self.mean.flatten().tolist()),
             std=tuple(self.std.flatten().tolist()),
             band_names=self.band_names,
             metrics=self.metrics,
-            versions={name: version(name) for name in ("segkit", "torch", "segmentation-models-pytorch", "timm")},
+            versions={"segkit": VERSION}
+            | {name: version(name) for name in ("torch", "segmentation-models-pytorch", "timm")},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            reach=self._reach,
+            receptive_field=self._receptive_field,
             calibration=self.calibration,
         )
 
     def save(self, path: PathLike) -> None:
-        """Write the model file; what was there before is replaced only by a complete file.
+        """Write the model file; an existing file is replaced only by a complete one.
 
         Raises
         ------
@@ -254,21 +266,21 @@ class Segmenter(nn.Module):
             A weight is not a finite number.
         """
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        if found := not_finite(weights):
-            raise ModelFileError(f"{path}: is not written: it would hold {found}; train the model again")
-        with staged(path) as part:
+        if problem := describe_non_finite(weights):
+            raise ModelFileError(f"{path}: is not written: it would hold {problem}; train the model again")
+        with atomic_write(path) as part:
             save_file(weights, part, metadata={HEADER_KEY: json.dumps(asdict(self.header))})
-            part.chmod(0o644)  # safetensors makes files that nobody else may read
+            part.chmod(0o644)  # safetensors makes files that only their owner can read
             read_header(part)
 
 
 def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
-    """Load a model file, ready to predict.
+    """Load a model file in evaluation mode.
 
     Raises
     ------
     MissingFileError, ModelFileError
-        The file is missing, damaged, or no segkit model.
+        The file is missing, damaged or not a segkit model.
     """
     header = read_header(path)
     try:
@@ -277,20 +289,23 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     except ValueError as error:
         raise ModelFileError(f"{path}: this segkit cannot use its header: {first_line(error)}") from error
     weights = load_file(path)
-    if found := not_finite(weights):
-        raise ModelFileError(f"{path}: holds {found}; train the model again")
+    if problem := describe_non_finite(weights):
+        raise ModelFileError(f"{path}: holds {problem}; train the model again")
     try:
         segmenter.load_state_dict(weights)
     except RuntimeError as error:
-        raise ModelFileError(f"{path}: its weights do not fit its recipe; was it edited?") from error
+        raise ModelFileError(
+            f"{path}: its weights do not fit its recipe, so the file was changed; train the model again"
+        ) from error
     segmenter.metrics = header.metrics
-    segmenter._reach = header.reach
+    segmenter._receptive_field = header.receptive_field
     segmenter.set_calibration(header.calibration)
     segmenter.path = Path(path)
+    segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _reflected(size: int, wanted: int, device: torch.device) -> Tensor:
-    """Return which of `size` pixels lie along an axis of `wanted` that goes on by reflection, as often as it must."""
-    steps = torch.arange(wanted, device=device) % max(1, 2 * (size - 1))
+def _reflect_indices(size: int, padded: int, device: torch.device) -> Tensor:
+    """Return indices into an axis of `size` pixels that pad it to `padded` by repeated reflection, int64 (padded,)."""
+    steps = torch.arange(padded, device=device) % max(1, 2 * (size - 1))
     return torch.minimum(steps, 2 * (size - 1) - steps)

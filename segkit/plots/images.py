@@ -1,4 +1,4 @@
-"""Pictures of scenes, labels, maps and layers."""
+"""Images of scenes, labels, maps and polygons."""
 
 from __future__ import annotations
 
@@ -13,51 +13,52 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.io.class_table import parse_color
 from segkit.io.raster import open_raster, read_window
 from segkit.io.scene import Scene
-from segkit.task.task import IGNORE, Task
+from segkit.task import IGNORE, Task
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from matplotlib.axes import Axes
 
-UNKNOWN = (0.62, 0.62, 0.62)  # not known and no data are grey in every picture
-# DejaVu Sans, which matplotlib brings, has no Chinese; the first of these that is there has.
-_MORE_FONTS = (
+UNLABELLED_COLOR = (0.62, 0.62, 0.62)  # grey, of unlabelled and nodata pixels in every image
+# DejaVu Sans, which comes with matplotlib, has no Chinese characters; the first of these that is installed is added.
+_FALLBACK_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB"),
     *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK JP", "Droid Sans Fallback", "Arial Unicode MS"),
 )
-_STRETCH = (2, 98)  # percentiles of valid pixels that become black and white
-
-_DEVIATIONS = 2  # from a band's mean to black and to white
-_FEW_BANDS = 12  # of more, as of a spectrometer, three that lie far apart are shown
+_STRETCH_PERCENTILES = (2, 98)  # percentiles of valid pixels that become black and white
+_STRETCH_STD = 2  # standard deviations from a band's mean to black and to white
+_MAX_MULTISPECTRAL_BANDS = 12  # with more bands (hyperspectral), three bands far apart are shown
+_RGB_OF_FEW_BANDS = ((1, 1, 1), (1, 2, 2), (1, 2, 3))  # red, green and blue of one, two and three bands
 
 
 @contextmanager
-def any_names() -> Iterator[None]:
-    """Draw names of classes in any script, with the fonts that are there; a character that none has becomes a box."""
+def font_fallback() -> Iterator[None]:
+    """Draw class names of any script with the installed fonts; characters that no font has become boxes."""
     from matplotlib import rc_context
     from matplotlib.font_manager import fontManager
 
-    known = set(fontManager.get_font_names())
-    fonts = ["DejaVu Sans", *[name for name in _MORE_FONTS if name in known][:1], "sans-serif"]
+    installed = set(fontManager.get_font_names())
+    fonts = ["DejaVu Sans", *[name for name in _FALLBACK_FONTS if name in installed][:1], "sans-serif"]
     with rc_context({"font.family": fonts}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         yield
 
 
 @dataclass(frozen=True)
-class View:
-    """How pixels are shown where only their bands' mean and deviation are known.
+class BandRendering:
+    """Bands and contrast stretch of an RGB image; the stretch uses the bands' mean and standard deviation.
 
     Parameters
     ----------
     bands
-        Positions of red, green and blue among the bands, counted from 1.
+        Indices of the red, green and blue band, from 1.
     names
-        Of all bands.
+        Names of all bands.
     mean, std
-        Of all bands; `_DEVIATIONS` around the mean are black and white.
+        Statistics of all bands; black and white are `_STRETCH_STD` standard deviations from the mean.
     """
 
     bands: tuple[int, int, int]
@@ -66,116 +67,114 @@ class View:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, names: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> View:
-        """Choose bands: the last ones that are called red, green and blue, else by their number.
+    def from_statistics(cls, names: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> BandRendering:
+        """Choose the bands: the last ones named red, green and blue; without these names, by the number of bands.
 
-        One is shown in grey, the second of two in cyan against the first in red, three as they are; of up to twelve
-        the first three, which are blue, green and red in most products; of more those that lie at 5/6, 1/2 and 1/6.
+        One band: grey. Two: red and cyan. Three: red, green, blue in this order. Up to twelve: bands 3, 2, 1, which are
+        red, green and blue in most products. More: the bands at 5/6, 1/2 and 1/6 of the spectrum.
         """
-        called = {name.rpartition(":")[2].strip().lower(): place for place, name in enumerate(names, 1)}
+        index_of = {name.rpartition(":")[2].strip().lower(): index for index, name in enumerate(names, 1)}
         count = len(names)
-        if all(color in called for color in ("red", "green", "blue")):
-            bands = called["red"], called["green"], called["blue"]
-        elif count <= len(_SHOWN):
-            bands = _SHOWN[count - 1]
-        elif count <= _FEW_BANDS:
+        if all(color in index_of for color in ("red", "green", "blue")):
+            bands = index_of["red"], index_of["green"], index_of["blue"]
+        elif count <= len(_RGB_OF_FEW_BANDS):
+            bands = _RGB_OF_FEW_BANDS[count - 1]
+        elif count <= _MAX_MULTISPECTRAL_BANDS:
             bands = (3, 2, 1)
         else:
             bands = (5 * count // 6, count // 2, count // 6)
         return cls(bands, tuple(names), tuple(mean), tuple(std))
 
-    def image(
-        self, pixels: NDArray[np.float32], valid: NDArray[np.bool_], unseen: Sequence[float] = UNKNOWN
+    def render(
+        self, pixels: NDArray[np.float32], valid: NDArray[np.bool_], nodata_color: Sequence[float] = UNLABELLED_COLOR
     ) -> NDArray[np.float64]:
-        """Return pixels (C, H, W) as float64 (H, W, 3) in 0..1; what is not `valid` (H, W) has the colour `unseen`.
+        """Return pixels (C, H, W) as float64 (H, W, 3) in 0..1; pixels that are not `valid` (H, W) get `nodata_color`.
 
-        Where a band alone holds no data (NaN) it is shown at its mean, as a network has it.
+        A band without a value (NaN) at a valid pixel is drawn at its mean, as the network sees it.
         """
-        places = [band - 1 for band in self.bands]
-        mean, std = (np.array(each)[places][:, None, None] for each in (self.mean, self.std))
-        scaled = np.nan_to_num((pixels[places] - mean) / np.where(std > 0, std, 1), posinf=0, neginf=0)
-        image: NDArray[np.float64] = np.moveaxis(np.clip(scaled / (2 * _DEVIATIONS) + 0.5, 0, 1), 0, 2)
-        image[~valid] = unseen
+        indices = [band - 1 for band in self.bands]
+        mean, std = (np.array(each)[indices][:, None, None] for each in (self.mean, self.std))
+        scaled = np.nan_to_num((pixels[indices] - mean) / np.where(std > 0, std, 1), posinf=0, neginf=0)
+        image: NDArray[np.float64] = np.moveaxis(np.clip(scaled / (2 * _STRETCH_STD) + 0.5, 0, 1), 0, 2)
+        image[~valid] = nodata_color
         return image
 
     @property
     def caption(self) -> str:
-        """Which bands are shown, and how."""
+        """Bands and stretch: "red, green, blue = B4, B3, B2 (of 10), stretched to mean ± 2 standard deviations"."""
         names = list(dict.fromkeys(self.names[band - 1] for band in self.bands))
-        colors = {1: "in grey", 2: "in red and cyan"}.get(len(names), "in red, green and blue")
-        told = f"band {names[0]}" if len(names) == 1 else f"bands {', '.join(names)}"
-        of = f" of {len(self.names)}" if len(self.names) > len(names) else ""
-        return f"{told}{of} {colors}, mean ± {_DEVIATIONS} standard deviations"
+        colors = {1: "grey", 2: "red, cyan"}.get(len(names), "red, green, blue")
+        of_all = f" (of {len(self.names)})" if len(self.names) > len(names) else ""
+        return f"{colors} = {', '.join(names)}{of_all}, stretched to mean ± {_STRETCH_STD} standard deviations"
 
 
-# Red, green and blue of one, two and three bands.
-_SHOWN = ((1, 1, 1), (1, 2, 2), (1, 2, 3))
+def rgb_composite(scene: Scene, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float64]:
+    """Return three bands of a scene as an RGB image, float64 (H, W, 3) in 0..1, with a percentile stretch.
 
-
-def composite(scene: Scene, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float64]:
-    """Return three bands of a scene as red, green and blue, float64 (H, W, 3) in 0..1; no data in a band is grey.
+    Pixels that are nodata in any of the bands are grey.
 
     Parameters
     ----------
     bands
-        Three positions among the scene's bands, counted from 1.
+        Indices of the three bands of the scene, from 1.
     """
     tile = scene.read(window)
     image = np.empty((*tile.valid.shape, 3))
-    shown = tile.valid & np.isfinite(tile.pixels[[band - 1 for band in bands]]).all(axis=0)
-    for place, band in enumerate(bands):
+    valid = tile.valid & np.isfinite(tile.pixels[[band - 1 for band in bands]]).all(axis=0)
+    for channel, band in enumerate(bands):
         pixels = tile.pixels[band - 1]
-        low, high = np.percentile(pixels[shown], _STRETCH) if shown.any() else (0, 1)
-        image[..., place] = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
-    image[~shown] = UNKNOWN
+        low, high = np.percentile(pixels[valid], _STRETCH_PERCENTILES) if valid.any() else (0, 1)
+        image[..., channel] = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
+    image[~valid] = UNLABELLED_COLOR
     return image
 
 
-def colored(planes: NDArray[np.int16], task: Task) -> NDArray[np.float64]:
-    """Return target planes or decisions (P, H, W) in the task's colours, float64 (H, W, 3).
+def colorize(targets: NDArray[np.int16], task: Task) -> NDArray[np.float64]:
+    """Return targets or predictions (T, H, W) in the task's colours, float64 (H, W, 3).
 
-    Where classes overlap their colours mix; in no class is background's grey-white, not known is grey.
+    Colours of overlapping classes are averaged. Pixels without a class have the colour of background or a light grey,
+    unlabelled pixels are grey.
     """
     colors = {row["name"]: _rgb(row["color"]) for row in task.legend}
-    empty = next((_rgb(row["color"]) for row in task.legend if row.get("background")), np.full(3, 0.91))
-    mixed, layers = np.zeros((*planes.shape[1:], 3)), np.zeros(planes.shape[1:])
-    for name, plane, category in task.scored:
-        here = planes[plane] == category
-        mixed[here] += colors[name]
-        layers += here
-    image = np.where(layers[..., None] > 0, mixed / np.maximum(layers, 1)[..., None], empty)
-    image[(planes == IGNORE).all(axis=0)] = UNKNOWN
+    no_class = next((_rgb(row["color"]) for row in task.legend if row.get("background")), np.full(3, 0.91))
+    color_sum, n_classes = np.zeros((*targets.shape[1:], 3)), np.zeros(targets.shape[1:])
+    for name, target, category in task.scored_categories:
+        present = targets[target] == category
+        color_sum[present] += colors[name]
+        n_classes += present
+    image = np.where(n_classes[..., None] > 0, color_sum / np.maximum(n_classes, 1)[..., None], no_class)
+    image[(targets == IGNORE).all(axis=0)] = UNLABELLED_COLOR
     return image
 
 
 def read_map(path: Path, task: Task, window: Window | None = None) -> NDArray[np.int16]:
-    """Read a map that was made for a task back as planes (P, H, W)."""
+    """Read a map of a task as targets (T, H, W)."""
     with open_raster(path) as dataset:
         window = window or Window(0, 0, dataset.width, dataset.height)
         values = read_window(dataset, dataset.indexes, window).astype(np.int64)
-        if len(values) == 1 and task.planes == 1:
+        if len(values) == 1 and task.n_targets == 1:
             return task.encode(values[0], ignore=[task.nodata], source=path)
         return task.encode_masks(values, ignore=[task.nodata], source=path)
 
 
-@any_names()
-def panels(
+@font_fallback()
+def plot_panels(
     path: Path,
     images: dict[str, NDArray[np.float64]],
     task: Task,
     extent: tuple[float, float, float, float] | None = None,
     outlines: GeoDataFrame | None = None,
 ) -> None:
-    """Write images (H, W, 3) side by side as a PNG, with the task's legend below.
+    """Write images side by side as a PNG, with the task's legend below.
 
     Parameters
     ----------
     images
-        By title; all of one size.
+        {title: image (H, W, 3)}, all of the same size.
     extent
         (left, right, bottom, top) of the images in the CRS of the outlines.
     outlines
-        Polygons with a column `class`, drawn over the last image in their class's colour.
+        Polygons with a column `class`, drawn over the last image in the colour of their class.
     """
     from matplotlib.figure import Figure
 
@@ -195,27 +194,29 @@ def panels(
 
 
 def legend_patches(task: Task, *, background: bool = True) -> list[Any]:
-    """Return what a legend of the task's colours shows, with grey for what is not known."""
+    """Return the legend entries of the task's classes, and grey for nodata and unlabelled pixels."""
     from matplotlib.patches import Patch
 
     rows = [row for row in task.legend if background or not row.get("background")]
-    handles = [Patch(facecolor=row["color"], edgecolor="#999999", lw=0.4, label=spoken(row["name"])) for row in rows]
-    return [*handles, Patch(facecolor=UNKNOWN, label="no data or not known")]
+    handles = [
+        Patch(facecolor=row["color"], edgecolor="#999999", lw=0.4, label=display_name(row["name"])) for row in rows
+    ]
+    return [*handles, Patch(facecolor=UNLABELLED_COLOR, label="nodata or unlabelled")]
 
 
-def spoken(name: str) -> str:
-    """Write a class's name as text has it."""
+def display_name(name: str) -> str:
+    """Return a class name with spaces instead of underscores."""
     return name.replace("_", " ")
 
 
 def _draw_outlines(ax: Axes, outlines: GeoDataFrame, task: Task) -> None:
     limits = ax.get_xlim(), ax.get_ylim()
     for row in task.legend:
-        own = outlines[outlines["class"] == row["name"]]
-        if len(own):
-            own.plot(ax=ax, facecolor=(*_rgb(row["color"]), 0.35), edgecolor=row["color"], linewidth=0.7)
+        of_class = outlines[outlines["class"] == row["name"]]
+        if len(of_class):
+            of_class.plot(ax=ax, facecolor=(*_rgb(row["color"]), 0.35), edgecolor=row["color"], linewidth=0.7)
     ax.set(xlim=limits[0], ylim=limits[1], aspect="equal")
 
 
 def _rgb(color: str) -> NDArray[np.float64]:
-    return np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.array(parse_color(color)) / 255

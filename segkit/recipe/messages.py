@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line that names the key."""
+"""Errors of a recipe: one line that names the key."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-Location = tuple[str | int, ...]
+from segkit.recipe.renamed import Location, old_keys
 
 
-def require_known(names: Iterable[str], found: Iterable[str], where: str) -> None:
+def require_class_names(names: Iterable[str], found: Iterable[str], where: str) -> None:
     """Check that all names found at a place of the recipe are classes of the task.
 
     Raises
     ------
     ValueError
-        One is not; pydantic makes an error of the recipe of it.
+        One is not; pydantic turns it into an error of the recipe.
     """
     known = list(names)
     for name in found:
         if name not in known:
-            raise ValueError(f"{where}: {name!r} is no class of the task{_nearest(name, known)}")
+            raise ValueError(f"{where}: {name!r} is not a class of the task{_suggestion(name, known)}")
 
 
-def _nearest(name: object, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}"
+def _suggestion(name: object, known: Iterable[str], old_names: Mapping[str, str] | None = None) -> str:
+    """Suggest the closest known name, or list all of them; old names suggest their new ones."""
+    names, new_names = list(known), old_names or {}
+    close = difflib.get_close_matches(str(name), [*names, *new_names], n=1, cutoff=0.6)
+    return f"; did you mean {new_names.get(close[0], close[0])}?" if close else f"; known: {', '.join(names)}"
 
 
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
-# What pydantic says (after JSON), and what the author of a YAML file understands.
+# Words of pydantic's messages (about JSON), and words for the author of a YAML file.
 _WORDS = {
     "Input should be": "must be",
     "a valid string": "text",
@@ -48,24 +49,24 @@ _WORDS = {
 
 
 def readable_error(error: ErrorDetails, place: Location, schema: Mapping[str, Any]) -> str:
-    """Say what pydantic found at a place of the recipe, in words of YAML; `schema` is the recipe's JSON schema."""
+    """Translate an error of pydantic at a place of the recipe; `schema` is the recipe's JSON schema."""
     where = ".".join(map(str, place))
     if error["type"] in UNKNOWN:
-        return f"{where}: unknown key{_nearest(place[-1], _keys(place[:-1], schema))}"
+        return f"{where}: unknown key{_suggestion(place[-1], _keys(place[:-1], schema), old_keys(place[:-1]))}"
     if error["type"] == "missing":
         return f"{where}: is missing"
     if error["type"] == "too_short":
         return f"{where}: is empty; give at least one"
     if error["type"] == "value_error":
         problem = str(error["ctx"]["error"])
-        # Cross checks name their own places; the others are about the part they stand in.
+        # Checks across sections name their keys themselves; the others are about the section they are in.
         return problem if not place else f"{where}: {problem}"
     rule = error["msg"]
     for theirs, ours in _WORDS.items():
         rule = rule.replace(theirs, ours)
     if error["type"] == "literal_error":
         choices = re.findall("'([^']*)'", error["ctx"]["expected"])
-        rule += _nearest(error["input"], choices) if isinstance(error["input"], str) else ""
+        rule += _suggestion(error["input"], choices) if isinstance(error["input"], str) else ""
         rule = rule.partition("; known")[0]
     return f"{where}: found {shorten(error['input'])}; {rule}"
 
@@ -77,22 +78,22 @@ def shorten(value: object) -> str:
 
 
 def _keys(place: Location, schema: Mapping[str, Any]) -> list[str]:
-    """Keys that may stand at a place of the recipe."""
-    nodes = list(_options(schema, schema))
+    """Return the keys that are allowed at a place of the recipe."""
+    nodes = list(_alternatives(schema, schema))
     for part in place:
-        inside = (
+        children = (
             node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part) for node in nodes
         )
-        nodes = [option for node in inside if node for option in _options(node, schema)]
+        nodes = [one for node in children if node for one in _alternatives(node, schema)]
     return list(dict.fromkeys(key for node in nodes for key in node.get("properties", {})))
 
 
-def _options(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what a node of the schema may be: itself, or what it refers to."""
+def _alternatives(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the alternatives of a node of the schema, with references resolved."""
     if "$ref" in node:
-        yield from _options(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+        yield from _alternatives(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
     members = [*node.get("anyOf", ()), *node.get("oneOf", ())]
     for member in members:
-        yield from _options(member, schema)
+        yield from _alternatives(member, schema)
     if not members and "$ref" not in node:
         yield node

@@ -1,4 +1,4 @@
-"""Recipe: the YAML file of one experiment, read strictly.
+"""The keys of a recipe, the YAML file of one experiment: types, defaults, descriptions, checks.
 
 A recipe is validated as JSON: an unknown key, a number written as text or a value out of range is an error that names
 the file, the key and the rule. Values are never guessed.
@@ -16,35 +16,38 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from segkit.errors import RecipeError
-from segkit.io.files import existing
-from segkit.recipe.messages import UNKNOWN, Location, readable_error, require_known, shorten
-from segkit.recipe.yaml import parse_yaml, put, resolve_paths, split_override
-from segkit.task.task import BACKGROUND, Task
+from segkit.io.files import require_file
+from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
+from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
+from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
+from segkit.task import BACKGROUND, Task
 
 
-def _shape(value: Any) -> str:
-    """Say which member of a union a value is meant for; the tag appears in pydantic's locations and is left out."""
+def _union_tag(value: Any) -> str:
+    """Return the tag of the union member that a value has the form of; messages leave the tag out."""
     if isinstance(value, str):
         return "<text>"
     if isinstance(value, list | tuple):
         return "<sources>" if value and all(isinstance(each, dict | BaseModel) for each in value) else "<list>"
-    if isinstance(value, Source) or (isinstance(value, dict) and value.keys() & Source.model_fields.keys()):
+    if isinstance(value, DatasetSource) or (
+        isinstance(value, dict) and value.keys() & DatasetSource.model_fields.keys()
+    ):
         return "<scenes>"
-    if isinstance(value, Rows) or (isinstance(value, dict) and "column" in value):
+    if isinstance(value, TableSplit) or (isinstance(value, dict) and "column" in value):
         return "<rows>"
     if value is None:
         return "<nothing>"
     return "<keys>" if isinstance(value, dict | BaseModel) else "<scalar>"
 
 
-def _either(rule: str) -> Discriminator:
-    """Choose a union's member by the value's shape, so that an error is about that one alone."""
-    return Discriminator(_shape, custom_error_type="either", custom_error_message=f"Input should be {rule}")
+def _one_of(rule: str) -> Discriminator:
+    """Choose the member of a union by the form of the value, so that an error is about that member alone."""
+    return Discriminator(_union_tag, custom_error_type="either", custom_error_message=f"Input should be {rule}")
 
 
 Stack = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[tuple[str, ...], Tag("<list>"), Field(min_length=1)],
-    _either("a path, or a list of paths that make up one scene"),
+    _one_of("a path, or a list of paths that make up one scene"),
 ]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -53,87 +56,87 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class _Part(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class LabelSource(_Part):
-    """Labels with instructions how to read them."""
+class LabelSource(_StrictModel):
+    """Labels and how to read them."""
 
     path: (
-        Annotated[Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], _either("a path or a list of paths")]
+        Annotated[Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], _one_of("a path or a list of paths")]
         | None
     ) = None
-    """A folder, a file, a glob or a list of files; by default the files that the table's column label names."""
+    """A folder, a file, a glob or a list of files; by default the files in the column label of the table."""
     layer: str | None = None
-    """Layer of a vector file that holds several."""
+    """Layer of a vector file with several layers."""
     field: str | None = None
-    """Field that says what a polygon is; without one every polygon is the only class that these labels speak for."""
+    """Field with the class of each polygon; without one, all polygons are of the single class in `classes`."""
     values: dict[str, str | None] | None = None
-    """{value of the field, or code of the raster: class name, "background", or null for "not known"}; by default the
+    """{value of the field, or code of the raster: class name, "background", or null for unlabelled}; by default the
     field holds class names or class values, and the raster class values."""
     classes: Names | None = None
-    """The classes that these labels speak for; of the others they say nothing. By default all."""
+    """The classes that these labels cover; the others stay unlabelled. By default all."""
     fractions: bool = False
-    """Whether the raster holds the cover of each class, one band a class, instead of codes: soft labels."""
-    whole: Positive = 1.0
-    """What a pixel that is covered wholly has in a raster of fractions, after the file's own scale: 1, 100, 255."""
+    """Whether the raster holds cover fractions, one band per class, instead of codes (soft labels)."""
+    full_value: Positive = 1.0
+    """Raster value that means 100 % cover, after the scale and offset of the file: 1, 100, 255."""
     nodata: Literal["code", "ignore"] | None = None
-    """What pixels of a raster are whose value is a class's, or background's, and also declared as no data: this `code`,
-    or not known (`ignore`). By default that is a problem."""
+    """How to read a raster value that is declared as no data and is also the code of a class or of background: as this
+    `code`, or as unlabelled (`ignore`). By default that is reported as a problem."""
     priority: Names | None = None
-    """Class names, highest first: who wins where polygons of an exclusive task overlap."""
-    outside: Literal["background", "ignore"] | None = None
-    """What a pixel outside every polygon is; by default in no class, and not known where the task has no background."""
+    """Class names, highest first: which class to use where polygons of mutually exclusive classes overlap."""
+    outside_polygons: Literal["background", "ignore"] | None = None
+    """Pixels outside all polygons: `background` or `ignore` (unlabelled). By default in none of the classes, or
+    unlabelled if the task does not allow that. Of fractions: the part of a pixel that no class covers."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The path or paths; none where the table names the files."""
+        """The path or paths; empty if the table names the files."""
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
-class Source(_Part):
-    """Scenes and their labels, paired by file stem; or a table of them."""
+class DatasetSource(_StrictModel):
+    """Scenes and their labels, paired by file name or listed in a table."""
 
     images: (
         Annotated[
             Annotated[str, Tag("<text>")] | Annotated[tuple[Stack, ...], Tag("<list>"), Field(min_length=1)],
-            _either("a path, a list of paths, or a list of lists (the files of each scene)"),
+            _one_of("a path, a list of paths, or a list of lists (the files of each scene)"),
         ]
         | None
     ) = None
-    """A folder, a file, a glob, a list of files, or a list of lists: files that are stacked to one scene each."""
+    """A folder, a file, a glob, a list of files, or a list of lists (the files that are stacked to one scene)."""
     labels: (
         Annotated[
             Annotated[str, Tag("<text>")]
             | Annotated[Names, Tag("<list>")]
             | Annotated[LabelSource, Tag("<keys>")]
             | Annotated[tuple[LabelSource, ...], Tag("<sources>"), Field(min_length=1)],
-            _either("a path, a list of paths, keys with a path among them, or a list of such keys"),
+            _one_of("a path, a list of paths, keys with a path among them, or a list of such keys"),
         ]
         | None
     ) = None
-    """Rasters or vector files: a folder, a file, a glob, a list, or a `LabelSource`; or several of these, which
-    together say what is on a scene."""
+    """Rasters or vector files: a folder, a file, a glob, a list, a `LabelSource`; or a list of these (merged)."""
     table: str | None = None
-    """CSV with one row a scene: columns image (or image1, image2, ...), label, and optionally name and weight."""
+    """CSV with one row per scene: columns image (or image1, image2, ...), label, and optionally name and weight."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Source:
+    def _check_sources(self) -> DatasetSource:
         if (self.images is None) == (self.table is None):
             raise ValueError("give either images or table")
         pathless = sum(not labels.paths for labels in self.label_sources)
         if pathless > (self.table is not None):
             raise ValueError(
-                "labels have no path; give one, or a table whose column label names the files"
+                "labels have no path; give one, or a table with the label files in its column label"
                 if self.table is None
-                else f"{pathless} of the labels have no path; only one can be the table's; give the others a path"
+                else f"{pathless} label sources have no path, but the table names the files of only one; add paths"
             )
         return self
 
     @property
     def label_sources(self) -> tuple[LabelSource, ...]:
-        """The labels as `LabelSource`s, however short they were written."""
+        """The labels as `LabelSource`s, also if the recipe gives only paths."""
         if self.labels is None or isinstance(self.labels, LabelSource):
             return () if self.labels is None else (self.labels,)
         if isinstance(self.labels, str) or isinstance(self.labels[0], str):
@@ -141,228 +144,238 @@ class Source(_Part):
         return tuple(one for one in self.labels if isinstance(one, LabelSource))
 
 
-class Split(_Part):
-    """Validate on parts of the training scenes: blocks, whole scenes, or what polygons cover."""
+class SpatialSplit(_StrictModel):
+    """Spatial split: validate on blocks, whole scenes or polygons of the training scenes."""
 
     by: Literal["block", "scene", "polygon"] = "block"
-    """What is kept together: a block of pixels, a scene (with all that share its ground), or a polygon."""
+    """Unit of the split: a block of pixels, a scene (with all that overlap it), or a polygon."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the labelled area that validates; the parts are drawn at random."""
+    """Share of the labelled area to validate on; the units are drawn at random."""
     fold: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] | None = None
-    """"0/5": of five folds the first validates; together they are all that is labelled. Stands for `fraction`."""
+    """"0/5": validate on the first of five folds, which together hold all labels. Replaces `fraction`."""
     block: Count | None = None
-    """Side of a block in pixels; by default 512 or four tiles, or as much less as small scenes need."""
+    """Side of a block in pixels; by default 512 or four tiles, whichever is more, and less for small scenes."""
     polygons: str | None = None
     """Vector file of the polygons."""
     layer: str | None = None
-    """Layer of a vector file that holds several."""
+    """Layer of a vector file with several layers."""
     field: str | None = None
-    """Field of the polygons that says which of them validate."""
+    """Field of the polygons that marks those to validate on."""
     values: Names | None = None
-    """Values of the field of polygons that validate. Stands for `fraction`."""
+    """Values of the field that mark polygons to validate on. Replaces `fraction`."""
     gap: Annotated[int, Field(ge=0)] | None = None
-    """Pixels between training and validation that serve neither; by default train.tile_size, but at most a quarter of
-    the side of a block (of a scene, a polygon)."""
+    """Width in pixels of the buffer between training and validation, which is used for neither; by default
+    train.tile_size, but at most a quarter of the side of a block (a scene, a polygon)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the draw."""
+    """Seed of the random draw."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Split:
+    def _check_keys(self) -> SpatialSplit:
         if (self.by == "polygon") != (self.polygons is not None):
-            raise ValueError("by: polygon and polygons, the file that holds them, go together; give both or neither")
+            raise ValueError(
+                "by: polygon needs polygons, the file that holds them, and the other way round; give both or neither"
+            )
         if (self.field is None) != (self.values is None):
-            raise ValueError("field and values go together: which field, and which of its values validate")
+            raise ValueError("field needs values, and the other way round; give both or neither")
         for key in ("layer", "field"):
             if getattr(self, key) is not None and self.by != "polygon":
-                raise ValueError(f"{key} is for by: polygon; remove it")
+                raise ValueError(f"{key} is only for by: polygon; remove it")
         if self.fold is not None:
             number, folds = map(int, self.fold.split("/"))
             if self.values is not None:
-                raise ValueError("fold and values both say what validates; remove one of them")
+                raise ValueError("fold and values both choose what to validate on; remove one of them")
             if not number < folds or folds < 2:
-                raise ValueError(f"fold {self.fold} is none: of n folds, at least 2, the first is 0/n, the last n-1/n")
+                raise ValueError(
+                    f"fold {self.fold} does not exist; with n folds (2 or more), the first is 0/n, the last n-1/n"
+                )
         return self
 
 
-class Rows(_Part):
-    """Validate on the rows of the table of `data.train` that a column marks."""
+class TableSplit(_StrictModel):
+    """Validate on the rows of the table of `data.train` that are marked in a column."""
 
     column: str
     """Name of the column."""
     val: Names = ("val", "valid", "validation")
-    """Values of rows that validate."""
+    """Values of validation rows."""
     train: Names | None = None
-    """Values of rows that train; by default all others but empty ones."""
+    """Values of training rows; by default all others except empty ones."""
 
 
-class Data(_Part):
-    """What is trained and validated on."""
+class Data(_StrictModel):
+    """The data to train and validate on."""
 
-    train: Source
+    train: DatasetSource
     """Scenes to train on."""
     val: Annotated[
-        Annotated[Split, Tag("<keys>")]
-        | Annotated[Source, Tag("<scenes>")]
-        | Annotated[Rows, Tag("<rows>")]
+        Annotated[SpatialSplit, Tag("<keys>")]
+        | Annotated[DatasetSource, Tag("<scenes>")]
+        | Annotated[TableSplit, Tag("<rows>")]
         | Annotated[None, Tag("<nothing>")],
-        _either("a split (by, fraction, ...), scenes (images, labels or table), a column of the table, or null"),
-    ] = Split()
-    """A spatial split of the training scenes, scenes of their own, marked rows of the table, or null: all train."""
+        _one_of("a split (by, fraction, ...), scenes (images, labels or table), a column of the table, or null"),
+    ] = SpatialSplit()
+    """A spatial split of the training scenes, other scenes, marked rows of the table, or null (no validation)."""
     bands: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Bands to use, counted from 1 through all files of a scene; by default all."""
+    """Bands to use, counted from 1 across all files of a scene; by default all except alpha bands."""
     ignore: tuple[int, ...] = ()
-    """Label codes that mean "not known"."""
-    scaled: bool = False
-    """Whether the scale and offset that files declare are applied to their bands; else pixels are as stored."""
+    """Label codes of unlabelled pixels."""
+    apply_scale_offset: bool = False
+    """Whether to apply the scale and offset that files declare for their bands; else the stored values are used."""
     resample: bool = False
-    """Whether files on another grid than the scene's first are warped to it (labels by nearest neighbour)."""
+    """Whether to warp files on another grid to that of the scene's first file (labels by nearest neighbour)."""
     cache: NotNegative = 20.0
-    """Gigabytes of decoded scenes and labels that are kept on the disk, for all trainings together; 0 for none."""
+    """Maximum size of the disk cache of decoded scenes and labels in GB, for all trainings together; 0 for none."""
 
     @model_validator(mode="after")
-    def _labelled(self) -> Data:
+    def _check_labels(self) -> Data:
         for part, source in (("train", self.train), ("val", self.val)):
-            if isinstance(source, Source) and source.labels is None and source.table is None:
+            if isinstance(source, DatasetSource) and source.labels is None and source.table is None:
                 raise ValueError(f"{part} has no labels; add {part}.labels")
         return self
 
 
-class Model(_Part):
+class Model(_StrictModel):
     """The network: any architecture and encoder of segmentation-models-pytorch."""
 
     architecture: str = "unet"
-    """Its name in segmentation-models-pytorch, in small letters."""
+    """Name in segmentation-models-pytorch, in lower case."""
     encoder: str = "resnet34"
-    """Its name in segmentation-models-pytorch."""
+    """Name in segmentation-models-pytorch."""
     encoder_weights: str | None = None
-    """Weights to start from: null for random ones, "imagenet" (downloaded), or a local file."""
+    """Initial weights: null for random ones, "imagenet" (downloaded), or a local file."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the architecture."""
+    """More arguments of the architecture."""
 
 
-class Train(_Part):
+class Train(_StrictModel):
     """How the network is trained."""
 
     tile_size: Count = 256
     """Side of a training tile in pixels."""
     batch_size: Count = 8
-    """Tiles in a step, on each device."""
+    """Tiles per step, on each device."""
     epochs: Count = 40
-    """Validations."""
-    steps: Count | None = None
-    """Optimizer steps in an epoch; by default as many as cover the training area once."""
+    """Number of epochs; the model is validated after each."""
+    steps_per_epoch: Count | None = None
+    """Optimizer steps per epoch; by default labelled pixels / (batch_size x tile_size^2)."""
     learning_rate: Positive = 1e-3
-    """Highest learning rate of the schedule."""
+    """Maximum learning rate of the schedule."""
     weight_decay: NotNegative = 0.01
-    """AdamW's."""
+    """Weight decay of AdamW."""
     warmup: Share = 0.05
-    """Share of all steps in which the learning rate rises."""
+    """Share of all steps in which the learning rate rises to its maximum."""
     loss: Annotated[dict[str, NotNegative], Field(min_length=1)] = Field(
         default_factory=lambda: {"pixel": 1.0, "dice": 1.0}
     )
-    """{name: weight} of the losses that are added."""
+    """{name: weight} of the losses; their weighted sum is minimised."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target that is spread over all categories, in the losses `pixel` and `focal`."""
+    """Share of a label that is spread evenly over all categories, in the losses `pixel` and `focal`."""
     class_weights: (
         Annotated[
             Annotated[Literal["balanced", "effective"], Tag("<text>")]
             | Annotated[dict[str, Positive], Tag("<keys>")]
             | Annotated[tuple[Positive, ...], Tag("<list>")],
-            _either("'balanced', 'effective', or a weight for each class"),
+            _one_of("'balanced', 'effective', or a weight for each class"),
         ]
         | None
     ) = None
-    """Weights of the channels' categories in the losses: "balanced" or "effective" (from their shares), {class:
-    weight}, [a weight for each channel], or none."""
-    oversample: Share = 0.0
-    """How much rare categories are preferred by the crops: 0 every pixel alike, 1 every category alike."""
+    """Class weights in the losses: "balanced" or "effective" (from the class frequencies), {class: weight}, [a weight
+    for each channel], or null for none."""
+    class_balanced_sampling: Share = 0.0
+    """Strength of class-balanced sampling of crops: 0 = uniform over pixels, 1 = equal per category."""
     augment: Literal["default", "none", "geometric", "strong"] = "default"
-    """Which augmentations tiles go through."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights are saved: those with the best validation IoU, or those of the last epoch."""
+    """Set of augmentations."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which checkpoint to save as the model: that with the best validation IoU, or that of the last epoch."""
     fit_thresholds: bool = True
-    """Whether the thresholds that the task leaves open are fitted on the validation data, where classes have some."""
+    """Whether to fit thresholds that the task does not set on the validation data, if it decides by threshold."""
     calibrate: bool = True
-    """Whether probabilities are made to mean what they say on the validation data: a temperature of the softmax, or a
-    factor and a summand for each sigmoid."""
+    """Whether to fit the calibration of probabilities on the validation data: temperature scaling for softmax, Platt
+    scaling for each sigmoid channel."""
     early_stopping: Count | None = None
-    """Epochs without a better validation IoU after which training ends; by default never."""
+    """Patience of early stopping, in epochs without a better validation IoU; by default none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the arithmetic; losses are always fp32."""
+    """Numerical precision; losses are always fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     devices: Annotated[
         Annotated[Literal["auto"], Tag("<text>")] | Annotated[Count, Tag("<scalar>")],
-        _either("a whole number or 'auto'"),
+        _one_of("a whole number or 'auto'"),
     ] = 1
-    """How many devices of a machine."""
+    """Number of devices per machine."""
     num_nodes: Count = 1
-    """How many machines."""
+    """Number of machines."""
     strategy: str = "auto"
     """Lightning's strategy for several devices."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that read tiles; by default as the machine suggests."""
+    """Number of processes that read tiles; by default chosen for the machine."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of weights, sampling and augmentation."""
+    """Seed of weights, sampling and augmentation."""
     tensorboard: bool = False
-    """Whether curves are also written for TensorBoard."""
+    """Whether to write curves for TensorBoard, too."""
 
     @model_validator(mode="after")
-    def _some_loss(self) -> Train:
+    def _check_loss(self) -> Train:
         if not any(self.loss.values()):
-            raise ValueError("every weight in loss is 0; give one of them a weight")
+            raise ValueError("all weights in loss are 0; set one of them above 0")
         return self
 
 
-class Recipe(_Part):
+class Recipe(_StrictModel):
     """One experiment: what is mapped, from which data, by which network, trained how."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Shown in reports and in the model file."""
+    """Shown in reports and stored in the model file."""
     license: str | None = None
-    """Under which the model may be used; kept in the model file."""
+    """License of the model, as text; stored in the model file."""
     task: Task
-    """What is mapped; see `segkit.task.task.Task`."""
+    """What is mapped; see `segkit.task.Task`."""
     data: Data
-    """What is trained and validated on."""
+    """The data to train and validate on."""
     model: Model = Model()
     """The network."""
     train: Train = Train()
-    """How it is trained."""
+    """How the network is trained."""
 
     @model_validator(mode="after")
-    def _fits_the_task(self) -> Recipe:
+    def _check_consistency(self) -> Recipe:
         codes = {row["value"]: row["name"] for row in self.task.legend}
         for code in self.data.ignore:
             if code in codes:
                 raise ValueError(f"data.ignore lists {code}, which is the value of {codes[code]!r}; remove one of them")
         weights = self.train.class_weights
         if isinstance(weights, dict):
-            require_known(codes.values(), weights, "train.class_weights")
+            require_class_names(codes.values(), weights, "train.class_weights")
         if isinstance(weights, tuple) and len(weights) != self.task.channels:
             names = ", ".join(self.task.channel_names)
-            raise ValueError(f"train.class_weights has {len(weights)} numbers, the task {self.task.channels}: {names}")
+            raise ValueError(
+                f"train.class_weights has {len(weights)} numbers, the task has {self.task.channels} channels: {names}"
+            )
         for part, source in (("train", self.data.train), ("val", self.data.val)):
-            if isinstance(source, Source):
+            if isinstance(source, DatasetSource):
                 for labels in source.label_sources:
-                    self._check_labels(labels, f"data.{part}.labels")
-        if isinstance(self.data.val, Rows) and self.data.train.table is None:
-            raise ValueError("data.val.column names a column of data.train.table, which is not given")
-        if self.data.val is None and self.train.keep == "best":
-            raise ValueError("data.val is null, so no epoch can be the best; set train.keep: last")
+                    self._check_label_source(labels, f"data.{part}.labels")
+        if isinstance(self.data.val, TableSplit) and self.data.train.table is None:
+            raise ValueError(
+                "data.val.column needs data.train.table, which is not given; add it, or choose another split"
+            )
+        if self.data.val is None and self.train.checkpoint == "best":
+            raise ValueError("data.val is null, so there is no best epoch; set train.checkpoint: last")
         if self.data.val is None and self.train.early_stopping is not None:
             raise ValueError("data.val is null, so training cannot stop early; remove train.early_stopping")
         return self
 
-    def _check_labels(self, labels: LabelSource, where: str) -> None:
-        names = [one.name for one in self.task.classes] + [BACKGROUND] * self.task.has_none
-        require_known(names, (name for name in (labels.values or {}).values() if name is not None), f"{where}.values")
-        require_known(names, labels.priority or (), f"{where}.priority")
-        require_known(names, labels.classes or (), f"{where}.classes")
-        if labels.priority and self.task.planes > 1:
-            raise ValueError(f"{where}.priority: classes of a {self.task.type} task overlap, none wins; remove it")
-        if labels.outside == "background" and not self.task.has_none:
-            raise ValueError(f"{where}.outside is background, which the task has not; use ignore, or remove it")
+    def _check_label_source(self, labels: LabelSource, where: str) -> None:
+        names = [one.name for one in self.task.classes] + [BACKGROUND] * self.task.allows_no_class
+        require_class_names(
+            names, (name for name in (labels.values or {}).values() if name is not None), f"{where}.values"
+        )
+        require_class_names(names, labels.priority or (), f"{where}.priority")
+        require_class_names(names, labels.classes or (), f"{where}.classes")
+        if labels.priority and self.task.n_targets > 1:
+            raise ValueError(f"{where}.priority: classes of a {self.task.type} task may overlap; remove it")
+        if labels.outside_polygons == "background" and not self.task.allows_no_class:
+            raise ValueError(f"{where}.outside_polygons is background, but the task has none; use ignore, or remove it")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -371,64 +384,78 @@ class Recipe(_Part):
         Parameters
         ----------
         path
-            YAML. Relative paths in it start at its folder.
+            YAML. Paths in it are relative to its folder.
         overrides
-            "train.epochs=3" or "task.classes.0.name=field": a key's place and its value as YAML. Relative paths start
-            at the current directory.
+            "train.epochs=3" or "task.classes.0.name=field": a key and its value as YAML. Paths are relative to the
+            current directory.
 
         Raises
         ------
         MissingFileError
-            There is no such file.
+            The file does not exist.
         RecipeError
-            The file or an override is not valid; says where, what was found and the rule.
+            The file or an override is not valid, or gives a key under its old and its new name.
+
+        Warns
+        -----
+        UserWarning
+            A key has its old name. Recipes that a training stored are read without a warning.
         """
-        file = existing(path, "recipe")
+        file = require_file(path, "recipe")
         raw = parse_yaml(file.read_bytes(), str(file))
         if not isinstance(raw, dict):
-            raise RecipeError(f"{file}: found {shorten(raw)}, a recipe has the keys {', '.join(cls.model_fields)}")
-        raw = resolve_paths(raw, file.parent)
-        written: dict[Location, str] = {}
+            raise RecipeError(f"{file}: found {shorten(raw)}; a recipe has the keys {', '.join(cls.model_fields)}")
+        raw = rename_keys(resolve_paths(raw, file.parent), str(file), warn=not is_stored(raw))
+        given: dict[Location, Location] = {}
+        origins: dict[Location, str] = {}
         for override in overrides:
             place, value = split_override(override)
-            put(raw, place, resolve_paths(value, Path(), place), f"--set {override}")
-            written[place] = f"--set {override}"
-        return cls._validated(raw, " ".join([str(file), *written.values()]), written)
+            key = new_place(place)
+            if given.setdefault(key, place) != place:
+                old, new = sorted((given[key], place), key=lambda each: each == key)
+                raise RecipeError(
+                    f"--set {override}: {'.'.join(map(str, old))} is the old name of {'.'.join(map(str, new))}; remove "
+                    "one of them"
+                )
+            set_at(raw, place, resolve_paths(value, Path(), place), f"--set {override}")
+            origins[key] = f"--set {override}"
+        source = " ".join([str(file), *origins.values()])
+        return cls._validate(rename_keys(raw, source, warn=True), source, origins)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Recipe:
-        """Take a recipe from what `to_dict` gave; paths stay as they are.
+        """Make a recipe from what `to_dict` returned, also in segkit 0.2; paths are not changed.
 
         Raises
         ------
         RecipeError
             It is not valid.
         """
-        return cls._validated(raw, "recipe", {})
+        return cls._validate(rename_keys(dict(raw), "recipe", warn=False), "recipe", {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the whole recipe, defaults included, as JSON can hold it."""
+        """Return the whole recipe with all defaults, as values that JSON can hold."""
         return self.model_dump(mode="json")
 
     @classmethod
-    def _validated(cls, raw: Mapping[str, Any], source: str, written: Mapping[Location, str]) -> Recipe:
+    def _validate(cls, raw: Mapping[str, Any], source: str, origins: Mapping[Location, str]) -> Recipe:
         try:
-            # Strict JSON has the types of a YAML file: lists are tuples, but "3" is no number and true no integer.
+            # Strict JSON has the types of YAML: lists become tuples, but "3" is not a number, nor true an integer.
             return cls.model_validate_json(json.dumps(raw, default=str), strict=True)
         except ValidationError as error:
-            # A list of wrong items is also reported as empty, and a misspelt key also as a missing one: unknown keys go
-            # first.
+            # A list of wrong items is also reported as empty, and a misspelt key also as a missing one, so unknown keys
+            # come first.
             found = error.errors(include_url=False)
             found = [each for each in found if each["type"] != "too_short" or not each["input"]]
             first, *others = sorted(found, key=lambda each: each["type"] not in UNKNOWN)
             place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
-            origin = next((text for at, text in written.items() if place[: len(at)] == at), source)
+            origin = next((text for at, text in origins.items() if place[: len(at)] == at), source)
             more = f" (and {len(others)} more)" if others else ""
             raise RecipeError(f"{origin}: {readable_error(first, place, _schema())}{more}") from error
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors that complete and check YAML."""
+    """Return the JSON schema of a recipe, with which editors complete and check YAML."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Recipe.model_json_schema()
 
 

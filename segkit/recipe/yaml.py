@@ -1,4 +1,4 @@
-"""Recipes as text: strict YAML, paths relative to the file, and keys set one by one."""
+"""Strict YAML, paths relative to the recipe, and overrides of single keys."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import yaml
 
 from segkit.errors import RecipeError
 from segkit.io.remote import is_remote
-from segkit.recipe.messages import Location, shorten
+from segkit.recipe.messages import shorten
+from segkit.recipe.renamed import Location, new_place, warn_about
 
-# Paths in a recipe are meant from where they are written: the recipe's folder, or the shell that typed --set.
+# Keys that hold paths. They are relative to the recipe's folder; in --set, to the current directory.
 _PATHS = re.compile(r"data\.(train|val)\.(images|table|labels(\.path)?|polygons)|model\.encoder_weights")
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2 (1e-3 is a number, no is a word, dates are text) and without surprises."""
+    """YAML with the scalars of version 1.2: 1e-3 is a number, no is a word, dates are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
@@ -26,17 +27,17 @@ class Yaml(yaml.SafeLoader):
         """Refuse aliases."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read; write it out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported; repeat the value", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that stands twice."""
+        """Refuse duplicate keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -51,12 +52,12 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(text: str | bytes, source: str) -> Any:
-    """Read YAML as recipes are written; `source` is named in errors.
+    """Read the YAML of a recipe; `source` is named in errors.
 
     Raises
     ------
     RecipeError
-        It is not YAML, a key stands twice, or there is an alias.
+        It is not YAML, a key is given twice, or there is an alias.
     """
     try:
         return yaml.load(text, Yaml)  # noqa: S506 - a SafeLoader
@@ -68,7 +69,7 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
 
 
 def resolve_paths(value: Any, folder: Path, place: Location = ()) -> Any:
-    """Make the paths in a part of a recipe absolute; `place` says which part it is."""
+    """Make the paths in a part of a recipe absolute; `place` is the place of that part."""
     if isinstance(value, dict):
         return {key: resolve_paths(each, folder, (*place, key)) for key, each in value.items()}
     if isinstance(value, list):
@@ -79,7 +80,7 @@ def resolve_paths(value: Any, folder: Path, place: Location = ()) -> Any:
     if is_remote(value):
         return value
     if where == "model.encoder_weights" and not re.search(r"[\\/.]", value):
-        return value  # the name of published weights
+        return value  # a name of published weights, for example imagenet
     return os.path.abspath(folder.resolve() / os.path.expanduser(value))  # noqa: PTH100, PTH111 - keeps links and globs
 
 
@@ -89,7 +90,7 @@ def split_override(override: str) -> tuple[Location, Any]:
     Raises
     ------
     RecipeError
-        It has no such form, or the value is not YAML.
+        It does not have this form, or the value is not YAML.
     """
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
@@ -98,14 +99,16 @@ def split_override(override: str) -> tuple[Location, Any]:
     return place, parse_yaml(value, f"--set {override}")
 
 
-def put(raw: Any, place: Location, value: Any, source: str) -> None:
-    """Set one value deep inside a raw recipe; keys on the way are made where they are missing.
+def set_at(raw: Any, place: Location, value: Any, source: str) -> None:
+    """Set one value in a raw recipe; missing keys on the way are added, an old key is replaced with its new name.
 
     Raises
     ------
     RecipeError
         The recipe has no such place; `source` is named.
     """
+    warn_about(place)
+    place = new_place(place)
     for depth, part in enumerate(place):
         above = ".".join(map(str, place[:depth])) or "the recipe"
         if isinstance(raw, dict):

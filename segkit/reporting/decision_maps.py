@@ -1,80 +1,91 @@
-"""Kept: maps of what a model decides while it is scored, so that it is decided once."""
+"""Write the predictions of an evaluation as maps, so that a report predicts every area only once."""
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import torch
 from rasterio.windows import Window
 
-from segkit.data.area import Area
-from segkit.evaluation.decisions import Decided, Predicted
-from segkit.inference.outputs import PRODUCTS
-from segkit.io.cog import MapFormat, MapWriter, Part, assemble, writing_part
+from segkit.data.area import LabelledArea
+from segkit.evaluation.decisions import PredictedBlock, PredictedProbabilities
+from segkit.inference.outputs import RASTER_OUTPUTS
+from segkit.io.class_table import map_tags
+from segkit.io.cog import MapProfile, MapStrip, MapWriter, build_cog, open_strip_writer
 from segkit.models.segmenter import Segmenter
-from segkit.reporting.map_views import ShownMap, narrowed
+from segkit.reporting.map_views import ReportMap, select_display_bands
 
 
-class Kept:
-    """Writes a map and a raster of probabilities for each area; they are whole when the block ends.
+class DecisionMapWriter:
+    """Writes a map and a raster of probabilities of each area; they are complete when the `with` block ends.
 
     Parameters
     ----------
     folder
-        Where they go.
+        For the rasters.
     segmenter
-        What decides; its normalisation is how imagery is shown.
+        The model; its normalisation is the contrast stretch of the imagery.
 
     Attributes
     ----------
     maps
-        In the order of the areas.
+        The maps in the order of the areas.
     """
 
     def __init__(self, folder: Path, segmenter: Segmenter) -> None:
-        self.maps: list[ShownMap] = []
+        self.maps: list[ReportMap] = []
         self._folder, self._task = folder, segmenter.task
         self._mean, self._std = (buffer.flatten().tolist() for buffer in (segmenter.mean, segmenter.std))
         self._open = ExitStack()
         self._writers: dict[str, MapWriter] = {}
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is None:
-            self._finish()
+            self._finish_area()
         self._open.__exit__(kind, error, traceback)
 
-    def add(self, area: Area, part: Decided) -> None:
-        """Write a part of an area; all parts of one come after each other."""
-        assert isinstance(part, Predicted)
+    def add(self, area: LabelledArea, part: PredictedBlock) -> None:
+        """Write a part of an area; the parts of one area must come in sequence."""
+        assert isinstance(part, PredictedProbabilities)
         if not self.maps or self.maps[-1].area is not area:
-            self._finish()
-            self._begin(area)
+            self._finish_area()
+            self._open_writers(area)
         task = self._task
-        shares = PRODUCTS["probabilities"].compute
-        assert shares is not None
-        stored = shares(task, torch.from_numpy(part.probabilities), torch.from_numpy(part.planes)).numpy()
-        for name, source in (("map", part.planes), ("probabilities", stored)):
-            self._writers[name].write(PRODUCTS[name].values(task, source, part.valid), part.window)
+        compute = RASTER_OUTPUTS["probabilities"].compute
+        assert compute is not None
+        probabilities = compute(task, torch.from_numpy(part.probabilities), torch.from_numpy(part.decided)).numpy()
+        for name, array in (("map", part.decided), ("probabilities", probabilities)):
+            self._writers[name].write(RASTER_OUTPUTS[name].values(task, array, part.valid), part.window)
 
-    def _begin(self, area: Area) -> None:
+    def _open_writers(self, area: LabelledArea) -> None:
         number, scene = len(self.maps), area.sample.scene
         for name in ("map", "probabilities"):
-            writing = writing_part(self._folder / f"{name}{number}.part.tif", scene.grid, self._format(name))
-            self._writers[name] = self._open.enter_context(writing)
-        chances = self._folder / f"probabilities{number}.tif"
-        path, (imagery, view) = self._folder / f"map{number}.tif", narrowed(scene, self._mean, self._std)
-        self.maps.append(ShownMap(scene.name, path, self._task, _around(area), imagery, view, area, chances))
+            writer = open_strip_writer(self._folder / f"{name}{number}.part.tif", scene.grid, self._profile(name))
+            self._writers[name] = self._open.enter_context(writer)
+        imagery, rendering = select_display_bands(scene, self._mean, self._std)
+        self.maps.append(
+            ReportMap(
+                scene.name,
+                self._folder / f"map{number}.tif",
+                self._task,
+                _bounding_window(area),
+                imagery,
+                rendering,
+                area,
+                self._folder / f"probabilities{number}.tif",
+            )
+        )
 
-    def _finish(self) -> None:
-        """Make whole what is written of the last area."""
+    def _finish_area(self) -> None:
+        """Convert the strips of the last area to COGs."""
         self._open.close()
         if not self.maps:
             return
@@ -82,16 +93,15 @@ class Kept:
         assert last is not None
         grid, number = last.sample.scene.grid, len(self.maps) - 1
         for name in self._writers:
-            parts = [Part(self._folder / f"{name}{number}.part.tif", 0)]
-            assemble(self._folder / f"{name}{number}.tif", grid, self._format(name), parts)
+            parts = [MapStrip(self._folder / f"{name}{number}.part.tif", 0)]
+            build_cog(self._folder / f"{name}{number}.tif", grid, self._profile(name), parts)
 
-    def _format(self, name: str) -> MapFormat:
-        tags = {"segkit_type": self._task.type, "segkit_classes": json.dumps(self._task.legend)}
-        return PRODUCTS[name].format(self._task, tags)
+    def _profile(self, name: str) -> MapProfile:
+        return RASTER_OUTPUTS[name].profile(self._task, map_tags(self._task.type, self._task.legend))
 
 
-def _around(area: Area) -> Window:
-    """Return the smallest window that holds all that counts."""
+def _bounding_window(area: LabelledArea) -> Window:
+    """Return the smallest window that contains all windows of an area."""
     top = min(int(window.row_off) for window in area.windows)
     left = min(int(window.col_off) for window in area.windows)
     bottom = max(int(window.row_off + window.height) for window in area.windows)

@@ -1,4 +1,4 @@
-"""Page: what is told in a report, written as one file of HTML."""
+"""Write the sections of a report as one HTML file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from segkit.plots.images import spoken
-from segkit.plots.style import png, svg
-from segkit.reporting.viewer import Scenery, State, scripts, viewer
+from segkit.plots.images import display_name
+from segkit.plots.style import to_svg, write_png
+from segkit.plots.text import format_hectares, format_score, format_with_error
+from segkit.reporting.viewer import PixelState, SceneLayers, bokeh_scripts, render_viewer
+from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NONE = "\N{EN DASH}"
-_PICTURE_DPI = 100
-_PICTURE_QUALITY = 88
-# Of a class: the key in an evaluation, and what the column is called.
-_COLUMNS = {
+_IMAGE_DPI = 100
+_WEBP_QUALITY_PERCENT = 88
+_COLUMNS = {  # {key of a class's score in an evaluation: column heading}
     "iou": "IoU",
     "f1": "F1",
     "precision": "precision",
@@ -33,7 +32,7 @@ _COLUMNS = {
     "object_f1": "object F1",
 }
 _HEADLINES = {"overall_accuracy": "accuracy", "mean_iou": "mean IoU", "macro_f1": "mean F1", "ece": "calibration error"}
-_TOLD = {
+_OTHER_SCORES = {
     "quantity_disagreement": "quantity disagreement",
     "allocation_disagreement": "allocation disagreement",
     "brier": "Brier score",
@@ -42,7 +41,7 @@ _TOLD = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure, what it is called as a file, and what it shows, for who cannot see it and as its caption."""
+    """A figure with its file name (without extension) and its caption, which is also the text for screen readers."""
 
     name: str
     figure: Figure
@@ -51,26 +50,26 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Parameters
     ----------
     title
-        Its heading.
+        Heading.
     intro
-        What a reader has to know, in a sentence or two.
+        One or two sentences below the heading.
     facts
-        Terms and what is said of them.
+        {term: description}.
     scores
-        An evaluation, which is shown as tables.
+        An evaluation, shown as tables.
     areas
-        An estimate's summary, which is shown as a table.
+        The summary of an estimate, shown as a table.
     charts
-        Shown beside each other.
+        Shown side by side.
     pictures
-        Wide ones, below each other.
+        Wide images, shown below each other.
     code
-        Shown on demand.
+        Shown when unfolded.
     """
 
     title: str
@@ -83,56 +82,42 @@ class Section:
     code: str = ""
 
 
-def render(
-    title: str, subtitle: str, sections: Sequence[Section], scenes: Sequence[Scenery], states: Sequence[State]
+def render_page(
+    title: str, subtitle: str, sections: Sequence[Section], scenes: Sequence[SceneLayers], states: Sequence[PixelState]
 ) -> str:
-    """Write the page; it needs nothing but itself."""
+    """Return the page as HTML, without references to other files."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "score": _score,
-        "hectares": _hectares,
-        "half": _half,
-        "spoken": spoken,
-        "svg": lambda figure: Markup(svg(figure)),  # noqa: S704
-        "picture": _picture,
+        "score": format_score,
+        "hectares": format_hectares,
+        "score_with_error": lambda value, error: format_with_error(format_score, value, error),
+        "hectares_with_error": lambda value, error: format_with_error(format_hectares, value, error),
+        "display_name": display_name,
+        "svg": lambda figure: Markup(to_svg(figure)),  # noqa: S704
+        "data_uri": _data_uri,
     }
     template = environment.from_string(files("segkit.reporting").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         title=title,
         subtitle=subtitle,
         sections=sections,
-        map=Markup(viewer(scenes, states)) if scenes else "",  # noqa: S704
-        scripts=Markup(scripts()) if scenes else "",  # noqa: S704
+        map=Markup(render_viewer(scenes, states)) if scenes else "",  # noqa: S704
+        scripts=Markup(bokeh_scripts()) if scenes else "",  # noqa: S704
         columns=_COLUMNS,
         headlines=_HEADLINES,
-        told=_TOLD,
-        version=version("segkit"),
+        other_scores=_OTHER_SCORES,
+        version=VERSION,
     )
 
 
-def _score(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3f}"
-
-
-def _hectares(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
-
-
-def _half(value: float | None) -> str:
-    """Half an interval, which a stratum with one sample does not have."""
-    return "± ?" if value is None else f"± {_hectares(value) if value >= 1 else f'{value:.3f}'}"
-
-
-def _picture(figure: Figure) -> str:
-    """Draw a figure that is mostly imagery as a data URI."""
+def _data_uri(figure: Figure) -> str:
+    """Return a figure that is mostly imagery as the data URI of a WebP."""
     from PIL import Image
 
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    png(figure, drawn, dpi=_PICTURE_DPI)
-    Image.open(drawn).convert("RGB").save(packed, "WEBP", quality=_PICTURE_QUALITY, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+    png, webp = io.BytesIO(), io.BytesIO()
+    write_png(figure, png, dpi=_IMAGE_DPI)
+    Image.open(png).convert("RGB").save(webp, "WEBP", quality=_WEBP_QUALITY_PERCENT, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Sources: what a report is made of, told apart."""
+"""The inputs of a report, sorted by kind."""
 
 from __future__ import annotations
 
@@ -8,100 +8,99 @@ from pathlib import Path
 from typing import Any
 
 from segkit.errors import DataError, UsageError
-from segkit.io.files import existing
-from segkit.io.raster import PathLike
+from segkit.io.files import require_file
+from segkit.io.paths import PathLike
 from segkit.models.run_folder import METRICS, MODEL
 
 _RASTERS = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The contents of a JSON file, and what they are called in the report."""
+class JsonResult:
+    """The content of a JSON file, and its title in the report."""
 
     title: str
-    found: dict[str, Any]
+    content: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sources:
-    """All that a report is made of.
+class ReportInputs:
+    """The inputs of a report.
 
     Parameters
     ----------
     run
-        The folder of a training.
+        A run folder.
     map
         A map.
     evaluations
-        What `segkit.evaluate` wrote.
+        Results of `segkit.evaluate`.
     estimates
-        What `segkit assess estimate` wrote.
+        Results of ``segkit assess estimate``.
     """
 
     run: Path | None
     map: Path | None
-    evaluations: tuple[Numbers, ...]
-    estimates: tuple[Numbers, ...]
+    evaluations: tuple[JsonResult, ...]
+    estimates: tuple[JsonResult, ...]
 
     @classmethod
-    def of(cls, paths: list[PathLike]) -> Sources:
-        """Tell apart what paths lead to.
+    def from_paths(cls, paths: list[PathLike]) -> ReportInputs:
+        """Sort paths by the kind of their content.
 
         Raises
         ------
         MissingFileError
-            A path leads nowhere.
+            A path does not exist.
         DataError
-            A folder is no run, or a file holds no scores.
+            A folder is not a run folder, or a file holds no scores.
         UsageError
-            There is nothing, more than one run or map, or a file of another kind.
+            There are no paths, more than one run or map, or a file of another kind.
         """
         runs: list[Path] = []
         maps: list[Path] = []
-        evaluations: list[Numbers] = []
-        estimates: list[Numbers] = []
+        evaluations: list[JsonResult] = []
+        estimates: list[JsonResult] = []
         for path in map(Path, paths):
             if path.is_dir():
-                runs.append(_run(path))
+                runs.append(_require_run(path))
             elif path.suffix.lower() in _RASTERS:
-                maps.append(existing(path, "map"))
+                maps.append(require_file(path, "map"))
             elif path.suffix.lower() == ".json":
-                numbers = _numbers(path)
-                (estimates if "proportions" in numbers.found else evaluations).append(numbers)
+                result = _read_result(path)
+                (estimates if "proportions" in result.content else evaluations).append(result)
             else:
-                existing(path, "source")
+                require_file(path, "source")
                 raise UsageError(
-                    f"{path}: a report is made of runs (folders), maps (.tif), and scores and areas (.json) as "
-                    "segkit evaluate and segkit assess estimate write them"
+                    f"{path}: not a source of a report; give run folders, maps (.tif), or results (.json) of segkit "
+                    "evaluate and segkit assess estimate"
                 )
         if not paths:
-            raise UsageError("nothing to report; name a run, a map, or a file of scores")
-        for what, several in (("run", runs), ("map", maps)):
+            raise UsageError("nothing to report; give a run folder, a map, or a file of scores")
+        for kind, several in (("run", runs), ("map", maps)):
             if len(several) > 1:
-                named = ", ".join(map(str, several))
-                raise UsageError(f"a report shows one {what}, not {len(several)} ({named}); make one for each")
+                listed = ", ".join(map(str, several))
+                raise UsageError(f"a report shows one {kind}, not {len(several)} ({listed}); write one report for each")
         run, map_ = runs[0] if runs else None, maps[0] if maps else None
         return cls(run, map_, tuple(evaluations), tuple(estimates))
 
 
-def _run(folder: Path) -> Path:
+def _require_run(folder: Path) -> Path:
     for name in (MODEL, METRICS):
         if not (folder / name).is_file():
-            raise DataError(f"{folder}: holds no {name}, so it is no finished run of segkit train")
+            raise DataError(f"{folder}: has no {name}, so it is not a finished run; give the output of segkit train")
     return folder
 
 
-def _numbers(path: Path) -> Numbers:
-    """Read a JSON file with scores of a map or model, or estimated areas."""
-    file = existing(path, "file of scores")
+def _read_result(path: Path) -> JsonResult:
+    """Read a JSON file with scores or estimated areas."""
+    file = require_file(path, "file of scores")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: is no JSON ({error}); name what segkit evaluate or assess estimate wrote") from error
-    known = isinstance(found, dict) and "per_class" in found and ("confusion" in found or "proportions" in found)
-    if not known:
+        raise DataError(f"{path}: not JSON ({error}); give a result of segkit evaluate or assess estimate") from error
+    if not isinstance(content, dict) or "per_class" not in content or not content.keys() & {"confusion", "proportions"}:
         raise DataError(
-            f"{path}: holds neither scores nor areas; name what segkit evaluate -o or segkit assess estimate -o wrote"
+            f"{path}: holds neither scores nor areas; give a result of segkit evaluate -o or segkit assess estimate -o"
         )
-    return Numbers(path.stem, found)
+    return JsonResult(path.stem, content)

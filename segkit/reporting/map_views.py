@@ -1,4 +1,4 @@
-"""Maps: what a report reads of a map and of what is known beside it, closely or from afar."""
+"""Read a map with its imagery, labels and probabilities for a report: at reduced resolution, or single tiles."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.area import Area
-from segkit.evaluation.worst_windows import Look, Piece
-from segkit.inference.summary import Tally
+from segkit.data.area import LabelledArea
+from segkit.evaluation.worst_windows import RankedWindow, WindowView
+from segkit.inference.summary import ClassTally
 from segkit.io.grid import Grid
-from segkit.io.raster import grid_of, open_raster, read_window
+from segkit.io.raster import open_raster, read_grid, read_window
 from segkit.io.scene import Scene
-from segkit.plots.images import View, colored, read_map, spoken
-from segkit.reporting.viewer import FIRST_STATE, NOT_KNOWN, NOTHING, Scenery, State
+from segkit.plots.images import BandRendering, colorize, display_name, read_map
+from segkit.reporting.viewer import FIRST_STATE, NODATA, UNLABELLED, PixelState, SceneLayers
 from segkit.runtime.progress import progress
-from segkit.task.task import IGNORE, Task
+from segkit.task import IGNORE, Task
 from segkit.vector import polygons
 
 if TYPE_CHECKING:
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_READ = 2048  # pixels along a side of what is read at once
-_LEAST_CELLS = 4  # a polygon that covers fewer shown pixels joins its neighbour
-_MOST_POLYGONS = 4000
-_SIMPLER = 0.75  # of a shown pixel: how far outlines may move
+_READ_SIZE_PX = 2048  # side of the windows that are read
+_MIN_POLYGON_CELLS = 4  # polygons of fewer pixels of the overview are merged into a neighbour
+_MAX_POLYGONS = 4000
+_SIMPLIFY_CELLS = 0.75  # simplification tolerance, in pixels of the overview
 
 
 @dataclass(frozen=True)
-class ShownMap:
-    """A map, and what is known beside it, all on its grid.
+class ReportMap:
+    """A map with its imagery, labels and probabilities, all on the map's grid.
 
     Parameters
     ----------
     title
-        What a reader calls it.
+        Name in the report.
     path, task
         The map and its classes.
     window
         The part that is shown.
-    scene, view
-        Its imagery, and how it is shown; without a view, by what is seen of it.
+    scene, rendering
+        Imagery and its contrast stretch; by default the stretch is computed from the pixels that are read.
     area
-        Where the truth is known, and what it is.
+        The labelled area.
     probabilities
         A raster with a band per class.
     """
@@ -63,257 +63,262 @@ class ShownMap:
     task: Task
     window: Window
     scene: Scene | None = None
-    view: View | None = None
-    area: Area | None = None
+    rendering: BandRendering | None = None
+    area: LabelledArea | None = None
     probabilities: Path | None = None
 
-    def planes(self, window: Window) -> NDArray[np.int16]:
-        """Return decided categories (P, H, W), `IGNORE` where the map holds no data."""
+    def read_decided(self, window: Window) -> NDArray[np.int16]:
+        """Return predicted categories (T, H, W), `IGNORE` at nodata pixels of the map."""
         return read_map(self.path, self.task, window)
 
-    def truth(self, window: Window, planes: NDArray[np.int16]) -> NDArray[np.int16] | None:
-        """Return true categories (P, H, W); None where no labels were given."""
-        return None if self.area is None else self.area.truth(window, (planes != IGNORE).any(axis=0))
+    def read_truth(self, window: Window, decided: NDArray[np.int16]) -> NDArray[np.int16] | None:
+        """Return true categories (T, H, W), `IGNORE` where nothing was predicted; None if there are no labels."""
+        return None if self.area is None else self.area.read_truth(window, (decided != IGNORE).any(axis=0))
 
-    def confidence(self, window: Window, planes: NDArray[np.int16]) -> NDArray[np.float32] | None:
-        """Return the probability of what was decided (P, H, W), NaN where it is not known; None without a raster.
+    def read_confidence(self, window: Window, decided: NDArray[np.int16]) -> NDArray[np.float32] | None:
+        """Return probabilities of the predicted categories (T, H, W), NaN if undefined; None if there is no raster.
 
-        A category without a band has what the highest probability leaves.
+        The probability of a category without a band is 1 - the highest probability of the others.
         """
         if self.probabilities is None:
             return None
         with open_raster(self.probabilities) as dataset:
             stored = read_window(dataset, dataset.indexes, window, masked=True)
-            known = ~np.ma.getmaskarray(stored)
-            declared = np.array([dataset.scales, dataset.offsets], dtype=np.float32)
-            scale, offset = declared[..., None, None]
-            chances = np.where(known, np.asarray(stored) * scale + offset, np.float32(np.nan))
-            chance = dict(zip(dataset.descriptions, chances, strict=True))
-        found = np.full(planes.shape, np.nan, dtype=np.float32)
-        for name, plane, category in self.task.scored:
-            own = chance.get(name, 1 - chances.max(axis=0) if self.task.planes == 1 else None)
-            if own is not None:
-                here = planes[plane] == category
-                found[plane][here] = own[here]
-                if self.task.planes > 1:
-                    absent = planes[plane] == 0
-                    found[plane][absent] = 1 - own[absent]
-        return found
+            valid = ~np.ma.getmaskarray(stored)
+            scale, offset = np.array([dataset.scales, dataset.offsets], dtype=np.float32)[..., None, None]
+            probabilities = np.where(valid, np.asarray(stored) * scale + offset, np.float32(np.nan))
+            of_class = dict(zip(dataset.descriptions, probabilities, strict=True))
+        confidence = np.full(decided.shape, np.nan, dtype=np.float32)
+        for name, target, category in self.task.scored_categories:
+            probability = of_class.get(name, 1 - probabilities.max(axis=0) if self.task.n_targets == 1 else None)
+            if probability is None:
+                continue
+            present = decided[target] == category
+            confidence[target][present] = probability[present]
+            if self.task.n_targets > 1:
+                absent = decided[target] == 0
+                confidence[target][absent] = 1 - probability[absent]
+        return confidence
 
-    def look(self, piece: Piece) -> Look:
-        """Return what is to be seen in a window; without imagery and view the image is white."""
-        planes = self.planes(piece.window)
-        truth = self.truth(piece.window, planes)
+    def read_window_view(self, ranked_window: RankedWindow) -> WindowView:
+        """Return image, truth and prediction of a window; without imagery and rendering the image is white."""
+        decided = self.read_decided(ranked_window.window)
+        truth = self.read_truth(ranked_window.window, decided)
         assert truth is not None
-        image = np.ones((*planes.shape[1:], 3))
-        if self.scene is not None and self.view is not None:
-            tile = self.scene.read(piece.window)
-            image = self.view.image(tile.pixels, tile.valid)
-        return Look(piece, image, truth, planes, self.confidence(piece.window, planes))
+        image = np.ones((*decided.shape[1:], 3))
+        if self.scene is not None and self.rendering is not None:
+            tile = self.scene.read(ranked_window.window)
+            image = self.rendering.render(tile.pixels, tile.valid)
+        return WindowView(ranked_window, image, truth, decided, self.read_confidence(ranked_window.window, decided))
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A map from afar: one of so many pixels of it, and the mean of so many of its imagery.
+    """A map at reduced resolution: the centre pixel of each cell, and the cell's mean of the imagery.
 
     Parameters
     ----------
     step
-        Pixels of the map along a side of one that is shown.
+        Side of a cell in pixels of the map.
     grid
-        Of what is shown.
-    planes, truth, confidence
-        As `ShownMap` reads them, (P, H, W).
-    pixels, valid
-        Of the imagery, (C, H, W) and (H, W); `view` says how it is shown.
+        Grid of the cells.
+    decided, truth, confidence
+        As `ReportMap` reads them, (T, H, W).
+    pixels, valid, rendering
+        Imagery (C, H, W), its mask (H, W) and its contrast stretch.
     counts
-        Of all of the map: `pixels` and `hectares` by class, as `segkit.inference.summary.Tally` counts them.
+        `pixels` and `hectares` by class of the whole map, see `segkit.inference.summary.ClassTally`.
     """
 
     step: int
     grid: Grid
-    planes: NDArray[np.int16]
+    decided: NDArray[np.int16]
     truth: NDArray[np.int16] | None
     confidence: NDArray[np.float32] | None
     pixels: NDArray[np.float32] | None
     valid: NDArray[np.bool_]
-    view: View | None
+    rendering: BandRendering | None
     counts: Mapping[str, Any]
 
 
-def overview(shown: ShownMap, budget: int, *, show_progress: bool = False) -> Overview:
-    """Read all of what is shown of a map, and keep about `budget` pixels of it."""
-    frame = shown.window
-    step = max(1, math.ceil(math.sqrt(frame.width * frame.height / budget)))
-    height, width = -(-int(frame.height) // step), -(-int(frame.width) // step)
-    task, scene = shown.task, shown.scene
-    with open_raster(shown.path) as dataset:
-        whole = grid_of(dataset)
-    grid = Grid(height, width, whole.part(frame).transform @ Affine.scale(step), whole.crs)
-    planes = np.full((task.planes, height, width), IGNORE, dtype=np.int16)
-    truth = None if shown.area is None else planes.copy()
-    confidence = None if shown.probabilities is None else np.full(planes.shape, np.nan, dtype=np.float32)
+def read_overview(report_map: ReportMap, max_pixels: int, *, show_progress: bool = False) -> Overview:
+    """Read the shown part of a map completely, and reduce it to about `max_pixels` pixels."""
+    shown = report_map.window
+    step = max(1, math.ceil(math.sqrt(shown.width * shown.height / max_pixels)))
+    height, width = -(-int(shown.height) // step), -(-int(shown.width) // step)
+    task, scene = report_map.task, report_map.scene
+    with open_raster(report_map.path) as dataset:
+        map_grid = read_grid(dataset)
+    grid = Grid(height, width, map_grid.subgrid(shown).transform @ Affine.scale(step), map_grid.crs)
+    decided = np.full((task.n_targets, height, width), IGNORE, dtype=np.int16)
+    truth = None if report_map.area is None else decided.copy()
+    confidence = None if report_map.probabilities is None else np.full(decided.shape, np.nan, dtype=np.float32)
     pixels = None if scene is None else np.zeros((len(scene.bands), height, width), dtype=np.float32)
-    valid, tally = np.zeros((height, width), dtype=bool), Tally(task, whole)
-    side = max(1, _READ // step) * step
+    valid, tally = np.zeros((height, width), dtype=bool), ClassTally(task, map_grid)
+    size = max(1, _READ_SIZE_PX // step) * step
     with ExitStack() as stack:
-        advance = stack.enter_context(progress("look at", frame.width * frame.height / 1e6, "Mpx", show=show_progress))
+        advance = stack.enter_context(progress("read map", shown.width * shown.height / 1e6, "Mpx", show=show_progress))
         reader = None if scene is None else stack.enter_context(scene.open())
-        for place in Grid(int(frame.height), int(frame.width), grid.transform, grid.crs).tiles(side):
-            window = Window(frame.col_off + place.col_off, frame.row_off + place.row_off, place.width, place.height)
-            some = _every(int(place.height), step), _every(int(place.width), step)
-            top, left = int(place.row_off) // step, int(place.col_off) // step
-            to = slice(None), slice(top, top + len(some[0])), slice(left, left + len(some[1]))
-            near = np.ix_(np.arange(task.planes), *some)
-            decided = shown.planes(window)
-            tally.add(np.where(decided == IGNORE, 0, decided), (decided != IGNORE).all(axis=0), window)
-            planes[to] = decided[near]
+        for part in Grid(int(shown.height), int(shown.width), grid.transform, grid.crs).tiles(size):
+            window = Window(shown.col_off + part.col_off, shown.row_off + part.row_off, part.width, part.height)
+            rows, columns = _centre_indices(int(part.height), step), _centre_indices(int(part.width), step)
+            top, left = int(part.row_off) // step, int(part.col_off) // step
+            cells = slice(None), slice(top, top + len(rows)), slice(left, left + len(columns))
+            centres = np.ix_(np.arange(task.n_targets), rows, columns)
+            in_window = report_map.read_decided(window)
+            tally.add(np.where(in_window == IGNORE, 0, in_window), (in_window != IGNORE).all(axis=0), window)
+            decided[cells] = in_window[centres]
             if truth is not None:
-                truth[to] = shown.truth(window, decided)[near]  # type: ignore[index]
+                truth[cells] = report_map.read_truth(window, in_window)[centres]  # type: ignore[index]
             if confidence is not None:
-                confidence[to] = shown.confidence(window, decided)[near]  # type: ignore[index]
+                confidence[cells] = report_map.read_confidence(window, in_window)[centres]  # type: ignore[index]
             if reader is not None and pixels is not None:
                 tile = reader.read(window)
-                pixels[to], valid[to[1:]] = _means(tile.pixels, tile.valid, step)
-            advance(place.width * place.height / 1e6)
-    view = None
+                pixels[cells], valid[cells[1:]] = _block_means(tile.pixels, tile.valid, step)
+            advance(part.width * part.height / 1e6)
+    rendering = None
     if scene is None:
-        valid = (planes != IGNORE).any(axis=0)
+        valid = (decided != IGNORE).any(axis=0)
     elif pixels is not None:
-        view = shown.view or _view(scene, pixels, valid)
-    return Overview(step, grid, planes, truth, confidence, pixels, valid, view, tally.counts())
+        rendering = report_map.rendering or _rendering_of(scene, pixels, valid)
+    return Overview(step, grid, decided, truth, confidence, pixels, valid, rendering, tally.counts())
 
 
-def _every(length: int, step: int) -> NDArray[np.intp]:
-    """Return the middle one of each `step` places; of the last few, which may be less, the last one at most."""
+def _centre_indices(length: int, step: int) -> NDArray[np.intp]:
+    """Return the index of the centre of each cell of `step` pixels; the last cell may be smaller."""
     return np.minimum(np.arange(0, length, step) + step // 2, length - 1)
 
 
-def _means(
+def _block_means(
     pixels: NDArray[np.float32], valid: NDArray[np.bool_], step: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the means of known pixels over cells of `step` x `step`, NaN where there are none, and where there are."""
+    """Return means of valid pixels over cells of `step` x `step` pixels (NaN if there are none), and valid cells."""
     if step == 1:
         return pixels, valid
     rows, columns = (np.arange(0, length, step) for length in valid.shape)
 
-    def summed(values: NDArray[Any]) -> NDArray[np.float64]:
-        down = np.add.reduceat(values, rows, axis=-2, dtype=np.float64)
-        return np.asarray(np.add.reduceat(down, columns, axis=-1))
+    def cell_sums(values: NDArray[Any]) -> NDArray[np.float64]:
+        row_sums = np.add.reduceat(values, rows, axis=-2, dtype=np.float64)
+        return np.asarray(np.add.reduceat(row_sums, columns, axis=-1))
 
-    known = valid & np.isfinite(pixels)
+    defined = valid & np.isfinite(pixels)
     with np.errstate(invalid="ignore"):
-        means = summed(np.where(known, pixels, 0)) / summed(known)
-    return means.astype(np.float32), summed(valid) > 0
+        means = cell_sums(np.where(defined, pixels, 0)) / cell_sums(defined)
+    return means.astype(np.float32), cell_sums(valid) > 0
 
 
-def narrowed(scene: Scene, mean: Sequence[float] = (), std: Sequence[float] = ()) -> tuple[Scene, View | None]:
-    """Return the bands of a scene that are shown, and how, where mean and deviation of all bands are known."""
-    unknown = (0.0,) * len(scene.bands)
-    view = View.of(scene.band_names, mean or unknown, std or unknown)
-    places = sorted(set(view.bands))
+def select_display_bands(
+    scene: Scene, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> tuple[Scene, BandRendering | None]:
+    """Return a scene with only the bands that are shown; with mean and std of all bands, also its rendering."""
+    zeros = (0.0,) * len(scene.bands)
+    of_all = BandRendering.from_statistics(scene.band_names, mean or zeros, std or zeros)
+    bands = sorted(set(of_all.bands))
 
-    def kept(values: Sequence[T]) -> tuple[T, ...]:
-        return tuple(values[place - 1] for place in places)
+    def select(values: Sequence[T]) -> tuple[T, ...]:
+        return tuple(values[band - 1] for band in bands)
 
-    red, green, blue = (places.index(band) + 1 for band in view.bands)
-    part = replace(scene, bands=kept(scene.bands), band_names=kept(scene.band_names))
-    own = View((red, green, blue), kept(view.names), kept(view.mean), kept(view.std))
-    return part, own if mean else None
-
-
-def _view(scene: Scene, pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> View:
-    """Return how pixels (C, H, W) of a narrowed scene are shown."""
-    seen = np.ma.masked_invalid(pixels[:, valid].astype(np.float64))
-    mean, std = (np.ma.filled(each, 0).tolist() for each in (seen.mean(axis=1), seen.std(axis=1)))
-    return View.of(scene.band_names, mean, std)
+    red, green, blue = (bands.index(band) + 1 for band in of_all.bands)
+    selected = replace(scene, bands=select(scene.bands), band_names=select(scene.band_names))
+    rendering = BandRendering((red, green, blue), select(of_all.names), select(of_all.mean), select(of_all.std))
+    return selected, rendering if mean else None
 
 
-class States:
-    """What a pixel may be: first each class of a task, then combinations of overlapping ones as they are met."""
+def _rendering_of(scene: Scene, pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> BandRendering:
+    """Return the rendering of a scene by the statistics of these pixels (C, H, W)."""
+    values = np.ma.masked_invalid(pixels[:, valid].astype(np.float64))
+    mean, std = (np.ma.filled(array, 0).tolist() for array in (values.mean(axis=1), values.std(axis=1)))
+    return BandRendering.from_statistics(scene.band_names, mean, std)
+
+
+class PixelStates:
+    """The states of pixels in a report: each class of a task, then the combinations of overlapping classes found."""
 
     def __init__(self) -> None:
-        self._places: dict[State, int] = {}
+        self._indices: dict[PixelState, int] = {}
 
     @property
-    def states(self) -> list[State]:
-        """All that there are so far."""
-        return list(self._places)
+    def states(self) -> list[PixelState]:
+        """All states found so far."""
+        return list(self._indices)
 
-    def of(self, planes: NDArray[np.int16], task: Task, valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
-        """Return what each pixel of planes (P, H, W) is, as `segkit.reporting.viewer.Scenery` has it."""
-        for _, plane, category in task.scored:
-            alone = np.zeros(task.planes, dtype=np.int16)
-            alone[plane] = category
-            self._number(alone, task)
-        kinds, place = np.unique(planes.reshape(len(planes), -1), axis=1, return_inverse=True)
-        numbers = [self._number(kind, task) for kind in kinds.T]
-        found = np.array(numbers, dtype=np.uint16)[place].reshape(planes.shape[1:])
-        return np.where(valid, found, np.uint16(NOTHING))
+    def encode(self, targets: NDArray[np.int16], task: Task, valid: NDArray[np.bool_]) -> NDArray[np.uint16]:
+        """Return targets (T, H, W) as codes (H, W), see `segkit.reporting.viewer.SceneLayers`; adds new states."""
+        for _, target, category in task.scored_categories:
+            only_this = np.zeros(task.n_targets, dtype=np.int16)
+            only_this[target] = category
+            self._code(only_this, task)
+        combinations, inverse = np.unique(targets.reshape(len(targets), -1), axis=1, return_inverse=True)
+        codes = np.array([self._code(combination, task) for combination in combinations.T], dtype=np.uint16)
+        return np.where(valid, codes[inverse].reshape(targets.shape[1:]), np.uint16(NODATA))
 
-    def _number(self, kind: NDArray[np.int16], task: Task) -> int:
-        if (kind == IGNORE).all():
-            return NOT_KNOWN
-        state = _state(kind, task)
-        return FIRST_STATE + self._places.setdefault(state, len(self._places))
-
-
-def _state(kind: NDArray[np.int16], task: Task) -> State:
-    names = [spoken(name) for name, plane, category in task.scored if kind[plane] == category]
-    name = " + ".join(names) or "none of the classes"
-    nothing = not names or (task.planes == 1 and task.background and kind[0] == 0)
-    if (kind == IGNORE).any():
-        name += " (others not known)"
-    color = colored(kind[:, None, None], task)[0, 0]
-    return State(name, "#" + "".join(f"{round(255 * part):02x}" for part in color), background=bool(nothing))
+    def _code(self, combination: NDArray[np.int16], task: Task) -> int:
+        """Return the code of a combination of categories (T,)."""
+        if (combination == IGNORE).all():
+            return UNLABELLED
+        state = _pixel_state(combination, task)
+        return FIRST_STATE + self._indices.setdefault(state, len(self._indices))
 
 
-def scenery(shown: ShownMap, seen: Overview, states: States, note: str = "") -> Scenery:
-    """Return a map as the viewer shows it, with its polygons."""
-    decided_here = (seen.planes != IGNORE).any(axis=0)
+def _pixel_state(combination: NDArray[np.int16], task: Task) -> PixelState:
+    names = [display_name(name) for name, target, category in task.scored_categories if combination[target] == category]
+    name = " + ".join(names) or "no class"
+    background = not names or (task.n_targets == 1 and task.background and combination[0] == 0)
+    if (combination == IGNORE).any():
+        name += " (others unlabelled)"
+    color = colorize(combination[:, None, None], task)[0, 0]
+    return PixelState(name, "#" + "".join(f"{round(255 * part):02x}" for part in color), background=bool(background))
+
+
+def scene_layers(report_map: ReportMap, overview: Overview, states: PixelStates, note: str = "") -> SceneLayers:
+    """Return the layers of a map for the viewer, with its polygons."""
+    has_prediction = (overview.decided != IGNORE).any(axis=0)
     confidence = None
-    if seen.confidence is not None:
-        # Of overlapping classes that which is least sure.
-        confidence = np.where(decided_here, np.nan_to_num(seen.confidence, nan=2).min(axis=0), np.nan)
-        confidence = np.where(confidence > 1, np.nan, confidence).astype(np.float32)
+    if overview.confidence is not None:
+        # The lowest confidence of overlapping classes; 2 stands for NaN.
+        lowest = np.nan_to_num(overview.confidence, nan=2).min(axis=0)
+        confidence = np.where(has_prediction & (lowest <= 1), lowest, np.nan).astype(np.float32)
     image = None
-    if seen.pixels is not None and seen.view is not None:
-        image = np.round(255 * seen.view.image(seen.pixels, seen.valid)).astype(np.uint8)
+    if overview.pixels is not None and overview.rendering is not None:
+        image = np.round(255 * overview.rendering.render(overview.pixels, overview.valid)).astype(np.uint8)
     truth = None
-    if seen.truth is not None:
-        truth = states.of(seen.truth, shown.task, seen.valid)
-    outlines, told = _outlines(shown, seen)
-    every = "" if seen.step == 1 else f"One of {seen.step} x {seen.step} pixels is shown."
-    caption = "" if seen.view is None else f"Image: {seen.view.caption}."
-    return Scenery(
-        shown.title,
-        seen.grid,
+    if overview.truth is not None:
+        truth = states.encode(overview.truth, report_map.task, overview.valid)
+    outlines, polygon_note = _read_polygons(report_map, overview)
+    step = overview.step
+    resolution = "" if step == 1 else f"Reduced resolution: one pixel of {step} x {step} is shown."
+    caption = "" if overview.rendering is None else f"Image: {overview.rendering.caption}."
+    return SceneLayers(
+        report_map.title,
+        overview.grid,
         image,
-        seen.valid,
+        overview.valid,
         truth,
-        states.of(seen.planes, shown.task, decided_here),
+        states.encode(overview.decided, report_map.task, has_prediction),
         confidence,
         outlines,
-        " ".join(part for part in (note, every, caption, told) if part),
+        " ".join(part for part in (note, resolution, caption, polygon_note) if part),
     )
 
 
-def _outlines(shown: ShownMap, seen: Overview) -> tuple[GeoDataFrame | None, str]:
-    """Return the polygons of what is shown, no finer than it, and what is left out of them."""
-    step = seen.step
-    least = _LEAST_CELLS * step * step
+def _read_polygons(report_map: ReportMap, overview: Overview) -> tuple[GeoDataFrame | None, str]:
+    """Return polygons at the resolution of the overview, and a note on how they were simplified."""
+    step = overview.step
+    min_pixels = _MIN_POLYGON_CELLS * step * step
     with warnings.catch_warnings():
-        # Of a 0 that nothing names; the report shows its pixels, and has no option for its polygons.
-        warnings.filterwarnings("ignore", message=".*: value 0 .* was taken for background")
-        found = polygons(
-            shown.path,
-            probabilities=shown.probabilities,
-            min_area=None if step == 1 else f"{least}px",
-            simplify=f"{_SIMPLER * step:g}px",
+        # The report has no option for the warning on an undeclared value 0, and shows its pixels anyway.
+        warnings.filterwarnings("ignore", message=".*: value 0 .*background")
+        frame = polygons(
+            report_map.path,
+            probabilities=report_map.probabilities,
+            min_area=None if step == 1 else f"{min_pixels}px",
+            simplify=f"{_SIMPLIFY_CELLS * step:g}px",
         )
-    told = [] if step == 1 else [f"regions of less than {least} pixels have joined their neighbours"]
-    if len(found) > _MOST_POLYGONS:
-        told.append(f"the {_MOST_POLYGONS:,} largest of {len(found):,} are shown")
-        found = found.nlargest(_MOST_POLYGONS, "pixels")
-    found["class"] = found["class"].map(spoken)
-    return (found if len(found) else None), f"Polygons: {'; '.join(told)}." if told and len(found) else ""
+    notes = [] if step == 1 else [f"regions smaller than {min_pixels} pixels are merged into a neighbour"]
+    if len(frame) > _MAX_POLYGONS:
+        notes.append(f"the {_MAX_POLYGONS:,} largest of {len(frame):,} are shown")
+        frame = frame.nlargest(_MAX_POLYGONS, "pixels")
+    if not len(frame):
+        return None, ""
+    frame["class"] = frame["class"].map(display_name)
+    return frame, f"Polygons: {'; '.join(notes)}." if notes else ""

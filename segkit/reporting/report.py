@@ -1,9 +1,4 @@
-"""Report: one page about a training, a map and its areas, that opens without a network; and its pictures for papers.
-
-`inputs` tells apart what it is made of, and `sections` has its text and figures. `decision_maps` writes what a run's
-model decides while it is scored, `map_views` reads maps closely and from afar. `viewer` is the map to pan and to zoom,
-`html` writes all of it as HTML.
-"""
+"""Write a report of a training run, a map and its areas: an HTML page that works offline, and PNGs for publications."""
 
 from __future__ import annotations
 
@@ -16,10 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segkit.errors import OutputExistsError, SegkitError, UsageError, ways
-from segkit.io.files import check_apart, check_folder, check_output, staged
-from segkit.io.raster import PathLike
-from segkit.io.remote import located
+from segkit.errors import OutputExistsError, SegkitError, UsageError, suggest
+from segkit.io.files import atomic_write, check_distinct, check_folder, check_output
+from segkit.io.paths import PathLike
+from segkit.io.remote import as_path
 
 if TYPE_CHECKING:
     from segkit.recipe.schema import LabelSource
@@ -29,12 +24,12 @@ __all__ = ["Report", "report"]
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` wrote.
+    """The files that `report` wrote.
 
     Parameters
     ----------
     path
-        The page, None where only pictures were asked for.
+        The page; None if only PNGs were requested.
     pictures
         The PNGs.
     """
@@ -60,83 +55,89 @@ def report(
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> Report:
-    """Write a page about what was trained, how good it is, and what it maps.
+    """Write a report of a training run, a map, scores and estimated areas.
 
     Parameters
     ----------
     sources
-        One or more of: the folder of a run, whose model is scored on its validation areas; a map (.tif); scores as
-        `segkit.evaluate` writes them (.json), and areas as ``segkit assess estimate`` writes them (.json). At most one
-        run and one map.
+        One or more of: a run folder, whose model is evaluated on its validation areas; a map (.tif); a result of
+        `segkit.evaluate` (.json); a result of ``segkit assess estimate`` (.json). At most one run and one map.
     output
         The page (.html).
     png
-        A folder for the page's pictures as PNG; made where its parent exists.
+        A folder for all charts, tiles and maps as PNG; it is created if its parent exists.
     images, labels, probabilities, names, ignore
-        Of the map: the files whose bands are its imagery, its labels with the codes in them that mean "not known", a
-        raster with a band per class, and a CSV file of class names. With labels the map is scored.
+        Files that belong to the map: imagery (one or more files whose bands are stacked), labels, a raster of
+        probabilities with a band per class, and a CSV file of class names. `ignore`: label codes of unlabelled pixels.
+        With labels the map is scored.
     boundary, objects
-        Width of boundaries and smallest object, as for `segkit.evaluate`.
+        Boundary width and minimum object size, as for `segkit.evaluate`.
     device, precision
-        Of the run's model, as for `segkit.predict`.
+        For the run's model, as for `segkit.predict`.
 
     Raises
     ------
     UsageError, OutputExistsError
-        Nothing is asked for, or an output cannot be written; a source is of no known kind.
+        No source or output is given, an output cannot be written, or the type of a source is not supported.
     SegkitError
-        A source is missing, is damaged, or does not lie on the map's grid.
+        A source does not exist, is damaged, or is not on the grid of the map.
     """
-    given = [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else list(sources)
+    paths = [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else list(sources)
     target, folder = _outputs(output, png, overwrite=overwrite)
 
-    from segkit.data.pairing import recipe_files
-    from segkit.inference.settings import Options
-    from segkit.io.quantities import area, length
-    from segkit.models.model_file import read_header
-    from segkit.models.run_folder import LOG, METRICS, MODEL, RECIPE
-    from segkit.recipe.schema import Recipe
-    from segkit.reporting.html import render
-    from segkit.reporting.inputs import Sources
-    from segkit.reporting.sections import Story
+    from segkit.inference.settings import PredictOptions
+    from segkit.io.quantities import parse_area, parse_length
+    from segkit.reporting.html import render_page
+    from segkit.reporting.inputs import ReportInputs
+    from segkit.reporting.sections import ReportBuilder
 
-    found = Sources.of(given)
-    read = [located(path) for path in (*given, *_listed(images), *_listed(labels), probabilities, names) if path]
-    if found.run is not None:
-        recipe = Recipe.from_dict(read_header(found.run / MODEL).recipe)
-        read += [found.run / name for name in (MODEL, METRICS, RECIPE, LOG)]
-        with suppress(SegkitError):  # scenes that are gone, of which the report tells
-            read += recipe_files(recipe)
-    # Pictures are called after what they show, which is not known yet.
-    named = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
-    check_apart([target, *named], read)
-    width, size = length(boundary, "boundary"), area(objects, "objects")
-    beside = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--names": names}
-    if found.map is None and (extra := [option for option, value in beside.items() if value is not None]):
-        raise UsageError(f"{', '.join(extra)}: belongs to a map, and no map was named")
-    with TemporaryDirectory(prefix="segkit-report-") as scratch:
-        options = Options(device=device, precision=precision)
-        story = Story(Path(scratch), width, size, options, show_progress=show_progress)
-        if found.run is not None:
-            story.tell_run(found.run)
-        if found.map is not None:
-            story.tell_map(found.map, images, labels, probabilities, names, ignore)
-        for numbers in found.evaluations:
-            story.tell_scores(numbers.title, numbers.found)
-        for numbers in found.estimates:
-            story.tell_estimate(numbers.title, numbers.found)
-        pictures = () if folder is None else story.draw(folder)
+    inputs = ReportInputs.from_paths(paths)
+    files = [as_path(path) for path in (*paths, *_as_list(images), *_as_list(labels), probabilities, names) if path]
+    if inputs.run is not None:
+        files += _files_of_run(inputs.run)
+    # The PNGs' names depend on the results, so none may have the name of an input.
+    pngs = [] if folder is None else [folder / path.name for path in files if path.suffix.lower() == ".png"]
+    check_distinct([target, *pngs], files)
+    width, size = parse_length(boundary, "boundary"), parse_area(objects, "objects")
+    of_map = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--class-names": names}
+    if inputs.map is None and (extra := [option for option, value in of_map.items() if value is not None]):
+        raise UsageError(f"{', '.join(extra)}: only for a map, and no map is given; give a map (.tif) or leave it out")
+    with TemporaryDirectory(prefix="segkit-report-") as temporary_folder:
+        options = PredictOptions(device=device, precision=precision)
+        builder = ReportBuilder(Path(temporary_folder), width, size, options, show_progress=show_progress)
+        if inputs.run is not None:
+            builder.add_run(inputs.run)
+        if inputs.map is not None:
+            builder.add_map(inputs.map, images, labels, probabilities, names, ignore)
+        for result in inputs.evaluations:
+            builder.add_scores(result.title, result.content)
+        for result in inputs.estimates:
+            builder.add_estimate(result.title, result.content)
+        pictures = () if folder is None else builder.write_pngs(folder)
         if target is not None:
-            made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-            page = render(
-                story.title, f"{story.subtitle}Report of {made}", story.sections, story.scenes, story.states.states
-            )
-            with staged(target) as part:
-                part.write_text(page, encoding="utf-8")
+            today = datetime.now(UTC)
+            subtitle = f"{builder.contents}, {today.day} {today:%b %Y}"
+            page = render_page(builder.title, subtitle, builder.sections, builder.scenes, builder.states.states)
+            with atomic_write(target) as temporary:
+                temporary.write_text(page, encoding="utf-8")
     return Report(target, pictures)
 
 
-def _listed(paths: PathLike | Sequence[PathLike] | LabelSource | None) -> Sequence[PathLike]:
+def _files_of_run(run: Path) -> list[Path]:
+    """Return the files that a report of a run reads."""
+    from segkit.data.pairing import recipe_files
+    from segkit.models.model_file import read_header
+    from segkit.models.run_folder import LOG, METRICS, MODEL, RECIPE
+    from segkit.recipe.schema import Recipe
+
+    recipe = Recipe.from_dict(read_header(run / MODEL).recipe)
+    files = [run / name for name in (MODEL, METRICS, RECIPE, LOG)]
+    with suppress(SegkitError):  # a missing scene is reported later
+        files += recipe_files(recipe)
+    return files
+
+
+def _as_list(paths: PathLike | Sequence[PathLike] | LabelSource | None) -> Sequence[PathLike]:
     if paths is None or isinstance(paths, (str, os.PathLike)):
         return [] if paths is None else [paths]
     return paths if isinstance(paths, Sequence) else paths.paths
@@ -145,14 +146,14 @@ def _listed(paths: PathLike | Sequence[PathLike] | LabelSource | None) -> Sequen
 def _outputs(output: PathLike | None, png: PathLike | None, *, overwrite: bool) -> tuple[Path | None, Path | None]:
     if output is None and png is None:
         raise UsageError(
-            "nothing to write" + ways("name a page (--output report.html)", "a folder for pictures (--png DIR)", "both")
+            "nothing to write" + suggest("give a page (--output report.html)", "a folder for PNGs (--png DIR)", "both")
         )
     target = None if output is None else check_output(output, overwrite=overwrite)
     if target is not None and target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{target}: a report is a page; name a file that ends in .html")
+        raise UsageError(f"{target}: a report is an HTML page; give a file name that ends in .html")
     folder = None if png is None else check_folder(png, "pictures")
     if folder is not None and folder.is_dir() and not overwrite and any(folder.glob("*.png")):
         raise OutputExistsError(
-            f"{folder}: holds pictures already" + ways("add --overwrite to replace those of one name")
+            f"{folder}: contains PNGs" + suggest("add --overwrite to replace those with the same name")
         )
     return target, folder

@@ -1,4 +1,4 @@
-"""Story: what a report tells of a run, a map, scores and areas, section by section."""
+"""The sections of a report: a training run, a map, scores and estimated areas."""
 
 from __future__ import annotations
 
@@ -11,100 +11,115 @@ from typing import Any
 
 import yaml
 
-from segkit.data.area import Area, whole
-from segkit.data.areas import areas, labelled_samples
+from segkit.data.area import LabelledArea, full_areas
+from segkit.data.areas import open_areas, open_labelled_samples
 from segkit.errors import DataError, GridError, SegkitError
-from segkit.evaluation.decisions import Decider, MapDecider, map_task
-from segkit.evaluation.evaluate import refuse_doubts, scores
-from segkit.evaluation.worst_windows import Piece, Ranking, draw
-from segkit.inference.settings import Options
-from segkit.io.files import staged
+from segkit.evaluation.decisions import MapReader, ModelPredictor, map_task
+from segkit.evaluation.evaluate import evaluate_areas, refuse_ambiguous_labels
+from segkit.evaluation.worst_windows import RankedWindow, WindowRanking, draw_windows
+from segkit.inference.settings import PredictOptions
+from segkit.io.files import atomic_write
+from segkit.io.grid import Grid
+from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity
-from segkit.io.raster import PathLike, grid_of, open_raster
+from segkit.io.raster import open_raster, read_grid
 from segkit.io.scene import Scene
 from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
 from segkit.models.segmenter import Segmenter, load
 from segkit.plots import area_bars, charts, style, training_curves
-from segkit.plots.images import colored, panels, spoken
-from segkit.recipe.schema import Data, LabelSource, Recipe, Source
-from segkit.reporting.decision_maps import Kept
+from segkit.plots.images import colorize, display_name, plot_panels
+from segkit.plots.text import format_score, format_with_error
+from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe
+from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.html import Chart, Section
-from segkit.reporting.map_views import Overview, ShownMap, States, narrowed, overview, scenery
-from segkit.reporting.viewer import Scenery
-from segkit.task.task import Task
+from segkit.reporting.map_views import (
+    Overview,
+    PixelStates,
+    ReportMap,
+    read_overview,
+    scene_layers,
+    select_display_bands,
+)
+from segkit.reporting.viewer import SceneLayers
+from segkit.task import Task
 
-_MOST_SCENES = 12  # to choose from in the map
-_PIXELS = 2_500_000  # of all scenes of a run together, and of a map
-_TILES, _TILE = 4, 256  # worst and best windows, and their side in pixels at most
-_VALIDATED = "Predicted is what validates; no training has seen it."
-_BIASED = "Pixels counted on the map, a biased estimate of area: what a map misses and invents does not cancel out."
+_MAX_SCENES = 12  # in the map
+_MAX_PIXELS = 2_500_000  # of a map, and of all scenes of a run together
+_N_TILES, _MAX_TILE_PX = 4, 256  # number of worst and of best tiles, and their maximum size
+_VALIDATION_NOTE = "Only validation areas are predicted; they were not used for training."
+_BIAS_NOTE = "Area by pixel count, a biased estimate: omission and commission errors do not cancel out."
 
 
-class Story:
-    """Collects sections, scenes and their pictures.
+class ReportBuilder:
+    """Collects the sections and the map of a report.
 
     Parameters
     ----------
     folder
-        For files that are not kept.
+        For temporary files.
     boundary, size
-        Width of boundaries, and smallest object that counts.
+        Boundary width and minimum object size.
     options
-        Of a run's model.
+        Options to predict with a run's model.
     """
 
     def __init__(
-        self, folder: Path, boundary: Quantity, size: Quantity, options: Options, *, show_progress: bool
+        self, folder: Path, boundary: Quantity, size: Quantity, options: PredictOptions, *, show_progress: bool
     ) -> None:
         self.sections: list[Section] = []
-        self.scenes: list[Scenery] = []
-        self.states = States()
+        self.scenes: list[SceneLayers] = []
+        self.states = PixelStates()
         self._folder, self._options, self._show = folder, options, show_progress
         self._shapes = boundary, size
         self._titles: list[str] = []
-        self._seen: list[tuple[ShownMap, Overview]] = []
+        self._kinds: list[str] = []
+        self._maps: list[tuple[ReportMap, Overview]] = []
 
     @property
     def title(self) -> str:
-        """What the report is about first."""
+        """Name of the first input."""
         return self._titles[0]
 
     @property
-    def subtitle(self) -> str:
-        """What else it is about."""
-        others = dict.fromkeys(self._titles[1:])
-        return f"With {', '.join(others)}. " if others else ""
+    def contents(self) -> str:
+        """The kinds of inputs, for example "Training run, map and scores"."""
+        *first, last = dict.fromkeys(self._kinds)
+        text = f"{', '.join(first)} and {last}" if first else last
+        return text[0].upper() + text[1:]
 
-    def tell_run(self, folder: Path) -> None:
-        """Tell what a model was trained on and how, and how it does on its validation areas."""
+    def add_run(self, folder: Path) -> None:
+        """Add scores and maps of a run's validation areas, and a section on the training."""
         model = load(folder / MODEL)
         recipe, task = model.recipe, model.task
-        self._titles.append(recipe.name)
+        self._start("training run", recipe.name)
         try:
-            training, validation = areas(recipe)
+            training, validation = open_areas(recipe)
         except SegkitError as error:
             raise DataError(
-                f"{folder}: what it was trained on cannot be read ({error}); "
-                f"name {folder / METRICS} instead for its scores alone"
+                f"{folder}: its training data cannot be read ({error}); "
+                f"for a report of its scores only, give {folder / METRICS}"
             ) from error
         if validation:
-            ranking = Ranking(_TILE)
-            with Kept(self._folder, model) as kept:
+            ranking = WindowRanking(_MAX_TILE_PX)
+            with DecisionMapWriter(self._folder, model) as writer:
 
-                def watch(area: Area, part: Any) -> None:
-                    kept.add(area, part)
+                def on_block(area: LabelledArea, part: Any) -> None:
+                    writer.add(area, part)
                     ranking.add(area, part)
 
-                decider = Decider(model, self._options)
-                found = scores(decider, validation, *self._shapes, watch=watch, show_progress=self._show)
-            self._scored("Validation", found, f"{recipe.name} on the areas that it was validated on.")
-            self._tiles(ranking, kept.maps, task)
-            chosen = _chosen(kept.maps, validation, found["scenes"])
-            for shown in chosen:
-                self._add(shown, overview(shown, _PIXELS // len(chosen), show_progress=self._show), _VALIDATED)
-        self.sections.append(_training(folder, model, training, validation))
+                predictor = ModelPredictor(model, self._options)
+                evaluation = evaluate_areas(
+                    predictor, validation, *self._shapes, on_block=on_block, show_progress=self._show
+                )
+            self._add_scores_section("Validation", evaluation, f"{recipe.name} on its validation areas.")
+            self._add_tiles_section(ranking, writer.maps, task)
+            selected = _select_maps(writer.maps, validation, evaluation["scenes"])
+            for report_map in selected:
+                overview = read_overview(report_map, _MAX_PIXELS // len(selected), show_progress=self._show)
+                self._add_scene(report_map, overview, _VALIDATION_NOTE)
+        self.sections.append(_training_section(folder, model, training, validation))
 
-    def tell_map(
+    def add_map(
         self,
         path: Path,
         images: PathLike | Sequence[PathLike] | None,
@@ -113,202 +128,222 @@ class Story:
         names: PathLike | None,
         ignore: Sequence[int],
     ) -> None:
-        """Tell what a map shows, and how good it is where labels are given."""
-        self._titles.append(path.stem)
+        """Add a map and its areas, and its scores if there are labels."""
+        self._start("map", path.stem)
         task = map_task(path, names=names)
         with open_raster(path) as dataset:
-            grid, tags = grid_of(dataset), dataset.tags()
-        scene = None if images is None else Scene.of(images)
-        chances = None if probabilities is None else Path(probabilities)
-        for file, other in _beside(scene, chances):
-            if difference := grid.difference(other):
-                raise GridError(f"{path} and {file} lie on different grids ({difference}); name what lies on the map's")
-        shown = ShownMap(path.stem, path, task, grid.whole, probabilities=chances)
+            grid, tags = read_grid(dataset), dataset.tags()
+        scene = None if images is None else Scene.from_files(images)
+        probability_file = None if probabilities is None else Path(probabilities)
+        for file, other in _grids_of_files(scene, probability_file):
+            if difference := grid.describe_difference(other):
+                raise GridError(
+                    f"{path} and {file} lie on different grids ({difference}); give files on the grid of the map"
+                )
+        report_map = ReportMap(path.stem, path, task, grid.full_window, probabilities=probability_file)
         if scene is not None:
-            shown = replace(shown, scene=narrowed(scene)[0])
-        area = None if labels is None else _area(path, labels, task, ignore)
-        seen = overview(replace(shown, area=area), _PIXELS, show_progress=self._show)
-        shown = replace(shown, area=area, view=seen.view)
-        self._add(shown, seen)
-        self.scenes.insert(0, self.scenes.pop())  # before those that only validate
-        self._mapped(path, task, seen.counts, tags)
+            report_map = replace(report_map, scene=select_display_bands(scene)[0])
+        area = None if labels is None else _labelled_area(path, labels, task, ignore)
+        overview = read_overview(replace(report_map, area=area), _MAX_PIXELS, show_progress=self._show)
+        report_map = replace(report_map, area=area, rendering=overview.rendering)
+        self._add_scene(report_map, overview)
+        self.scenes.insert(0, self.scenes.pop())  # before the validation areas
+        self._add_areas_section(path, task, overview.counts, tags)
         if area is not None:
-            ranking = Ranking(_TILE)
-            found = scores(MapDecider(task), [area], *self._shapes, watch=ranking.add, show_progress=self._show)
-            self._scored(f"Scores of {path.stem}", found, "The map against its labels.")
-            self._tiles(ranking, [shown], task, f" of {path.stem}")
+            ranking = WindowRanking(_MAX_TILE_PX)
+            evaluation = evaluate_areas(
+                MapReader(task), [area], *self._shapes, on_block=ranking.add, show_progress=self._show
+            )
+            self._add_scores_section(f"Scores of {path.stem}", evaluation, "The map compared with its labels.")
+            self._add_tiles_section(ranking, [report_map], task, f" of {path.stem}")
 
-    def tell_scores(self, title: str, found: Mapping[str, Any]) -> None:
-        """Tell what `segkit.evaluate` wrote."""
-        self._titles.append(title)
-        self._scored(f"Scores: {title}", found, "")
+    def add_scores(self, title: str, evaluation: Mapping[str, Any]) -> None:
+        """Add a result of `segkit.evaluate`."""
+        self._start("scores", title)
+        self._add_scores_section(f"Scores: {title}", evaluation, "")
 
-    def tell_estimate(self, title: str, found: Mapping[str, Any]) -> None:
-        """Tell what ``segkit assess estimate`` wrote."""
-        self._titles.append(title)
-        accuracy, half = found["overall_accuracy"], found["overall_accuracy_ci95"]
-        told = "not known" if accuracy is None else f"{accuracy:.3f} ± {'?' if half is None else f'{half:.3f}'}"
+    def add_estimate(self, title: str, estimate_summary: Mapping[str, Any]) -> None:
+        """Add a result of ``segkit assess estimate``."""
+        self._start("estimated areas", title)
+        accuracy = format_with_error(
+            format_score, estimate_summary["overall_accuracy"], estimate_summary["overall_accuracy_ci95"]
+        )
+        caption = "Mapped and estimated areas, and accuracies, with 95 % confidence intervals."
         self.sections.append(
             Section(
-                f"Areas: {title}",
-                "Estimated from a random sample that somebody looked at; ± is half of a 95 % interval.",
-                facts={"overall accuracy": told, "samples": f"{found['samples']:,}"},
-                areas=found,
-                charts=[
-                    Chart(f"{_slug(title)}-areas", area_bars.areas(found), "What is mapped, and what is estimated.")
-                ],
+                f"Estimated areas: {title}",
+                "Estimated from a random reference sample; ± is the half-width of the 95 % confidence interval.",
+                facts={"overall accuracy": accuracy, "samples": f"{estimate_summary['samples']:,}"},
+                areas=estimate_summary,
+                charts=[Chart(f"{_slug(title)}-areas", area_bars.estimated_areas(estimate_summary), caption)],
             )
         )
 
-    def draw(self, folder: Path) -> tuple[Path, ...]:
-        """Write all pictures as PNG."""
+    def write_pngs(self, folder: Path) -> tuple[Path, ...]:
+        """Write all charts, tiles and maps as PNG."""
         folder.mkdir(exist_ok=True)
         written: list[Path] = []
         for section in self.sections:
             for chart in (*section.charts, *section.pictures):
                 written.append(folder / f"{chart.name}.png")
-                with staged(written[-1]) as part:
-                    style.png(chart.figure, part)
-        for shown, seen in self._seen:
-            written.append(folder / f"map-{_slug(shown.title)}.png")
-            with staged(written[-1]) as part:
-                panels(part, _images(shown, seen), shown.task)
+                with atomic_write(written[-1]) as temporary:
+                    style.write_png(chart.figure, temporary)
+        for report_map, overview in self._maps:
+            written.append(folder / f"map-{_slug(report_map.title)}.png")
+            with atomic_write(written[-1]) as temporary:
+                plot_panels(temporary, _images(report_map, overview), report_map.task)
         return tuple(written)
 
-    def _scored(self, title: str, found: Mapping[str, Any], intro: str) -> None:
-        """Tell scores as they come from an evaluation; what it does not hold is left out."""
-        intervals, name = found.get("intervals"), _slug(title)
-        if intervals:
-            intro += f" Intervals of 95 % by drawing {intervals['units']} {intervals['unit']}s again and again."
-        classes, matrix = charts.classes(found), charts.confusion(found["confusion"])
-        drawn = [
-            Chart(f"{name}-classes", classes, "IoU, F1, precision and recall of each class."),
-            Chart(f"{name}-confusion", matrix, "What became of the true pixels of each class."),
-        ]
-        curve = charts.reliability(found)
-        if curve is not None:
-            drawn.append(Chart(f"{name}-reliability", curve, "How sure the model is, and how often it is right."))
-        self.sections.append(Section(title, intro.strip(), scores=found, charts=drawn))
+    def _start(self, kind: str, title: str) -> None:
+        self._kinds.append(kind)
+        self._titles.append(title)
 
-    def _mapped(self, path: Path, task: Task, counts: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Tell what a map shows."""
-        facts = {"map": str(path), "decided pixels": f"{counts['valid']:,}"}
-        facts |= {"made by": tags["segkit_model"]} if "segkit_model" in tags else {}
-        drawn = []
+    def _add_scores_section(self, title: str, evaluation: Mapping[str, Any], intro: str) -> None:
+        """Add the scores of an evaluation; those that it does not have are left out."""
+        intervals, name = evaluation.get("intervals"), _slug(title)
+        if intervals:
+            intro += f" 95 % intervals by bootstrap over {intervals['units']} {intervals['unit']}s."
+        classes, matrix = charts.class_scores(evaluation), charts.confusion_matrix(evaluation["confusion"])
+        section_charts = [
+            Chart(f"{name}-classes", classes, "IoU, F1, precision and recall of each class."),
+            Chart(f"{name}-confusion", matrix, "Predicted classes of the pixels of each true class."),
+        ]
+        reliability = charts.reliability_diagram(evaluation)
+        if reliability is not None:
+            caption = "Reliability diagram: confidence of the predictions and observed frequency."
+            section_charts.append(Chart(f"{name}-reliability", reliability, caption))
+        self.sections.append(Section(title, intro.strip(), scores=evaluation, charts=section_charts))
+
+    def _add_areas_section(self, path: Path, task: Task, counts: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Add the areas of the classes on a map."""
+        facts = {"map": str(path), "predicted pixels": f"{counts['valid']:,}"}
+        facts |= {"model": tags["segkit_model"]} if "segkit_model" in tags else {}
+        section_charts = []
         if counts["hectares"] is None:
-            facts |= {spoken(name): f"{number:,} pixels" for name, number in counts["pixels"].items()}
+            facts |= {display_name(name): f"{number:,} pixels" for name, number in counts["pixels"].items()}
         else:
             colors = {row["name"]: row["color"] for row in task.legend}
-            drawn.append(Chart(f"{_slug(path.stem)}-mapped", area_bars.mapped(counts["hectares"], colors), _BIASED))
-        self.sections.append(Section(f"Mapped: {path.stem}", "", facts=facts, charts=drawn))
+            chart = area_bars.mapped_areas(counts["hectares"], colors)
+            section_charts.append(Chart(f"{_slug(path.stem)}-mapped", chart, _BIAS_NOTE))
+        self.sections.append(Section("Areas on the map", "", facts=facts, charts=section_charts))
 
-    def _tiles(self, ranking: Ranking, maps: Sequence[ShownMap], task: Task, of: str = "") -> None:
-        """Show the windows in which most is wrong, and least."""
-        by_area = {id(one.area): one for one in maps}
-
-        def drawn(name: str, pieces: Sequence[Piece], caption: str) -> Chart:
-            looks = [by_area[id(piece.area)].look(piece) for piece in pieces]
-            views = [one.view.caption for one in maps if one.view is not None]
-            return Chart(name, draw(looks, task, views[0] if views else "none was given"), caption)
-
-        found = ranking.worst(_TILES), ranking.best(_TILES)
-        if not found[0]:
+    def _add_tiles_section(
+        self, ranking: WindowRanking, maps: Sequence[ReportMap], task: Task, suffix: str = ""
+    ) -> None:
+        """Add the tiles with the largest and the smallest share of errors."""
+        worst, best = ranking.worst(_N_TILES), ranking.best(_N_TILES)
+        if not worst:
             return
+        map_of = {id(one.area): one for one in maps}
+        captions = [one.rendering.caption for one in maps if one.rendering is not None]
+        image_caption = captions[0] if captions else "not available"
+
+        def draw_tiles(name: str, ranked_windows: Sequence[RankedWindow], caption: str) -> Chart:
+            views = [map_of[id(ranked_window.area)].read_window_view(ranked_window) for ranked_window in ranked_windows]
+            return Chart(name, draw_windows(views, task, image_caption), caption)
+
         number = len(self.sections)
         self.sections.append(
             Section(
-                f"Worst and best windows{of}",
-                "Of those with enough pixels that are known.",
+                f"Tiles with most and fewest errors{suffix}",
+                "Only tiles with enough labelled pixels.",
                 pictures=[
-                    drawn(f"worst-{number}", found[0], "The windows with the largest share of wrong pixels."),
-                    drawn(f"best-{number}", found[1], "The windows with the smallest share of wrong pixels."),
+                    draw_tiles(f"worst-{number}", worst, "Tiles with the largest share of errors."),
+                    draw_tiles(f"best-{number}", best, "Tiles with the smallest share of errors."),
                 ],
             )
         )
 
-    def _add(self, shown: ShownMap, seen: Overview, note: str = "") -> None:
-        self._seen.append((shown, seen))
-        self.scenes.append(scenery(shown, seen, self.states, note))
+    def _add_scene(self, report_map: ReportMap, overview: Overview, note: str = "") -> None:
+        self._maps.append((report_map, overview))
+        self.scenes.append(scene_layers(report_map, overview, self.states, note))
 
 
-def _chosen(maps: Sequence[ShownMap], validation: Sequence[Area], told: Sequence[Mapping[str, Any]]) -> list[ShownMap]:
-    """Return the maps to show, the worst first; of many the worst and the best."""
-    accuracy = {id(area): row["overall_accuracy"] for area, row in zip(validation, told, strict=True)}
-    known = [one for one in maps if accuracy[id(one.area)] is not None]
-    ranked = sorted(known, key=lambda one: accuracy[id(one.area)])
-    if len(ranked) > _MOST_SCENES:
-        ranked = ranked[: _MOST_SCENES // 2] + ranked[-_MOST_SCENES // 2 :]
-    return [replace(one, title=f"{one.title} (accuracy {accuracy[id(one.area)]:.3f})") for one in ranked]
+def _select_maps(
+    maps: Sequence[ReportMap], validation: Sequence[LabelledArea], scene_scores: Sequence[Mapping[str, Any]]
+) -> list[ReportMap]:
+    """Return the maps to show, those with the lowest accuracy first; of many, the worst and the best."""
+    accuracy = {id(area): row["overall_accuracy"] for area, row in zip(validation, scene_scores, strict=True)}
+    labelled = [one for one in maps if accuracy[id(one.area)] is not None]
+    ranked = sorted(labelled, key=lambda one: accuracy[id(one.area)])
+    if len(ranked) > _MAX_SCENES:
+        ranked = ranked[: _MAX_SCENES // 2] + ranked[-_MAX_SCENES // 2 :]
+    return [replace(one, title=f"{one.title} (accuracy {format_score(accuracy[id(one.area)])})") for one in ranked]
 
 
-def _training(folder: Path, model: Segmenter, training: Sequence[Area], validation: Sequence[Area]) -> Section:
-    """Tell what was trained, on what and how."""
+def _training_section(
+    folder: Path, model: Segmenter, training: Sequence[LabelledArea], validation: Sequence[LabelledArea]
+) -> Section:
+    """Return the section on training data, network and settings."""
     recipe, task, setup = model.recipe, model.task, model.recipe.train
     weights = sum(weight.numel() for weight in model.network.parameters())
-    scenes = {"trained on": training, "validated on": validation}
-    steps = "" if setup.steps is None else f" of {setup.steps} steps"
+
+    steps = "" if setup.steps_per_epoch is None else f" of {setup.steps_per_epoch} steps"
     facts = {
-        "task": f"{task.type}, {task.head}: {', '.join(spoken(one.name) for one in task.classes)}",
+        "task": f"{task.type}, {task.head}: {', '.join(display_name(one.name) for one in task.classes)}",
         "network": f"{recipe.model.architecture} with {recipe.model.encoder}, {weights / 1e6:.1f} million weights",
         "bands": ", ".join(model.band_names),
-        **{what: _ground(part) for what, part in scenes.items()},
-        "training": f"{setup.epochs} epochs{steps}, {setup.batch_size} tiles of {setup.tile_size} pixels each; "
-        f"learning rate {setup.learning_rate:g}; loss {' + '.join(f'{w:g} {n}' for n, w in setup.loss.items())}",
+        "training data": _describe_areas(training),
+        "validation data": _describe_areas(validation),
+        "training": f"{setup.epochs} epochs{steps}, batches of {setup.batch_size} tiles of {setup.tile_size} x "
+        f"{setup.tile_size} pixels; learning rate {setup.learning_rate:g}; loss "
+        f"{' + '.join(f'{weight:g} {name}' for name, weight in setup.loss.items())}",
     }
     before = model.metrics.get("ece_uncalibrated")
     if before is not None and model.metrics.get("ece") is not None:
         facts["calibration error"] = (
-            f"{before:.4f} before calibration, {model.metrics['ece']:.4f} after it, on the areas that it was fitted on"
+            f"{before:.4f} before and {model.metrics['ece']:.4f} after calibration, on the areas used to fit it"
         )
-    rows = read_log(folder / LOG)
-    caption = "Loss and validation scores, epoch by epoch."
-    drawn = [Chart("training-curves", training_curves.curves(rows, _kept(rows, recipe)), caption)] if rows else []
+    section_charts = []
+    if rows := read_log(folder / LOG):
+        curves = training_curves.curves(rows, _saved_epoch(rows, recipe))
+        section_charts.append(Chart("training-curves", curves, "Loss and validation scores by epoch."))
     code = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-    return Section("Training", f"The run {folder}.", facts=facts, charts=drawn, code=code)
+    return Section("Training", f"Run folder: {folder}", facts=facts, charts=section_charts, code=code)
 
 
-def _ground(part: Sequence[Area]) -> str:
-    pixels = sum(int(window.width * window.height) for area in part for window in area.windows)
-    scenes = "1 scene" if len(part) == 1 else f"{len(part)} scenes"
-    return f"{scenes}, {pixels / 1e6:,.2f} million pixels" if part else "nothing"
+def _describe_areas(areas: Sequence[LabelledArea]) -> str:
+    pixels = sum(int(window.width * window.height) for area in areas for window in area.windows)
+    scenes = "1 scene" if len(areas) == 1 else f"{len(areas)} scenes"
+    return f"{scenes}, {pixels / 1e6:,.2f} million pixels" if areas else "none"
 
 
-def _kept(rows: Sequence[Mapping[str, float]], recipe: Recipe) -> int:
-    """Return the epoch whose weights a run kept."""
+def _saved_epoch(rows: Sequence[Mapping[str, float]], recipe: Recipe) -> int:
+    """Return the epoch whose weights are in the model file."""
     scored = [row for row in rows if row.get("val_iou", float("nan")) == row.get("val_iou")]
-    if recipe.train.keep == "best" and scored:
+    if recipe.train.checkpoint == "best" and scored:
         return int(max(scored, key=lambda row: row["val_iou"])["epoch"])
     return int(rows[-1]["epoch"])
 
 
-def _beside(scene: Scene | None, chances: Path | None) -> list[tuple[Path, Any]]:
-    """Return the files beside a map with their grids."""
-    found = [] if scene is None else [(scene.paths[0], scene.grid)]
-    if chances is not None:
-        with open_raster(chances) as dataset:
-            found.append((chances, grid_of(dataset)))
-    return found
+def _grids_of_files(scene: Scene | None, probabilities: Path | None) -> list[tuple[Path, Grid]]:
+    """Return (file, grid) of imagery and probabilities."""
+    grids = [] if scene is None else [(scene.paths[0], scene.grid)]
+    if probabilities is not None:
+        with open_raster(probabilities) as dataset:
+            grids.append((probabilities, read_grid(dataset)))
+    return grids
 
 
-def _area(path: Path, labels: PathLike | LabelSource, task: Task, ignore: Sequence[int]) -> Area:
-    named = labels if isinstance(labels, LabelSource) else os.fspath(labels)
-    source = Source.model_validate({"images": str(path), "labels": named})
-    samples = labelled_samples(source, Data(train=source, ignore=tuple(ignore)), task, "report")
-    refuse_doubts(samples)
-    (area,) = whole(samples)
+def _labelled_area(path: Path, labels: PathLike | LabelSource, task: Task, ignore: Sequence[int]) -> LabelledArea:
+    label_source = labels if isinstance(labels, LabelSource) else os.fspath(labels)
+    source = DatasetSource.model_validate({"images": str(path), "labels": label_source})
+    samples = open_labelled_samples(source, Data(train=source, ignore=tuple(ignore)), task, "report")
+    refuse_ambiguous_labels(samples)
+    (area,) = full_areas(samples)
     return area
 
 
-def _images(shown: ShownMap, seen: Overview) -> dict[str, Any]:
-    """Return what a picture of a scene shows side by side."""
-    found = {}
-    if seen.pixels is not None and seen.view is not None:
-        found["image"] = seen.view.image(seen.pixels, seen.valid)
-    if seen.truth is not None:
-        found["truth"] = colored(seen.truth, shown.task)
-    return found | {"map": colored(seen.planes, shown.task)}
+def _images(report_map: ReportMap, overview: Overview) -> dict[str, Any]:
+    """Return {title: image (H, W, 3)} of a map, with imagery and truth if there are any."""
+    images = {}
+    if overview.pixels is not None and overview.rendering is not None:
+        images["image"] = overview.rendering.render(overview.pixels, overview.valid)
+    if overview.truth is not None:
+        images["truth"] = colorize(overview.truth, report_map.task)
+    return images | {"map": colorize(overview.decided, report_map.task)}
 
 
 def _slug(title: str) -> str:
-    """Return a title as a part of a file's name."""
+    """Return a title as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", title).strip("-.").lower() or "unnamed"

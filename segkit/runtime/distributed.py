@@ -1,9 +1,9 @@
-"""Processes that train together: sums and batch normalisation over the batches of all of them.
+"""Distributed training: sums and batch normalisation over the batches of all processes.
 
-Each process holds a part of the global batch, and all make the same calls in the same order. Alone, a process is all.
-A loss that is made of such sums is that of the global batch in every process. Its gradients are added up over the
-processes on the way back, and the strategies of Lightning then take the mean over processes: what comes out is the
-gradient that one process with the global batch has.
+Each process holds a part of the global batch, and all make the same calls in the same order. With a single process the
+functions return its own values. A loss made of such sums has the value of the global batch in every process. The
+backward pass sums its gradients over the processes, and Lightning's strategies then average over the processes, which
+gives the gradient that one process would compute for the global batch.
 """
 
 from __future__ import annotations
@@ -21,64 +21,74 @@ from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)
+_BROADCAST_TIMEOUT = timedelta(days=7)
 
 
-def count() -> int:
-    """Return how many processes train together."""
+def world_size() -> int:
+    """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def total(values: Tensor) -> Tensor:
-    """Sum over all processes, differentiable; the result is the same in each."""
-    return values if count() == 1 else _Total.apply(values)
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over all processes, differentiably; the result is the same in each."""
+    return values if world_size() == 1 else _AllReduceSum.apply(values)
 
 
-def gathered(values: Tensor) -> tuple[Tensor, slice]:
-    """Return the values (..., M) of all processes as (..., processes x M), detached, and where one's own are."""
-    if count() == 1:
+def all_gather(values: Tensor) -> tuple[Tensor, slice]:
+    """Concatenate the values (..., M) of all processes.
+
+    Returns
+    -------
+    values
+        (..., world_size * M), detached.
+    own
+        Where the values of this process are along the last axis.
+    """
+    if world_size() == 1:
         return values.detach(), slice(None)
-    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(count())]
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world_size())]
     distributed.all_gather(parts, values.detach().contiguous())
     first = distributed.get_rank() * values.shape[-1]
     return torch.cat(parts, dim=-1), slice(first, first + values.shape[-1])
 
 
-def teller() -> Callable[[T], T]:
-    """Return a function that gives the first process's value to all; the others wait for it, whatever it does before.
+def broadcaster() -> Callable[[T], T]:
+    """Return a function that sends the first process's value to all processes.
 
-    (Lightning's own exchanges give up after half an hour.)
+    The others wait up to seven days for it. (Lightning's own exchanges time out after half an hour.)
     """
-    if count() == 1:
+    if world_size() == 1:
         return lambda value: value
-    atexit.register(_leave)
-    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    atexit.register(_destroy_process_group)
+    group = distributed.new_group(backend="gloo", timeout=_BROADCAST_TIMEOUT)
     assert isinstance(group, distributed.ProcessGroup)
 
-    def tell(value: T) -> T:
+    def broadcast(value: T) -> T:
         values = [value]
         distributed.broadcast_object_list(values, src=0, group=group)
         return values[0]
 
-    return tell
+    return broadcast
 
 
-def _leave() -> None:
-    """End the threads of gloo: a process that ends while one of them runs is aborted now and then."""
+def _destroy_process_group() -> None:
+    """End the threads of gloo; a process that exits while one of them runs is sometimes aborted."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def batch_norm() -> AbstractContextManager[object]:
-    """Return a context in which networks that train normalise with the statistics of the global batch.
+def sync_batch_norm() -> AbstractContextManager[object]:
+    """Return a context in which networks in training mode normalise with the statistics of the global batch.
 
-    The layers stay as they are, whatever their classes. (torch's SyncBatchNorm replaces them, on GPUs only, and loses
-    the activations that timm's layers contain.)
+    The layers themselves are not changed. (torch's SyncBatchNorm replaces them, works on GPUs only, and drops the
+    activations that timm's layers contain.)
     """
-    return nullcontext() if count() == 1 else _Shared()
+    return nullcontext() if world_size() == 1 else _SyncBatchNormMode()
 
 
-class _Total(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
+    """A sum whose backward pass sums, too; torch.distributed.nn.functional.all_reduce does it, but is deprecated."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         values = values.clone(memory_format=torch.contiguous_format)
@@ -87,10 +97,10 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return total(gradient)
+        return all_reduce_sum(gradient)
 
 
-class _Shared(TorchFunctionMode):
+class _SyncBatchNormMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -107,19 +117,19 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise as `torch.nn.functional.batch_norm` does with the batch (N, C, ...) of all processes.
+    """Compute `torch.nn.functional.batch_norm` of values (N, C, ...) with the statistics of all processes.
 
-    Crops have one size and steps are whole, so that all processes have as many pixels.
+    Every process must have the same number of pixels: crops have one size, and the last, incomplete batch is dropped.
     """
     if not training:
         return functional.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
     shape = (1, -1, *[1] * (values.ndim - 2))
     exact = values.float()
     own_var, own_mean = torch.var_mean(exact, [axis for axis in range(values.ndim) if axis != 1], correction=0)
-    mean = total(own_mean) / count()
-    var = total(own_var + (own_mean - mean).square()) / count()
+    mean = all_reduce_sum(own_mean) / world_size()
+    var = all_reduce_sum(own_var + (own_mean - mean).square()) / world_size()
     if running_mean is not None and running_var is not None:
-        pixels = count() * values.numel() // values.shape[1]
+        pixels = world_size() * values.numel() // values.shape[1]
         running_mean.lerp_(mean.detach().to(running_mean.dtype), momentum)
         running_var.lerp_((var.detach() * pixels / (pixels - 1)).to(running_var.dtype), momentum)
     scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight

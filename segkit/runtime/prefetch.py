@@ -1,4 +1,4 @@
-"""Threads: reading ahead of those that compute, and writing behind them."""
+"""Threads that read ahead of a computation, and write behind it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Generator[T], depth: int, *, yielding: bool = False) -> Generator[T]:
-    """Yield what `items` yields; it runs in a thread of its own, at most `depth` items ahead.
+def prefetch(items: Generator[T], depth: int, *, low_priority: bool = False) -> Generator[T]:
+    """Yield the items of a generator that runs in its own thread, at most `depth` items ahead.
 
-    What it opens, it also closes in that thread, in particular when this generator is closed early. Its exceptions are
-    raised here. A yielding thread waits for files while others compute, and computes while they wait (on Linux).
+    The generator opens and closes its files in that thread, also if this one is closed early. Its exceptions are raised
+    here. With `low_priority`, the thread reads while others compute, and computes only while they wait (on Linux).
     """
     end = object()
-    with ThreadPoolExecutor(1, initializer=_yield_to_others if yielding else None) as thread:
+    with ThreadPoolExecutor(1, initializer=_lower_priority if low_priority else None) as thread:
         waiting: deque[Future[T | object]] = deque(thread.submit(next, items, end) for _ in range(depth))
         try:
             while (item := waiting.popleft().result()) is not end:
@@ -34,27 +34,27 @@ def ahead(items: Generator[T], depth: int, *, yielding: bool = False) -> Generat
 
 
 @contextmanager
-def behind(work: Callable[[T], None], *, yielding: bool = False) -> Iterator[Callable[[T], None]]:
-    """Give a function that hands items over to `work`, which takes them in order in a thread of its own.
+def background_writer(write: Callable[[T], None], *, low_priority: bool = False) -> Iterator[Callable[[T], None]]:
+    """Yield a function that passes items to `write`, which takes them in order in its own thread.
 
-    One item waits at most. Exceptions of `work` are raised by the next call, or at the end. A yielding thread works
-    while others wait, as that of `ahead`; whoever hands over waits for it then.
+    At most one item waits. Exceptions of `write` are raised by the next call, or at the end of the block. With
+    `low_priority`, the thread writes only while others wait, as in `prefetch`; the caller may then wait for it.
     """
-    with ThreadPoolExecutor(1, initializer=_yield_to_others if yielding else None) as thread:
+    with ThreadPoolExecutor(1, initializer=_lower_priority if low_priority else None) as thread:
         last: Future[None] | None = None
 
-        def hand_over(item: T) -> None:
+        def submit(item: T) -> None:
             nonlocal last
             if last is not None:
                 last.result()
-            last = thread.submit(work, item)
+            last = thread.submit(write, item)
 
-        yield hand_over
+        yield submit
         if last is not None:
             last.result()
 
 
-def _yield_to_others() -> None:
-    """Give this thread, and those that it starts, the lowest priority."""
+def _lower_priority() -> None:
+    """Give this thread, and the threads that it starts, the lowest priority."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

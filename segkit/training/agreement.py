@@ -1,4 +1,4 @@
-"""How many validation pixels trained variants decide alike."""
+"""Agreement of trained variants: share of validation pixels for which they make the same decision."""
 
 from __future__ import annotations
 
@@ -12,71 +12,72 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from segkit.data.area import Area, pieces
-from segkit.data.areas import examined
+from segkit.data.area import LabelledArea, iter_windows
+from segkit.data.areas import examine_recipe
 from segkit.data.cache import Cache
 from segkit.errors import UsageError
-from segkit.evaluation.decisions import Decider
-from segkit.inference.settings import Options
-from segkit.io.files import scratch
+from segkit.evaluation.decisions import ModelPredictor
+from segkit.inference.settings import PredictOptions
+from segkit.io.files import temporary_folder
 from segkit.models.run_folder import MODEL
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
 from segkit.runtime.progress import progress
-from segkit.task.task import IGNORE
+from segkit.task import IGNORE
 from segkit.training.comparison import Measure
 from segkit.training.train import check_names
 from segkit.training.variants import TrialPlan, variant_names
 
-_PIECE = 1024  # pixels along a side of what is compared at once
+_WINDOW_SIZE = 1024  # pixels; side of the windows that are compared at once
 
 
 class ValidationAreas:
-    """What recipes train and validate on; opened once for all that share it."""
+    """Training and validation areas of recipes; opened once for all recipes that share them."""
 
     def __init__(self, cache: Cache | None, *, force: bool) -> None:
         self._cache, self._force = cache, force
-        self._known: dict[str, tuple[Sequence[Area], Sequence[Area]]] = {}
+        self._opened: dict[str, tuple[Sequence[LabelledArea], Sequence[LabelledArea]]] = {}
 
-    def areas(self, recipe: Recipe) -> tuple[Sequence[Area], Sequence[Area]]:
-        """Return training and validation areas; refuse those with problems, unless they are to be put up with."""
+    def open(self, recipe: Recipe) -> tuple[Sequence[LabelledArea], Sequence[LabelledArea]]:
+        """Return training and validation areas; raise an error if the data has problems, unless `force`."""
         raw = recipe.to_dict()
         key = json.dumps([raw["data"], raw["task"] | {"head": None}, recipe.train.tile_size])
-        if key not in self._known:
-            found = examined(recipe, cache=self._cache)
-            found.refuse(force=self._force)
-            self._known[key] = found.training, found.validation
-        return self._known[key]
+        if key not in self._opened:
+            examination = examine_recipe(recipe, cache=self._cache)
+            examination.require_trainable(force=self._force)
+            self._opened[key] = examination.training, examination.validation
+        return self._opened[key]
 
-    def told(self, recipe: Recipe) -> Any:
-        """Return what decides which pixels are validated against what."""
-        where = [
+    def comparison_key(self, recipe: Recipe) -> Any:
+        """Return a value that is equal for recipes with the same validation pixels, truth and classes."""
+        areas = [
             (
                 area.sample.scene.paths,
                 area.sample.scene.grid,
-                shapely.to_wkb(area.cover.shapes).tolist(),
+                shapely.to_wkb(area.region.shapes).tolist(),
                 area.labels.name,
             )
-            for area in self.areas(recipe)[1]
+            for area in self.open(recipe)[1]
         ]
-        return where, [(row["name"], row["value"]) for row in recipe.task.legend], recipe.task.type, recipe.data.ignore
+        return areas, [(row["name"], row["value"]) for row in recipe.task.legend], recipe.task.type, recipe.data.ignore
 
 
-def check_alike(plans: Sequence[TrialPlan], ground: ValidationAreas) -> None:
-    """Refuse variants that cannot be built or compared, before any of them is trained."""
+def check_comparable(plans: Sequence[TrialPlan], areas: ValidationAreas) -> None:
+    """Raise an error if a variant cannot be built or compared with the others, before any is trained."""
     built = set()
     for fold in dict.fromkeys(plan.fold for plan in plans):
-        mine = [plan for plan in plans if plan.fold == fold]
-        first = ground.told(mine[0].recipe)
-        for plan in mine:
+        fold_plans = [plan for plan in plans if plan.fold == fold]
+        first_key = areas.comparison_key(fold_plans[0].recipe)
+        for plan in fold_plans:
             check_names(plan.recipe)
-            training, validation = ground.areas(plan.recipe)
+            training, validation = areas.open(plan.recipe)
             if not validation:
                 raise UsageError("data.val is null, so there is nothing to compare on; give data.val, or --fold")
-            if ground.told(plan.recipe) != first:
+            if areas.comparison_key(plan.recipe) != first_key:
                 raise UsageError(
-                    f"{plan.variant} validates on other pixels or classes than {mine[0].variant}, so their scores do "
-                    "not compare; give data.val scenes of its own (images, labels), or vary something else"
+                    f"{plan.variant} validates on other pixels or classes than {fold_plans[0].variant}, so their "
+                    "scores are not comparable; name separate validation scenes (data.val: images, labels), or vary "
+                    "another key"
                 )
             names = training[0].sample.scene.band_names
             network = json.dumps([plan.recipe.to_dict()["model"], plan.recipe.task.channels, len(names)])
@@ -86,74 +87,76 @@ def check_alike(plans: Sequence[TrialPlan], ground: ValidationAreas) -> None:
 
 
 def measure_agreement(
-    folder: Path, plans: Sequence[TrialPlan], ground: ValidationAreas, *, show_progress: bool
+    folder: Path, plans: Sequence[TrialPlan], areas: ValidationAreas, *, show_progress: bool
 ) -> tuple[tuple[float | None, ...], ...]:
-    """Return the mean agreement of each two variants; see `Comparison`."""
+    """Return the mean agreement of each pair of variants; see `Comparison.agreement`."""
     variants = variant_names(plans)
     shares: dict[tuple[str, str], list[float]] = {(one, other): [] for one in variants for other in variants}
     for fold in dict.fromkeys(plan.fold for plan in plans):
-        mine = [plan for plan in plans if plan.fold == fold]
+        fold_plans = [plan for plan in plans if plan.fold == fold]
         pairs = [
             (a, b)
-            for a, b in itertools.combinations(range(len(mine)), 2)
-            if (mine[a].variant == mine[b].variant) != (mine[a].seed == mine[b].seed)
+            for a, b in itertools.combinations(range(len(fold_plans)), 2)
+            if (fold_plans[a].variant == fold_plans[b].variant) != (fold_plans[a].seed == fold_plans[b].seed)
         ]
         if not pairs:
             continue
-        alike, known = _count_alike(folder, mine, pairs, ground, show_progress=show_progress)
-        for pair, same, all_ in zip(pairs, alike, known, strict=True):
-            one, other = (mine[place].variant for place in pair)
-            for key in {(one, other), (other, one)} if all_ else ():
-                shares[key].append(same / all_)
-    return tuple(tuple(Measure.of(shares[one, other]).mean for other in variants) for one in variants)
+        agreeing, total = _count_agreement(folder, fold_plans, pairs, areas, show_progress=show_progress)
+        for pair, n_agreeing, n_total in zip(pairs, agreeing, total, strict=True):
+            one, other = (fold_plans[index].variant for index in pair)
+            for key in {(one, other), (other, one)} if n_total else ():
+                shares[key].append(n_agreeing / n_total)
+    return tuple(tuple(Measure.from_values(shares[one, other]).mean for other in variants) for one in variants)
 
 
-def _count_alike(
+def _count_agreement(
     folder: Path,
     plans: Sequence[TrialPlan],
     pairs: Sequence[tuple[int, int]],
-    ground: ValidationAreas,
+    areas: ValidationAreas,
     *,
     show_progress: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count, for each pair of plans, the decisions that are alike and all of them.
+    """Return, for each pair of plans, the number of equal decisions and of all decisions, int64 (pairs,) each.
 
-    The decisions of one model after the other go to files, whole scenes each, so that memory holds one model and a
-    window of every map.
+    The decisions of one model after the other are written to files, so that memory holds one model and one window of
+    every map.
     """
-    alike, known = np.zeros((2, len(pairs)), dtype=np.int64)
+    agreeing, total = np.zeros((2, len(pairs)), dtype=np.int64)
     recipe = plans[0].recipe
-    kept = np.dtype("uint8" if len(recipe.task.categories) < 255 else "uint16")
-    parts = ground.areas(recipe)[1]
-    with scratch(folder, "agreement") as room, progress("agreement", len(plans), "models", show=show_progress) as step:
+    dtype = np.dtype("uint8" if len(recipe.task.categories) < 255 else "uint16")
+    validation = areas.open(recipe)[1]
+    bar = progress("agreement", len(plans), "models", show=show_progress)
+    with temporary_folder(folder, "agreement") as temporary, bar as advance:
         for number, plan in enumerate(plans):
-            decider = Decider(load(plan.folder / MODEL), Options(device=plan.recipe.train.device))
-            for place, area in enumerate(ground.areas(plan.recipe)[1]):
-                store_decisions(room / f"{number}-{place}", decider, area, kept)
-            step(1)
-        for place, area in enumerate(parts):
-            shape = (recipe.task.planes, *area.sample.scene.grid.shape)
-            maps = [np.memmap(room / f"{number}-{place}", kept, "r", shape=shape) for number in range(len(plans))]
-            for window in pieces(area.windows, _PIECE):
-                read = [np.asarray(each[:, *window.toslices()]) for each in maps]
-                for which, (a, b) in enumerate(pairs):
-                    both = (read[a] > 0) & (read[b] > 0)
-                    known[which] += both.sum()
-                    alike[which] += (both & (read[a] == read[b])).sum()
-    return alike, known
+            predictor = ModelPredictor(load(plan.folder / MODEL), PredictOptions(device=plan.recipe.train.device))
+            for index, area in enumerate(areas.open(plan.recipe)[1]):
+                store_decisions(temporary / f"{number}-{index}", predictor, area, dtype)
+            advance(1)
+        for index, area in enumerate(validation):
+            shape = (recipe.task.n_targets, *area.sample.scene.grid.shape)
+            files = [temporary / f"{number}-{index}" for number in range(len(plans))]
+            maps = [np.memmap(file, dtype, "r", shape=shape) for file in files]
+            for window in iter_windows(area.windows, _WINDOW_SIZE):
+                decided = [np.asarray(each[:, *window.toslices()]) for each in maps]
+                for number, (a, b) in enumerate(pairs):
+                    both = (decided[a] > 0) & (decided[b] > 0)
+                    total[number] += both.sum()
+                    agreeing[number] += (both & (decided[a] == decided[b])).sum()
+    return agreeing, total
 
 
-def store_decisions(path: Path, decider: Decider, area: Area, kept: np.dtype[Any]) -> None:
-    """Write an area's decisions as a plain array (P, H, W) of its scene: category + 1, and 0 where none counts.
+def store_decisions(path: Path, predictor: ModelPredictor, area: LabelledArea, dtype: np.dtype[Any]) -> None:
+    """Write an area's decisions as a raw array (T, H, W) of its scene: category + 1, and 0 where unlabelled.
 
-    It is written row by row: a full disk kills who writes to mapped memory.
+    It is written row by row: with mapped memory a full disk would kill the process.
     """
     height, width = area.sample.scene.grid.shape
     with path.open("wb") as file:
-        file.truncate(area.labels.task.planes * height * width * kept.itemsize)
-        for part in decider(area):
-            values = np.where(part.truth == IGNORE, 0, part.planes + 1).astype(kept)
-            for plane, rows in enumerate(values):
-                for row, line in enumerate(rows, int(part.window.row_off)):
-                    file.seek(((plane * height + row) * width + int(part.window.col_off)) * kept.itemsize)
+        file.truncate(area.labels.task.n_targets * height * width * dtype.itemsize)
+        for block in predictor(area):
+            values = np.where(block.truth == IGNORE, 0, block.decided + 1).astype(dtype)
+            for target, rows in enumerate(values):
+                for row, line in enumerate(rows, int(block.window.row_off)):
+                    file.seek(((target * height + row) * width + int(block.window.col_off)) * dtype.itemsize)
                     file.write(np.ascontiguousarray(line).data)

@@ -1,4 +1,4 @@
-"""The result of a comparison: trials, and rows of means and spreads."""
+"""The result of a comparison: trials, and means and standard deviations by variant."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-SPENT = "spent.json"
-# Columns of the table: what each is called, and where it is found in a trial.
+TIMES_FILE = "spent.json"
+# Columns of the table: key of a trial's measure, and heading.
 MEASURES = {
     "mean_iou": "mean IoU",
     "macro_f1": "F1",
@@ -27,15 +27,15 @@ class Trial:
     Parameters
     ----------
     variant
-        What is particular about its recipe.
+        Name of the variant.
     seed, fold
-        Of the training, and which fold validates ("0/5"); None where the recipe says.
+        Seed, and the fold for validation ("0/5"; None if the recipe's `data.val` is used).
     folder
-        Its run.
+        Run folder.
     metrics
-        On its validation areas, as in `metrics.json`.
+        Scores on its validation areas, as in `metrics.json`.
     seconds, cpu_seconds
-        That training took, on the clock and of all cores together; None where a killed process took its count along.
+        Wall-clock and CPU time (all cores) of the training; None if unknown, because a process was killed.
     """
 
     variant: str
@@ -47,40 +47,44 @@ class Trial:
     cpu_seconds: float | None
 
     def measure(self, key: str) -> float | None:
-        """Return one of `MEASURES`; None where it is not defined."""
-        found = getattr(self, key) if key in ("seconds", "cpu_seconds") else self.metrics[key]
-        return None if found is None else float(found)
+        """Return one of `MEASURES`; None if undefined."""
+        value = getattr(self, key) if key in ("seconds", "cpu_seconds") else self.metrics[key]
+        return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number over the trials in which it is defined.
+    """A measure over the trials in which it is defined.
 
     Parameters
     ----------
     mean
-        None where it is defined in none.
-    spread
-        Standard deviation of the sample (of n - 1 degrees of freedom); None of less than two.
+        None if there are no values.
+    std
+        Sample standard deviation (n - 1 degrees of freedom); None if there are fewer than two values.
     values
-        Of each trial that has one.
+        The value of each trial in which the measure is defined.
     """
 
     mean: float | None
-    spread: float | None
+    std: float | None
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, found: Iterable[float | None]) -> Measure:
-        """Summarise; what is None does not count."""
-        values = tuple(value for value in found if value is not None)
-        mean = float(np.mean(values)) if values else None
-        return cls(mean, float(np.std(values, ddof=1)) if len(values) > 1 else None, values)
+    def from_values(cls, values: Iterable[float | None]) -> Measure:
+        """Summarise values, without those that are None."""
+        defined = tuple(value for value in values if value is not None)
+        mean = float(np.mean(defined)) if defined else None
+        return cls(mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None, defined)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measure as in compare.json."""
+        return {"mean": self.mean, "spread": self.std, "values": self.values}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant: how many trials it has, and each of `MEASURES` over them."""
+    """A variant, its number of trials, and each of `MEASURES` over them."""
 
     variant: str
     trials: int
@@ -89,20 +93,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """Result of a comparison.
 
     Parameters
     ----------
     folder
-        Holds compare.json, compare.csv, compare.png and the runs.
+        Folder with compare.json, compare.csv, compare.png and the runs.
     rows
-        One a variant.
+        One row per variant.
     trials
         All trainings.
     agreement
-        Share of the decisions in which two variants (rows and columns, as in `rows`) are alike, over the validation
-        pixels whose label is known: the mean over seeds and folds. On the diagonal a variant is compared with itself
-        trained with another seed; None with one seed.
+        (variants, variants), in the order of `rows`: share of labelled validation pixels for which two variants make
+        the same decision, as the mean over seeds and folds. The diagonal compares trainings of one variant with
+        different seeds; None with one seed.
     """
 
     folder: Path
@@ -112,5 +116,5 @@ class Comparison:
 
     @property
     def picture(self) -> Path:
-        """The same as a picture."""
+        """Path of the picture."""
         return self.folder / "compare.png"

@@ -1,4 +1,4 @@
-"""A comparison as CSV, JSON and picture."""
+"""Write a comparison as CSV, JSON and picture."""
 
 from __future__ import annotations
 
@@ -11,44 +11,50 @@ from typing import Any
 
 import numpy as np
 
-from segkit.io.files import cell, staged
-from segkit.plots.images import any_names
+from segkit.io.files import atomic_write, escape_formula
+from segkit.plots.images import font_fallback
+from segkit.plots.text import format_percent, format_score, format_short
 from segkit.training.comparison import MEASURES, Comparison, Measure, Row, Trial
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Colours of Okabe and Ito, which colour-blind readers can distinguish.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
 def summarize_trials(variant: str, trials: Sequence[Trial]) -> Row:
-    """Return mean and spread of the trials of a variant."""
-    return Row(variant, len(trials), {key: Measure.of(trial.measure(key) for trial in trials) for key in MEASURES})
+    """Return mean and standard deviation of each measure over the trials of a variant."""
+    measures = {key: Measure.from_values(trial.measure(key) for trial in trials) for key in MEASURES}
+    return Row(variant, len(trials), measures)
 
 
 def write_comparison(result: Comparison) -> None:
-    """Write the picture, the table and all of it, which is there last."""
-    with staged(result.picture) as part:
+    """Write compare.png, compare.csv and, last, compare.json."""
+    with atomic_write(result.picture) as part:
         draw_comparison(result, part)
-    with staged(result.folder / "compare.csv") as part, part.open("w", newline="") as file:
+    with atomic_write(result.folder / "compare.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["variant", "trials", *(f"{key}{end}" for key in MEASURES for end in ("", "_spread"))])
         for row in result.rows:
-            numbers = [value for key in MEASURES for value in (row.measures[key].mean, row.measures[key].spread)]
+            numbers = [value for key in MEASURES for value in (row.measures[key].mean, row.measures[key].std)]
             writer.writerow(
-                [cell(row.variant), row.trials, *("" if value is None else repr(value) for value in numbers)]
+                [escape_formula(row.variant), row.trials, *("" if value is None else repr(value) for value in numbers)]
             )
     trials = [asdict(trial) | {"folder": str(trial.folder.relative_to(result.folder))} for trial in result.trials]
-    told = {
-        "variants": [asdict(row) for row in result.rows],
-        "agreement": {"labels": [row.variant for row in result.rows], "matrix": result.agreement},
-        "trials": trials,
-    }
-    with staged(result.folder / "compare.json") as part:
-        part.write_text(json.dumps(told, indent=2))
+    variants = [
+        {
+            "variant": row.variant,
+            "trials": row.trials,
+            "measures": {key: measure.to_dict() for key, measure in row.measures.items()},
+        }
+        for row in result.rows
+    ]
+    agreement = {"labels": [row.variant for row in result.rows], "matrix": result.agreement}
+    with atomic_write(result.folder / "compare.json") as part:
+        part.write_text(json.dumps({"variants": variants, "agreement": agreement, "trials": trials}, indent=2))
 
 
-@any_names()
+@font_fallback()
 def draw_comparison(result: Comparison, path: Path) -> None:
-    """Draw scores and seconds with their spread and every trial, and the matrix of agreement."""
+    """Draw scores and seconds (mean, standard deviation and each trial), and the matrix of agreement."""
     from matplotlib.figure import Figure
 
     names, count = [row.variant.replace(", ", "\n") for row in result.rows], len(result.rows)
@@ -65,9 +71,9 @@ def draw_comparison(result: Comparison, path: Path) -> None:
             if measure.mean is None:
                 continue
             ax.plot(measure.values, [place + 0.2] * len(measure.values), ".", color=color, alpha=0.55, ms=7, mew=0)
-            ax.errorbar(measure.mean, place, xerr=measure.spread, fmt="D", color=color, ms=6, capsize=4, lw=1.8)
+            ax.errorbar(measure.mean, place, xerr=measure.std, fmt="D", color=color, ms=6, capsize=4, lw=1.8)
             ax.annotate(
-                _short(measure.mean, key),
+                format_short(measure.mean) if key == "seconds" else format_score(measure.mean),
                 (measure.mean, place),
                 (0, 6),
                 textcoords="offset points",
@@ -84,8 +90,8 @@ def draw_comparison(result: Comparison, path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
     _draw_matrix(axes[-1], result, names)
     trials = {row.trials for row in result.rows}
-    told = f"{min(trials)} trainings each" if len(trials) == 1 and max(trials) > 1 else "one training each"
-    figure.supxlabel(f"diamond and bar: mean and standard deviation, dots: single trainings ({told})", fontsize=8)
+    count_text = f"{min(trials)} trainings each" if len(trials) == 1 and max(trials) > 1 else "one training each"
+    figure.supxlabel(f"diamond and bar: mean and standard deviation, dots: single trainings ({count_text})", fontsize=8)
     figure.savefig(path, dpi=130)
 
 
@@ -97,13 +103,9 @@ def _draw_matrix(ax: Any, result: Comparison, names: Sequence[str]) -> None:
     for row, column in np.ndindex(*shares.shape):
         share = shares[row, column]
         dark = np.isfinite(share) and share < (1 + min(low, 0.99)) / 2
-        told = f"{share:.1%}" if np.isfinite(share) else "-"
-        ax.text(column, row, told, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        color = "white" if dark else "black"
+        ax.text(column, row, format_percent(float(share)), ha="center", va="center", fontsize=8, color=color)
     ticks = range(len(names))
     ax.set(xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)
     ax.tick_params(labelsize=8, length=0)
-    ax.set_title("decided alike\n(diagonal: with another seed)", fontsize=10)
-
-
-def _short(value: float, key: str) -> str:
-    return f"{value:.3g}" if key == "seconds" else f"{value:.3f}"
+    ax.set_title("agreement\n(diagonal: with another seed)", fontsize=10)

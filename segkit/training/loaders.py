@@ -1,4 +1,4 @@
-"""Loaders of training crops, and how processes share validation."""
+"""Load training crops, and divide validation among processes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import lightning.pytorch as lightning
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
-from segkit.data.area import Area, pieces
-from segkit.data.datasets import Batch, EpochSampler, TrainTiles
+from segkit.data.area import LabelledArea, iter_windows
+from segkit.data.datasets import Batch, EpochSampler, TrainDataset
 from segkit.recipe.schema import Recipe
 
-_PIECE = 1024  # pixels along a side of what several processes share out to validate
+_WINDOW_SIZE = 1024  # pixels; side of the windows that processes share when they validate
 
 
 class CropLoaders(lightning.LightningDataModule):
-    """Batches for each process of the training."""
+    """Batches of training crops for each process."""
 
-    def __init__(self, recipe: Recipe, tiles: TrainTiles, accelerator: str) -> None:
+    def __init__(self, recipe: Recipe, tiles: TrainDataset, accelerator: str) -> None:
         super().__init__()
         self._setup, self._tiles = recipe.train, tiles
-        # A CPU that trains has no cores to spare for loading.
+        # When training on a CPU, all cores are busy, so there are no worker processes.
         spare = 0 if accelerator == "cpu" else min(8, (os.cpu_count() or 1) - 1)
         workers = spare if recipe.train.workers is None else recipe.train.workers
         self._options: dict[str, Any] = {
@@ -33,26 +33,30 @@ class CropLoaders(lightning.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the loader of an epoch's crops."""
+        """Return the loader of one epoch's crops."""
         trainer = self.trainer
         assert trainer is not None
-        together = self._setup.batch_size * trainer.world_size
-        crops = together * (self._setup.steps or max(1, round(self._tiles.pixels / self._tiles.size**2 / together)))
+        global_batch = self._setup.batch_size * trainer.world_size
+        default_steps = max(1, round(self._tiles.pixels / self._tiles.size**2 / global_batch))
+        crops = global_batch * (self._setup.steps_per_epoch or default_steps)
         sampler = EpochSampler(crops, trainer.global_rank, trainer.world_size)
         return DataLoader(self._tiles, self._setup.batch_size, sampler=sampler, drop_last=True, **self._options)
 
     def val_dataloader(self) -> DataLoader[int]:
-        """One step, in which `TrainingModule` goes through the validation areas itself."""
+        """Return a loader of one step, in which `TrainingModule` predicts all validation areas."""
         return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
 
 
-def shared_out(areas: Sequence[Area], rank: int, world: int) -> list[tuple[Area, list[Window] | None]]:
-    """Return what one of `world` processes validates: areas, and which of their windows (None: all)."""
-    if world == 1:
+def split_among_processes(
+    areas: Sequence[LabelledArea], rank: int, world_size: int
+) -> list[tuple[LabelledArea, list[Window] | None]]:
+    """Return the areas that process `rank` validates, each with its windows (None: the whole area)."""
+    if world_size == 1:
         return [(area, None) for area in areas]
-    numbered = enumerate((place, window) for place, area in enumerate(areas) for window in pieces(area.windows, _PIECE))
-    mine: dict[int, list[Window]] = {}
-    for number, (place, window) in numbered:
-        if number % world == rank:
-            mine.setdefault(place, []).append(window)
-    return [(areas[place], windows) for place, windows in mine.items()]
+    windows = [
+        (index, window) for index, area in enumerate(areas) for window in iter_windows(area.windows, _WINDOW_SIZE)
+    ]
+    by_area: dict[int, list[Window]] = {}
+    for index, window in windows[rank::world_size]:
+        by_area.setdefault(index, []).append(window)
+    return [(areas[index], own) for index, own in by_area.items()]

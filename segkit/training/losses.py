@@ -1,15 +1,14 @@
-"""Losses: plain functions of one signature in one dict.
+"""Losses: functions with one signature, listed in `LOSSES`.
 
-Each takes ``(task, logits (N, C, H, W), planes, weights)`` and returns a float32 scalar. `planes` are targets as
-`Task.onehot` takes them: categories, integer (N, P, H, W), or shares of channels, floating (N, C, H, W). Pixels that
-are not known change neither value nor gradient, whatever the logits under them; where nothing is known a loss is 0
-with gradient 0. `weights` holds one number per channel, or None.
+Each takes ``(task, logits (N, C, H, W), targets, weights)`` and returns a float32 scalar. `targets` are as in
+`Task.onehot`: category indices, integer (N, T, H, W), or shares of the channels, floating (N, C, H, W). Unlabelled
+pixels affect neither value nor gradient, whatever their logits. If no pixel is labelled, a loss is 0 with gradient 0.
+`weights` has one number per channel, or is None.
 
-Where several processes train, a loss is that of the batches of all of them together: sums over pixels go through
-`distributed.total`.
+With several processes, a loss is that of the global batch: sums over pixels go through `distributed.all_reduce_sum`.
 
-Where pixels have shares of several categories, overlaps are sums of min(p, target). For hard targets that is the
-product p x target; for soft ones it keeps the best prediction at p = target, where the product would push it to 0 or 1
+For soft targets (shares of several categories), overlaps are sums of min(p, target). For hard targets this is the
+product p x target. With soft targets the minimum has its optimum at p = target; the product would push p to 0 or 1
 (Wang et al. 2023, "Jaccard Metric Losses" and "Dice Semimetric Losses").
 """
 
@@ -21,107 +20,107 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segkit.runtime.distributed import gathered, total
-from segkit.task.task import Task
+from segkit.runtime.distributed import all_gather, all_reduce_sum
+from segkit.task import Task
 
 Loss = Callable[[Task, Tensor, Tensor, Sequence[float] | None], Tensor]
 
-_FOCUS = 2.0  # gamma of Lin et al. 2017, "Focal Loss for Dense Object Detection", table 1b
-_MISS, _FALSE = 0.7, 0.3  # beta and alpha of Salehi et al. 2017, "Tversky loss function", section 3
-_SMOOTH = 1.0  # pixels; a class that is absent from a batch still pays for false alarms
-# Windows in pixels, theta_0 and theta of Bokhovkin and Burnaev 2019: the thinnest boundary, and how far apart two
-# boundaries may be and still be one.
-_BOUNDARY, _TOLERANCE = 3, 5
+_FOCAL_GAMMA = 2.0  # gamma of Lin et al. 2017, "Focal Loss for Dense Object Detection", table 1b
+_TVERSKY_BETA, _TVERSKY_ALPHA = 0.7, 0.3  # beta and alpha of Salehi et al. 2017, "Tversky loss function", section 3
+_SMOOTHING_PX = 1.0  # so that false positives of a class that is absent from the batch have a gradient
+# theta_0 and theta of Bokhovkin and Burnaev 2019: width of the boundary, and largest distance at which two boundaries
+# match; both as window sizes.
+_BOUNDARY_WINDOW_PX, _TOLERANCE_WINDOW_PX = 3, 5
 
 
-def pixel(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """Cross-entropy (softmax head) or binary cross-entropy (sigmoid head): the weighted mean over known pixels."""
-    terms, weight = task.pixel_terms(logits, planes, weights)
+def pixel(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """Cross-entropy (softmax head) or binary cross-entropy (sigmoid head): the weighted mean over labelled pixels."""
+    terms, weight = task.nll_terms(logits, targets, weights)
     return _mean(terms, weight)
 
 
-def focal(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """Cross-entropy in which well-decided pixels count little: (1 - p)^2 times the term (Lin et al. 2017)."""
-    terms, weight = task.pixel_terms(logits, planes, weights)
-    # 1 - p by expm1: where p rounds to 1 the difference would lose its digits, and its gradient.
-    return _mean((-(-terms).expm1()).pow(_FOCUS) * terms, weight)
+def focal(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """Cross-entropy with terms multiplied by (1 - p)^2, so that easy pixels count little (Lin et al. 2017)."""
+    terms, weight = task.nll_terms(logits, targets, weights)
+    # 1 - p by expm1: for p close to 1 the difference would lose its digits and its gradient.
+    return _mean((-(-terms).expm1()).pow(_FOCAL_GAMMA) * terms, weight)
 
 
-def dice(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """One minus the soft Dice coefficient, the weighted mean over channels (Milletari et al. 2016)."""
-    return _overlap(task, logits, planes, weights, 0.5, 0.5)
+def dice(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """One minus the soft Dice coefficient, as the weighted mean over channels (Milletari et al. 2016)."""
+    return _tversky_loss(task, logits, targets, weights, 0.5, 0.5)
 
 
-def jaccard(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """One minus the soft intersection over union, the weighted mean over channels."""
-    return _overlap(task, logits, planes, weights, 1.0, 1.0)
+def jaccard(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """One minus the soft intersection over union, as the weighted mean over channels."""
+    return _tversky_loss(task, logits, targets, weights, 1.0, 1.0)
 
 
-def tversky(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """Like Dice, but a missed pixel (0.7) costs more than a false alarm (0.3) (Salehi et al. 2017)."""
-    return _overlap(task, logits, planes, weights, _MISS, _FALSE)
+def tversky(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """Like Dice, but a false negative (0.7) costs more than a false positive (0.3) (Salehi et al. 2017)."""
+    return _tversky_loss(task, logits, targets, weights, _TVERSKY_BETA, _TVERSKY_ALPHA)
 
 
-def lovasz(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+def lovasz(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
     """One minus the intersection over union, extended from 0/1 predictions to probabilities (Berman et al. 2018).
 
-    The Lovász extension of the Jaccard loss at the errors abs(p - target), per channel over the whole batch; the
-    weighted mean over channels. For a class that is absent it is the largest false alarm.
+    The Lovász extension of the Jaccard loss at the errors abs(p - target), per channel over the whole batch, as the
+    weighted mean over channels. For an absent class it is the largest false positive probability.
     """
-    p, target, valid = _chances(task, logits, planes)
+    p, target, valid = _masked_probabilities(task, logits, targets)
     errors = (p - target).abs().movedim(1, 0).flatten(1)
-    (every_error, every_target, known), own = gathered(
-        torch.stack([errors, *(one.movedim(1, 0).flatten(1).float() for one in (target, valid))])
+    (all_errors, all_targets, all_valid), own = all_gather(
+        torch.stack([errors, *(each.movedim(1, 0).flatten(1).float() for each in (target, valid))])
     )
-    slopes = torch.zeros_like(every_error)
-    for channel, here in enumerate(known):
-        place = here.nonzero().squeeze(1)
-        slopes[channel, place] = _slopes(every_error[channel, place], every_target[channel, place])
-    return _over_channels(total((errors * slopes[:, own]).sum(dim=1)), valid, weights)
+    gradients = torch.zeros_like(all_errors)
+    for channel, here in enumerate(all_valid):
+        index = here.nonzero().squeeze(1)
+        gradients[channel, index] = _lovasz_gradient(all_errors[channel, index], all_targets[channel, index])
+    return _channel_mean(all_reduce_sum((errors * gradients[:, own]).sum(dim=1)), valid, weights)
 
 
-def _slopes(errors: Tensor, target: Tensor) -> Tensor:
-    """Gradient of the Lovász extension of the Jaccard loss, float32 (M,): Berman et al. 2018, formula 8.
+def _lovasz_gradient(errors: Tensor, target: Tensor) -> Tensor:
+    """Return the gradient of the Lovász extension of the Jaccard loss, float32 (M,): Berman et al. 2018, formula 8.
 
-    Taking pixels in the order of falling errors, the loss of the first i is i / union, and a slope is what a pixel adds
-    to it. As a difference of two losses that would cancel to a few digits in large batches, so it is put over one
-    denominator, (i union' - (i - 1) union) / (union union'), whose numerator is hits left' + (i - 1) target: a sum of
-    what is not negative. (A prime is the state before the pixel.)
+    With pixels sorted by decreasing error, the loss of the first i is i / union, and the gradient at a pixel is the
+    loss that it adds. The difference of two losses would cancel to a few digits in large batches. With a common
+    denominator it is (i union' - (i - 1) union) / (union union'), where a prime marks the state before the pixel. The
+    numerator is (remaining true pixels)' + (i - 1) target, a sum of non-negative terms.
     """
-    # Floats that are not negative have the order of their bits, and torch sorts integers five times as fast on a CPU.
+    # Non-negative floats sort like their bits, and torch sorts integers five times as fast on a CPU.
     order = (-errors.view(torch.int32)).argsort()
     target = target[order]
-    before = torch.arange(len(target), dtype=target.dtype, device=target.device)
+    n_before = torch.arange(len(target), dtype=target.dtype, device=target.device)
     total, seen = target.sum(), target.cumsum(dim=0)
-    union = total + (before + 1 - seen)
-    ahead = union - (1 - target)
-    slopes = ((total - (seen - target)).clamp(min=0) + before * target) / (union * ahead)
-    slopes[:1] = 1 / union[:1]  # what the formula gives, and means where nothing is ahead
-    return torch.empty_like(slopes).scatter_(0, order, slopes)
+    union = total + (n_before + 1 - seen)
+    union_before = union - (1 - target)
+    gradient = ((total - (seen - target)).clamp(min=0) + n_before * target) / (union * union_before)
+    gradient[:1] = 1 / union[:1]  # the same, without 0 / 0 if union_before is 0
+    return torch.empty_like(gradient).scatter_(0, order, gradient)
 
 
-def boundary(task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """One minus the F1 score of boundaries, the weighted mean over channels (Bokhovkin and Burnaev 2019).
+def boundary(task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+    """One minus the F1 score of boundaries, as the weighted mean over channels (Bokhovkin and Burnaev 2019).
 
-    A class's boundary is by how much the least sure pixel of the 3 x 3 around a pixel falls short of it; two boundaries
-    meet that are at most 2 pixels apart. Pixels take part where all that this looks at, 7 x 7 pixels, is known and
-    inside the tile.
+    A pixel's boundary strength is its probability minus the lowest probability in the 3 x 3 window around it.
+    Boundaries match if they are at most 2 pixels apart. A pixel counts only if its 7 x 7 window is labelled and inside
+    the tile.
 
-    A map and its negative have boundaries in the same places, and a flat one has none: this loss makes contours sharp
-    beside a loss that tells which side is which, and is not meant to be used alone.
+    A map and its negative have the same boundaries, and a constant map has none. So this loss sharpens contours, but
+    needs another loss beside it that tells the inside from the outside.
     """
-    p, target, valid = _chances(task, logits, planes)
-    reach = _BOUNDARY // 2 + _TOLERANCE // 2
-    windows = functional.pad(valid, (reach,) * 4).unfold(3, 2 * reach + 1, 1).all(dim=-1)
-    sure = windows.unfold(2, 2 * reach + 1, 1).all(dim=-1)
-    edges = [_highest(1 - one, _BOUNDARY) - (1 - one) for one in (p, target)]
-    near = [_highest(edge, _TOLERANCE) for edge in edges]
+    p, target, valid = _masked_probabilities(task, logits, targets)
+    radius = _BOUNDARY_WINDOW_PX // 2 + _TOLERANCE_WINDOW_PX // 2
+    windows = functional.pad(valid, (radius,) * 4).unfold(3, 2 * radius + 1, 1).all(dim=-1)
+    counted = windows.unfold(2, 2 * radius + 1, 1).all(dim=-1)
+    edges = [_max_filter(1 - each, _BOUNDARY_WINDOW_PX) - (1 - each) for each in (p, target)]
+    dilated = [_max_filter(edge, _TOLERANCE_WINDOW_PX) for edge in edges]
     over = (0, 2, 3)
-    # Found of the predicted boundary in the true one, and of the true one in the predicted.
-    found = [(edge.minimum(other) * sure).sum(over) for edge, other in zip(edges, reversed(near), strict=True)]
-    sums = total(torch.stack([*found, *((edge * sure).sum(over) for edge in edges)])) + _SMOOTH
+    # Predicted boundary that matches the true one, and true boundary that matches the predicted one.
+    matched = [(edge.minimum(other) * counted).sum(over) for edge, other in zip(edges, reversed(dilated), strict=True)]
+    sums = all_reduce_sum(torch.stack([*matched, *((edge * counted).sum(over) for edge in edges)])) + _SMOOTHING_PX
     precision, recall = sums[:2] / sums[2:]
-    return _over_channels(1 - 2 * precision * recall / (precision + recall), sure, weights)
+    return _channel_mean(1 - 2 * precision * recall / (precision + recall), counted, weights)
 
 
 LOSSES: dict[str, Loss] = {
@@ -133,14 +132,14 @@ LOSSES: dict[str, Loss] = {
     "lovasz": lovasz,
     "boundary": boundary,
 }
-# Likelihoods, whose best logits are infinite with hard targets and finite with smoothed ones.
-_SMOOTHED = ("pixel", "focal")
+# Likelihoods: with hard targets their optimal logits are infinite, with smoothed targets finite.
+_LIKELIHOOD_LOSSES = ("pixel", "focal")
 
 
-def combined(
+def combine_losses(
     shares: Mapping[str, float], task: Task, weights: Sequence[float] | None = None, smoothing: float = 0.0
 ) -> Callable[..., Tensor]:
-    """Return the weighted sum of named losses as one function of (logits, planes).
+    """Return the weighted sum of named losses as one function of (logits, targets).
 
     Parameters
     ----------
@@ -149,60 +148,68 @@ def combined(
     weights
         One per channel.
     smoothing
-        Share of the target that `pixel` and `focal` spread over the categories; see `Task.smoothed`.
+        Label smoothing of `pixel` and `focal`: share of the target that is spread over the categories; see
+        `Task.smooth_labels`.
 
     Raises
     ------
     KeyError
-        A name is not in `LOSSES`; recipes are checked before.
+        A name is not in `LOSSES`; for recipes this is checked before.
     """
-    parts = [(LOSSES[name], share, name in _SMOOTHED) for name, share in shares.items() if share]
+    parts = [(LOSSES[name], share, name in _LIKELIHOOD_LOSSES) for name, share in shares.items() if share]
 
-    def loss(logits: Tensor, planes: Tensor) -> Tensor:
-        spread = task.smoothed(planes, smoothing) if smoothing else planes
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        smoothed = task.smooth_labels(targets, smoothing) if smoothing else targets
         total = torch.zeros((), device=logits.device)
         for part, share, smooth in parts:
-            total = total + share * part(task, logits, spread if smooth else planes, weights)
+            total = total + share * part(task, logits, smoothed if smooth else targets, weights)
         return total
 
     return loss
 
 
 def _mean(terms: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over the pixels of all processes."""
-    return _quotient(*total(torch.stack([(terms * weight).sum(), weight.sum()])))
+    """Return the weighted mean over the pixels of all processes."""
+    return _divide_or_zero(*all_reduce_sum(torch.stack([(terms * weight).sum(), weight.sum()])))
 
 
-def _quotient(above: Tensor, below: Tensor) -> Tensor:
-    return above / below.where(below > 0, below.new_ones(()))
+def _divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide sums of non-negative terms; 0 if both are 0."""
+    return numerator / denominator.where(denominator > 0, denominator.new_ones(()))
 
 
-def _chances(task: Task, logits: Tensor, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return probabilities and targets, float32, and where they are known; the two are 0 where they are not."""
-    target, valid = task.onehot(planes)
+def _masked_probabilities(task: Task, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities and targets, float32 (N, C, H, W), and the mask of labelled pixels; 0 outside the mask."""
+    target, valid = task.onehot(targets)
     return task.probabilities(logits.float().masked_fill(~valid, 0.0)) * valid, target, valid
 
 
-def _over_channels(lost: Tensor, valid: Tensor, weights: Sequence[float] | None) -> Tensor:
-    """Weighted mean of the losses (C,) of the channels that have a valid pixel in some process."""
-    weight = torch.ones_like(lost) if weights is None else lost.new_tensor(list(weights))
-    weight = weight * (total(valid.any(dim=0).flatten(1).any(dim=1).float()) > 0)
-    return _quotient((lost * weight).sum(), weight.sum())
+def _channel_mean(losses: Tensor, valid: Tensor, weights: Sequence[float] | None) -> Tensor:
+    """Return the weighted mean of losses (C,) over the channels that have a valid pixel in any process."""
+    weight = torch.ones_like(losses) if weights is None else losses.new_tensor(list(weights))
+    weight = weight * (all_reduce_sum(valid.any(dim=0).flatten(1).any(dim=1).float()) > 0)
+    return _divide_or_zero((losses * weight).sum(), weight.sum())
 
 
-def _highest(values: Tensor, window: int) -> Tensor:
-    """Highest value of the window x window pixels around each pixel, as far as they lie inside the tile."""
+def _max_filter(values: Tensor, window: int) -> Tensor:
+    """Return the maximum of the window x window pixels around each pixel; pixels outside the tile are left out."""
     half = window // 2
     rows = functional.max_pool2d(values, (1, window), stride=1, padding=(0, half))
     return functional.max_pool2d(rows, (window, 1), stride=1, padding=(half, 0))
 
 
-def _overlap(
-    task: Task, logits: Tensor, planes: Tensor, weights: Sequence[float] | None, missed: float, false: float
+def _tversky_loss(
+    task: Task, logits: Tensor, targets: Tensor, weights: Sequence[float] | None, beta: float, alpha: float
 ) -> Tensor:
-    """Tversky index per channel over the whole batch; Dice and Jaccard are two of its settings."""
-    p, target, valid = _chances(task, logits, planes)
+    """Return one minus the Tversky index over the whole batch; Dice and Jaccard are two of its settings.
+
+    Parameters
+    ----------
+    beta, alpha
+        Weights of false negatives and false positives.
+    """
+    p, target, valid = _masked_probabilities(task, logits, targets)
     over = (0, 2, 3)
-    hit, true, found = total(torch.stack([p.minimum(target).sum(over), target.sum(over), p.sum(over)]))
-    wrong = missed * (true - hit) + false * (found - hit)
-    return _over_channels(1 - (hit + _SMOOTH) / (hit + wrong + _SMOOTH), valid, weights)
+    common, true, predicted = all_reduce_sum(torch.stack([p.minimum(target).sum(over), target.sum(over), p.sum(over)]))
+    errors = beta * (true - common) + alpha * (predicted - common)
+    return _channel_mean(1 - (common + _SMOOTHING_PX) / (common + errors + _SMOOTHING_PX), valid, weights)

@@ -1,4 +1,4 @@
-"""Training: one recipe in, one run folder out."""
+"""Train a recipe into a run folder."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segkit.data.area import Area
-from segkit.data.areas import examined, with_fold
+from segkit.data.area import LabelledArea
+from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.cache import Cache
-from segkit.data.datasets import TrainTiles, suitable_tile_size
+from segkit.data.datasets import TrainDataset, suitable_tile_size
 from segkit.data.pairing import recipe_files
 from segkit.data.statistics import Statistics, class_weights
-from segkit.errors import OutputExistsError, RecipeError, UsageError, ways
-from segkit.evaluation.decisions import Decider
-from segkit.evaluation.evaluate import fitted_calibration, fitted_thresholds, score
-from segkit.evaluation.worst_windows import draw_worst
+from segkit.errors import OutputExistsError, RecipeError, UsageError, suggest
+from segkit.evaluation.decisions import ModelPredictor
+from segkit.evaluation.evaluate import count_confusion, fit_calibration, fit_thresholds
+from segkit.evaluation.worst_windows import draw_worst_windows
 from segkit.inference.device import pick_device, pick_precision
-from segkit.inference.settings import Options
-from segkit.io.files import check_apart, check_folder, staged
-from segkit.io.raster import PathLike
+from segkit.inference.settings import PredictOptions
+from segkit.io.files import atomic_write, check_distinct, check_folder
+from segkit.io.paths import PathLike
 from segkit.models.run_folder import (
     BEST,
     CHANGEABLE,
@@ -45,38 +45,39 @@ from segkit.models.run_folder import (
     is_run_of,
     read_log,
     recipe_text,
-    without_changeable,
+    resume_key,
+    stored_recipe_text,
 )
 from segkit.models.segmenter import Segmenter
 from segkit.plots import style, training_curves
 from segkit.recipe.schema import Recipe
 from segkit.runtime import distributed
-from segkit.runtime.memory import return_memory
-from segkit.training.callbacks import EpochLog, ProgressCallback, StopWhereNotFinite
+from segkit.runtime.memory import retain_freed_memory, trim_memory
+from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.loaders import CropLoaders
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
 
 _CURVES, _WORST = "curves.png", "worst.png"
-# Below this tile size a CPU loses more by converting weights to bf16 and back than it gains: steps with tiles of 64
-# pixels took 2.4 times as long as in fp32, with 256 pixels 0.7 times (resnet18 U-Net, AVX512-BF16).
-_WORTH_BF16 = 128
-_SHOWN = 5e-5  # change of a score that four digits show
+# In pixels. For smaller tiles a CPU loses more time by converting weights to bf16 and back than it gains: steps with 64
+# px tiles took 2.4 times as long as in fp32, with 256 px tiles 0.7 times (resnet18 U-Net, AVX512-BF16).
+_MIN_BF16_TILE_SIZE = 128
+_MIN_SHOWN_CHANGE = 5e-5  # smallest change of a score that shows in four digits
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a training left behind.
+    """A finished training.
 
     Parameters
     ----------
     folder
-        Holds all of it.
+        Run folder.
     model
-        The model file with the best validation IoU.
+        Model file, with the best validation IoU or of the last epoch (`train.checkpoint`).
     metrics
-        Of that model on the validation areas, as in `metrics.json`.
+        Scores of the model on the validation areas, as in `metrics.json`.
     """
 
     folder: Path
@@ -102,20 +103,20 @@ def train(
     recipe
         A recipe or its file.
     output
-        The run folder; by default ``runs/NAME``, and of a fold ``runs/NAME-fold0of5``. Made where its parent exists.
+        Run folder; by default ``runs/NAME``, for a fold ``runs/NAME-fold0of5``. Its parent folder must exist.
     resume
-        Go on after the last finished epoch of this folder's run, with the same recipe; `train.learning_rate` and
-        `train.precision` may be others.
+        Continue the run in this folder after its last finished epoch. The recipe must be the same, except for
+        `train.learning_rate` and `train.precision`.
     overwrite
-        Start anew where the folder holds a run.
+        Replace the run in the folder.
     overrides
-        ``"train.epochs=3"`` and the like, for a recipe file.
+        For a recipe file: ``"train.epochs=3"`` and so on.
     fold
-        ``"0/5"``: the first of five folds validates, see `with_fold`.
+        ``"0/5"``: validate on the first of five folds, see `with_fold`.
     force
-        Train in spite of what `segkit.check` calls a problem; a run that is resumed is not asked again.
+        Train in spite of the problems that `segkit.check` reports; a resumed run is not checked again.
     show_progress
-        Tell about each epoch on stderr.
+        Print one line per epoch on stderr.
 
     Returns
     -------
@@ -124,37 +125,37 @@ def train(
     Raises
     ------
     UsageError, DataError
-        The recipe, the data or the folder do not allow it; problems of the data are said as `segkit.check` says them.
+        The recipe, the data or the folder cannot be used. Problems of the data are worded as by `segkit.check`.
     TrainingError
-        A loss, the gradients or a weight are not finite numbers. Checkpoints of epochs before are kept.
+        A loss, gradient or weight is not a finite number. The checkpoints of earlier epochs are kept.
     """
     file = None if isinstance(recipe, Recipe) else recipe
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
         recipe = with_fold(recipe, fold)
     check_names(recipe)
-    precision, accelerator = _hardware(recipe)
+    precision, accelerator = _choose_hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
-    first = _is_first(recipe)
-    folder = _check_folder(recipe, name, output, first=first, resume=resume, overwrite=overwrite)
-    check_apart(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
-    show_progress = show_progress and first
+    is_main = _is_main_process(recipe)
+    folder = _check_folder(recipe, name, output, is_main=is_main, resume=resume, overwrite=overwrite)
+    check_distinct(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
+    show_progress = show_progress and is_main
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
-    with Cache.opened(recipe.data.cache, show_progress=show_progress) as cache:
-        found = examined(recipe, cache=cache, show_progress=show_progress)
-        statistics = found.refuse(force=force or resume)
-        if first and not resume:
-            for problem in found.problems:
-                print(f"segkit: in spite of this problem: {problem}", file=sys.stderr)
-        parts = found.training, found.validation, statistics
-        return _train(recipe, folder, *parts, precision, accelerator, resume=resume, show_progress=show_progress)
+    with Cache.open(recipe.data.cache, show_progress=show_progress) as cache:
+        examination = examine_recipe(recipe, cache=cache, show_progress=show_progress)
+        statistics = examination.require_trainable(force=force or resume)
+        if is_main and not resume:
+            for problem in examination.problems:
+                print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
+        data = examination.training, examination.validation, statistics
+        return _train(recipe, folder, *data, precision, accelerator, resume=resume, show_progress=show_progress)
 
 
 def _train(
     recipe: Recipe,
     folder: Path,
-    training: Sequence[Area],
-    validation: Sequence[Area],
+    training: Sequence[LabelledArea],
+    validation: Sequence[LabelledArea],
     statistics: Statistics,
     precision: str,
     accelerator: str,
@@ -162,36 +163,23 @@ def _train(
     resume: bool,
     show_progress: bool,
 ) -> Run:
-    """Train, as `train` does once everything is checked."""
+    """Train after all checks."""
+    retain_freed_memory()
     weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
     segmenter = Segmenter(
         recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
     )
-    # Known before hours go into it, and kept in the model file.
-    if segmenter.context is not None and show_progress:
-        _tell_context(segmenter)
+    # Measured before the training, so that the warning does not come hours later; kept in the model file.
+    if segmenter.fixed_window_size is not None and show_progress:
+        _warn_context(segmenter)
     tile_size, warning = suitable_tile_size(segmenter, training)
     if warning is not None and show_progress:
         print(f"warning: {warning}", file=sys.stderr)
-    tiles = TrainTiles.of(training, recipe.train.model_copy(update={"tile_size": tile_size}), statistics)
+    tiles = TrainDataset.from_areas(training, recipe.train.model_copy(update={"tile_size": tile_size}), statistics)
     module = TrainingModule(segmenter, weights, validation)
     data = CropLoaders(recipe, tiles, accelerator)
-    best, last = folder / BEST, folder / LAST
-    kept = best if recipe.train.keep == "best" else last
-    if _is_first(recipe):
-        _begin(folder, recipe, resume=resume)
-    # Lightning's save_last is the last epoch that got better; --resume goes on with the last one, and knows the best,
-    # which is therefore written first.
-    callbacks: list[Callback] = [StopWhereNotFinite(last, precision), EpochLog(folder / LOG)]
-    if kept == best:
-        callbacks.append(
-            ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False)
-        )
-    callbacks.append(ModelCheckpoint(last.parent, last.stem, enable_version_counter=False))
-    if recipe.train.early_stopping:
-        callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
-    if show_progress:
-        callbacks.append(ProgressCallback(recipe.train.epochs))
+    if _is_main_process(recipe):
+        _prepare_run_folder(folder, recipe, resume=resume)
     with _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -200,7 +188,7 @@ def _train(
             strategy=recipe.train.strategy,
             precision=_PRECISIONS[precision],  # type: ignore[arg-type]
             max_epochs=recipe.train.epochs,
-            callbacks=callbacks,
+            callbacks=_callbacks(folder, recipe, precision, show_progress=show_progress),
             logger=TensorBoardLogger(folder, name="tensorboard", version="") if recipe.train.tensorboard else False,
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -212,42 +200,62 @@ def _train(
             log_every_n_steps=1,
         )
         with _interruptible(trainer):
-            trainer.fit(module, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
-    tell = distributed.teller()
+            trainer.fit(module, datamodule=data, ckpt_path=folder / LAST if resume else None, weights_only=True)
+    broadcast = distributed.broadcaster()
     if trainer.is_global_zero:
-        state = torch.load(kept, map_location="cpu", weights_only=True)
+        checkpoint = folder / (BEST if recipe.train.checkpoint == "best" else LAST)
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
-        _finish(folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator, show_progress=show_progress)
-    return_memory()
-    return Run(folder, folder / MODEL, tell(module.segmenter.metrics))
+        _finalize(
+            folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator, show_progress=show_progress
+        )
+    trim_memory()
+    return Run(folder, folder / MODEL, broadcast(module.segmenter.metrics))
+
+
+def _callbacks(folder: Path, recipe: Recipe, precision: str, *, show_progress: bool) -> list[Callback]:
+    best, last = folder / BEST, folder / LAST
+    callbacks: list[Callback] = [StopOnNonFinite(last, precision), EpochLog(folder / LOG)]
+    # Lightning's save_last would be the last epoch that improved; --resume needs the last one. Its checkpoint contains
+    # the best score, so the best checkpoint is written first.
+    if recipe.train.checkpoint == "best":
+        callbacks.append(
+            ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False)
+        )
+    callbacks.append(ModelCheckpoint(last.parent, last.stem, enable_version_counter=False))
+    if recipe.train.early_stopping:
+        callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
+    if show_progress:
+        callbacks.append(ProgressCallback(recipe.train.epochs))
+    return callbacks
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep what Lightning says about itself from the user: tips, devices, and advice on workers."""
-    talks = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    before = [talk.level for talk in talks]
-    for talk in talks:
-        talk.setLevel(logging.WARNING)
+    """Silence Lightning's tips and its messages about devices and workers."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Their number is chosen on purpose; the folder was checked before; Lightning's own use of torch; DDP copies
-            # gradients of 1 x 1 kernels, whose layout is channels last; on a machine of a SLURM cluster one may train.
-            known = (
+            # In this order: the number of workers is intended; the folder was checked before; Lightning's own use of
+            # torch; DDP copies gradients of 1 x 1 kernels in channels-last layout; training without srun is allowed.
+            ignored = (
                 "does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides",
                 "The `srun` command is available",
             )  # fmt: skip
-            for message in known:
+            for message in ignored:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:
-        for talk, level in zip(talks, before, strict=True):
-            talk.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
 def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt for the caller; Lightning makes it an exit."""
+    """Raise KeyboardInterrupt on Ctrl-C; Lightning turns it into SystemExit."""
     try:
         yield
     except SystemExit:
@@ -257,7 +265,7 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Refuse names that only the trainer knows, before anything is read."""
+    """Check names of losses and class weights, and the TensorBoard extra, before any data is read."""
     for name in recipe.train.loss:
         if name not in LOSSES:
             raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
@@ -265,7 +273,7 @@ def check_names(recipe: Recipe) -> None:
         for name in recipe.train.class_weights:
             if name not in recipe.task.channel_names:
                 known = ", ".join(recipe.task.channel_names)
-                raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; it has {known}")
+                raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; use {known}")
     if recipe.train.tensorboard:
         try:
             import tensorboard  # type: ignore[import-untyped]  # noqa: F401
@@ -273,42 +281,42 @@ def check_names(recipe: Recipe) -> None:
             raise UsageError("train.tensorboard needs the extra: pip install 'segkit[tensorboard]'") from error
 
 
-def _hardware(recipe: Recipe) -> tuple[str, str]:
-    """Choose precision and accelerator by what the machine has natively."""
+def _choose_hardware(recipe: Recipe) -> tuple[str, str]:
+    """Return precision and accelerator; "auto" is what the hardware supports natively."""
     device = pick_device(recipe.train.device)
-    wanted = recipe.train.precision
-    if wanted == "auto" and device.type == "cpu" and recipe.train.tile_size < _WORTH_BF16:
-        wanted = "fp32"
-    if wanted != "fp16":
-        return pick_precision(wanted, device), device.type
+    precision = recipe.train.precision
+    if precision == "auto" and device.type == "cpu" and recipe.train.tile_size < _MIN_BF16_TILE_SIZE:
+        precision = "fp32"
+    if precision != "fp16":
+        return pick_precision(precision, device), device.type
     if device.type == "cpu":
         raise UsageError("train.precision: fp16 is for CUDA devices; use auto, bf16 or fp32 on a CPU")
     return "fp16", device.type
 
 
-def _is_first(recipe: Recipe) -> bool:
-    """Whether this process is the first of those that train together, which alone writes and tells."""
-    # Until there is a trainer, Lightning knows what torchrun, SLURM and itself have numbered, not machines by hand.
-    machine = int(os.environ.get("NODE_RANK", 0)) if recipe.train.num_nodes > 1 else 0
+def _is_main_process(recipe: Recipe) -> bool:
+    """Return whether this process is the first of all training processes; only that one writes files and messages."""
+    # Before there is a trainer, Lightning knows the ranks of torchrun, SLURM and its own processes, but not NODE_RANK.
+    machine = int(os.environ.get("NODE_RANK", "0")) if recipe.train.num_nodes > 1 else 0
     return not (machine or rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def _check_folder(
-    recipe: Recipe, name: str, output: PathLike | None, *, first: bool, resume: bool, overwrite: bool
+    recipe: Recipe, name: str, output: PathLike | None, *, is_main: bool, resume: bool, overwrite: bool
 ) -> Path:
-    """Return the run folder, and refuse one that holds what is not meant."""
+    """Return the run folder; raise an error if its content does not fit `resume` and `overwrite`."""
     folder = Path("runs") / name if output is None else Path(output)
-    if not first:
+    if not is_main:
         return folder
-    if output is not None or folder.exists():  # runs/ is made when there is something to put in
+    if output is not None or folder.exists():  # runs/ is made when it is needed
         check_folder(folder, "run")
     stored = folder / RECIPE
     if resume:
         if not (folder / LAST).is_file():
             raise UsageError(
-                f"{folder}: holds no run with a finished epoch to resume" + ways("start it without --resume")
+                f"{folder}: has no finished epoch to resume" + suggest("start the training without --resume")
             )
-        before, now = (without_changeable(yaml.safe_load(text)) for text in (stored.read_text(), recipe_text(recipe)))
+        before, now = (resume_key(yaml.safe_load(text)) for text in (stored_recipe_text(folder), recipe_text(recipe)))
         if before != now:
             raise RecipeError(
                 f"{folder}: was started with another recipe ({_first_difference(before, now)}); resume with the same "
@@ -317,24 +325,24 @@ def _check_folder(
     elif stored.exists() and not overwrite:
         raise OutputExistsError(
             f"{folder}: holds a run already"
-            + ways("go on with it (--resume)", "start anew (--overwrite)", "name another folder (--output)")
+            + suggest("continue it (--resume)", "start again (--overwrite)", "name another folder (--output)")
         )
     return folder
 
 
 def run_files(folder: Path, recipe: Recipe) -> list[Path]:
-    """Return the files and folders that a training of a recipe writes; a recipe that is there already stays."""
+    """Return the files and folders that a training writes; recipe.yaml only if it changes."""
     names = [MODEL, METRICS, LOG, _CURVES, _WORST, "checkpoints", "tensorboard"]
-    same = (folder / RECIPE).is_file() and is_run_of(folder, recipe)
-    return [folder / name for name in (names if same else [*names, RECIPE])]
+    same_recipe = (folder / RECIPE).is_file() and is_run_of(folder, recipe)
+    return [folder / name for name in (names if same_recipe else [*names, RECIPE])]
 
 
-def _begin(folder: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Make the run folder; what an older run left to resume goes, its results stay until there are new ones."""
+def _prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Make the run folder; remove an older run's checkpoints and log, but keep its results until there are new ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in () if resume else (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG):
         old.unlink(missing_ok=True)
-    with staged(folder / RECIPE) as part:
+    with atomic_write(folder / RECIPE) as part:
         part.write_text(recipe_text(recipe))
 
 
@@ -342,50 +350,50 @@ def _first_difference(old: str, new: str) -> str:
     for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
         if before != after:
             return f"{before.strip()!r} then, {after.strip()!r} now"
-    return "one is longer"
+    return "one has more lines"
 
 
-def _tell_context(segmenter: Segmenter) -> None:
+def _warn_context(segmenter: Segmenter) -> None:
     model = segmenter.recipe.model
     print(
-        f"model: {model.architecture} with {model.encoder} looks at all of its window, so maps are made with windows "
-        f"of train.tile_size ({segmenter.context} pixels) and may show where these meet",
+        f"model: {model.architecture} with {model.encoder} has a global receptive field, so it predicts windows of "
+        f"train.tile_size ({segmenter.fixed_window_size} pixels), whose edges may show in maps",
         file=sys.stderr,
     )
 
 
-def _finish(
+def _finalize(
     folder: Path,
     segmenter: Segmenter,
-    validation: Sequence[Area],
+    validation: Sequence[LabelledArea],
     epoch: int,
     accelerator: str,
     *,
     show_progress: bool,
 ) -> None:
-    """Score the kept weights as prediction will see them, and write the run's results, the model file last."""
-    decider, before = Decider(segmenter, Options(device=accelerator)), {}
+    """Fit calibration and thresholds, score the model, and write the run's results, the model file last."""
+    predictor, scores_before = ModelPredictor(segmenter, PredictOptions(device=accelerator)), {}
     if validation and segmenter.recipe.train.calibrate:
-        calibration, uncalibrated = fitted_calibration(decider, validation)
+        calibration, uncalibrated = fit_calibration(predictor, validation)
         segmenter.set_calibration(calibration)
-        found = uncalibrated.summary()
-        before = {"ece_uncalibrated": found["ece"], "mean_iou_uncalibrated": found["mean_iou"]}
-        decider = Decider(segmenter, Options(device=accelerator))
+        summary = uncalibrated.summary()
+        scores_before = {"ece_uncalibrated": summary["ece"], "mean_iou_uncalibrated": summary["mean_iou"]}
+        predictor = ModelPredictor(segmenter, PredictOptions(device=accelerator))
     if validation and segmenter.recipe.train.fit_thresholds:
-        segmenter.set_thresholds(fitted_thresholds(decider, validation))
-    segmenter.metrics = score(decider, validation).summary() | before
-    log, fitted = read_log(folder / LOG), segmenter.metrics["mean_iou"]
-    logged = next((row.get("val_iou") for row in log if row["epoch"] == epoch), None)
-    if show_progress and logged is not None and fitted is not None and abs(fitted - logged) >= _SHOWN:
+        segmenter.set_thresholds(fit_thresholds(predictor, validation))
+    segmenter.metrics = count_confusion(predictor, validation).summary() | scores_before
+    log, iou = read_log(folder / LOG), segmenter.metrics["mean_iou"]
+    logged_iou = next((row.get("val_iou") for row in log if row["epoch"] == epoch), None)
+    if show_progress and logged_iou is not None and iou is not None and abs(iou - logged_iou) >= _MIN_SHOWN_CHANGE:
         print(
-            f"epoch {epoch} is kept; with calibration and thresholds fitted on the validation data its IoU is "
-            f"{fitted:.4f} (before: {logged:.4f})",
+            f"kept epoch {epoch}; IoU {iou:.4f} with calibration and thresholds fitted on the validation data "
+            f"(before: {logged_iou:.4f})",
             file=sys.stderr,
         )
-    with staged(folder / METRICS) as part:
+    with atomic_write(folder / METRICS) as part:
         part.write_text(json.dumps(segmenter.metrics, indent=2))
-    with staged(folder / _CURVES) as part:
-        style.png(training_curves.curves(log, epoch), part)
+    with atomic_write(folder / _CURVES) as part:
+        style.write_png(training_curves.curves(log, epoch), part)
     if validation:
-        draw_worst(decider, validation, folder / _WORST)
+        draw_worst_windows(predictor, validation, folder / _WORST)
     segmenter.save(folder / MODEL)

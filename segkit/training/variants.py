@@ -1,4 +1,4 @@
-"""Variants of a recipe: which values of which keys are compared."""
+"""Variants of a recipe: combinations of values of some keys, and a plan of the trainings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from segkit.data.areas import with_fold
 from segkit.errors import RecipeError, UsageError
 from segkit.models.run_folder import MODEL, RECIPE, is_run_of
 from segkit.recipe.schema import Recipe
-from segkit.recipe.yaml import parse_yaml, put
+from segkit.recipe.yaml import parse_yaml, set_at
 
 
 @dataclass(frozen=True, eq=False)
 class TrialPlan:
-    """A training to be done."""
+    """A training of a variant with a seed, in a fold."""
 
     variant: str
     seed: int
@@ -31,27 +31,27 @@ class TrialPlan:
 
     @property
     def started(self) -> bool:
-        """Whether there is a run."""
+        """Whether the folder holds a run."""
         return (self.folder / RECIPE).is_file()
 
     @property
-    def same(self) -> bool:
-        """Whether what is there is of this recipe."""
+    def same_recipe(self) -> bool:
+        """Whether the run in the folder is of this recipe."""
         return is_run_of(self.folder, self.recipe)
 
     @property
     def finished(self) -> bool:
         """Whether the run is of this recipe and complete."""
-        return self.started and self.same and (self.folder / MODEL).is_file()
+        return self.started and self.same_recipe and (self.folder / MODEL).is_file()
 
 
 def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:
-    """Read ``"train.learning_rate=1e-3,1e-4"`` and the like: a key of the recipe and its values as YAML.
+    """Parse texts like ``"train.learning_rate=1e-3,1e-4"``: a key of the recipe and its values as YAML.
 
     Raises
     ------
     UsageError
-        There is no "=", no value, or the key stands twice.
+        There is no "=" or no value, or a key occurs twice.
     RecipeError
         The values are not YAML.
     """
@@ -61,7 +61,7 @@ def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:
         if not equals or not values or not all(key.split(".")):
             raise UsageError(f"--vary {text}: write it as key=value,value, for example model.encoder=resnet18,resnet34")
         if key in vary:
-            raise UsageError(f"--vary {key} stands twice; name all its values in one")
+            raise UsageError(f"--vary {key} is given twice; give all its values at once")
         vary[key] = parse_yaml(f"[{values}]", f"--vary {text}")
     return vary
 
@@ -74,38 +74,40 @@ def plan_trials(
     seeds: Sequence[int],
     folds: Sequence[str],
 ) -> list[TrialPlan]:
-    """Make all recipes; variants follow each other most quickly."""
+    """Return the plans of all trainings, ordered by fold, seed and variant."""
     if base.train.devices != 1 or base.train.num_nodes != 1:
-        raise UsageError("compare trains on one device, so that times compare; set train.devices and num_nodes to 1")
+        raise UsageError(
+            "compare trains on one device, so that times are comparable; set train.devices and train.num_nodes to 1"
+        )
     choices: dict[str, Sequence[Any]] = ({"task.head": heads} if heads else {}) | dict(vary)
     for what, values in {"seeds": seeds, "folds": folds, **choices}.items():
-        told = [format_value(value) for value in values]
-        if what != "folds" and not told:
-            raise UsageError(f"{what}: no value is given; name one or more")
-        for value in told:
-            if told.count(value) > 1:
-                raise UsageError(f"{what}: {value} stands twice; name each value once")
+        texts = [format_value(value) for value in values]
+        if what != "folds" and not texts:
+            raise UsageError(f"{what}: has no value; give one or more")
+        for text in texts:
+            if texts.count(text) > 1:
+                raise UsageError(f"{what}: {text} is given twice; give each value once")
     variants: dict[str, Recipe] = {}
     for values in itertools.product(*choices.values()):
         changes = dict(zip(choices, values, strict=True))
-        variants[_name(changes) or base.name] = changed_keys(base, changes)
+        variants[_variant_name(changes) or base.name] = with_changes(base, changes)
     slugs = _folder_names(variants)
     plans = []
     for fold, seed in itertools.product(folds or (None,), seeds):
         for name, recipe in variants.items():
-            seeded = changed_keys(recipe, {"train.seed": seed})
-            place = folder / slugs[name] / (f"seed{seed}" + (f"-fold{fold.replace('/', 'of')}" if fold else ""))
-            plans.append(TrialPlan(name, seed, fold, with_fold(seeded, fold) if fold else seeded, place))
+            seeded = with_changes(recipe, {"train.seed": seed})
+            run_folder = folder / slugs[name] / (f"seed{seed}" + (f"-fold{fold.replace('/', 'of')}" if fold else ""))
+            plans.append(TrialPlan(name, seed, fold, with_fold(seeded, fold) if fold else seeded, run_folder))
     return plans
 
 
 def variant_names(plans: Sequence[TrialPlan]) -> list[str]:
-    """Return the variants' names in their order."""
+    """Return the names of the variants in order."""
     return list(dict.fromkeys(plan.variant for plan in plans))
 
 
-def _name(changes: Mapping[str, Any]) -> str:
-    """Call a variant by what it changes: a head by its name, others by the end of their key where that is enough."""
+def _variant_name(changes: Mapping[str, Any]) -> str:
+    """Return a variant's name: the head, and ``key=value`` for other keys, with only the key's end if it is unique."""
     ends = Counter(key.rpartition(".")[2] for key in changes)
     parts = []
     for key, value in changes.items():
@@ -117,33 +119,31 @@ def _name(changes: Mapping[str, Any]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Write a value of the recipe as the command line takes it."""
+    """Return a value of the recipe as it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _folder_names(names: Iterable[str]) -> dict[str, str]:
-    """Return a folder's name for each variant, different on every file system."""
+    """Return {variant: folder name}, unique also on file systems that ignore case."""
     slugs = {name: re.sub(r"[^\w.=+-]+", "-", name).strip("-.")[:80] for name in names}
-    often = Counter(slug.casefold() for slug in slugs.values())
+    counts = Counter(slug.casefold() for slug in slugs.values())
     return {
-        name: slug if slug and often[slug.casefold()] == 1 else f"{slug}-{sha256(name.encode()).hexdigest()[:8]}"
+        name: slug if slug and counts[slug.casefold()] == 1 else f"{slug}-{sha256(name.encode()).hexdigest()[:8]}"
         for name, slug in slugs.items()
     }
 
 
-def changed_keys(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with other values at some keys."""
+def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with some keys changed."""
     raw: Any = recipe.to_dict()
     for key, value in changes.items():
-        place = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         try:
-            put(raw, place, value, key)
+            set_at(raw, path, value, key)
         except RecipeError as error:
-            raise RecipeError(
-                f"{key}={format_value(value)}: the recipe has no such place; see segkit schema"
-            ) from error
+            raise RecipeError(f"{key}={format_value(value)}: the recipe has no such key; see segkit schema") from error
     try:
         return Recipe.from_dict(raw)
     except RecipeError as error:
-        told = ", ".join(f"{key}={format_value(value)}" for key, value in changes.items())
-        raise RecipeError(f"{told}: {str(error).removeprefix('recipe: ')}") from error
+        text = ", ".join(f"{key}={format_value(value)}" for key, value in changes.items())
+        raise RecipeError(f"{text}: {str(error).removeprefix('recipe: ')}") from error

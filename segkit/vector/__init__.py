@@ -1,19 +1,20 @@
-"""Vector: a map as polygons, in a GeoDataFrame or a file.
+"""Convert maps to polygons, as a GeoDataFrame or a file.
 
-A band of the map goes through `tracing.pipeline`, which yields its polygons in batches (`batch`); what they are called
-is in the map (`segkit.io.class_table`); a format writes them (`formats.writer`).
+`tracing.pipeline` traces a band of the map and yields polygons in batches (`batch`). Class names and colours come from
+the map (`segkit.io.class_table`). `formats.writer` writes the file; a new vector format is one row in its table.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.io.files import check_apart
-from segkit.io.raster import PathLike
+from segkit.io.files import check_distinct
+from segkit.io.paths import PathLike
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -23,16 +24,16 @@ __all__ = ["Summary", "polygons", "vectorize"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What `vectorize` wrote.
+    """Result of `vectorize`.
 
     Parameters
     ----------
     path
         The file.
     polygons
-        How many polygons each class has, by its name; dissolved, how many parts.
+        {class: number of polygons}; if dissolved, the number of parts.
     hectares
-        Their true area, or None where an `area_ha` is null.
+        {class: true area}; None if any `area_ha` is null.
     """
 
     path: Path
@@ -57,41 +58,43 @@ def vectorize(
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> Summary:
-    """Write a map's polygons to a file, whose ending names the format (see `write.FORMATS`).
+    """Write the polygons of a map to a file. Its extension selects the format (see `formats.writer.FORMATS`).
 
-    The other parameters are those of `polygons`. A multilabel map becomes one layer per class where the format has
-    layers. What is under the final name is complete, or what was there before. Memory holds the polygons that are not
-    finished yet, but not those that are; dissolved, it holds the vertices of all.
+    The other parameters are those of `polygons`. In formats with layers, a multilabel map becomes one layer per class.
+    The file appears under its name only when it is complete. Memory holds unfinished polygons only, or with `dissolve`
+    the vertices of all polygons.
 
     Raises
     ------
     UsageError, OutputExistsError
-        The output cannot be written, has an unknown ending, or is there and `overwrite` is false; or its format cannot
+        The output cannot be written, has an unknown extension, or exists and `overwrite` is false; or its format cannot
         hold the polygons.
     OutputError
-        The file could not be written, or does not read back.
+        The file could not be written, or reads back differently.
     SegkitError
-        What `polygons` raises.
+        As `polygons`.
     """
-    from segkit.vector.formats.writer import check_target, writing
-    from segkit.vector.map_source import opened
-    from segkit.vector.tracing.pipeline import Options
+    from segkit.vector.formats.writer import check_target, open_writer
+    from segkit.vector.map_source import open_map
+    from segkit.vector.tracing.pipeline import VectorizeOptions
 
     target, _ = check_target(output, overwrite=overwrite)
-    check_apart([target, target.with_suffix(".qml")], [map_path, probabilities, names])
-    options = Options.of(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
+    check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, names])
+    options = VectorizeOptions.from_text(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with ExitStack() as stack:
         source = stack.enter_context(
-            opened(map_path, options, probabilities=probabilities, classes=classes, background=background, names=names)
+            open_map(
+                map_path, options, probabilities=probabilities, classes=classes, background=background, names=names
+            )
         )
-        listed, layered = [one.name for one in source.classes()], source.legend.multilabel
+        class_names, multilabel = [one.name for one in source.classes()], source.legend.multilabel
         confidence = source.confidence is not None
         out = stack.enter_context(
-            writing(
+            open_writer(
                 target,
                 source.grid,
                 source.legend,
-                layers=listed if layered else (),
+                layers=class_names if multilabel else (),
                 confidence=confidence,
                 multi=dissolve,
                 to_crs=to_crs,
@@ -99,15 +102,15 @@ def vectorize(
                 overwrite=overwrite,
             )
         )
-        counts, areas = dict.fromkeys(listed, 0), dict.fromkeys(listed, 0.0)
+        counts, areas = dict.fromkeys(class_names, 0), dict.fromkeys(class_names, 0.0)
         batches = stack.enter_context(closing(source.batches(dissolve=dissolve, show_progress=show_progress)))
         for batch in batches:
-            for name, number, area in batch.by_class():
-                counts[name] = counts.get(name, 0) + number
+            for name, count, area in batch.totals_by_class():
+                counts[name] = counts.get(name, 0) + count
                 areas[name] = areas.get(name, 0.0) + area
             if len(batch):
-                out.write(batch.table(confidence=confidence), batch.layer if layered else None)
-    return Summary(target, counts, None if any(area != area for area in areas.values()) else areas)  # NaN
+                out.write(batch.to_arrow(confidence=confidence), batch.layer if multilabel else None)
+    return Summary(target, counts, None if any(map(math.isnan, areas.values())) else areas)
 
 
 def polygons(
@@ -125,80 +128,79 @@ def polygons(
     names: PathLike | None = None,
     show_progress: bool = False,
 ) -> GeoDataFrame:
-    """Return a map's polygons: one for each region of one class that is connected through pixel sides.
+    """Convert a map to polygons: one for each region of pixels of one class that are connected by their sides.
 
-    Polygons of a map whose classes exclude each other are a valid coverage: no gaps, no overlaps, and neighbours share
-    each vertex of their border, however they are generalised. No data is never a polygon, and its edge does not move.
+    If classes exclude each other, the polygons are a valid coverage, also after generalisation: no gaps, no overlaps,
+    and neighbours share each vertex of their border. Nodata pixels are in no polygon, and their outline does not move.
 
     Parameters
     ----------
     map_path
-        A raster of one band of class codes (whole numbers), or a multilabel map of segkit. Where nothing names its
-        classes, they are called by their code and 0 is background.
+        A raster with one band of class values (integers), or a multilabel map of segkit. Classes without a name are
+        called by their value, and an unnamed 0 is background.
     probabilities
-        A raster on the map's grid with a band per class, described by its name.
+        A raster on the map's grid with one band per class; band descriptions are class names.
     classes
-        Names or values of those to keep; by default all but background. It does not change their polygons.
+        Names or values of the classes to return; by default all but background. This does not change their polygons.
     background
-        Whether background is kept too.
+        Return the background too.
     min_area
-        Regions that are smaller ("0.5ha", "5000m2", "12px") become part of the neighbouring class with which they share
-        the longest border, the smallest region first, until there are none; but where there is only no data beside them
-        they stay. Neighbours are those of the whole map, also classes that are not kept.
+        Regions below this area ("0.5ha", "5000m2", "12px") are merged into the neighbouring class with the longest
+        common border, the smallest first, until none is left. All classes of the map count as neighbours. Regions
+        surrounded by nodata stay.
     fill_holes
-        Then holes that are smaller become part of what is around them, whatever they hold. A hole with no data in it
-        stays.
+        After that, holes below this area are merged into the polygon around them. Holes that touch nodata stay.
     simplify
-        How far ("10m", "1.5px") a border between regions may move for the sake of fewer vertices. Where three regions
-        meet, it does not move; neither does the edge of what has data.
+        Maximum distance ("10m", "1.5px") by which a border between regions may move to remove vertices. Points where
+        three regions meet and the outline of nodata do not move.
     smooth
-        Whether corners of borders are rounded, within the triangle of a corner and the middles of its two edges.
+        Round the corners of borders, within the triangle of the corner and the midpoints of its two edges.
     dissolve
-        Whether each class is one row, a multipolygon of its regions.
+        Return one row per class, a multipolygon of its regions.
     to_crs
-        What polygons are transformed to, as PROJ reads it; areas and lengths stay those on the ground.
+        Target CRS, in any form that PROJ accepts. Areas and lengths remain those on the ground.
     names
-        A CSV file of class names (see `Legend.of`).
+        A CSV file of class names (see `Legend.from_dataset`).
 
     Returns
     -------
     GeoDataFrame
-        In the map's CRS, in the order in which regions end from top to bottom. Columns: `class_id` (the value in the
-        map), `class` (name), `area_ha` (true area in hectares on the ellipsoid), `pixels` (their number in the map,
-        small regions and holes included that became part of this one), `perim_m` (length of the outline on the ground
-        in metres, holes included) and, with `probabilities`, `mean_conf` (mean probability of the class inside, 0 to
-        1). Of simplified polygons, area and length are those of the new outline, and pixels and confidence those of
-        the old one. Area and length are null, with a warning, where the map has no CRS.
+        In the map's CRS, in the order in which regions end from top to bottom. Columns: `class_id` (value in the map),
+        `class` (name), `area_ha` (true area on the ellipsoid in hectares), `pixels` (number of map pixels, including
+        merged regions and filled holes), `perim_m` (true length of the outline in metres, including holes) and, with
+        `probabilities`, `mean_conf` (mean probability of the class inside, 0 to 1). For simplified polygons, area and
+        length refer to the new outline, pixels and confidence to the original one. Area and length are null, with a
+        warning, if the map has no CRS.
 
     Raises
     ------
     MissingFileError, RasterError
         A raster is missing or unreadable.
     DataError
-        The map is no map, or a class has no band in `probabilities`.
+        The raster is not a map, or a class has no band in `probabilities`.
     GridError
-        `probabilities` do not lie on the map's grid, or a polygon has no place in `to_crs`.
+        `probabilities` is not on the map's grid, or a polygon has no coordinates in `to_crs`.
     UsageError
-        The map has no class that `classes` names; a size or a distance has no unit, or is in metres where the map has
-        no CRS.
+        The map does not have one of the `classes`; a size or distance has no unit, or is in metres but the map has no
+        CRS.
     """
     import pandas as pd
 
-    from segkit.vector.batch import joined
-    from segkit.vector.map_source import opened
-    from segkit.vector.tracing.pipeline import Options
+    from segkit.vector.batch import merge_batches
+    from segkit.vector.map_source import open_map
+    from segkit.vector.tracing.pipeline import VectorizeOptions
 
-    options = Options.of(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
+    options = VectorizeOptions.from_text(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with (
-        opened(
+        open_map(
             map_path, options, probabilities=probabilities, classes=classes, background=background, names=names
         ) as source,
         closing(source.batches(dissolve=dissolve, show_progress=show_progress)) as batches,
     ):
-        move, crs = source.projection(to_crs)
+        project, crs = source.projection(to_crs)
         frames = [
-            batch.frame(move(batch.shapes()), crs, confidence=source.confidence is not None)
-            for batch in joined(batches)
+            batch.to_geodataframe(project(batch.geometries()), crs, confidence=source.confidence is not None)
+            for batch in merge_batches(batches)
         ]
-    filled = [frame for frame in frames if len(frame)] or frames[:1]
-    return filled[0] if len(filled) == 1 else pd.concat(filled, ignore_index=True)
+    not_empty = [frame for frame in frames if len(frame)] or frames[:1]
+    return not_empty[0] if len(not_empty) == 1 else pd.concat(not_empty, ignore_index=True)

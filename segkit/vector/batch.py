@@ -1,4 +1,4 @@
-"""Batch: polygons with what a layer says about them, as a GeoDataFrame or an Arrow table."""
+"""Polygons with their attributes, as a GeoDataFrame or an Arrow table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from pyarrow import Table
 
-_SQUARE_METRES = 10_000.0
+_M2_PER_HECTARE = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Batch:
     Parameters
     ----------
     polygons
-        Regions.
+        Traced regions.
     classes
-        Of each kind, None where there are no polygons of it.
+        The class of each class index; None if it has no polygons.
     parts
-        int64 (rows + 1,): each row is the multipolygon from parts[i] to parts[i + 1], all of one kind; None where each
-        polygon is a row.
+        int64 (rows + 1,): row i is the multipolygon of the polygons parts[i] to parts[i + 1], all of one class; None if
+        each polygon is a row.
     """
 
     polygons: Polygons
@@ -41,91 +41,91 @@ class Batch:
     parts: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        """Rows."""
-        return len(self._kinds())
+        """Return the number of rows."""
+        return len(self._row_classes())
 
     @property
     def layer(self) -> str:
-        """The name of the class that all of them have."""
-        [name] = {self._class(kind).name for kind in np.unique(self.polygons.kind).tolist()}
+        """Name of the class, which must be the same for all polygons."""
+        [name] = {self._class(class_index).name for class_index in np.unique(self.polygons.class_index).tolist()}
         return name
 
-    def by_class(self) -> list[tuple[str, int, float]]:
-        """Return name, number of polygons and hectares of each class."""
-        area = np.bincount(self.polygons.kind, weights=self.polygons.area)
-        counts = np.bincount(self.polygons.kind)
+    def totals_by_class(self) -> list[tuple[str, int, float]]:
+        """Return (name, number of polygons, hectares) of each class."""
+        area = np.bincount(self.polygons.class_index, weights=self.polygons.area)
+        counts = np.bincount(self.polygons.class_index)
         return [
-            (self._class(k).name, int(counts[k]), float(area[k]) / _SQUARE_METRES)
+            (self._class(k).name, int(counts[k]), float(area[k]) / _M2_PER_HECTARE)
             for k in np.flatnonzero(counts).tolist()
         ]
 
-    def dissolved(self) -> list[Batch]:
-        """Return a batch of one row for each class, by their values."""
-        polygons = geometry.sorted_by_kind(self.polygons)
-        starts = np.flatnonzero(np.diff(polygons.kind, prepend=-1, append=-1))
-        own = [polygons.some(start, end) for start, end in pairwise(starts.tolist())]
-        own.sort(key=lambda one: self._class(one.kind[0]).value)
-        return [Batch(one, self.classes, np.array([0, len(one.kind)])) for one in own]
+    def dissolve(self) -> list[Batch]:
+        """Return a batch with one row for each class, by class value."""
+        polygons = geometry.sort_by_class(self.polygons)
+        starts = np.flatnonzero(np.diff(polygons.class_index, prepend=-1, append=-1))
+        by_class = [polygons.take(start, end) for start, end in pairwise(starts.tolist())]
+        by_class.sort(key=lambda one: self._class(one.class_index[0]).value)
+        return [Batch(one, self.classes, np.array([0, len(one.class_index)])) for one in by_class]
 
-    def columns(self, *, confidence: bool) -> dict[str, NDArray[Any]]:
-        """Return all columns but class and geometry."""
+    def attribute_columns(self, *, confidence: bool) -> dict[str, NDArray[Any]]:
+        """Return all columns except class and geometry."""
         p = self.polygons
         ids = np.array([-1 if one is None else one.value for one in self.classes], dtype=np.int32)
-        found: dict[str, NDArray[Any]] = {
-            "class_id": ids[self._kinds()],
-            "area_ha": self._sum(p.area) / _SQUARE_METRES,
+        columns: dict[str, NDArray[Any]] = {
+            "class_id": ids[self._row_classes()],
+            "area_ha": self._sum(p.area) / _M2_PER_HECTARE,
             "pixels": self._sum(p.pixels),
             "perim_m": self._sum(p.perimeter),
         }
         if confidence:
-            known = self._sum(p.known)
-            found["mean_conf"] = np.divide(self._sum(p.chance), known, out=np.full(known.size, np.nan), where=known > 0)
-        return found
+            total, count = self._sum(p.confidence_sum), self._sum(p.confidence_count)
+            columns["mean_conf"] = np.divide(total, count, out=np.full(count.size, np.nan), where=count > 0)
+        return columns
 
-    def shapes(self) -> NDArray[np.object_]:
+    def geometries(self) -> NDArray[np.object_]:
         """Return shapely polygons or multipolygons."""
-        return geometry.shapes(self.polygons, self.parts)
+        return geometry.to_shapely(self.polygons, self.parts)
 
-    def names(self) -> list[str]:
-        """Return the names of kinds."""
+    def class_names(self) -> list[str]:
+        """Return the name of each class index."""
         return ["" if one is None else one.name for one in self.classes]
 
-    def frame(self, shapes: NDArray[np.object_], crs: Any, *, confidence: bool) -> GeoDataFrame:
-        """Return a GeoDataFrame with these shapes in this CRS."""
+    def to_geodataframe(self, shapes: NDArray[np.object_], crs: Any, *, confidence: bool) -> GeoDataFrame:
+        """Return a GeoDataFrame with the given geometries and CRS."""
         import geopandas
         import pandas as pd
 
-        columns = self.columns(confidence=confidence)
-        names = pd.array(self.names(), dtype="str").take(self._kinds())
+        columns = self.attribute_columns(confidence=confidence)
+        names = pd.array(self.class_names(), dtype="str").take(self._row_classes())
         ordered = {"class_id": columns.pop("class_id"), "class": names, **columns}
         array = geopandas.array.GeometryArray(shapes, crs=crs)
         return geopandas.GeoDataFrame({**ordered, "geometry": array})
 
-    def table(self, *, confidence: bool) -> Table:
-        """Return an Arrow table, its geometry as well-known binary."""
+    def to_arrow(self, *, confidence: bool) -> Table:
+        """Return an Arrow table with the geometry as well-known binary."""
         import pyarrow as pa
 
-        names = pa.array(self.names(), pa.string()).take(pa.array(self._kinds()))
-        columns = self.columns(confidence=confidence)
-        return pa.table({**columns, "class": names, "geometry": geometry.binary(self.polygons, self.parts)})
+        names = pa.array(self.class_names(), pa.string()).take(pa.array(self._row_classes()))
+        columns = self.attribute_columns(confidence=confidence)
+        return pa.table({**columns, "class": names, "geometry": geometry.to_wkb(self.polygons, self.parts)})
 
-    def _kinds(self) -> NDArray[np.int32]:
-        return self.polygons.kind if self.parts is None else self.polygons.kind[self.parts[:-1]]
+    def _row_classes(self) -> NDArray[np.int32]:
+        return self.polygons.class_index if self.parts is None else self.polygons.class_index[self.parts[:-1]]
 
-    def _class(self, kind: int) -> MapClass:
-        one = self.classes[kind]
-        assert one is not None  # nothing else has polygons
+    def _class(self, class_index: int) -> MapClass:
+        one = self.classes[class_index]
+        assert one is not None  # only selected classes have polygons
         return one
 
     def _sum(self, column: NDArray[Any]) -> NDArray[Any]:
         return column if self.parts is None else np.add.reduceat(column, self.parts[:-1])
 
 
-def joined(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Make one of the batches of a band that follow each other, if they are not dissolved."""
+def merge_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Merge consecutive batches of a band, unless they are dissolved."""
     for (_, dissolved), group in groupby(batches, key=lambda one: (id(one.classes), one.parts is not None)):
-        own = list(group)
+        of_band = list(group)
         if dissolved:
-            yield from own
+            yield from of_band
         else:
-            yield Batch(geometry.joined([one.polygons for one in own]), own[0].classes)
+            yield Batch(geometry.concatenate_polygons([one.polygons for one in of_band]), of_band[0].classes)

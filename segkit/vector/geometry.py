@@ -1,4 +1,4 @@
-"""Geometry: rings -> shapely polygons, or the well-known binary that files take without any Python object."""
+"""Convert traced rings to shapely polygons, or to well-known binary without creating Python objects."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from segkit.vector.tracing.rings import Polygons
 if TYPE_CHECKING:
     from pyarrow import BinaryArray
 
-# Of OGC 06-103r4, "Simple feature access", section 8: byte order and kind of geometry, and counts.
+# OGC 06-103r4, "Simple feature access", section 8: byte order and geometry type, then counts.
 _HEAD_BYTES, _COUNT_BYTES, _VERTEX_BYTES = 5, 4, 16
 _POLYGON, _MULTIPOLYGON = 3, 6
-_MOST_BYTES = 2**31 - 1
+_MAX_WKB_BYTES = 2**31 - 1
 
 
-def shapes(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> NDArray[np.object_]:
-    """Build shapely polygons, or multipolygons of the polygons from `parts[i]` to `parts[i + 1]`."""
+def to_shapely(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> NDArray[np.object_]:
+    """Return shapely polygons, or multipolygons of the polygons from `parts[i]` to `parts[i + 1]`."""
     offsets = (polygons.ring, polygons.polygon)
     if parts is None:
         return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, polygons.vertices, offsets))
-    kind = shapely.GeometryType.MULTIPOLYGON
-    return np.asarray(shapely.from_ragged_array(kind, polygons.vertices, (*offsets, parts)))
+    geometry_type = shapely.GeometryType.MULTIPOLYGON
+    return np.asarray(shapely.from_ragged_array(geometry_type, polygons.vertices, (*offsets, parts)))
 
 
-def binary(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> BinaryArray:
-    """Write polygons, or multipolygons of the polygons from `parts[i]` to `parts[i + 1]`, as well-known binary.
+def to_wkb(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> BinaryArray:
+    """Return polygons, or multipolygons of the polygons from `parts[i]` to `parts[i + 1]`, as well-known binary.
 
     Raises
     ------
     OutputError
-        It would take more than 2 GB.
+        They take more than 2 GB.
     """
     import pyarrow as pa
 
@@ -48,10 +48,10 @@ def binary(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> Binary
         ends = np.concatenate(([0], np.cumsum(size)))[parts]
         size = _HEAD_BYTES + _COUNT_BYTES + np.diff(ends)
     start = np.concatenate(([0], np.cumsum(size)))
-    if start[-1] > _MOST_BYTES:
+    if start[-1] > _MAX_WKB_BYTES:
         raise OutputError(
-            f"{len(size)} polygons take {start[-1] / 2**30:.1f} GB at once, and a format holds 2 GB in one; "
-            "do not dissolve them, or simplify them"
+            f"{len(size)} polygons take {start[-1] / 2**30:.1f} GB at once, and formats hold 2 GB in one geometry; "
+            "simplify them, or do not dissolve them"
         )
     out = np.empty(start[-1], dtype=np.uint8)
     raw = np.ascontiguousarray(polygons.vertices).view(np.uint8).ravel()
@@ -61,18 +61,20 @@ def binary(polygons: Polygons, parts: NDArray[np.int64] | None = None) -> Binary
     )
 
 
-def joined(several: Sequence[Polygons]) -> Polygons:
-    """Put polygons one after the other."""
+def concatenate_polygons(several: Sequence[Polygons]) -> Polygons:
+    """Concatenate polygons."""
     if len(several) == 1:
         return several[0]
     columns = {field.name: [getattr(one, field.name) for one in several] for field in fields(Polygons)}
-    whole = {name: np.concatenate(parts) for name, parts in columns.items() if name not in ("ring", "polygon")}
-    return Polygons(ring=_appended(columns["ring"]), polygon=_appended(columns["polygon"]), **whole)
+    concatenated = {name: np.concatenate(parts) for name, parts in columns.items() if name not in ("ring", "polygon")}
+    return Polygons(
+        ring=_concatenate_offsets(columns["ring"]), polygon=_concatenate_offsets(columns["polygon"]), **concatenated
+    )
 
 
-def sorted_by_kind(polygons: Polygons) -> Polygons:
-    """Bring the polygons of each kind together, in their order."""
-    order = np.argsort(polygons.kind, kind="stable")
+def sort_by_class(polygons: Polygons) -> Polygons:
+    """Sort polygons by class; the order within a class stays."""
+    order = np.argsort(polygons.class_index, kind="stable")
     rings = _slices(polygons.polygon, order)
     vertices = _slices(polygons.ring, rings)
     columns = {field.name: getattr(polygons, field.name) for field in fields(Polygons)}
@@ -87,7 +89,7 @@ def sorted_by_kind(polygons: Polygons) -> Polygons:
 
 
 def _slices(starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers from starts[i] to starts[i + 1], for each i of an order."""
+    """Return the indices from starts[i] to starts[i + 1] for each i in `order`."""
     size = np.diff(starts)[order]
     return np.repeat(starts[order] - _offsets(size)[:-1], size) + np.arange(size.sum())
 
@@ -96,34 +98,34 @@ def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
 
 
-def _appended(starts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _concatenate_offsets(starts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return _offsets(np.concatenate([np.diff(one) for one in starts]))
 
 
 @compiled
-def _write_binary(raw, ring, polygon, parts, out):  # type: ignore[no-untyped-def]
+def _write_binary(raw, ring, polygon, parts, out):
     n = group = 0
     for p in range(polygon.size - 1):
         while group + 1 < parts.size and parts[group] == p:
-            n = _head(out, n, _MULTIPOLYGON, parts[group + 1] - parts[group])
+            n = _write_head(out, n, _MULTIPOLYGON, parts[group + 1] - parts[group])
             group += 1
-        n = _head(out, n, _POLYGON, polygon[p + 1] - polygon[p])
+        n = _write_head(out, n, _POLYGON, polygon[p + 1] - polygon[p])
         for r in range(polygon[p], polygon[p + 1]):
             start, end = ring[r], ring[r + 1]
-            n = _number(out, n, end - start)
+            n = _write_number(out, n, end - start)
             for k in range(_VERTEX_BYTES * start, _VERTEX_BYTES * end):
                 out[n] = raw[k]
                 n += 1
 
 
 @compiled
-def _head(out, n, kind, count):  # type: ignore[no-untyped-def]
-    out[n] = 1  # the least byte first
-    return _number(out, _number(out, n + 1, kind), count)
+def _write_head(out, n, geometry_type, count):
+    out[n] = 1  # little-endian
+    return _write_number(out, _write_number(out, n + 1, geometry_type), count)
 
 
 @compiled
-def _number(out, n, number):  # type: ignore[no-untyped-def]
+def _write_number(out, n, number):
     for k in range(4):
         out[n + k] = number >> (8 * k) & 255
     return n + 4

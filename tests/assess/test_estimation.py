@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segkit.assess import Stratum, estimate, estimate_points, sample_size
+from segkit.assess import Stratum, estimate, estimate_points, estimation, sample_size
 from segkit.errors import DataError
 from segkit.evaluation.metrics import disagreement
 
@@ -107,7 +107,7 @@ def test_points_of_strata_that_are_the_classes_give_the_count_matrix_numbers(dat
         assert points.proportions.trace() == pytest.approx(points.overall)
 
 
-def test_a_stratum_is_used_up_without_error():
+def test_a_fully_sampled_stratum_has_no_variance():
     """All of its pixels were looked at: nothing is left to vary."""
     assert estimate([[3, 1], [2, 6]], [1.0, 2.0], population=[4, 8]).overall_se == 0
     partly = estimate([[3, 1], [2, 6]], [1.0, 2.0], population=[8, 16])
@@ -125,21 +125,21 @@ def test_one_sample_has_no_variance():
     assert said["per_class"]["2"]["users_se"] == pytest.approx(np.sqrt(0.8 * 0.2 / 9))
 
 
-def test_what_the_sample_does_not_show_is_undefined():
+def test_classes_without_samples_are_undefined():
     found = estimate([[0, 0, 0], [0, 8, 2], [0, 1, 7]], [0.0, 20.0, 30.0])
     assert np.isnan([found.users[0], found.producers[0], found.users_se[0], found.producers_se[0]]).all()
     assert (found.area[0], found.area_se[0]) == (0, 0)
     assert found.summary()["per_class"]["1"]["users"] is None
 
 
-def test_points_that_nobody_filled_are_counted():
+def test_unlabelled_points_are_counted():
     strata = {name: Stratum(name, 10.0) for name in "ABCD"}
     whole = estimate_points(stehman(), strata)
     more = pandas.concat(
         [stehman(), pandas.DataFrame({"stratum": list("ABC"), "map_class": "A", "ref_class": [None, "", " "]})]
     )
     found = estimate_points(more, strata)
-    assert (found.unfilled, whole.unfilled) == (3, 0)
+    assert (found.unlabelled, whole.unlabelled) == (3, 0)
     np.testing.assert_array_equal(found.counts, whole.counts)
     np.testing.assert_array_equal(found.area_se, whole.area_se)
     assert found.summary()["unfilled"] == 3
@@ -149,13 +149,13 @@ def test_points_that_nobody_filled_are_counted():
     ("change", "said"),
     [
         (lambda frame: frame.drop(columns="ref_class"), "no column ref_class; they have stratum, map_class"),
-        (lambda frame: frame.assign(stratum="Z"), "stratum is 'Z' at some point; the strata are 'A', 'B'"),
+        (lambda frame: frame.assign(stratum="Z"), "stratum of a point is 'Z'; the strata are 'A', 'B'"),
         (lambda frame: frame[frame["stratum"] != "C"], "C: has no sample with a reference class"),
-        (lambda frame: frame.assign(map_class=None), "a point has no stratum or no class of the map"),
-        (lambda frame: frame.assign(ref_class="forrest"), "ref_class is 'forrest' at some point; the classes are"),
+        (lambda frame: frame.assign(map_class=None), "a point has no stratum or no map class"),
+        (lambda frame: frame.assign(ref_class="forrest"), "ref_class of a point is 'forrest'; the classes are"),
     ],
 )
-def test_points_that_cannot_be_used_are_told(change, said):
+def test_invalid_points_are_errors(change, said):
     strata = {name: Stratum(name, 10.0) for name in "ABCD"}
     with pytest.raises(DataError, match=said):
         estimate_points(change(stehman()), strata, classes={one: one for one in "ABCD"})
@@ -166,14 +166,14 @@ def test_points_that_cannot_be_used_are_told(change, said):
     [
         ([[1, 2]], [1.0], r"counts has the shape \(1, 2\)"),
         ([[3, 1], [0, 2]], [1.0], "counts has 2 classes, mapped_area 1"),
-        ([[3, -1], [0, 2]], [1.0, 1.0], "something else than counts"),
-        ([[3, 0.5], [0, 2]], [1.0, 1.0], "something else than counts"),
+        ([[3, -1], [0, 2]], [1.0, 1.0], "values that are not counts"),
+        ([[3, 0.5], [0, 2]], [1.0, 1.0], "values that are not counts"),
         ([[3, 1], [0, 0]], [1.0, 1.0], "2: has no sample with a reference class"),
         ([[3, 1], [0, 2]], [1.0, np.nan], "2: its area is nan"),
         ([[3, 1], [0, 2]], [0.0, 0.0], "the strata have no area"),
     ],
 )
-def test_counts_that_cannot_be_used_are_told(counts, areas, said):
+def test_invalid_counts_are_errors(counts, areas, said):
     with pytest.raises(DataError, match=said):
         estimate(counts, areas)
     with pytest.raises(DataError, match="A: has 4 samples, but 3 pixels"):
@@ -200,20 +200,33 @@ def simulated(runs, *, weighted):
     # Where pixels differ, so do those of clearings.
     hectares = np.where(random.random(len(shown)) < 0.5, 0.8, 1.2 + 0.2 * true) if weighted else np.ones(len(shown))
     strata = {one: Stratum(str(one), hectares[stratum == one].sum(), size[one]) for one in range(3)}
+    # Samples of one kind are interchangeable, so thousands of runs are fast with one row per kind.
+    pixels = pandas.DataFrame({"stratum": stratum, "map": shown, "reference": true, "weight": hectares})
+    kinds = pixels.drop_duplicates(ignore_index=True)
+    kind = pixels.merge(kinds.reset_index(), how="left")["index"].to_numpy()
     starts, found = np.cumsum([0, *size[:-1]]), []
-    for _ in range(runs):
+    for run in range(runs):
         parts = [start + random.choice(n, k, replace=False) for start, n, k in zip(starts, size, draws, strict=True)]
         chosen = np.concatenate(parts)
-        frame = pandas.DataFrame(
-            {"stratum": stratum[chosen], "map_class": shown[chosen], "ref_class": true[chosen], "ha": hectares[chosen]}
-        )
-        one = estimate_points(frame, strata, classes={0: "forest", 1: "clearing"}, weight="ha" if weighted else None)
+        number = np.bincount(kind[chosen], minlength=len(kinds))
+        rows = kinds.assign(number=number)[number > 0]
+        one = estimation._estimate(rows, list(strata.values()), ("forest", "clearing"), np.full(2, np.nan))
+        if run % 100 == 0:
+            by_point = estimate_points(
+                pixels.iloc[chosen],
+                strata,
+                classes={0: "forest", 1: "clearing"},
+                mapped="map",
+                reference="reference",
+                weight="weight" if weighted else None,
+            )
+            np.testing.assert_allclose([one.area, one.area_se], [by_point.area, by_point.area_se], rtol=1e-12)
         found.append((one.area[1], one.area_ci[1]))
     return (*np.transpose(found), hectares[true == 1].sum(), hectares[shown == 1].sum())
 
 
 @pytest.mark.parametrize(("weighted", "runs", "slack"), [(False, 2000, 0.02), (True, 500, 0.03)])
-def test_the_interval_covers_the_truth_as_often_as_it_says(weighted, runs, slack):
+def test_95_percent_intervals_cover_the_truth_in_95_percent_of_runs(weighted, runs, slack):
     areas, half, truth, mapped = simulated(runs, weighted=weighted)
     assert (np.abs(areas - truth) <= half).mean() == pytest.approx(0.95, abs=slack)
     assert abs(areas.mean() - truth) < 4 * areas.std() / np.sqrt(runs)

@@ -13,7 +13,7 @@ from affine import Affine
 from maps import NODATA, write_map
 
 from segkit.assess import design, estimate, estimate_sample
-from segkit.assess.points import _form
+from segkit.assess.points import _form_style
 from segkit.errors import DataError, OutputError, OutputExistsError, UsageError
 
 CLASSES = {0: "forest", 1: "clearing", 2: "water"}
@@ -51,15 +51,15 @@ def fill(path, truth, *, share=1.0):
     return drawn, said
 
 
-def test_the_whole_loop(place, tmp_path):
+def test_design_interpret_estimate(place, tmp_path):
     folder, truth, shown = place
-    made = design(folder / "map.tif", tmp_path / "points.gpkg", samples=600, minimum=100, seed=2)
+    made = design(folder / "map.tif", tmp_path / "points.gpkg", samples=600, min_per_stratum=100, seed=2)
     assert sum(made.samples) == 600
     assert min(made.samples) == 100
     with rasterio.open(folder / "map.tif") as file:
-        from segkit.io.raster import grid_of
+        from segkit.io.raster import read_grid
 
-        hectares = grid_of(file).hectares()
+        hectares = read_grid(file).hectares()
     for part, code in zip(made.strata, CLASSES, strict=True):
         assert (part.name, part.pixels) == (CLASSES[code], (shown == code).sum())
         assert part.hectares == pytest.approx(hectares[shown == code].sum(), rel=1e-4)
@@ -73,15 +73,15 @@ def test_the_whole_loop(place, tmp_path):
     assert (np.abs(found.area[:3] - true) < 1.5 * found.area_ci[:3]).all()
     np.testing.assert_allclose(found.mapped_area[:3], [part.hectares for part in made.strata])
     assert found.overall == pytest.approx((truth == shown)[inside].mean(), abs=2 * found.overall_ci)
-    assert (found.mapped_area[3], found.area[3], found.unfilled) == (0, 0, 0)
-    less = estimate_sample(folder / "map.tif", tmp_path / "points.gpkg", correct_finite=True)
+    assert (found.mapped_area[3], found.area[3], found.unlabelled) == (0, 0, 0)
+    less = estimate_sample(folder / "map.tif", tmp_path / "points.gpkg", finite_population_correction=True)
     assert less.overall_se < found.overall_se
     assert made.expected_error == pytest.approx(found.overall_se, rel=0.5)
 
 
-def test_the_interpreter_sees_nothing_of_the_map(place, tmp_path):
+def test_points_do_not_reveal_the_map_class(place, tmp_path):
     folder, _, _ = place
-    design(folder / "map.tif", tmp_path / "points.gpkg", samples=60, minimum=10)
+    design(folder / "map.tif", tmp_path / "points.gpkg", samples=60, min_per_stratum=10)
     points = geopandas.read_file(tmp_path / "points.gpkg", layer="points")
     assert list(points.columns) == ["id", "ref_class", "note", "geometry"]
     assert points["ref_class"].isna().all()
@@ -97,23 +97,31 @@ def test_the_interpreter_sees_nothing_of_the_map(place, tmp_path):
     assert styles["f_table_name"].tolist() == ["points"]
     assert all(f'value="{name}"' in styles["styleQML"][0] for name in (*CLASSES.values(), "ice"))
     assert 'type="ValueMap"' in styles["styleQML"][0]
-    design(folder / "map.tif", tmp_path / "points.gpkg", samples=60, minimum=10, show_map=True, overwrite=True)
+    design(folder / "map.tif", tmp_path / "points.gpkg", samples=60, min_per_stratum=10, show_map=True, overwrite=True)
     shown = geopandas.read_file(tmp_path / "points.gpkg", layer="points")
     np.testing.assert_array_equal(shown["map_class"], drawn["map_class"])
     assert shown.geometry.equals(points.geometry)
-    assert "&amp;" in _form(["a & b"])
+    assert "&amp;" in _form_style(["a & b"])
 
 
-def test_a_sample_from_the_error_that_is_wanted(place, tmp_path):
+def test_sample_size_from_a_target_standard_error(place, tmp_path):
     folder, _, _ = place
-    made = design(folder / "map.tif", tmp_path / "points.gpkg", error=0.02, expected={"forest": 0.8}, minimum=0)
-    assert made.expected == (0.8, 0.9, 0.9)
+    made = design(
+        folder / "map.tif",
+        tmp_path / "points.gpkg",
+        target_se=0.02,
+        expected_users_accuracy={"forest": 0.8},
+        min_per_stratum=0,
+    )
+    assert made.expected_users_accuracy == (0.8, 0.9, 0.9)
     assert made.expected_error == pytest.approx(0.02, rel=0.05)
 
 
 def test_a_buffer_is_a_stratum(place, tmp_path):
     folder, truth, _ = place
-    made = design(folder / "map.tif", tmp_path / "points.gpkg", samples=300, minimum=40, buffer=("clearing", 300.0))
+    made = design(
+        folder / "map.tif", tmp_path / "points.gpkg", samples=300, min_per_stratum=40, buffer=("clearing", 300.0)
+    )
     assert made.strata[-1].name == "within 300 m of clearing"
     drawn, _ = fill(tmp_path / "points.gpkg", truth)
     near = drawn[drawn["stratum"] == made.strata[-1].name]
@@ -122,25 +130,25 @@ def test_a_buffer_is_a_stratum(place, tmp_path):
     assert np.isfinite(found.area_se).all()
 
 
-def test_points_may_be_filled_in_part_in_any_order_and_lost(place, tmp_path):
+def test_points_may_be_unlabelled_reordered_and_deleted(place, tmp_path):
     folder, truth, _ = place
     path = tmp_path / "points.gpkg"
-    design(folder / "map.tif", path, samples=200, minimum=20)
+    design(folder / "map.tif", path, samples=200, min_per_stratum=20)
     fill(path, truth, share=0.8)
     first = estimate_sample(folder / "map.tif", path)
-    assert first.unfilled == 40
+    assert first.unlabelled == 40
     points = geopandas.read_file(path, layer="points")
     points["ref_class"] = points["ref_class"].map({name: str(code) for code, name in CLASSES.items()})
     points = points[points["ref_class"].notna()].sample(frac=1, random_state=0)
     pyogrio.write_dataframe(points, path, layer="points", driver="GPKG", layer_options={"OVERWRITE": "YES"})
     again = estimate_sample(folder / "map.tif", path)
-    assert (again.unfilled, again.overall_se) == (40, first.overall_se)
+    assert (again.unlabelled, again.overall_se) == (40, first.overall_se)
 
 
-def test_points_from_elsewhere_and_count_matrices(place, tmp_path):
+def test_other_points_and_count_matrices(place, tmp_path):
     folder, truth, _ = place
     path = tmp_path / "points.gpkg"
-    design(folder / "map.tif", path, samples=300, minimum=50)
+    design(folder / "map.tif", path, samples=300, min_per_stratum=50)
     fill(path, truth)
     found = estimate_sample(folder / "map.tif", path)
     points = geopandas.read_file(path, layer="points")[["ref_class", "geometry"]]
@@ -164,10 +172,10 @@ def test_points_from_elsewhere_and_count_matrices(place, tmp_path):
     np.testing.assert_allclose(counted.area, found.area, rtol=0.05)  # the weights of the pixels are missing
 
 
-def test_what_does_not_fit_is_told(place, tmp_path):
+def test_points_and_counts_that_do_not_match_the_map_are_errors(place, tmp_path):
     folder, truth, shown = place
     path = tmp_path / "points.gpkg"
-    design(folder / "map.tif", path, samples=60, minimum=10)
+    design(folder / "map.tif", path, samples=60, min_per_stratum=10)
     with pytest.raises(DataError, match="no sample with a reference class"):
         estimate_sample(folder / "map.tif", path)
     fill(path, truth)
@@ -184,9 +192,9 @@ def test_what_does_not_fit_is_told(place, tmp_path):
     for change, said in (
         (
             {"ref_class": "forrest"},
-            "ref_class is 'forrest' at some point; the classes are forest, clearing, water, ice",
+            "ref_class of a point is 'forrest'; the classes are forest, clearing, water, ice",
         ),
-        ({"id": 7}, "ids are not those that were drawn"),
+        ({"id": 7}, "the ids of its points are not those that were drawn"),
     ):
         pyogrio.write_dataframe(
             points.assign(**change), path, layer="points", driver="GPKG", layer_options={"OVERWRITE": "YES"}
@@ -202,23 +210,26 @@ def test_what_does_not_fit_is_told(place, tmp_path):
             geopandas.GeoDataFrame(
                 {"ref_class": ["forest"]}, geometry=geopandas.points_from_xy([20.001], [64.9]), crs=4326
             ),
-            "1 of its 1 points lie where the map holds no data",
+            "1 of its 1 points lie on nodata of the map",
         ),
     ):
         change.to_file(tmp_path / "own.geojson")
         with pytest.raises(DataError, match=said):
             estimate_sample(folder / "map.tif", tmp_path / "own.geojson")
     (tmp_path / "counts.csv").write_text("map,forest,ice cream\nforest,3,1\nice cream,1,3\n")
-    with pytest.raises(DataError, match="'ice cream' is no class of the map"):
+    with pytest.raises(DataError, match="'ice cream' is not a class of the map"):
         estimate_sample(folder / "map.tif", tmp_path / "counts.csv")
 
 
-def test_designs_that_cannot_be_are_told(place, tmp_path):
+def test_invalid_designs_are_errors(place, tmp_path):
     folder, _, _ = place
     for options, said in (
-        ({}, "either how many samples, or the standard error"),
-        ({"samples": 10, "error": 0.1}, "either how many samples, or the standard error"),
-        ({"samples": 100, "expected": {"rock": 0.5}}, "has no stratum 'rock'; it has forest, clearing, water"),
+        ({}, "either the number of samples or the target standard error"),
+        ({"samples": 10, "target_se": 0.1}, "either the number of samples or the target standard error"),
+        (
+            {"samples": 100, "expected_users_accuracy": {"rock": 0.5}},
+            "has no stratum 'rock'; its strata are forest, clearing, water",
+        ),
         ({"samples": 100}, "too few for 3 strata of at least 50 each"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -231,7 +242,7 @@ def test_designs_that_cannot_be_are_told(place, tmp_path):
         design(folder / "map.tif", tmp_path / "points.gpkg", samples=200)
 
 
-def test_a_sample_that_cannot_be_written_is_told(place, tmp_path, monkeypatch):
+def test_a_sample_that_cannot_be_written_is_an_error(place, tmp_path, monkeypatch):
     """A full disk, as pyogrio tells it, and as Python does."""
     for error in (pyogrio.errors.FeatureError("database or disk is full"), OSError(28, "No space left on device")):
 
@@ -240,5 +251,5 @@ def test_a_sample_that_cannot_be_written_is_told(place, tmp_path, monkeypatch):
 
         monkeypatch.setattr(pyogrio, "write_dataframe", full)
         with pytest.raises(OutputError, match=r"points\.gpkg could not be written: .*(disk is full|No space left)"):
-            design(place[0] / "map.tif", tmp_path / "points.gpkg", samples=100, minimum=5)
+            design(place[0] / "map.tif", tmp_path / "points.gpkg", samples=100, min_per_stratum=5)
         assert not list(tmp_path.iterdir())

@@ -19,19 +19,20 @@ from house import modules
 from synthetic import segmenter, write_raster
 
 from segkit.cli import app
+from segkit.cli.root import RENAMED_OPTIONS
 from segkit.cli.root import app as command_line
-from segkit.errors import KEY, OPTION, RECIPE, can_follow, offering, ways
+from segkit.errors import KEY_PATTERN, OPTION_PATTERN, RECIPE_OPTION, is_applicable, limit_suggestions, suggest
 from segkit.recipe.schema import Data, LabelSource, Model, Train
-from segkit.task.task import Task
+from segkit.task import Task
 
 COMMAND = re.compile(r"\bsegkit (?!reads|cannot|does)([a-z]+)\b")
-# These name an option because it was given, so the command has it; the last is what `ways` itself looks for.
+# These name an option because it was given, so the command has it; the last is what `suggest` itself looks for.
 GIVEN = {
     ("segkit.reporting.report", "report"),
-    ("segkit.io.region", "read_area"),
+    ("segkit.io.region", "read_aoi"),
     ("segkit.recipe.schema", "Recipe.load"),
     ("segkit.recipe.yaml", "split_override"),
-    ("segkit.errors", "RECIPE"),
+    ("segkit.errors", "RECIPE_OPTION"),
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -175,12 +176,12 @@ def reached(*start):
 
 @cache
 def literals(tree):
-    """Return (text, whether it is an argument of `ways`) of what a program says; not of what describes it."""
+    """Return (text, whether it is an argument of `suggest`) of what a program says; not of what describes it."""
     hidden = {id(node.body[0].value) for node in ast.walk(tree) if described(node)}
     filtered = {
         id(one)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "ways"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "suggest"
         for one in ast.walk(node)
     }
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -199,16 +200,19 @@ def test_options_that_a_message_names_are_those_of_each_command_that_can_show_it
             if (module, name) in GIVEN or (module.startswith("segkit.cli.") and (module, name) != command):
                 continue
             for text, filtered in literals(tree):
-                seen |= set(OPTION.findall(text))
+                seen |= set(OPTION_PATTERN.findall(text))
                 if not filtered:
-                    faults |= {(option, f"{module}.{name}", command) for option in set(OPTION.findall(text)) - options}
+                    faults |= {
+                        (option, f"{module}.{name}", command) for option in set(OPTION_PATTERN.findall(text)) - options
+                    }
     assert not sorted(faults)
-    assert {"--vrt", "--overwrite", "--tile", "--names", "--to-crs", "--resume", "--insecure"} <= seen
+    assert {"--vrt", "--overwrite", "--tile", "--class-names", "--to-crs", "--resume", "--insecure"} <= seen
 
 
 def test_all_options_keys_and_commands_that_are_named_exist():
     options = {option for each in commands().values() for option in each} | {"--help"}
     options |= {option for one in typer.main.get_command(command_line).params for option in one.opts}
+    options |= set(RENAMED_OPTIONS)  # which are named with the new ones
     names = {one.replace("_", " ").split()[0] for _, one in commands()}
     parts = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
     keys = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
@@ -217,19 +221,19 @@ def test_all_options_keys_and_commands_that_are_named_exist():
     assert keys == app._keys()
     for name, module in house().items():
         for text, _ in literals(module.tree):
-            assert set(OPTION.findall(text)) <= options, (name, text)
-            assert set(KEY.findall(text)) <= keys | files | {"task.description", "task.speed"}, (name, text)
+            assert set(OPTION_PATTERN.findall(text)) <= options, (name, text)
+            assert set(KEY_PATTERN.findall(text)) <= keys | files | {"task.description", "task.speed"}, (name, text)
             assert set(COMMAND.findall(text)) <= names, (name, text)
 
 
 def test_each_advice_leaves_something_to_do_or_belongs_to_the_command():
-    assert ways("add --vrt", "convert it") == "; add --vrt, or convert it"
-    with offering({"--vrt"}):
-        assert ways("add --vrt", "set data.resample: true") == "; add --vrt"
-    with offering({RECIPE}):
-        assert ways("add --vrt", "set data.resample: true") == "; set data.resample: true"
-        assert ways("add --vrt") == ""
-    assert can_follow("convert it", set())
+    assert suggest("add --vrt", "convert it") == "; add --vrt, or convert it"
+    with limit_suggestions({"--vrt"}):
+        assert suggest("add --vrt", "set data.resample: true") == "; add --vrt"
+    with limit_suggestions({RECIPE_OPTION}):
+        assert suggest("add --vrt", "set data.resample: true") == "; set data.resample: true"
+        assert suggest("add --vrt") == ""
+    assert is_applicable("convert it", set())
 
 
 @pytest.fixture
@@ -264,10 +268,10 @@ VIRTUAL = {
     "predict": "predict {0}/m.safetensors {0}/v.vrt -o {0}/o.tif",
     "vectorize": "vectorize {0}/v.vrt {0}/o.gpkg",
     "evaluate": "evaluate {0}/v.vrt --labels {0}/labels.tif",
-    "labels": "evaluate {0}/map.tif --labels {0}/v.vrt --names {0}/names.csv",
+    "labels": "evaluate {0}/map.tif --labels {0}/v.vrt --class-names {0}/names.csv",
     "change": "change {0}/v.vrt {0}/map.tif -o {0}/o.tif",
     "design": "assess design {0}/v.vrt -n 9 -o {0}/o.gpkg",
-    "report": "report {0}/map.tif --images {0}/v.vrt --names {0}/names.csv -o {0}/o.html",
+    "report": "report {0}/map.tif --images {0}/v.vrt --class-names {0}/names.csv -o {0}/o.html",
 }
 
 
@@ -280,8 +284,8 @@ def test_a_virtual_raster_is_refused_with_advice_of_the_command(place, say, comm
 
 RESAMPLED = {
     "stack": "predict {0}/m.safetensors {0}/scene.tif {0}/moved.tif --stack -o {0}/o.tif",
-    "map": "evaluate {0}/map.tif --labels {0}/labels.tif --names {0}/names.csv",
-    "without a CRS": "evaluate {0}/map.tif --labels {0}/nowhere.tif --names {0}/names.csv",
+    "map": "evaluate {0}/map.tif --labels {0}/labels.tif --class-names {0}/names.csv",
+    "without a CRS": "evaluate {0}/map.tif --labels {0}/nowhere.tif --class-names {0}/names.csv",
 }
 
 
@@ -300,7 +304,7 @@ def test_check_advises_resampling_where_it_works(place, say, tmp_path, capsys):
         if not advised:
             write_raster(place / "nowhere.tif", np.ones((1, 31, 32), np.uint8), crs=None)
         data = f"{{train: {{images: {place}/scene.tif, labels: {place}/{label}.tif}}, val: null}}"
-        (tmp_path / "r.yaml").write_text(f"name: r\ntask: {task}\ndata: {data}\ntrain: {{keep: last}}\n")
+        (tmp_path / "r.yaml").write_text(f"name: r\ntask: {task}\ndata: {data}\ntrain: {{checkpoint: last}}\n")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["segkit", "check", str(tmp_path / "r.yaml")])
             with pytest.raises(SystemExit):
@@ -319,5 +323,8 @@ def test_a_map_that_is_not_there_is_no_model_without_scenes(place, say):
 def test_a_key_of_a_recipe_is_explained_where_none_is_given(place, say):
     write_raster(place / "odd.tif", np.full((1, 32, 32), 77, np.uint8))
     line = say("evaluate", place / "m.safetensors", "--images", place / "scene.tif", "--labels", place / "odd.tif")
-    assert "keys of a recipe, and this command takes none: change the files, or the recipe and train again)" in line
+    assert (
+        "keys of the recipe, which this command does not take: change the files, or change the recipe and train again)"
+        in line
+    )
     assert "data.ignore" in line

@@ -12,9 +12,11 @@ import yaml
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit.cli import app as cli
+from segkit.cli.root import RENAMED_OPTIONS
+from segkit.cli.tables import print_summary
 from segkit.errors import UsageError
 from segkit.inference.predict import Summary
-from segkit.inference.settings import Choice
+from segkit.inference.settings import ResolvedSettings
 
 COMMANDS = [
     "assess",
@@ -51,7 +53,7 @@ def place(tmp_path):
     """Two pairs, a recipe and a model in tmp_path."""
     write_pair(tmp_path, "binary", "a")
     write_pair(tmp_path, "binary", "b", seed=1)
-    recipe = recipe_for(tmp_path, "binary", train={"epochs": 1, "steps": 1})
+    recipe = recipe_for(tmp_path, "binary", train={"epochs": 1, "steps_per_epoch": 1})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
     segmenter(tmp_path).save(tmp_path / "model.safetensors")
     return tmp_path
@@ -77,7 +79,7 @@ BAD = {
         None,
         ("train", "recipes.yaml"),
         2,
-        "recipes.yaml: no such recipe; check the spelling and the folder",
+        "recipes.yaml: no such recipe; check the spelling and the current folder",
     ),
     "no images": (
         None,
@@ -101,7 +103,7 @@ BAD = {
         None,
         (*OVERLAPPING, "--heads", "softmax,sigmoid"),
         2,
-        "task.head=softmax: task: softmax makes classes exclude each other",
+        "task.head=softmax: task: softmax makes classes mutually exclusive",
     ),
     "no values to vary": (
         None,
@@ -109,7 +111,7 @@ BAD = {
         2,
         "--vary train.epochs: write it as key=value,value",
     ),
-    "no seed": (None, ("compare", "recipe.yaml", "--seeds", "a"), 2, "--seeds: 'a' is no whole number"),
+    "no seed": (None, ("compare", "recipe.yaml", "--seeds", "a"), 2, "--seeds: 'a' is not a whole number"),
     "wrong type": (
         None,
         ("train", "recipe.yaml", "--set", "train.epochs=many"),
@@ -136,13 +138,13 @@ BAD = {
         shifted,
         ("train", "recipe.yaml"),
         1,
-        "labels/a.tif lies on another grid than its image (transform",
+        "labels/a.tif is on another grid than its image (transform",
     ),
     "unknown code": (
         lambda place: write_raster(place / "labels" / "a.tif", np.full((96, 96), 3, np.uint8)),
         ("train", "recipe.yaml"),
         1,
-        "labels/a.tif: code 3 (9216 pixels) is not in the task, which knows 0, 7",
+        "labels/a.tif: code 3 (9216 pixels) is not defined, the task defines 0, 7",
     ),
     "no output folder": (
         None,
@@ -238,7 +240,7 @@ def test_ctrl_c_is_130(segkit, monkeypatch, where):
     monkeypatch.setattr("segkit.recipe.schema.schema", stop)
     code, _, err = segkit("schema")
     assert code == 130
-    assert err.strip() == "segkit: interrupted; what was finished before is there, nothing is half-written"
+    assert err.strip() == "segkit: interrupted; no partial output is left"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -268,9 +270,17 @@ def test_a_map_is_assessed(segkit, place):
     codes = np.kron([[0, 1], [1, 7]], np.ones((20, 20))).astype(np.uint8)
     write_raster(place / "map.tif", codes, nodata=7)
     (place / "names.csv").write_text("value,name\n0,forest\n1,clearing\n")
-    design = ("assess", "design", "map.tif", "-o", "points.gpkg", "--names", "names.csv")
+    design = ("assess", "design", "map.tif", "-o", "points.gpkg", "--class-names", "names.csv")
     code, out, err = segkit(
-        *design, "-n", "60", "--minimum", "10", "--expect", "clearing=0.7", "--buffer", "clearing:20m"
+        *design,
+        "-n",
+        "60",
+        "--min-per-stratum",
+        "10",
+        "--expected-users-accuracy",
+        "clearing=0.7",
+        "--buffer",
+        "clearing:20m",
     )
     assert (code, err) == (0, "")
     assert out.splitlines()[0].split() == ["stratum", "pixels", "hectares", "expected", "points"]
@@ -278,11 +288,11 @@ def test_a_map_is_assessed(segkit, place):
     for words, said in (
         (("-n", "2"), "2 samples are too few for 2 strata"),
         (
-            ("-n", "60", "--expect", "clearing"),
+            ("-n", "60", "--expected-users-accuracy", "clearing"),
             "'clearing' is not CLASS=SHARE, as forest=0.95; see segkit assess design --help",
         ),
         (("-n", "60", "--buffer", ":60"), "is not CLASS:METRES"),
-        ((), "say either how many samples, or the standard error"),
+        ((), "give either the number of samples or the target standard error"),
     ):
         code, _, err = segkit(*design, "--overwrite", *words)
         assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
@@ -291,7 +301,7 @@ def test_a_map_is_assessed(segkit, place):
     points["ref_class"] = np.array(["forest", "clearing"])[codes[rows.astype(int), columns.astype(int)]]
     points.loc[3, "ref_class"] = None
     points.to_file(place / "points.gpkg", layer="points")
-    estimate = ("assess", "estimate", "map.tif", "points.gpkg", "--names", "names.csv")
+    estimate = ("assess", "estimate", "map.tif", "points.gpkg", "--class-names", "names.csv")
     code, out, _ = segkit(*estimate, *(word for end in ("json", "csv", "png") for word in ("-o", f"areas.{end}")))
     assert code == 0
     assert "overall accuracy 1.0000 ± 0.0000" in out
@@ -301,7 +311,7 @@ def test_a_map_is_assessed(segkit, place):
     assert (place / "areas.csv").read_text().startswith("class,mapped_ha,area_ha,area_ha_se,area_ha_ci95,users")
     assert (place / "areas.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = segkit(*estimate, "-o", "areas.xlsx")
-    assert (code, "an estimate is written as .json, .csv, .png" in err) == (2, True)
+    assert (code, "estimates are written as .json, .csv, .png" in err) == (2, True)
     assert segkit(*estimate, "-o", "areas.json")[0] == 2  # it is there
     assert segkit("assess")[0] == 2
 
@@ -311,17 +321,17 @@ def test_a_map_is_scored_and_a_model_needs_scenes(segkit, place):
     write_raster(place / "map.tif", codes)
     write_raster(place / "truth.tif", np.where(np.arange(40) < 2, 255, codes).astype(np.uint8))
     (place / "names.csv").write_text("value,name,background\n0,forest,yes\n1,clearing,no\n")
-    score = ("evaluate", "map.tif", "--labels", "truth.tif", "--names", "names.csv")
+    score = ("evaluate", "map.tif", "--labels", "truth.tif", "--class-names", "names.csv")
     code, out, err = segkit(*score, "--ignore", "255", "-o", "scores.json")
     assert (code, err) == (0, "")
     assert "boundary_f1" in out.splitlines()[0]
     assert json.loads((place / "scores.json").read_text())["pixels"] == 40 * 38
     for words, said in (
-        ((*score, "--images", "images"), "map.tif is a map, which has no images"),
+        ((*score, "--images", "images"), "map.tif is a map, which needs no images"),
         (("evaluate", "model.safetensors", "--labels", "labels"), "a model needs scenes"),
         (
             ("evaluate", "model.safetensors", "--labels", "labels", "--images", "images", "--ignore", "3"),
-            "a model has its own",
+            "a model file holds its own",
         ),
     ):
         code, _, err = segkit(*words)
@@ -379,7 +389,7 @@ def test_a_check_that_finds_a_problem_fails(segkit, place):
     shifted(place)
     code, out, _ = segkit("check", "recipe.yaml")
     assert code == 1
-    assert "lies on another grid" in out
+    assert "is on another grid" in out
 
 
 def test_a_check_with_a_picture(segkit, place):
@@ -415,7 +425,7 @@ def test_a_comparison_is_a_table_and_a_matrix(segkit, place):
     code, again, err = segkit(*command)
     assert (code, again) == (0, out)
     assert err == "".join(
-        f"training {number} of 2, both/{head}/seed1: finished already\n"
+        f"training {number} of 2, both/{head}/seed1: already finished\n"
         for number, head in enumerate(("softmax", "sigmoid"), 1)
     )
 
@@ -436,7 +446,7 @@ def test_what_has_no_partner_is_told(segkit, place):
     (place / "labels/b.tif").unlink()
     code, _, err = segkit("evaluate", "model.safetensors", "--images", "images", "--labels", "labels")
     assert code == 0
-    assert err == "evaluate: left out, without a partner: images/b.tif\n"
+    assert err == "evaluate: not used, no matching image or label: images/b.tif\n"
 
 
 def test_the_cache_is_shown_and_cleared(segkit, place, monkeypatch):
@@ -450,9 +460,9 @@ def test_the_cache_is_shown_and_cleared(segkit, place, monkeypatch):
 
 
 def test_the_version_and_the_help(segkit):
-    from importlib.metadata import version
+    from segkit.runtime.version import VERSION
 
-    assert segkit("--version") == (0, f"segkit {version('segkit')}\n", "")
+    assert segkit("--version") == (0, f"segkit {VERSION}\n", "")
     code, out, said = segkit()
     assert (code, said) == (0, "")
     assert out.rstrip("\n") == segkit("--help")[1].rstrip("\n")
@@ -471,18 +481,18 @@ def test_a_warning_is_one_line(segkit, place):
         check=True,
     )
     (line,) = (line for line in said.stderr.splitlines() if not line.startswith("vectorize: "))  # its progress
-    assert line.startswith("segkit: warning: map.tif: area_ha and perim_m stay empty")
+    assert line.startswith("segkit: warning: map.tif: area_ha and perim_m are empty")
 
 
 # A command that writes, and goes on until it is ended.
 WAITS = """
 import time
 from segkit.cli import app as cli
-from segkit.io.files import staged
+from segkit.io.files import atomic_write
 
 @cli.app.command()
 def wait(path: str) -> None:
-    with staged(path) as part:
+    with atomic_write(path) as part:
         part.write_text("half")
         print("at work", flush=True)
         time.sleep(60)
@@ -513,7 +523,7 @@ def test_a_signal_ends_a_command_and_leaves_nothing_half_written(tmp_path, name,
     said = process.communicate(timeout=30)[1]
     what = "interrupted" if code == 130 else f"ended by {name}"
     assert process.returncode == code, said
-    assert said == f"segkit: {what}; what was finished before is there, nothing is half-written\n"
+    assert said == f"segkit: {what}; no partial output is left\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -584,22 +594,22 @@ def outputs_that_meet(place):
     (place / "scores.json").write_text("{}")
     evaluate = ("evaluate", "model.safetensors", "--images", "images", "--labels", "labels", "--overwrite")
     return {
-        "one file": [
+        "to the same file": [
             ("change", "map.tif", "other.tif", "-o", "x.tif", "--table", "sub/../x.tif"),
             ("predict", "model.safetensors", "images/a.tif", "-o", "x.tif", "--confidence", "x.tif"),
             ("predict", "model.safetensors", "images/a.tif", "-o", "x.tif", "--vector", "x.tif.bands"),
             ("assess", "estimate", "map.tif", "points.csv", "-o", "x.csv", "-o", "./x.csv"),
         ],
-        "is read": [
+        "is an input": [
             ("change", "map.tif", "other.tif", "-o", "sub/../map.tif", "--overwrite"),
             ("predict", "model.safetensors", "images/a.tif", "-o", "x.tif", "--aoi", "x.gpkg", "--vector", "x.gpkg"),
-            ("vectorize", "map.tif", "x.gpkg", "--names", "x.gpkg"),
+            ("vectorize", "map.tif", "x.gpkg", "--class-names", "x.gpkg"),
             (*evaluate, "-o", "images/a.tif"),
             (*evaluate, "-o", "labels/b.tif"),
             (*evaluate, "-o", "model.safetensors"),
             ("check", "recipe.yaml", "--picture", "labels/a.tif", "--overwrite"),
             ("check", "recipe.yaml", "--picture", "recipe.yaml", "--overwrite"),
-            ("assess", "design", "map.tif", "-o", "x.gpkg", "--names", "x.gpkg", "-n", "9"),
+            ("assess", "design", "map.tif", "-o", "x.gpkg", "--class-names", "x.gpkg", "-n", "9"),
             ("assess", "estimate", "map.tif", "points.csv", "-o", "points.csv", "--overwrite"),
             ("train", "recipe.yaml", "-o", ".", "--overwrite", "--set", "train.epochs=2"),
             (
@@ -612,7 +622,7 @@ def outputs_that_meet(place):
                 "--set",
                 "data.val.polygons=compare.csv",
             ),
-            ("report", "map.tif", "-o", "x.html", "--names", "x.html"),
+            ("report", "map.tif", "-o", "x.html", "--class-names", "x.html"),
             ("report", "map.tif", "--png", "sub", "--images", "sub/a.png"),
         ],
     }
@@ -649,9 +659,32 @@ CHOICE = {"tile": 64, "overlap": 8, "ramp": 8, "fixed": False, "tta": None, "com
 def test_a_summary_says_what_bf16_changes_and_a_speed(capsys, tmp_path, precision, agreement, line):
     summary = Summary(
         tmp_path / "map.tif", {"water": 5}, None, 5, 1, 0, 4.0, 0.0004096, None,
-        Choice(**CHOICE, precision=precision, agreement=agreement),
+        ResolvedSettings(**CHOICE, precision=precision, agreement=agreement),
     )  # fmt: skip
-    cli._print_summary(summary)
+    print_summary(summary)
     out = capsys.readouterr().out.splitlines()
     assert f"tile 64, overlap 8, {line}" in out
     assert "4.0 s, 0.00041 Mpx/s" in out
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_OPTIONS.items())
+def test_a_renamed_option_works_with_a_hint(monkeypatch, old, new):
+    commands = [name.split() for name in cli._commands() if new in cli._options(name.split())]
+    assert commands
+    for command in commands:
+        for form in ([old, "x"], [f"{old}=x"]):
+            hints = []
+            monkeypatch.setattr(cli, "_warn", hints.append)
+            assert cli._with_new_names([*command, *form]) == [*command, form[0].replace(old, new), *form[1:]]
+            assert hints == [f"{old} is now called {new}; the old name goes with segkit 0.4"]
+            monkeypatch.undo()
+    assert cli._with_new_names(["demo", old]) == ["demo", old]
+    assert all(old not in cli._options(command) for command in commands)
+
+
+def test_every_command_shows_examples(segkit):
+    for command in sorted(cli._commands() - {"assess"}):
+        _, out, _ = segkit(*command.split(), "--help")
+        shown = out.partition("Examples:\n")[2].split("\n")
+        assert all(line.strip().startswith(f"segkit {command}") for line in shown if line.strip()), out
+        assert shown[0].strip()

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from segkit.data.augmentation import AUGMENTATIONS, Augmentation, _Light
+from segkit.data.augmentation import AUGMENTATIONS, Augmentation, _RadiometricJitter
 from segkit.io.scene import Tile
-from segkit.task.task import IGNORE
+from segkit.task import IGNORE
 
 SIZE = 12
 BANDS = [1, 3, 6, 39, 224]
@@ -32,8 +32,8 @@ def statistics(bands):
 
 
 def arrays(changed):
-    tile, planes = changed
-    return tile.pixels, tile.valid, planes
+    tile, targets = changed
+    return tile.pixels, tile.valid, targets
 
 
 @pytest.mark.parametrize("bands", BANDS)
@@ -43,13 +43,13 @@ def test_pixels_mask_and_labels_move_together(name, bands):
     augment = Augmentation(name, *statistics(bands))
     seen = set()
     for seed in range(40):
-        pixels, valid, planes = arrays(augment(tile, planes_of(tile), seed))
+        pixels, valid, targets = arrays(augment(tile, planes_of(tile), seed))
         assert pixels.dtype == np.float32
-        assert planes.dtype == np.int16
+        assert targets.dtype == np.int16
         number = pixels[0].astype(int)
         np.testing.assert_array_equal(pixels - pixels[:1], 1000 * np.arange(bands)[:, None, None] + 0 * pixels)
         np.testing.assert_array_equal(np.sort(number.ravel()), np.arange(SIZE * SIZE))
-        np.testing.assert_array_equal(planes, np.stack([number % 5, number % 7]))
+        np.testing.assert_array_equal(targets, np.stack([number % 5, number % 7]))
         assert valid.all()
         seen.add(number.tobytes())
     assert len(seen) == (8 if name == "geometric" else 1)  # the symmetries of the square
@@ -57,20 +57,20 @@ def test_pixels_mask_and_labels_move_together(name, bands):
 
 @pytest.mark.parametrize("bands", BANDS)
 @pytest.mark.parametrize("name", ["none", "geometric", "default"])
-def test_what_is_no_data_stays_so(name, bands):
+def test_no_data_stays_no_data(name, bands):
     tile = a_tile(bands)
     augment = Augmentation(name, *statistics(bands))
     for seed in range(10):
-        pixels, valid, planes = arrays(augment(tile, planes_of(tile), seed))
+        pixels, valid, targets = arrays(augment(tile, planes_of(tile), seed))
         assert valid.dtype == bool
         assert valid.sum() == tile.valid.sum()
-        np.testing.assert_array_equal(planes[1] == -1, ~valid)
+        np.testing.assert_array_equal(targets[1] == -1, ~valid)
         np.testing.assert_array_equal(np.isnan(pixels).sum(axis=(1, 2)), np.isnan(tile.pixels).sum(axis=(1, 2)))
         assert np.isnan(pixels[:, ~valid]).all()
 
 
 @pytest.mark.parametrize("bands", [1, 3, 224])
-def test_light_is_a_gain_and_an_offset_of_each_band(bands):
+def test_jitter_is_a_gain_and_an_offset_per_band(bands):
     """Nothing is clipped: the order and the proportions of the values stay, also far from the mean and below zero."""
     tile = a_tile(bands, gone=False)
     tile = Tile(tile.pixels - 1000, tile.valid)
@@ -101,10 +101,10 @@ def changes(light, mean, draws=600):
     return gain, shift
 
 
-def test_light_keeps_the_proportions_of_the_bands():
+def test_jitter_keeps_the_ratios_of_bands():
     """A factor and something added, the same share of each band's mean: what brightness and haze do."""
     mean, std = np.array([40.0, 55.0, 60.0, 3000.0]), np.array([30.0, 14.0, 10.5, 900.0])
-    gain, shift = changes(_Light(mean, std, shared=0.1, own=0.0, probability=0.9), mean)
+    gain, shift = changes(_RadiometricJitter(mean, std, shared=0.1, per_band=0.0, probability=0.9), mean)
     assert 0.85 < len(gain) / 600 < 0.95
     np.testing.assert_allclose(gain, np.broadcast_to(gain[:, :1], gain.shape), rtol=1e-4)
     offset = shift / mean - (gain - 1)
@@ -112,26 +112,26 @@ def test_light_keeps_the_proportions_of_the_bands():
     assert np.log(gain[:, 0]).std() == pytest.approx(0.1, rel=0.15)
     assert offset[:, 0].std() == pytest.approx(0.1, rel=0.15)
     assert abs(np.corrcoef(gain[:, 0], offset[:, 0])[0, 1]) < 0.2
-    own = changes(_Light(mean, std, shared=0.0, own=0.02, probability=1.0), mean)[0]
+    own = changes(_RadiometricJitter(mean, std, shared=0.0, per_band=0.02, probability=1.0), mean)[0]
     assert np.abs(np.corrcoef(own.T) - np.eye(4)).max() < 0.2
     assert np.log(own).std() == pytest.approx(0.02, rel=0.15)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_light_does_not_move_a_band_beyond_what_it_holds(sign):
+def test_jitter_keeps_bands_in_their_range(sign):
     """Kelvin, heights, decibels: the mean is far from zero, or below it."""
     mean, std = sign * np.array([300.0, 0.3]), np.array([4.0, 0.2])
-    _, shift = changes(_Light(mean, std, shared=0.1, own=0.0, probability=1.0), mean)
+    _, shift = changes(_RadiometricJitter(mean, std, shared=0.1, per_band=0.0, probability=1.0), mean)
     expected = np.sqrt(2) * 0.1  # gain and offset
     assert shift[:, 0].std() == pytest.approx(expected * 6 * 4, rel=0.15)
     assert shift[:, 1].std() == pytest.approx(expected * 0.3, rel=0.15)
     assert (np.sign(shift[:, 0]) == np.sign(shift[:, 1])).all()
-    alone = changes(_Light(mean[:1], std[:1], shared=0.1, own=0.0, probability=1.0), mean[:1])[1]
+    alone = changes(_RadiometricJitter(mean[:1], std[:1], shared=0.1, per_band=0.0, probability=1.0), mean[:1])[1]
     assert alone.std() == pytest.approx(expected * 4, rel=0.15)
 
 
 @pytest.mark.parametrize("bands", BANDS)
-def test_a_warp_moves_pixels_mask_and_labels_together(bands):
+def test_scale_and_rotation_move_pixels_mask_and_labels_together(bands):
     """Linear interpolation of bands that are planes gives them back, but for gain and shift, which keep them planes."""
     size = 40
     rows, columns = np.indices((size, size), dtype=np.float32)
@@ -140,21 +140,21 @@ def test_a_warp_moves_pixels_mask_and_labels_together(bands):
     gone[5:12, 8:30] = True
     pixels[:, gone] = np.nan
     pixels[-1, 30:34, 4:9] = np.nan
-    planes = np.stack([(rows // 10 * 4 + columns // 10), np.where(gone, IGNORE, 3)]).astype(np.int16)
-    planes[0][gone] = IGNORE
+    targets = np.stack([(rows // 10 * 4 + columns // 10), np.where(gone, IGNORE, 3)]).astype(np.int16)
+    targets[0][gone] = IGNORE
     augment = Augmentation("strong", np.full(bands, 20.0), np.full(bands, 10.0))
     alone = Augmentation("strong", np.full(bands, 20.0), np.full(bands, 10.0))
     alone._steps = alone._steps[:2]  # without the light
     warped = 0
     for seed in range(25):
-        changed, valid, moved = arrays(augment(Tile(pixels, ~gone), planes, seed))
+        changed, valid, moved = arrays(augment(Tile(pixels, ~gone), targets, seed))
         assert (changed.dtype, valid.dtype, moved.dtype) == (np.float32, bool, np.int16)
         assert np.isnan(changed[:, ~valid]).all()
         assert (np.isnan(changed) & valid).sum() == (np.isnan(changed[-1]) & valid).sum()
         assert np.isnan(changed[-1])[valid].any()
         assert (moved[:, ~valid] == IGNORE).all()
         assert (moved[1, valid] == 3).all()
-        pixel, known, label = arrays(alone(Tile(pixels, ~gone), planes, seed))
+        pixel, known, label = arrays(alone(Tile(pixels, ~gone), targets, seed))
         if bands >= 3 and known.sum() != (~gone).sum():
             warped += 1
             # Where no missing pixel was near, the label follows from the place that the pixel came from.

@@ -21,12 +21,12 @@ from synthetic import TASKS, recipe_for, write_pair
 from synthetic import write_raster as write_synthetic
 
 from segkit.data import cache
-from segkit.data.cache import Cache, cache_folder, clear, entries
-from segkit.data.pairing import resolve
+from segkit.data.cache import Cache, cache_folder, clear_cache, list_entries
+from segkit.data.pairing import open_samples
 from segkit.errors import LabelError, RasterError
 from segkit.io.scene import Scene
-from segkit.recipe.schema import Data, Source
-from segkit.task.task import LandClass, Task
+from segkit.recipe.schema import Data, DatasetSource
+from segkit.task import LandCoverClass, Task
 from segkit.training.train import train
 
 GIGABYTES = 1.0
@@ -63,21 +63,21 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bands", [None, (3, 1)])
 def test_a_scene_reads_as_its_files_do(write_raster, monkeypatch, kind, bands):
-    monkeypatch.setattr(cache, "_STRIP_PIXELS", 7 * 50)
+    monkeypatch.setattr(cache, "_MAX_STRIP_PX", 7 * 50)
     options = KINDS[kind].copy()
-    scene = Scene.of(write_raster("scene.tif", options.pop("array"), **options), bands=bands)
+    scene = Scene.from_files(write_raster("scene.tif", options.pop("array"), **options), bands=bands)
 
     @settings(max_examples=30)
     @given(windows)
     def reads_the_same(window):
         check_same(kept, scene, window)
 
-    with Cache.opened(GIGABYTES) as own:
+    with Cache.open(GIGABYTES) as own:
         kept = own.scene(scene)
         assert kept is not scene
         reads_the_same()
         check_same(kept, scene, None)
-    [entry] = entries()
+    [entry] = list_entries()
     small = np.load(entry.path / "pixels.npy", mmap_mode="r").dtype
     # A band alone without data is what whole numbers cannot say.
     assert small == {"masked": "uint8"}.get(kind, "float32")
@@ -87,10 +87,10 @@ def test_a_scene_reads_as_its_files_do(write_raster, monkeypatch, kind, bands):
 def test_small_types_stay_small(write_raster, dtype):
     codes = noise(dtype) + np.array(1, dtype)
     codes[:, :5] = 0
-    scene = Scene.of(write_raster("scene.tif", codes, nodata=0))
-    with Cache.opened(GIGABYTES) as own:
+    scene = Scene.from_files(write_raster("scene.tif", codes, nodata=0))
+    with Cache.open(GIGABYTES) as own:
         check_same(own.scene(scene), scene, None)
-    assert np.load(entries()[0].path / "pixels.npy", mmap_mode="r").dtype == dtype
+    assert np.load(list_entries()[0].path / "pixels.npy", mmap_mode="r").dtype == dtype
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
@@ -100,9 +100,9 @@ def test_labels_read_as_their_files_do(tmp_path, kind, window):
     if not (tmp_path / "images").exists():
         write_pair(tmp_path, kind, "a", height=40, width=50)
     recipe = recipe_for(tmp_path, kind)
-    [sample] = resolve(recipe.data.train, recipe.data, recipe.task).samples
-    with Cache.opened(GIGABYTES) as own:
-        [kept] = resolve(recipe.data.train, recipe.data, recipe.task, own).samples
+    [sample] = open_samples(recipe.data.train, recipe.data, recipe.task).samples
+    with Cache.open(GIGABYTES) as own:
+        [kept] = open_samples(recipe.data.train, recipe.data, recipe.task, own).samples
         assert type(kept.labels) is not type(sample.labels)
         found = kept.labels.read(window)
         assert found.dtype == np.int16
@@ -118,13 +118,13 @@ def test_soft_labels_read_as_their_files_do(tmp_path, kind):
     write_synthetic(tmp_path / "i" / "a.tif", noise("uint8"))
     write_synthetic(tmp_path / "l" / "a.tif", shares.astype("float32"))
     labels = {"path": str(tmp_path / "l" / "a.tif"), "fractions": True}
-    source = Source(images=str(tmp_path / "i" / "a.tif"), labels=labels)
-    [plain] = resolve(source, Data(train=source), task).samples
-    with Cache.opened(GIGABYTES) as own:
-        [kept] = resolve(source, Data(train=source), task, own).samples
+    source = DatasetSource(images=str(tmp_path / "i" / "a.tif"), labels=labels)
+    [plain] = open_samples(source, Data(train=source), task).samples
+    with Cache.open(GIGABYTES) as own:
+        [kept] = open_samples(source, Data(train=source), task, own).samples
         assert type(kept.labels) is not type(plain.labels)
         assert kept.labels.soft
-        for window in (plain.scene.grid.whole, Window(-3, 2, 70, 9)):
+        for window in (plain.scene.grid.full_window, Window(-3, 2, 70, 9)):
             found = kept.labels.read(window)
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, plain.labels.read(window))
@@ -132,10 +132,10 @@ def test_soft_labels_read_as_their_files_do(tmp_path, kind):
         assert (found % 1 != 0).any()
 
 
-CLASSES = {kind: [LandClass(**one) for one in raw["classes"]] for kind, raw in TASKS.items()}
+CLASSES = {kind: [LandCoverClass(**one) for one in raw["classes"]] for kind, raw in TASKS.items()}
 
 
-def test_all_that_decides_what_labels_say_is_in_the_name_of_an_entry(tmp_path):
+def test_every_option_of_labels_changes_the_name_of_an_entry(tmp_path):
     task = Task("multilabel", tuple(CLASSES["multilabel"]))
     write_synthetic(tmp_path / "i" / "a.tif", noise("uint8"))
     first, second = (str(write_synthetic(tmp_path / n / "a.tif", np.zeros((2, 40, 50), "uint8"))) for n in "lm")
@@ -146,14 +146,14 @@ def test_all_that_decides_what_labels_say_is_in_the_name_of_an_entry(tmp_path):
     ways = [
         {"path": first},
         {"path": first, "fractions": True},
-        {"path": first, "fractions": True, "whole": 2},
+        {"path": first, "fractions": True, "full_value": 2},
         {"path": first, "classes": ["forest", "water"]},
         {"path": p, "field": "f"},
         {"path": p, "classes": ["water"]},
         {"path": p, "classes": ["forest"]},
         {"path": p, "field": "f", "values": {"water": "forest"}},
         {"path": p, "field": "f", "values": {"water": None}},
-        {"path": p, "classes": ["water"], "outside": "ignore"},
+        {"path": p, "classes": ["water"], "outside_polygons": "ignore"},
         [{"path": first}, {"path": second}],
         {"path": [p, q], "classes": ["water"]},
         [{"path": p, "classes": ["water"]}, {"path": q, "classes": ["water"]}],
@@ -161,15 +161,15 @@ def test_all_that_decides_what_labels_say_is_in_the_name_of_an_entry(tmp_path):
         [{"path": [p, q], "classes": ["water"]}, {"path": p, "classes": ["water"]}],
         [{"path": p, "classes": ["water"]}, {"path": [q, p], "classes": ["water"]}],
     ]
-    with Cache.opened(GIGABYTES) as own:
+    with Cache.open(GIGABYTES) as own:
         for number, labels in enumerate(ways, 1):
-            source = Source(images=str(tmp_path / "i" / "a.tif"), labels=labels)
+            source = DatasetSource(images=str(tmp_path / "i" / "a.tif"), labels=labels)
             read = []
             for where in (None, own):
-                [sample] = resolve(source, Data(train=source), task, where).samples
-                read.append(sample.labels.read(sample.scene.grid.whole))
+                [sample] = open_samples(source, Data(train=source), task, where).samples
+                read.append(sample.labels.read(sample.scene.grid.full_window))
             np.testing.assert_array_equal(*read)
-            assert len(entries()) == number + 1  # and the scene's
+            assert len(list_entries()) == number + 1  # and the scene's
 
 
 @pytest.mark.parametrize("nodata", [7, None])
@@ -177,88 +177,88 @@ def test_scaled_scenes_are_entries_of_their_own(write_raster, nodata):
     path = write_raster("scene.tif", noise("int16"), nodata=nodata)
     with rasterio.open(path, "r+") as dataset:
         dataset.scales, dataset.offsets = (0.1, 1, 1), (0, 0, -3)
-    with Cache.opened(GIGABYTES) as own:
+    with Cache.open(GIGABYTES) as own:
         for scaled in (False, True):
-            scene = Scene.of(path, scaled=scaled)
+            scene = Scene.from_files(path, scaled=scaled)
             check_same(own.scene(scene), scene, None)
-    assert len(entries()) == 2
+    assert len(list_entries()) == 2
 
 
 def refuse(*arguments, **options):
     raise AssertionError("decoded again")
 
 
-def test_what_is_there_is_not_decoded_again_wherever_it_lies(tmp_path, write_raster, monkeypatch):
+def test_a_moved_file_is_not_decoded_again(tmp_path, write_raster, monkeypatch):
     path = write_raster("scene.tif", noise("uint8"))
-    with Cache.opened(GIGABYTES) as own:
-        own.scene(Scene.of(path))
+    with Cache.open(GIGABYTES) as own:
+        own.scene(Scene.from_files(path))
     moved = Path(shutil.copy(path, tmp_path / "moved.tif"))
     os.utime(moved, (1, 1))
-    with monkeypatch.context() as patch, Cache.opened(GIGABYTES) as own:
+    with monkeypatch.context() as patch, Cache.open(GIGABYTES) as own:
         patch.setattr(cache, "_write_scene", refuse)
-        check_same(own.scene(Scene.of(moved)), Scene.of(path), None)
-    assert len(entries()) == 1
+        check_same(own.scene(Scene.from_files(moved)), Scene.from_files(path), None)
+    assert len(list_entries()) == 1
 
 
-def test_another_content_or_another_way_to_read_is_another_entry(write_raster):
+def test_other_content_or_other_options_are_another_entry(write_raster):
     path = write_raster("scene.tif", noise("uint8"))
-    with Cache.opened(GIGABYTES) as own:
-        own.scene(Scene.of(path))
-        own.scene(Scene.of(path, bands=(2,)))
+    with Cache.open(GIGABYTES) as own:
+        own.scene(Scene.from_files(path))
+        own.scene(Scene.from_files(path, bands=(2,)))
         path = write_raster("scene.tif", noise("uint8", seed=1))
-        check_same(own.scene(Scene.of(path)), Scene.of(path), None)
-    assert len(entries()) == 3
+        check_same(own.scene(Scene.from_files(path)), Scene.from_files(path), None)
+    assert len(list_entries()) == 3
 
 
-def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(write_raster):
-    scenes = [Scene.of(write_raster(f"{n}.tif", noise("uint8", seed=n))) for n in range(4)]
-    with Cache.opened(GIGABYTES) as own:
+def test_the_least_recently_used_entry_is_removed_unless_in_use(write_raster):
+    scenes = [Scene.from_files(write_raster(f"{n}.tif", noise("uint8", seed=n))) for n in range(4)]
+    with Cache.open(GIGABYTES) as own:
         first, second = (own.scene(scene).entry for scene in scenes[:2])
     os.utime(first, (2, 2))
     os.utime(second, (1, 1))
-    size = entries()[0].size
-    with Cache.opened(2.5 * size / 1e9) as own:
+    size = list_entries()[0].size
+    with Cache.open(2.5 * size / 1e9) as own:
         third = own.scene(scenes[2]).entry
-        assert {entry.path for entry in entries()} == {first, third}
+        assert {entry.path for entry in list_entries()} == {first, third}
         held = own.scene(scenes[0]).entry
         assert held == first
-        with pytest.warns(UserWarning, match="3: takes .* has no room; it is read from its files"):
+        with pytest.warns(UserWarning, match="3: needs .* has free; it is read from its files"):
             assert own.scene(scenes[3]) is scenes[3]
-        assert {entry.path for entry in entries()} == {first, third}
-        assert clear() == []
-    assert {entry.path for entry in clear()} == {first, third}
+        assert {entry.path for entry in list_entries()} == {first, third}
+        assert clear_cache() == []
+    assert {entry.path for entry in clear_cache()} == {first, third}
     assert list(cache_folder().iterdir()) == []
 
 
-def test_without_room_or_rights_scenes_are_read_from_their_files(write_raster, monkeypatch):
-    scene = Scene.of(write_raster("scene.tif", noise("uint8")))
+def test_without_space_or_permission_scenes_are_read_from_their_files(write_raster, monkeypatch):
+    scene = Scene.from_files(write_raster("scene.tif", noise("uint8")))
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "_write_scene", full)
-    with Cache.opened(GIGABYTES) as own, pytest.warns(UserWarning, match="No space left.*read from its files"):
+    with Cache.open(GIGABYTES) as own, pytest.warns(UserWarning, match="No space left.*read from its files"):
         assert own.scene(scene) is scene
-    assert entries() == []
+    assert list_entries() == []
     assert list(cache_folder().iterdir()) == []
-    with Cache.opened(0) as own:
+    with Cache.open(0) as own:
         assert own is None
 
 
-def test_what_cannot_be_read_is_told_and_leaves_nothing(tmp_path, write_raster):
+def test_unreadable_files_raise_and_leave_no_entry(tmp_path, write_raster):
     path = write_raster("scene.tif", noise("uint8", shape=(1, 400, 400)), compress="deflate")
-    scene = Scene.of(path)
+    scene = Scene.from_files(path)
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         file.write(bytes(5000))
     write_pair(tmp_path, "binary", "a")
     recipe = recipe_for(tmp_path, "binary", data={"ignore": []})
-    with Cache.opened(GIGABYTES) as own:
+    with Cache.open(GIGABYTES) as own:
         with pytest.raises(RasterError, match="damaged"):
             own.scene(scene)
         with pytest.raises(LabelError, match="255"):
-            resolve(recipe.data.train, recipe.data, recipe.task, own)
-    assert [len(list(entry.path.glob("*.npy"))) for entry in entries()] == [2]  # the scene whose labels are wrong
+            open_samples(recipe.data.train, recipe.data, recipe.task, own)
+    assert [len(list(entry.path.glob("*.npy"))) for entry in list_entries()] == [2]  # the scene whose labels are wrong
 
 
 def cut(file, random, _):
@@ -301,40 +301,40 @@ FILES = {"scene": ("pixels.npy", "valid.npy", "checksums.json"), "labels": ("pla
         if (name, attack) != ("valid.npy", exchange)  # the two scenes have the same
     ],
 )
-def test_a_damaged_entry_is_told_and_made_anew(tmp_path, kind, name, attack):
+def test_a_damaged_entry_is_decoded_again_with_a_warning(tmp_path, kind, name, attack):
     """Another entry of the same kind has files of the same sizes."""
     for place, seed in (("mine", 0), ("other", 1)):
         write_pair(tmp_path / place, "binary", "a", height=40, width=50, seed=seed)
 
     def read(place, own):
         recipe = recipe_for(tmp_path / place, "binary")
-        [sample] = resolve(recipe.data.train, recipe.data, recipe.task, own).samples
+        [sample] = open_samples(recipe.data.train, recipe.data, recipe.task, own).samples
         tile = sample.scene.read()
-        return tile.pixels, tile.valid, sample.labels.read(sample.scene.grid.whole)
+        return tile.pixels, tile.valid, sample.labels.read(sample.scene.grid.full_window)
 
     truth, found = read("mine", None), []
     for place in ("mine", "other"):
-        with Cache.opened(GIGABYTES) as own:
+        with Cache.open(GIGABYTES) as own:
             read(place, own)
-        new = [entry.path for entry in entries() if entry.path not in found]
+        new = [entry.path for entry in list_entries() if entry.path not in found]
         found += sorted(new, key=lambda entry: (entry / "planes.npy").exists())
     mine, other = (found[number + (kind == "labels")] for number in (0, 2))
     random = np.random.default_rng(0)
     for _ in range(5 if attack in (cut, flip) else 1):
         attack(mine / name, random, other)
-        message = rf"a(\.tif)?: its entry in the cache is damaged \({mine}.*\); it is made anew$"
-        with Cache.opened(GIGABYTES) as own, pytest.warns(UserWarning, match=message) as told:
+        message = rf"a(\.tif)?: its cache entry is damaged \({mine}.*\); it is decoded again$"
+        with Cache.open(GIGABYTES) as own, pytest.warns(UserWarning, match=message) as told:
             anew = read("mine", own)
         assert len(told) == 1
         for one, same in zip(truth, anew, strict=True):
             np.testing.assert_array_equal(one, same)
-        with Cache.opened(GIGABYTES) as own:
+        with Cache.open(GIGABYTES) as own:
             read("mine", own)  # without a warning
 
 
 def test_a_damaged_entry_that_another_process_uses_is_not_read(write_raster):
-    scene = Scene.of(write_raster("scene.tif", noise("uint8")))
-    with Cache.opened(GIGABYTES) as first, Cache.opened(GIGABYTES) as second:
+    scene = Scene.from_files(write_raster("scene.tif", noise("uint8")))
+    with Cache.open(GIGABYTES) as first, Cache.open(GIGABYTES) as second:
         entry = first.scene(scene).entry
         flip(entry / "pixels.npy", np.random.default_rng(0), None)
         with pytest.warns(UserWarning, match="damaged|another process uses the damaged entry.*read from its files"):
@@ -342,16 +342,16 @@ def test_a_damaged_entry_that_another_process_uses_is_not_read(write_raster):
 
 
 def _take(path):
-    with Cache.opened(GIGABYTES) as own:
-        return float(own.scene(Scene.of(path)).read().pixels.sum())
+    with Cache.open(GIGABYTES) as own:
+        return float(own.scene(Scene.from_files(path)).read().pixels.sum())
 
 
 def test_several_at_once_share_an_entry(write_raster):
     path = write_raster("scene.tif", noise("uint8", shape=(3, 300, 300)))
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         sums = pool.map(_take, [path] * 6)
-    assert set(sums) == {float(Scene.of(path).read().pixels.sum())}
-    assert [entry.path.parent for entry in entries()] == [cache_folder()]
+    assert set(sums) == {float(Scene.from_files(path).read().pixels.sum())}
+    assert [entry.path.parent for entry in list_entries()] == [cache_folder()]
     assert len(list(cache_folder().iterdir())) == 1
 
 
@@ -368,7 +368,7 @@ def test_training_is_the_same_from_the_cache_and_from_files(tmp_path, workers):
             }
         )
         weights.append(load_file(train(recipe, tmp_path / f"run{place}").model))
-        assert bool(entries()) == bool(gigabytes)
+        assert bool(list_entries()) == bool(gigabytes)
     for other in weights[1:]:
         assert other.keys() == weights[0].keys()
         assert all(torch.equal(weights[0][name], other[name]) for name in other)

@@ -9,10 +9,12 @@ import yaml
 from affine import Affine
 from synthetic import SMALLEST, read_whole
 
-from segkit.data.areas import areas
+from segkit.data import examination
+from segkit.data.areas import open_areas
 from segkit.data.check import check
 from segkit.errors import DataError, LabelError
 from segkit.evaluation.evaluate import evaluate
+from segkit.plots.text import format_percent
 from segkit.recipe.schema import LabelSource, Recipe
 from segkit.training.compare import compare
 from segkit.training.train import train
@@ -37,18 +39,18 @@ def codes(seed, share=0.3):
     return np.random.default_rng(seed).random((SIZE, SIZE)) < share
 
 
-NETWORK = MODULE._network
+NETWORK = MODULE._check_network
 
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Tiles of these tests are tiny; `with_network` has the tests of what is said of the network."""
-    monkeypatch.setattr(MODULE, "_network", lambda *_: ([], []))
+    monkeypatch.setattr(MODULE, "_check_network", lambda *_: ([], []))
 
 
 @pytest.fixture
 def with_network(_no_network, monkeypatch):
-    monkeypatch.setattr(MODULE, "_network", NETWORK)
+    monkeypatch.setattr(MODULE, "_check_network", NETWORK)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def only(findings, said):
     assert said in findings[0]
 
 
-def test_what_is_good_is_counted_and_not_complained_about(place):
+def test_good_data_is_counted_without_messages(place):
     labels = codes(0).astype(np.uint8)
     labels[:2] = 255
     write_raster(place / "labels" / "0.tif", labels)
@@ -98,14 +100,15 @@ def test_what_is_good_is_counted_and_not_complained_about(place):
     assert (background.pixels, cleared.pixels, cleared.known) == (pixels - ones, ones, pixels)
     assert cleared.share == ones / pixels
     text = report.render()
-    for said in ("trial: binary task, softmax head, 2 channels", f"{ones:,}", f"{ones / pixels:.1%}", "EPSG:32622"):
-        assert said in text
+    shares = f"{ones:,}", format_percent(ones / pixels)
+    for part in ("trial: binary task, softmax head, 2 channels", *shares, "EPSG:32622"):
+        assert part in text
     assert text.endswith("problems: 0, warnings: 0")
 
 
 def test_the_window_does_not_matter(place, monkeypatch):
     whole = check(recipe(place))
-    monkeypatch.setattr(MODULE, "_WINDOW", 7)
+    monkeypatch.setattr(examination, "_WINDOW_PX", 7)
     assert check(recipe(place)).scenes == whole.scenes
 
 
@@ -124,8 +127,8 @@ def test_problems_of_all_scenes_are_collected(place):
     assert len(report.problems) == 4
     for said in (
         "0.tif: code 9 (3 pixels)",
-        "1.tif lies on another grid",
-        "2.tif: no label is known",
+        "1.tif is on another grid",
+        "2.tif: none of its valid pixels is labelled",
         "3.tif: not a ra",
     ):
         assert said in text
@@ -134,12 +137,12 @@ def test_problems_of_all_scenes_are_collected(place):
 
 
 def test_a_code_in_several_windows_is_one_problem(place, monkeypatch):
-    monkeypatch.setattr(MODULE, "_WINDOW", 12)
+    monkeypatch.setattr(examination, "_WINDOW_PX", 12)
     write_raster(place / "labels" / "0.tif", np.full((SIZE, SIZE), 9))
     only(check(recipe(place)).problems, f"code 9 ({SIZE * SIZE} pixels)")
 
 
-def test_nothing_there_is_a_problem_not_a_traceback(place):
+def test_missing_files_are_problems(place):
     report = check(recipe(place, data={"train": {"images": str(place / "none"), "labels": str(place / "labels")}}))
     only(report.problems, "no such file")
     assert "no such file" in report.render()
@@ -147,7 +150,7 @@ def test_nothing_there_is_a_problem_not_a_traceback(place):
 
 def test_classes_that_never_occur(place):
     two = {"type": "multiclass", "classes": [{"name": "a", "value": 1}, {"name": "b", "value": 2}]}
-    only(check(recipe(place, task=two)).problems, "class 'b' never occurs in training")
+    only(check(recipe(place, task=two)).problems, "class 'b' does not occur in the training scenes")
     for i in range(2):
         write_raster(place / "labels" / f"{i}.tif", 1 + codes(i), left=600_000 + i * SIZE * 10)
     report = check(recipe(place, task=two))
@@ -155,7 +158,7 @@ def test_classes_that_never_occur(place):
     only(report.warnings, "task.background: false")
     for i in range(2):
         write_raster(place / "labels" / f"{i}.tif", np.ones((SIZE, SIZE)), left=600_000 + i * SIZE * 10)
-    only(check(recipe(place)).problems, "every known training pixel is 'cleared'")
+    only(check(recipe(place)).problems, "all labelled training pixels are 'cleared'")
 
 
 def test_classes_that_overlap_are_counted_each(place):
@@ -175,7 +178,7 @@ def test_classes_that_overlap_are_counted_each(place):
 def test_scenes_without_data_and_scenes_of_other_bands(place):
     write_raster(place / "images" / "0.tif", np.zeros((4, SIZE, SIZE)), nodata=0, photometric="MINISBLACK", alpha="NO")
     found = check(recipe(place)).problems
-    assert any("0.tif: it holds no data" in one for one in found)
+    assert any("0.tif: has no valid pixel" in one for one in found)
     assert any("number of bands: " in one and "1.tif has 3" in one and "0.tif has 4" in one for one in found)
 
 
@@ -187,7 +190,7 @@ def test_an_alpha_band_is_noted(place):
         )
     report = check(recipe(place))
     assert len(report.notes) == 2
-    assert "band 4 is alpha and serves as mask" in report.notes[0]
+    assert "band 4 is alpha and used as mask" in report.notes[0]
     assert not check(recipe(place, data={"bands": [1, 2, 3, 4]})).notes
 
 
@@ -198,16 +201,16 @@ def write_other(place, left, *, size=SIZE):
     return {"images": str(place / "other"), "labels": str(place / "truth")}
 
 
-def test_a_scene_that_trains_and_validates_is_a_leak(place):
+def test_a_scene_in_training_and_validation_is_a_leak(place):
     both = {"images": str(place / "images" / "0.tif"), "labels": str(place / "labels" / "0.tif")}
     report = check(recipe(place, data={"val": both}))
-    only(report.problems, "0.tif is named to train and to validate, so none of its pixels would train")
-    only(report.warnings, "1.tif trains right beside what")
+    only(report.problems, "0.tif is listed for both training and validation, so none of its pixels would be used")
+    only(report.warnings, "are adjacent, less than a tile")
     assert report.nearest[0].shared == SIZE * SIZE
     report = check(recipe(place, data={"train": both, "val": both}))
     assert len(report.problems) == 2
-    assert "0.tif is named to train and to validate" in report.problems[0]
-    assert "nothing is left to train" in report.problems[1]
+    assert "0.tif is listed for both training and validation" in report.problems[0]
+    assert "no training pixel is left" in report.problems[1]
     with pytest.raises(DataError) as refused:
         train(recipe(place, data={"train": both, "val": both}), place / "run")
     assert str(refused.value) == f"{report.problems[0]} (and 1 more, which segkit check lists)"
@@ -218,21 +221,21 @@ def test_files_that_overlap_are_a_leak_with_its_pixels(place, left):
     report = check(recipe(place, data={"val": write_other(place, left)}))
     shared = sum(one.shared for one in report.nearest)
     assert shared == (SIZE - abs(left) if left < 0 else 2 * SIZE - left) * SIZE
-    assert f"share ground ({report.nearest[0].shared} pixels)" in report.problems[0]
-    assert f"{report.nearest[0].shared} shared" in report.render()
+    assert f"overlap in {report.nearest[0].shared} pixels" in report.problems[0]
+    assert f"{report.nearest[0].shared} shared pixels" in report.render()
 
 
 def test_neighbours_are_a_warning(place):
     report = check(recipe(place, data={"val": write_other(place, 2 * SIZE)}))
     assert not report.problems
-    only(report.warnings, "1.tif trains right beside what ")
+    only(report.warnings, "are adjacent, less than a tile")
     report = check(recipe(place, data={"val": write_other(place, 2 * SIZE + 5)}, train={"tile_size": 16}))
     assert not report.problems
-    only(report.warnings, "trains 5 pixels from where")
-    assert "nearest training and validation: 5 pixels apart (50 m), 0 shared" in report.render()
+    only(report.warnings, "are 5 pixels apart")
+    assert "distance of training and validation: 5 pixels (50 m), 0 shared pixels" in report.render()
     report = check(recipe(place, data={"val": write_other(place, 2 * SIZE + 400)}))
     assert (report.problems, report.warnings) == ((), ())
-    assert "nearest training and validation: 400 pixels apart (4,001 m)" in report.render()
+    assert "distance of training and validation: 400 pixels (4,001 m)" in report.render()
 
 
 @pytest.mark.parametrize("val", [{"block": 12, "gap": 3}, {"by": "scene", "fold": "0/2", "gap": 3}])
@@ -246,22 +249,22 @@ def test_a_split_never_leaks_also_not_through_copies(place, val):
 
 
 def test_without_validation_there_is_nothing_to_leak(place):
-    report = check(recipe(place, data={"val": None}, train={"keep": "last"}))
+    report = check(recipe(place, data={"val": None}, train={"checkpoint": "last"}))
     assert (report.problems, report.warnings, report.nearest) == ((), (), ())
 
 
 def test_a_split_that_cannot_be_made(place):
     (place / "images" / "1.tif").unlink()
-    only(check(recipe(place, data={"val": {"block": 512}})).problems, "a split needs two")
+    only(check(recipe(place, data={"val": {"block": 512}})).problems, "a split needs 2")
 
 
-def test_a_class_that_does_not_validate(place):
+def test_a_class_without_validation_pixels(place):
     write_raster(place / "other" / "v.tif", np.ones((3, SIZE, SIZE)), left=900_000)
     write_raster(place / "truth" / "v.tif", np.zeros((SIZE, SIZE)), left=900_000)
     report = check(recipe(place, data={"val": {"images": str(place / "other"), "labels": str(place / "truth")}}))
     assert not report.problems
-    only(report.warnings, "'cleared' never occurs in validation")
-    assert "val: 1 scenes" in report.render()
+    only(report.warnings, "'cleared' does not occur in validation")
+    assert "val: 1 scene," in report.render()
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -271,7 +274,7 @@ def test_tiles_larger_than_scenes_and_scenes_without_crs(place):
         write_raster(place / "labels" / f"{i}.tif", codes(i), crs=None)
     report = check(recipe(place, train={"tile_size": 32}))
     assert not report.problems
-    assert "tile_size is 32, the largest scene has 24" in report.warnings[0]
+    assert "tile_size is 32, the largest scene is 24 pixels wide" in report.warnings[0]
     assert "no CRS in 0, 1" in report.warnings[1]
 
 
@@ -282,31 +285,31 @@ def counted(areas):
     """Oracle: known pixels of background and of the class, from labels and masks of whole scenes."""
     found = np.zeros(2, dtype=int)
     for area in areas:
-        tile, planes, inside = read_whole(area)
-        known = planes[0][inside & tile.valid]
+        tile, targets, inside = read_whole(area)
+        known = targets[0][inside & tile.valid]
         found += [(known == category).sum() for category in range(2)]
     return found.tolist()
 
 
 @pytest.mark.parametrize("val", [{"block": 12, "gap": 2}, {"block": 7, "gap": 0, "fraction": 0.5}, {"by": "scene"}, {}])
-def test_pixels_that_train_and_validate_are_counted_after_split_and_gap(place, val):
+def test_pixels_are_counted_after_the_split(place, val):
     trial = recipe(place, data={"val": val})
-    report, (training, validation) = check(trial), areas(trial)
+    report, (training, validation) = check(trial), open_areas(trial)
     assert not report.problems
     assert [one.pixels for one in report.trains] == counted(training)
     assert [one.pixels for one in report.validates] == counted(validation)
     lines = report.render().splitlines()
-    table = lines.index(next(line for line in lines if line.startswith("after split and gap")))
+    table = lines.index(next(line for line in lines if line.startswith("after the split")))
     for line, one, other in zip(lines[table + 1 :], report.trains, report.validates, strict=False):
         assert line.split() == [one.name, f"{one.pixels:,}", f"{other.pixels:,}"]
 
 
-def test_a_split_that_leaves_nothing_is_a_problem_that_train_tells_in_the_same_words(tmp_path):
+def test_a_split_without_training_pixels_is_a_problem_in_check_and_train(tmp_path):
     write_raster(tmp_path / "images" / "0.tif", np.full((3, 128, 128), 100))
     write_raster(tmp_path / "labels" / "0.tif", np.kron(codes(0), np.ones((6, 6)))[:128, :128])
     trial = recipe(tmp_path, data={"val": {"block": 64, "gap": 64}}, train={"tile_size": 256})
     report = check(trial)
-    only(report.problems, "nothing is left to train: ")
+    only(report.problems, "no training pixel is left: ")
     assert "inf" not in report.render()
     with pytest.raises(DataError) as refused:
         train(trial, tmp_path / "run", force=True)
@@ -317,7 +320,7 @@ def test_a_split_that_leaves_nothing_is_a_problem_that_train_tells_in_the_same_w
     assert "in blocks of 64 pixels with a gap of 16 pixels" in report.render()
 
 
-def test_a_class_of_which_all_validates_is_a_problem(place):
+def test_a_class_only_in_validation_is_a_problem(place):
     three = {"type": "multiclass", "classes": [{"name": "a", "value": 1}, {"name": "b", "value": 2}]}
     for i in range(2):
         labels = codes(i).astype(np.uint8)
@@ -326,30 +329,30 @@ def test_a_class_of_which_all_validates_is_a_problem(place):
     report = check(recipe(place, task=three, data={"val": {"block": 12, "gap": 2}}))
     assert (report.trains[2].pixels, report.validates[2].pixels) == (1, 0)
     assert not report.problems
-    only(report.warnings, "'b' never occurs in validation; its IoU and F1 will be undefined")
+    only(report.warnings, "'b' does not occur in validation; its IoU and F1 will be undefined")
     report = check(recipe(place, task=three, data={"val": {"block": 12, "gap": 2, "fraction": 0.8}}))
     assert (report.trains[2].pixels, report.validates[2].pixels) == (0, 1)
-    only(report.problems, "class 'b' does not train: all of its 1 pixels validate or lie in the gap")
+    only(report.problems, "class 'b' has no training pixel: all of its 1 pixels are in validation areas or in the gap")
 
 
 # Labels whose declared no data is a class
 
 
 @pytest.mark.parametrize("declaring", [(0,), (0, 1)])
-def test_masks_that_declare_background_as_no_data_are_refused_by_train_as_check_tells_it(place, declaring):
+def test_masks_that_declare_background_as_no_data_are_refused_in_check_and_train(place, declaring):
     for i in declaring:
         write_raster(place / "labels" / f"{i}.tif", codes(i), left=600_000 + i * SIZE * 10, nodata=0)
-    trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps": 1})
+    trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps_per_epoch": 1})
     found = [one for one in check(trial).problems if "as no data" in one]
     assert len(found) == len(declaring)
     assert (
-        f"0.tif declares 0 as no data, which is also the code of background ({1 - codes(0).mean():.1%} of it)"
+        f"0.tif declares 0 as no data, which is also the code of background ({1 - codes(0).mean():.1%} of the pixels)"
         in found[0]
     )
     with pytest.raises(DataError) as refused:
         train(trial, place / "run")
     assert str(refused.value).startswith(found[0])
-    assert str(refused.value).endswith("; train all the same (--force)")
+    assert str(refused.value).endswith("; train anyway (--force)")
     assert not (place / "run").exists()
 
     labels = {"path": str(place / "labels"), "nodata": "code"}
@@ -359,13 +362,13 @@ def test_masks_that_declare_background_as_no_data_are_refused_by_train_as_check_
     assert as_code.classes("train")[1].known == 2 * SIZE * SIZE
 
 
-def test_train_goes_on_in_spite_of_problems_when_it_is_forced(place, capsys):
+def test_force_trains_in_spite_of_problems(place, capsys):
     write_raster(place / "labels" / "0.tif", codes(0), nodata=0)
-    trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps": 1, "batch_size": 2})
+    trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps_per_epoch": 1, "batch_size": 2})
     run = train(trial, place / "run", force=True)
     assert run.model.is_file()
     (problem,) = check(trial).problems
-    assert f"segkit: in spite of this problem: {problem}" in capsys.readouterr().err
+    assert f"segkit: training in spite of this problem: {problem}" in capsys.readouterr().err
     compared = {"seeds": (0,), "vary": {"train.label_smoothing": [0.0, 0.1]}}
     with pytest.raises(DataError) as refused:
         compare(trial, place / "compared", **compared)
@@ -373,7 +376,7 @@ def test_train_goes_on_in_spite_of_problems_when_it_is_forced(place, capsys):
     assert not (place / "compared").exists()
 
 
-def test_scores_against_labels_in_doubt_are_refused(place):
+def test_scores_against_ambiguous_labels_are_refused(place):
     label = write_raster(place / "labels" / "0.tif", codes(0), nodata=0)
     map_ = write_raster(place / "maps" / "0.tif", codes(0))
     (place / "names.csv").write_text("value,name,background\n0,background,yes\n1,cleared,no\n")
@@ -384,13 +387,13 @@ def test_scores_against_labels_in_doubt_are_refused(place):
         assert evaluate(map_, None, source, names=place / "names.csv")["pixels"] == pixels
 
 
-def test_tiles_that_are_small_against_the_network_are_a_warning(place, with_network):
+def test_tiles_too_small_for_the_network_are_a_warning(place, with_network):
     """Five stages halve five times: 32 pixels; three: 8."""
     deep = {"encoder": "tu-resnet10t", "options": {"decoder_channels": [16, 8, 8, 8, 8]}}
     report = check(recipe(place, model=deep))
     only(report.warnings, "less than 4 strides of unet with tu-resnet10t (32 pixels each)")
     # The scenes are smaller than four strides.
-    only(report.warnings, f"Tiles of {-(-SIZE // 32) * 32} pixels are used")
+    only(report.warnings, f"Using tiles of {-(-SIZE // 32) * 32} pixels")
 
 
 def test_a_recipe_may_be_named_by_its_file(place):

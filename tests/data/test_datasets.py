@@ -10,15 +10,15 @@ from scipy.ndimage import maximum_filter
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 from torch.utils.data import DataLoader
 
-from segkit.data.area import Area, whole
+from segkit.data.area import LabelledArea, full_areas
 from segkit.data.augmentation import Augmentation
-from segkit.data.datasets import EpochSampler, TrainTiles, _Readers, least_tile_size
-from segkit.data.pairing import resolve
-from segkit.data.split import split
+from segkit.data.datasets import EpochSampler, TrainDataset, _Readers, min_tile_size
+from segkit.data.pairing import open_samples
+from segkit.data.split import spatial_split
 from segkit.errors import DataError
-from segkit.io.cover import Cover
-from segkit.recipe.schema import Split
-from segkit.task.task import IGNORE
+from segkit.io.cover import PixelRegion
+from segkit.recipe.schema import SpatialSplit
+from segkit.task import IGNORE
 
 SIZE = 16
 SHAPES = {"a": (40, 50), "b": (9, 30)}  # the second is smaller than a tile along one side
@@ -37,7 +37,7 @@ def made(tmp_path_factory):
         labels[-1, -1] = 9
         write_raster(folder / "labels" / f"{name}.tif", labels, left=place(name))
     recipe = recipe_for(folder, "multiclass")
-    return resolve(recipe.data.train, recipe.data, recipe.task).samples, recipe.task
+    return open_samples(recipe.data.train, recipe.data, recipe.task).samples, recipe.task
 
 
 def known_pixels(areas):
@@ -45,8 +45,8 @@ def known_pixels(areas):
     found = set()
     for area in areas:
         place = list(SHAPES).index(area.sample.scene.name)
-        _, planes, counted = read_whole(area)
-        found |= {(place, *where) for where in np.argwhere(counted & (planes[0] != IGNORE)).tolist()}
+        _, targets, include = read_whole(area)
+        found |= {(place, *where) for where in np.argwhere(include & (targets[0] != IGNORE)).tolist()}
     return found
 
 
@@ -64,15 +64,15 @@ def as_arrays(item):
 
 @pytest.fixture(scope="module")
 def areas(made):
-    return whole(made[0])
+    return full_areas(made[0])
 
 
 def test_a_crop_is_the_same_in_any_order_and_process(areas):
     augmentation = Augmentation("default", (1, 20, 20), (1, 10, 10))
     numbers = list(range(24))
-    tiles = TrainTiles(areas, SIZE, augmentation, seed=5)
+    tiles = TrainDataset(areas, SIZE, augmentation, seed=5)
     straight = [as_arrays(tiles[number]) for number in numbers]
-    again = TrainTiles(areas, SIZE, augmentation, seed=5)
+    again = TrainDataset(areas, SIZE, augmentation, seed=5)
     for number in reversed(numbers):
         assert same(as_arrays(again[number]), straight[number])
     loader = DataLoader(tiles, batch_size=1, sampler=numbers, num_workers=2)
@@ -90,16 +90,16 @@ def test_a_forked_worker_opens_its_own_files(areas, monkeypatch):
 
 
 def test_numbers_and_seeds_give_different_crops(areas):
-    crops = [as_arrays(TrainTiles(areas, SIZE, None, seed)[number]) for seed in range(4) for number in range(4)]
+    crops = [as_arrays(TrainDataset(areas, SIZE, None, seed)[number]) for seed in range(4) for number in range(4)]
     assert sum(same(one, other) for one in crops for other in crops) < 2 * len(crops)
 
 
-def test_crops_show_every_known_pixel_and_none_is_without(areas):
-    tiles, seen = TrainTiles(areas, SIZE, None, 0), set()
+def test_crops_show_every_labelled_pixel_and_none_is_unlabelled(areas):
+    tiles, seen = TrainDataset(areas, SIZE, None, 0), set()
     for number in range(400):
-        pixels, valid, planes = as_arrays(tiles[number])
+        pixels, valid, targets = as_arrays(tiles[number])
         assert pixels.shape == (3, SIZE, SIZE)
-        known = planes[0] != IGNORE
+        known = targets[0] != IGNORE
         assert known.any()
         assert valid[known].all()
         seen |= set(places(pixels, known))
@@ -107,8 +107,8 @@ def test_crops_show_every_known_pixel_and_none_is_without(areas):
     assert tiles.pixels == len(seen)
 
 
-def test_a_crop_lies_in_the_scene_or_holds_all_of_its_side(areas):
-    tiles = TrainTiles(areas, SIZE, None, 1)
+def test_a_crop_is_inside_the_scene_or_contains_it(areas):
+    tiles = TrainDataset(areas, SIZE, None, 1)
     for number in range(60):
         pixels, valid, _ = as_arrays(tiles[number])
         within = np.argwhere(valid)[0]
@@ -122,17 +122,17 @@ def test_a_crop_lies_in_the_scene_or_holds_all_of_its_side(areas):
 def test_no_crop_shows_a_pixel_near_validation(made, size, seed):
     samples, task = made
     gap = 3
-    train, validation = split(samples, task, Split(fraction=0.3, block=12, gap=gap, seed=seed))
+    train, validation = spatial_split(samples, task, SpatialSplit(fraction=0.3, block=12, gap=gap, seed=seed))
     forbidden = {name: np.zeros(shape, dtype=bool) for name, shape in SHAPES.items()}
     for area in validation:
         for window in area.windows:
             forbidden[area.sample.scene.name][window.toslices()] = True
     forbidden = [maximum_filter(mask, 2 * gap + 1) for mask in forbidden.values()]
-    tiles = TrainTiles(train, size, Augmentation("geometric", (0, 0, 0), (1, 1, 1)), seed)
+    tiles = TrainDataset(train, size, Augmentation("geometric", (0, 0, 0), (1, 1, 1)), seed)
     for number in range(60):
-        pixels, valid, planes = as_arrays(tiles[number])
+        pixels, valid, targets = as_arrays(tiles[number])
         assert not any(forbidden[scene][row, column] for scene, row, column in places(pixels, valid))
-        assert (planes[:, ~valid] == IGNORE).all()
+        assert (targets[:, ~valid] == IGNORE).all()
 
 
 def one_class_is_rare(folder, kind):
@@ -144,44 +144,50 @@ def one_class_is_rare(folder, kind):
     write_raster(folder / "labels" / "a.tif", labels)
     write_raster(folder / "images" / "a.tif", np.ones((3, 200, 200), np.uint8))
     recipe = recipe_for(folder, kind)
-    return list(resolve(recipe.data.train, recipe.data, recipe.task).samples), recipe.task
+    return list(open_samples(recipe.data.train, recipe.data, recipe.task).samples), recipe.task
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_categories_are_drawn_as_the_rule_says(tmp_path, kind):
+def test_categories_are_drawn_with_their_weights(tmp_path, kind):
     """Oracle: the share of a pixel's category, summed over the pixels of each cell, one by one."""
     samples, task = one_class_is_rare(tmp_path, kind)
-    planes = samples[0].labels.read(samples[0].scene.grid.whole)
-    counts = [np.bincount(plane.ravel(), minlength=len(task.categories)) for plane in planes]
+    targets = samples[0].labels.read(samples[0].scene.grid.full_window)
+    counts = [np.bincount(target.ravel(), minlength=len(task.categories)) for target in targets]
     share = np.concatenate(counts) / np.sum(counts)
-    for oversample in (0.0, 0.5, 1.0):
-        tiles = TrainTiles(whole(samples), SIZE, None, 0, oversample=oversample)
-        pixel = sum((share[plane * len(task.categories) + each]) ** -oversample for plane, each in enumerate(planes))
+    for class_balanced_sampling in (0.0, 0.5, 1.0):
+        tiles = TrainDataset(full_areas(samples), SIZE, None, 0, class_balanced_sampling=class_balanced_sampling)
+        pixel = sum(
+            (share[target * len(task.categories) + each]) ** -class_balanced_sampling
+            for target, each in enumerate(targets)
+        )
         cells = [pixel[cell.toslices()].sum() for _, cell in tiles._cells]
-        np.testing.assert_allclose(np.diff(tiles._upto, prepend=0), np.array(cells) / np.sum(cells))
+        np.testing.assert_allclose(np.diff(tiles._cumulative, prepend=0), np.array(cells) / np.sum(cells))
     if kind == "multiclass":
         # Every category alike: a third of the drawn cells hold the rare class, a hundredth of the area.
-        rare = [(planes[0][cell.toslices()] == 2).any() for _, cell in tiles._cells]
-        assert 0.33 < np.diff(tiles._upto, prepend=0)[rare].sum() < 0.45
+        rare = [(targets[0][cell.toslices()] == 2).any() for _, cell in tiles._cells]
+        assert 0.33 < np.diff(tiles._cumulative, prepend=0)[rare].sum() < 0.45
 
 
 def test_a_scene_of_double_weight_is_drawn_twice_as_often(made):
     samples = made[0]
     alike, doubled = (
-        TrainTiles(whole([samples[0], replace(samples[1], weight=weight)]), SIZE, None, 0) for weight in (1.0, 2.0)
+        TrainDataset(full_areas([samples[0], replace(samples[1], weight=weight)]), SIZE, None, 0)
+        for weight in (1.0, 2.0)
     )
     second = [place == 1 for place, _ in alike._cells]
     odds = [
-        share / (1 - share) for tiles in (alike, doubled) for share in [np.diff(tiles._upto, prepend=0)[second].sum()]
+        share / (1 - share)
+        for tiles in (alike, doubled)
+        for share in [np.diff(tiles._cumulative, prepend=0)[second].sum()]
     ]
     assert odds[1] == pytest.approx(2 * odds[0])
     assert alike.pixels == doubled.pixels
 
 
-def test_without_a_known_pixel_there_is_nothing_to_draw(areas):
-    empty = Area(areas[0].sample, areas[0].windows, Cover((Window(0, 0, 99, 99),)))
-    with pytest.raises(DataError, match="no pixel of the training areas is valid and has a known label"):
-        TrainTiles([empty], SIZE, None, 0)
+def test_areas_without_labels_are_refused(areas):
+    empty = LabelledArea(areas[0].sample, areas[0].windows, PixelRegion((Window(0, 0, 99, 99),)))
+    with pytest.raises(DataError, match="no pixel of the training areas is both valid and labelled"):
+        TrainDataset([empty], SIZE, None, 0)
 
 
 @given(crops=st.integers(1, 40), world=st.integers(1, 5), epochs=st.integers(1, 4))
@@ -199,8 +205,8 @@ def test_no_number_is_drawn_twice(crops, world, epochs):
 
 
 @given(stride=st.sampled_from([1, 2, 8, 16, 32]))
-def test_the_least_tile_has_four_strides_unless_scenes_are_smaller(areas, stride):
-    least = least_tile_size(stride, areas)  # the largest side of these scenes is 50
+def test_the_smallest_tile_has_four_strides_unless_scenes_are_smaller(areas, stride):
+    least = min_tile_size(stride, areas)  # the largest side of these scenes is 50
     assert least % stride == 0
     assert least == 4 * stride or 50 <= least < 50 + stride
     assert least <= 4 * stride

@@ -8,47 +8,51 @@ from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from segkit.data.area import Area
-from segkit.data.leakage import nearest
+from segkit.data.area import LabelledArea
+from segkit.data.leakage import find_nearest_pairs
 from segkit.data.pairing import Sample
-from segkit.io.cover import Cover
+from segkit.io.cover import PixelRegion
 from segkit.io.grid import Grid
 from segkit.io.scene import Scene
 
 UTM = CRS.from_epsg(32622)
 
 
-def area(name, left=0, top=0, *, size=40, crs=UTM, pixel=10.0, windows=None, hidden=(), transform=None):
+def area(name, left=0, top=0, *, size=40, crs=UTM, pixel=10.0, windows=None, exclude=(), transform=None):
     """A square scene that lies so many of its pixels to the right and below; nothing is read of it."""
     grid = Grid(size, size, transform or Affine(pixel, 0, 600_000 + left * pixel, 0, -pixel, 9e6 - top * pixel), crs)
     scene = Scene(name, (Path(name),), grid, (1,), ("b",), resample=False)
-    return Area(Sample(scene, None), windows or (grid.whole,), Cover(tuple(hidden)))
+    return LabelledArea(Sample(scene, None), windows or (grid.full_window,), PixelRegion(tuple(exclude)))
 
 
 @pytest.mark.parametrize("left", [-39, -13, 0, 25])
 def test_shared_pixels_are_counted(left):
-    (one,) = nearest([area("a")], [area("b", left, 10)], 16)
+    (one,) = find_nearest_pairs([area("a")], [area("b", left, 10)], 16)
     assert (one.training, one.validation, one.pixels, one.metres) == ("a", "b", 0, 0)
     assert one.shared == (40 - abs(left)) * 30
 
 
-def test_what_is_hidden_or_does_not_count_is_not_shared():
-    (one,) = nearest([area("a", hidden=[Window(0, 0, 40, 30)])], [area("b", windows=(Window(0, 0, 10, 40),))], 16)
+def test_excluded_pixels_are_not_shared():
+    (one,) = find_nearest_pairs(
+        [area("a", exclude=[Window(0, 0, 40, 30)])], [area("b", windows=(Window(0, 0, 10, 40),))], 16
+    )
     assert one.shared == 10 * 10
 
 
 def test_blocks_of_one_scene_are_as_far_apart_as_their_gap():
     held = Window(0, 0, 12, 40)
     for gap in (0, 5):
-        hidden = Cover((held,)).grown(gap).windows
-        (one,) = nearest([area("a", windows=(Window(12, 0, 28, 40),), hidden=hidden)], [area("a", windows=(held,))], 16)
+        exclude = PixelRegion((held,)).buffered(gap).windows
+        (one,) = find_nearest_pairs(
+            [area("a", windows=(Window(12, 0, 28, 40),), exclude=exclude)], [area("a", windows=(held,))], 16
+        )
         assert (one.shared, one.pixels) == (0, gap)
 
 
 @pytest.mark.parametrize(("left", "top", "pixels"), [(40, 0, 0), (47, 0, 7), (43, 44, 5), (400, 0, 360)])
 def test_the_distance_is_that_of_the_nearest_edges(left, top, pixels):
     """Oracle of the metres: a geodesic between the corners."""
-    (one,) = nearest([area("a")], [area("b", left, top)], 16)
+    (one,) = find_nearest_pairs([area("a")], [area("b", left, top)], 16)
     assert one.shared == 0
     assert one.pixels == pytest.approx(pixels)
     assert one.metres == pytest.approx(10 * pixels, rel=0.01)
@@ -59,20 +63,20 @@ def test_metres_on_a_grid_of_degrees():
         area(name, crs=CRS.from_epsg(4326), transform=Affine(0.001, 0, left, 0, -0.001, 60.02), size=40)
         for name, left in (("a", 10.0), ("b", 10.05))
     ]
-    (one,) = nearest(degrees[:1], degrees[1:], 5)
+    (one,) = find_nearest_pairs(degrees[:1], degrees[1:], 5)
     assert one.pixels == pytest.approx(10)
     nearest_parallel = Geod(ellps="WGS84").inv(10.04, 60.02, 10.05, 60.02)[2]
     farthest = Geod(ellps="WGS84").inv(10.04, 59.98, 10.05, 59.98)[2]
     assert nearest_parallel * 0.999 <= one.metres <= farthest * 1.001
 
 
-def test_only_those_within_reach_are_listed_and_who_shares_most_goes_first():
+def test_pairs_within_the_distance_are_sorted_by_shared_pixels():
     training = [area("a"), area("b", 100), area("c", 300)]
     validation = [area("d", 30), area("e", 105), area("f", 345)]
-    found = nearest(training, validation, 8)
+    found = find_nearest_pairs(training, validation, 8)
     assert [(one.training, one.validation) for one in found] == [("b", "e"), ("a", "d"), ("c", "f")]
     assert [one.shared for one in found] == [35 * 40, 10 * 40, 0]
-    (far,) = nearest(training[2:], validation[:1], 8)
+    (far,) = find_nearest_pairs(training[2:], validation[:1], 8)
     assert far.pixels == 300 - 70
 
 
@@ -80,23 +84,23 @@ def test_other_crs_on_the_same_ground():
     x, y = pyproj.Transformer.from_crs(32622, 32623, always_xy=True).transform(600_000, 1_000_000)
     one = area("a", transform=Affine(10, 0, 600_000, 0, -10, 1_000_000))
     two = area("b", crs=CRS.from_epsg(32623), transform=Affine(10, 0, x, 0, -10, y))
-    (found,) = nearest([one], [two], 5)
+    (found,) = find_nearest_pairs([one], [two], 5)
     assert 0.7 * 1600 < found.shared < 1600
 
 
-def test_without_a_place_nobody_knows_unless_it_is_the_same_scene():
+def test_scenes_without_location_are_compared_only_with_themselves():
     homeless = {"crs": None, "transform": Affine.identity()}
-    assert nearest([area("a", **homeless)], [area("b", **homeless)], 5) == []
-    (one,) = nearest([area("a", **homeless)], [area("a", **homeless)], 5)
+    assert find_nearest_pairs([area("a", **homeless)], [area("b", **homeless)], 5) == []
+    (one,) = find_nearest_pairs([area("a", **homeless)], [area("a", **homeless)], 5)
     assert (one.shared, one.metres) == (1600, None)
 
 
-def test_masks_agree_with_the_count_on_odd_ground():
+def test_masks_agree_with_the_count_on_shifted_grids():
     """Half a pixel aside, a centre lies on one side or the other."""
     random = np.random.default_rng(0)
     for _ in range(20):
         left, top = random.uniform(-45, 45, 2)
-        found = nearest([area("a")], [area("b", left, top)], 3)
+        found = find_nearest_pairs([area("a")], [area("b", left, top)], 3)
         columns, rows = np.meshgrid(np.arange(40) + 0.5, np.arange(40) + 0.5)
         inside = (columns > left) & (columns < left + 40) & (rows > top) & (rows < top + 40)
         assert found[0].shared == inside.sum()

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import recipe_for
 
-from segkit.data.pairing import pair, resolve
+from segkit.data.pairing import open_samples, pair_files
 from segkit.errors import DataError, MissingFileError
 from segkit.models.segmenter import Segmenter
-from segkit.recipe.schema import Data, LabelSource, Source
-from segkit.task.task import LandClass, Task
+from segkit.recipe.schema import Data, DatasetSource, LabelSource
+from segkit.task import LandCoverClass, Task
 
-TASK = Task("binary", (LandClass("cleared", 1),))
+TASK = Task("binary", (LandCoverClass("cleared", 1),))
 
 
 def write_raster(path, value=1, *, bands=1, left=600_000):
@@ -39,11 +39,11 @@ def write_polygon(path, left):
 
 
 def opened(source, **options):
-    return resolve(source, Data(train=source, **options), TASK)
+    return open_samples(source, Data(train=source, **options), TASK)
 
 
 def names(source):
-    return [one.name for one in pair(source).pairs]
+    return [one.name for one in pair_files(source).pairs]
 
 
 @settings(max_examples=40)
@@ -56,12 +56,12 @@ def test_files_pair_by_stem_and_the_others_are_listed(tmp_path_factory, images, 
             (folder / kind / (stem + suffix)).touch()
         (folder / kind / "a.tif.aux.xml").touch()
         (folder / kind / "._a.tif").touch()
-    source = Source(images=str(folder / "images"), labels=str(folder / "labels"))
+    source = DatasetSource(images=str(folder / "images"), labels=str(folder / "labels"))
     if not images & labels:
-        with pytest.raises(DataError, match="no image has a label of its name"):
-            pair(source)
+        with pytest.raises(DataError, match="no image and label have the same file name"):
+            pair_files(source)
         return
-    found = pair(source)
+    found = pair_files(source)
     assert [one.name for one in found.pairs] == sorted(images & labels)
     assert all(Path(one.labels[0].path).stem == one.images[0].stem for one in found.pairs)
     assert {path.stem for path in found.unmatched} == images ^ labels
@@ -71,71 +71,77 @@ def test_files_pair_by_stem_and_the_others_are_listed(tmp_path_factory, images, 
 def test_folder_file_glob_and_list_find_the_same(tmp_path):
     files = [write_raster(tmp_path / "images" / f"{stem}.tif") for stem in "ab"]
     labels = [write_raster(tmp_path / "labels" / f"{stem}.tif") for stem in "ab"]
-    folder = pair(Source(images=str(tmp_path / "images"), labels=str(tmp_path / "labels")))
-    assert pair(Source(images=str(tmp_path / "images" / "*"), labels=str(tmp_path / "l*" / "*.tif"))) == folder
-    assert pair(Source(images=files, labels=labels)) == folder
-    assert pair(Source(images=files, labels=LabelSource(path=labels))) == folder
-    assert names(Source(images=files[0], labels=labels[0])) == ["a"]
-    with pytest.raises(DataError, match="two files are called 'a'"):
-        pair(Source(images=[files[0], labels[0]], labels=labels))
+    folder = pair_files(DatasetSource(images=str(tmp_path / "images"), labels=str(tmp_path / "labels")))
+    assert (
+        pair_files(DatasetSource(images=str(tmp_path / "images" / "*"), labels=str(tmp_path / "l*" / "*.tif")))
+        == folder
+    )
+    assert pair_files(DatasetSource(images=files, labels=labels)) == folder
+    assert pair_files(DatasetSource(images=files, labels=LabelSource(path=labels))) == folder
+    assert names(DatasetSource(images=files[0], labels=labels[0])) == ["a"]
+    with pytest.raises(DataError, match="two files have the name 'a'"):
+        pair_files(DatasetSource(images=[files[0], labels[0]], labels=labels))
 
 
-def test_one_file_of_each_belong_together_but_not_by_chance_in_folders(tmp_path):
+def test_a_single_image_and_label_file_are_paired_whatever_their_names(tmp_path):
     image, label = write_raster(tmp_path / "i" / "scene.tif"), write_raster(tmp_path / "l" / "truth.tif")
     for images in (image, [image], [[image, image]]):
-        found = pair(Source(images=images, labels=label))
+        found = pair_files(DatasetSource(images=images, labels=label))
         assert found.pairs[0].labels[0].path == label
         assert not found.unmatched
     for images, labels in ((str(tmp_path / "i"), label), (image, str(tmp_path / "l"))):
-        with pytest.raises(DataError, match="no image has a label of its name"):
-            pair(Source(images=images, labels=labels))
+        with pytest.raises(DataError, match="no image and label have the same file name"):
+            pair_files(DatasetSource(images=images, labels=labels))
 
 
 def test_a_list_of_lists_stacks_files(tmp_path):
     red, nir = write_raster(tmp_path / "d" / "s_1.tif", 3), write_raster(tmp_path / "d" / "s_2.tif", 4, bands=2)
     label = write_raster(tmp_path / "l.tif")
-    sample = opened(Source(images=[[nir, red]], labels=label), bands=[1, 3]).samples[0]
+    sample = opened(DatasetSource(images=[[nir, red]], labels=label), bands=[1, 3]).samples[0]
     assert sample.scene.read().pixels[:, 0, 0].tolist() == [4, 3]
-    globbed = pair(Source(images=[[str(tmp_path / "d" / "s_*.tif")]], labels=label))
+    globbed = pair_files(DatasetSource(images=[[str(tmp_path / "d" / "s_*.tif")]], labels=label))
     assert [path.name for path in globbed.pairs[0].images] == ["s_1.tif", "s_2.tif"]
 
 
-def test_a_table_has_one_row_a_scene_and_paths_from_its_folder(tmp_path):
+def test_a_table_has_one_row_per_scene_and_paths_relative_to_its_folder(tmp_path):
     for name in ("d/x1.tif", "d/x2.tif", "d/y1.tif", "d/l.tif"):
         write_raster(tmp_path / name)
     table = tmp_path / "scenes.csv"
     table.write_text("\ufeffname,image1,image2,label\nnorth,d/x1.tif,d/x2.tif,d/l.tif\n,d/y1.tif,,\n", encoding="utf-8")
-    found = pair(Source(table=str(table)))
+    found = pair_files(DatasetSource(table=str(table)))
     assert [one.name for one in found.pairs] == ["north"]
     assert [path.name for path in found.pairs[0].images] == ["x1.tif", "x2.tif"]
     assert [path.name for path in found.unmatched] == ["y1.tif"]
-    both = pair(Source(table=str(table), labels=write_polygon(tmp_path / "p.gpkg", 600_000)))
+    both = pair_files(DatasetSource(table=str(table), labels=write_polygon(tmp_path / "p.gpkg", 600_000)))
     assert [one.name for one in both.pairs] == ["north", "y1"]
-    assert opened(Source(table=str(table))).samples[0].labels is not None
+    assert opened(DatasetSource(table=str(table))).samples[0].labels is not None
     for text, said in (
-        ("picture,label\na,b\n", "its columns are picture, label; it needs image"),
-        ("image,label\n", "holds no rows"),
-        ("image,label\n,b\n", "line 2 names no image"),
+        ("picture,label\na,b\n", "has the columns picture, label; it needs image"),
+        ("image,label\n", "has no rows"),
+        ("image,label\n,b\n", "line 2: no image"),
         ("image,label,mask\na,b,b\n", "has the columns label and mask"),
-        ("image,label,weight\na,b,2\na,b,often\n", r"scenes\.csv: line 3: weight is 'often'; it is a positive number"),
+        (
+            "image,label,weight\na,b,2\na,b,often\n",
+            r"scenes\.csv: line 3: weight is 'often'; it must be a positive",
+        ),
         ("image,label,weight\na,b,0\n", "line 2: weight is '0'"),
         ("image,label,weight\na,b,nan\n", "line 2: weight is 'nan'"),
         ("image,label,weight\na,b,inf\n", "line 2: weight is 'inf'"),
     ):
         table.write_text(text)
         with pytest.raises(DataError, match=said):
-            pair(Source(table=str(table)))
+            pair_files(DatasetSource(table=str(table)))
 
 
-def test_a_table_may_weigh_scenes_and_say_more(tmp_path):
+def test_a_table_may_have_weights_and_other_columns(tmp_path):
     for name in ("d/x.tif", "d/y.tif", "d/l.tif"):
         write_raster(tmp_path / name)
     table = tmp_path / "scenes.csv"
     table.write_text(
         "set,image,mask,weight,year\nval,d/x.tif,d/l.tif,2.5,2019\n,d/y.tif,d/l.tif,,\nval,d/x.tif,d/l.tif\n"
     )
-    pairs = pair(Source(table=str(table))).pairs
-    samples = opened(Source(table=str(table))).samples
+    pairs = pair_files(DatasetSource(table=str(table))).pairs
+    samples = opened(DatasetSource(table=str(table))).samples
     for found in (pairs, samples):
         assert [one.weight for one in found] == [2.5, 1, 1]
         assert [one.row for one in found] == [
@@ -145,39 +151,39 @@ def test_a_table_may_weigh_scenes_and_say_more(tmp_path):
         ]
     assert [Path(one.labels[0].path).name for one in pairs] == ["l.tif"] * 3
     assert hash(pairs[0]) == hash(replace(pairs[0], row={}))
-    plain = opened(Source(images=str(tmp_path / "d" / "x.tif"), labels=str(tmp_path / "d" / "l.tif"))).samples[0]
+    plain = opened(DatasetSource(images=str(tmp_path / "d" / "x.tif"), labels=str(tmp_path / "d" / "l.tif"))).samples[0]
     assert (plain.weight, plain.row) == (1, {})
 
 
-def test_labels_without_a_path_say_how_those_of_the_table_are_read(tmp_path):
+def test_labels_without_a_path_are_the_options_for_the_labels_of_the_table(tmp_path):
     for name in ("d/x.tif", "d/l.tif"):
         write_raster(tmp_path / name)
     table = tmp_path / "scenes.csv"
     table.write_text("image,label,image_by\nd/x.tif,d/l.tif,us\n")
     roads = write_polygon(tmp_path / "p.gpkg", 600_000)
     how = LabelSource(values={"0": "background"})
-    (found,) = pair(Source(table=str(table), labels=how)).pairs
+    (found,) = pair_files(DatasetSource(table=str(table), labels=how)).pairs
     assert found.labels == (LabelSource(path=str(tmp_path / "d" / "l.tif"), values={"0": "background"}),)
     assert (len(found.images), found.row) == (1, {"image_by": "us"})
-    (found,) = pair(Source(table=str(table), labels=(how, LabelSource(path=roads)))).pairs
+    (found,) = pair_files(DatasetSource(table=str(table), labels=(how, LabelSource(path=roads)))).pairs
     assert found.labels[0].values == {"0": "background"}
     table.write_text("image,labels\nd/x.tif,d/l.tif\n")
     with pytest.raises(DataError, match=r"scenes\.csv: has no column label, and the recipe's labels have no path"):
-        pair(Source(table=str(table), labels=how))
+        pair_files(DatasetSource(table=str(table), labels=how))
 
 
 def test_published_tables(shared):
     folder = shared / "enmap_potsdam"
     with (folder / "train_files.csv").open() as file:
         lines = file.read().split()[1:]
-    pairs = pair(Source(table=str(folder / "train_files.csv"))).pairs
+    pairs = pair_files(DatasetSource(table=str(folder / "train_files.csv"))).pairs
     found = [
         (str(one.images[0].relative_to(folder)), str(Path(one.labels[0].path).relative_to(folder))) for one in pairs
     ]
     assert found == [tuple(line.split(",")) for line in lines]
 
 
-def test_several_label_sources_pair_each_for_itself(tmp_path):
+def test_several_label_sources_are_paired_separately(tmp_path):
     for stem in "abc":
         write_raster(tmp_path / "i" / f"{stem}.tif", left=600_000 + 1_000 * "abc".index(stem))
     write_raster(tmp_path / "l" / "a.tif")
@@ -190,18 +196,18 @@ def test_several_label_sources_pair_each_for_itself(tmp_path):
     def partners(found):
         return {one.name: [Path(labels.path).name for labels in one.labels] for one in found.pairs}
 
-    two = pair(Source(images=images, labels=[first, second]))
+    two = pair_files(DatasetSource(images=images, labels=[first, second]))
     assert partners(two) == {"a": ["a.tif"], "b": ["b.tif"]}
     assert [path.name for path in two.unmatched] == ["c.tif", "z.tif"]
-    three = Source(images=images, labels=[first, polygons, second])
-    assert partners(pair(three)) == {"a": ["a.tif", "p.gpkg"], "b": ["p.gpkg", "b.tif"], "c": ["p.gpkg"]}
-    assert pair(three).pairs[0].labels[1] == LabelSource.model_validate_json(json.dumps(polygons))
+    three = DatasetSource(images=images, labels=[first, polygons, second])
+    assert partners(pair_files(three)) == {"a": ["a.tif", "p.gpkg"], "b": ["p.gpkg", "b.tif"], "c": ["p.gpkg"]}
+    assert pair_files(three).pairs[0].labels[1] == LabelSource.model_validate_json(json.dumps(polygons))
     resolved = opened(three)  # no polygon meets b and c
     assert [sample.scene.name for sample in resolved.samples] == ["a", "b"]
     assert [path.name for path in resolved.unmatched] == ["z.tif", "c.tif"]
     assert "p.gpkg" in resolved.samples[0].labels.name
-    with pytest.raises(DataError, match=r"no image has a label of its name.*z\.tif"):
-        pair(Source(images=images, labels=[first, {"path": strange}]))
+    with pytest.raises(DataError, match=r"no image and label have the same file name.*z\.tif"):
+        pair_files(DatasetSource(images=images, labels=[first, {"path": strange}]))
 
 
 def test_hard_and_soft_labels_do_not_mix(tmp_path):
@@ -210,10 +216,10 @@ def test_hard_and_soft_labels_do_not_mix(tmp_path):
     table = tmp_path / "scenes.csv"
     write_raster(tmp_path / "l" / "b.tif")
     labels = {"path": str(tmp_path / "l"), "fractions": True}
-    assert opened(Source(images=str(tmp_path / "i"), labels=labels)).samples[0].labels.soft
+    assert opened(DatasetSource(images=str(tmp_path / "i"), labels=labels)).samples[0].labels.soft
     table.write_text("image,label\ni/a.tif,l/b.tif\ni/b.tif,\n")
-    with pytest.raises(DataError, match=r"l/b\.tif holds fractions, .*l/b\.tif does not"):
-        opened(Source(table=str(table), labels=labels))
+    with pytest.raises(DataError, match=r"l/b\.tif holds fractions, .*l/b\.tif holds codes"):
+        opened(DatasetSource(table=str(table), labels=labels))
 
 
 def test_training_and_prediction_read_scenes_alike(tmp_path):
@@ -222,56 +228,56 @@ def test_training_and_prediction_read_scenes_alike(tmp_path):
         dataset.scales, dataset.offsets = (0.5,), (-3.0,)
     write_raster(tmp_path / "l" / "a.tif")
     for scaled, value in ((False, 20), (True, 7)):
-        data = {"train": {"images": image, "labels": str(tmp_path / "l" / "a.tif")}, "scaled": scaled}
+        data = {"train": {"images": image, "labels": str(tmp_path / "l" / "a.tif")}, "apply_scale_offset": scaled}
         recipe = recipe_for(tmp_path, "binary", data=data)
-        sample = resolve(recipe.data.train, recipe.data, TASK).samples[0]
-        scene = Segmenter(recipe, [0.0], [1.0], ["b"], pretrained=False).scene(image)
+        sample = open_samples(recipe.data.train, recipe.data, TASK).samples[0]
+        scene = Segmenter(recipe, [0.0], [1.0], ["b"], pretrained=False).open_scene(image)
         assert scene == sample.scene
         assert (scene.read().pixels == value).all()
 
 
-def test_named_polygons_serve_every_scene_they_meet(tmp_path):
+def test_named_polygons_serve_every_scene_they_intersect(tmp_path):
     images = [write_raster(tmp_path / "i" / f"{i}.tif", left=600_000 + 1_000 * i) for i in range(3)]
     one, two = write_polygon(tmp_path / "p.gpkg", 600_000), write_polygon(tmp_path / "q.gpkg", 602_000)
-    found = opened(Source(images=str(tmp_path / "i"), labels=[one, two]))
+    found = opened(DatasetSource(images=str(tmp_path / "i"), labels=[one, two]))
     assert [sample.scene.name for sample in found.samples] == ["0", "2"]
     assert found.unmatched == (Path(images[1]),)
-    assert all((sample.labels.read(sample.scene.grid.whole) == 1).all() for sample in found.samples)
-    with pytest.raises(DataError, match="no polygon meets a scene"):
-        opened(Source(images=images[1], labels=[one, two]))
+    assert all((sample.labels.read(sample.scene.grid.full_window) == 1).all() for sample in found.samples)
+    with pytest.raises(DataError, match="no polygon intersects a scene"):
+        opened(DatasetSource(images=images[1], labels=[one, two]))
 
 
-def test_a_folder_of_vector_files_pairs_by_stem_and_keeps_its_instructions(tmp_path):
+def test_a_folder_of_vector_files_is_paired_by_stem_and_keeps_its_options(tmp_path):
     image = write_raster(tmp_path / "i" / "a.tif")
     (tmp_path / "l").mkdir()
     polygons = write_polygon(tmp_path / "l" / "a.gpkg", 600_000)
-    found = pair(Source(images=image, labels=LabelSource(path=str(tmp_path / "l"), field="kind")))
+    found = pair_files(DatasetSource(images=image, labels=LabelSource(path=str(tmp_path / "l"), field="kind")))
     assert found.pairs[0].labels == (LabelSource(path=polygons, field="kind"),)
 
 
-def test_without_labels_scenes_stand_alone(tmp_path):
+def test_scenes_without_labels(tmp_path):
     image = write_raster(tmp_path / "a.tif")
     table = tmp_path / "t.csv"
     table.write_text("image\na.tif\n")
-    data = Data(train=Source(images=image, labels=image))
-    for source in (Source(images=image), Source(table=str(table))):
-        found = resolve(source, data, TASK)
+    data = Data(train=DatasetSource(images=image, labels=image))
+    for source in (DatasetSource(images=image), DatasetSource(table=str(table))):
+        found = open_samples(source, data, TASK)
         assert [sample.labels for sample in found.samples] == [None]
         assert not found.unmatched
 
 
-def test_paths_that_lead_nowhere(tmp_path):
+def test_missing_paths(tmp_path):
     image = write_raster(tmp_path / "a.tif")
     (tmp_path / "empty").mkdir()
     missing = str(tmp_path / "none")
     for source in (
-        Source(images=missing, labels=image),
-        Source(images=image, labels=missing),
-        Source(table=missing + ".csv"),
-        Source(images=str(tmp_path / "empty"), labels=image),
-        Source(images=str(tmp_path / "*.jp2"), labels=image),
+        DatasetSource(images=missing, labels=image),
+        DatasetSource(images=image, labels=missing),
+        DatasetSource(table=missing + ".csv"),
+        DatasetSource(images=str(tmp_path / "empty"), labels=image),
+        DatasetSource(images=str(tmp_path / "*.jp2"), labels=image),
     ):
         with pytest.raises(MissingFileError, match=r"none|empty|\*\.jp2"):
-            pair(source)
+            pair_files(source)
     with pytest.raises(MissingFileError, match=r"none\.gpkg"):
-        opened(Source(images=image, labels=missing + ".gpkg"))
+        opened(DatasetSource(images=image, labels=missing + ".gpkg"))

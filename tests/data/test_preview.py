@@ -4,13 +4,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from synthetic import read_whole, recipe_for, write_pair, write_pairs, write_raster
 
-from segkit.data.areas import areas
+from segkit.data.areas import open_areas
 from segkit.data.check import check
-from segkit.data.datasets import TrainTiles
+from segkit.data.datasets import TrainDataset
 from segkit.data.preview import draw_data
-from segkit.plots.images import colored
+from segkit.plots.images import colorize
 from segkit.recipe.schema import Recipe
-from segkit.task.task import IGNORE
+from segkit.task import IGNORE
 
 KINDS = ["binary", "multiclass", "multilabel"]
 MAGENTA = (1, 0, 1)
@@ -33,10 +33,10 @@ def drawn(monkeypatch):
 
 
 def shares(parts, task):
-    """Oracle: {name: share among the known pixels of its plane}, over whole scenes."""
+    """Oracle: {name: share among the known pixels of its target}, over whole scenes."""
     found = {}
-    for name, plane, category in task.scored:
-        known = np.concatenate([planes[plane][counted] for _, planes, counted in map(read_whole, parts)])
+    for name, target, category in task.scored_categories:
+        known = np.concatenate([targets[target][counted] for _, targets, counted in map(read_whole, parts)])
         known = known[known != IGNORE]
         found[name] = (known == category).mean()
     return found
@@ -48,9 +48,9 @@ def test_bars_are_the_shares_of_both_sides(data, tmp_path, drawn, kind):
     draw_data(recipe, check(recipe), tmp_path / "p.png")
     bars = drawn[0].axes[0]
     names = [label.get_text() for label in bars.get_yticklabels()]
-    assert names == [name for name, _, _ in recipe.task.scored]
+    assert names == [name for name, _, _ in recipe.task.scored_categories]
     widths = np.array([bar.get_width() for bar in bars.patches]).reshape(2, -1)
-    for row, part in zip(widths, areas(recipe), strict=True):
+    for row, part in zip(widths, open_areas(recipe), strict=True):
         np.testing.assert_allclose(row, list(shares(part, recipe.task).values()))
     told = [text.get_text() for text in bars.texts]
     assert told[0] == f"{widths[0, 0]:.1%}".replace("%", " %") + "  training"
@@ -64,10 +64,10 @@ def test_crops_are_those_of_the_training(data, tmp_path, drawn, kind):
     draw_data(recipe, check(recipe), tmp_path / "p.png")
     pictures = [ax for ax in drawn[0].axes[1:] if ax.images]
     assert len(pictures) == 24
-    tiles = TrainTiles(areas(recipe)[0], recipe.train.tile_size, None, 3)
+    tiles = TrainDataset(open_areas(recipe)[0], recipe.train.tile_size, None, 3)
     unseen = 0
     for number in range(12):
-        pixels, valid, planes = (each.numpy() for each in tiles[number])
+        pixels, valid, targets = (each.numpy() for each in tiles[number])
         image, labels = (np.asarray(ax.images[0].get_array()) for ax in pictures[2 * number : 2 * number + 2])
         magenta = (image == MAGENTA).all(axis=2)
         np.testing.assert_array_equal(magenta, ~valid)
@@ -76,14 +76,14 @@ def test_crops_are_those_of_the_training(data, tmp_path, drawn, kind):
             order = np.argsort(pixels[0][valid])
             assert (np.diff(image[..., 0][valid][order]) >= 0).all()
         if kind != "multilabel":
-            np.testing.assert_array_equal(labels, colored(planes, recipe.task))
+            np.testing.assert_array_equal(labels, colorize(targets, recipe.task))
         else:
             grey = np.isclose(labels, 0.62).all(axis=2)
-            assert grey[(planes == IGNORE).all(axis=0)].all()
+            assert grey[(targets == IGNORE).all(axis=0)].all()
     assert unseen
     said = drawn[0].subfigs[1].get_suptitle().replace("\n", " ")
     assert "12 crops of 32 x 32 pixels after augmentation (none)" in said
-    assert "Magenta: what the network does not see" in said
+    assert "Magenta: masked pixels" in said
 
 
 @pytest.mark.parametrize("bands", [1, 2, 224])
@@ -97,7 +97,7 @@ def test_any_number_of_bands(tmp_path, drawn, bands):
     assert len(drawn[0].axes) > 20
 
 
-def test_problems_leave_the_shares_and_say_why_there_are_no_crops(data, tmp_path, drawn):
+def test_with_problems_the_picture_has_shares_and_the_reason(data, tmp_path, drawn):
     recipe = recipe_for(data["binary"], "binary").to_dict()
     recipe["task"]["type"] = "multiclass"
     recipe["task"]["classes"].append({"name": "sand", "value": 8})
@@ -106,10 +106,10 @@ def test_problems_leave_the_shares_and_say_why_there_are_no_crops(data, tmp_path
     assert len(report.problems) == 1
     draw_data(recipe, report, tmp_path / "p.png")
     assert len(drawn[0].axes) == 1
-    assert "No crops: class 'sand' never occurs" in drawn[0].subfigs[1].get_suptitle().replace("\n", " ")
+    assert "No crops: class 'sand' does not occur" in drawn[0].subfigs[1].get_suptitle().replace("\n", " ")
 
 
-def test_nothing_readable_is_a_picture_too(tmp_path):
+def test_a_picture_without_readable_data(tmp_path):
     write_pair(tmp_path, "binary", "a")
     recipe = recipe_for(tmp_path, "binary")
     (tmp_path / "images" / "a.tif").write_text("no raster")

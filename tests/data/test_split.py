@@ -15,19 +15,19 @@ from rasterio.windows import Window
 from scipy.ndimage import distance_transform_edt, maximum_filter
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
-from segkit.data.area import Area, count_categories, pieces, read_pieces, whole
-from segkit.data.pairing import resolve
-from segkit.data.split import divide, fitted, split, survey
+from segkit.data.area import LabelledArea, count_categories, full_areas, iter_windows, read_tiles
+from segkit.data.pairing import open_samples
+from segkit.data.split import count_scene, resolve_split, spatial_split, train_val_split
 from segkit.errors import DataError
-from segkit.io.cover import Cover
+from segkit.io.cover import PixelRegion
 from segkit.io.grid import Grid
 from segkit.io.scene import Tile
-from segkit.recipe.schema import Recipe, Split
-from segkit.task.task import IGNORE
+from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.task import IGNORE
 
 HEIGHT, WIDTH = 70, 90
 RULES = st.builds(
-    Split,
+    SpatialSplit,
     fraction=st.floats(0.05, 0.95),
     block=st.integers(9, 60),
     gap=st.integers(0, 40),
@@ -37,7 +37,7 @@ RULES = st.builds(
 
 def samples_in(folder, kind="multiclass"):
     recipe = recipe_for(folder, kind)
-    return resolve(recipe.data.train, recipe.data, recipe.task).samples, recipe.task
+    return open_samples(recipe.data.train, recipe.data, recipe.task).samples, recipe.task
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def by_scene(areas):
 @settings(max_examples=15)
 def test_blocks_cover_every_scene_and_none_is_on_both_sides(two, rule):
     samples, task = two
-    train, validation = (by_scene(side) for side in split(samples, task, rule))
+    train, validation = (by_scene(side) for side in spatial_split(samples, task, rule))
     assert train
     assert validation
     for sample in samples:
@@ -78,22 +78,22 @@ def test_blocks_cover_every_scene_and_none_is_on_both_sides(two, rule):
 
 @given(rule=RULES)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-def test_nothing_within_the_gap_of_validation_is_valid_or_known_in_training(two, rule):
+def test_training_masks_validation_and_the_gap(two, rule):
     samples, task = two
-    train, validation = split(samples, task, rule)
+    train, validation = spatial_split(samples, task, rule)
     held = by_scene(validation)
     for area in train:
         shape = area.sample.scene.grid.shape
         name = area.sample.scene.name
         forbidden = painted(held[name].windows, shape) if name in held else np.zeros(shape, dtype=int)
         forbidden = maximum_filter(forbidden, 2 * rule.gap + 1) > 0
-        window = area.sample.scene.grid.whole
-        tile, planes = area.sample.scene.read(window), area.labels.read(window)
-        before = tile.valid.copy(), planes.copy()
-        area.mask(tile, planes, window)
+        window = area.sample.scene.grid.full_window
+        tile, targets = area.sample.scene.read(window), area.labels.read(window)
+        before = tile.valid.copy(), targets.copy()
+        area.mask(tile, targets, window)
         np.testing.assert_array_equal(tile.valid, before[0] & ~forbidden)
-        np.testing.assert_array_equal(planes, np.where(before[0] & ~forbidden, before[1], IGNORE))
-        for read, known, _ in read_pieces([area], 13):
+        np.testing.assert_array_equal(targets, np.where(before[0] & ~forbidden, before[1], IGNORE))
+        for read, known, _ in read_tiles([area], 13):
             rows, columns = (read.pixels[:2, read.valid] - 1).astype(int)
             assert not forbidden[rows, columns].any()
             assert (known[:, ~read.valid] == IGNORE).all()
@@ -102,18 +102,18 @@ def test_nothing_within_the_gap_of_validation_is_valid_or_known_in_training(two,
 @pytest.mark.parametrize("window", [Window(-20, -9, 64, 64), Window(30, 40, 64, 64), Window(85, 60, 8, 8)])
 def test_a_mask_is_the_same_at_every_window(two, window):
     sample, beyond = two[0][0], 100
-    hidden = Window(-5, 10, 30, 30), Window(60, 50, 100, 9)
-    shifted = [Window(each.col_off + beyond, each.row_off + beyond, each.width, each.height) for each in hidden]
+    exclude = Window(-5, 10, 30, 30), Window(60, 50, 100, 9)
+    shifted = [Window(each.col_off + beyond, each.row_off + beyond, each.width, each.height) for each in exclude]
     expected = painted(shifted, (300, 300))[beyond + window.row_off :, beyond + window.col_off :] > 0
     shape = window.height, window.width
-    tile, planes = Tile(np.zeros((1, *shape), np.float32), np.ones(shape, bool)), np.zeros((1, *shape), np.int16)
-    Area(sample, (sample.scene.grid.whole,), Cover(hidden)).mask(tile, planes, window)
+    tile, targets = Tile(np.zeros((1, *shape), np.float32), np.ones(shape, bool)), np.zeros((1, *shape), np.int16)
+    LabelledArea(sample, (sample.scene.grid.full_window,), PixelRegion(exclude)).mask(tile, targets, window)
     np.testing.assert_array_equal(tile.valid, ~expected[: window.height, : window.width])
-    np.testing.assert_array_equal(planes[0], np.where(tile.valid, 0, IGNORE))
+    np.testing.assert_array_equal(targets[0], np.where(tile.valid, 0, IGNORE))
 
 
 def shares(areas, task):
-    return sum(count_categories(planes, task) for _, planes, _ in read_pieces(areas))
+    return sum(count_categories(targets, task) for _, targets, _ in read_tiles(areas))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -128,15 +128,15 @@ def test_a_class_of_two_blocks_is_on_both_sides(tmp_path, kind, seed):
         labels[-1, row : row + 4, column : column + 4] = rare
     write_raster(tmp_path / "labels" / "a.tif", labels)
     samples, task = samples_in(tmp_path, kind)
-    for side in split(samples, task, Split(fraction=0.1, block=16, gap=0, seed=seed)):
+    for side in spatial_split(samples, task, SpatialSplit(fraction=0.1, block=16, gap=0, seed=seed)):
         assert (shares(side, task) > 0).all()
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.8])
-def test_validation_holds_about_the_wanted_fraction(tmp_path, fraction):
+def test_validation_has_about_the_requested_fraction(tmp_path, fraction):
     write_pair(tmp_path, "binary", "a", height=160, width=160)
     samples, task = samples_in(tmp_path, "binary")
-    train, validation = split(samples, task, Split(fraction=fraction, block=16, gap=0))
+    train, validation = spatial_split(samples, task, SpatialSplit(fraction=fraction, block=16, gap=0))
     held, kept = shares(validation, task), shares(train, task)
     np.testing.assert_allclose(held / (held + kept), fraction, atol=0.03)
 
@@ -144,11 +144,13 @@ def test_validation_holds_about_the_wanted_fraction(tmp_path, fraction):
 def test_the_seed_alone_decides(two):
     def drawn(seed):
         return [
-            (area.sample.scene.name, area.windows, area.hidden) for side in split(*two, rule(seed)) for area in side
+            (area.sample.scene.name, area.windows, area.exclude)
+            for side in spatial_split(*two, rule(seed))
+            for area in side
         ]
 
     def rule(seed):
-        return Split(block=16, gap=8, seed=seed)
+        return SpatialSplit(block=16, gap=8, seed=seed)
 
     assert drawn(3) == drawn(3)
     assert len({str(drawn(seed)) for seed in range(5)}) > 1
@@ -161,24 +163,22 @@ def test_one_labelled_block_cannot_be_split(tmp_path):
     labels[:10, :10] = 0  # where the image holds no data
     write_raster(tmp_path / "labels" / "a.tif", labels)
     samples, task = samples_in(tmp_path, "binary")
-    with pytest.raises(
-        DataError, match="1 blocks of 32 x 32 pixels hold valid pixels with known labels, a split needs two"
-    ):
-        split(samples, task, Split(block=32, gap=0))
+    with pytest.raises(DataError, match="1 blocks of 32 x 32 pixels hold valid labelled pixels, a split needs 2"):
+        spatial_split(samples, task, SpatialSplit(block=32, gap=0))
 
 
 @given(size=st.integers(1, 50))
-def test_pieces_cover_their_windows_once(size):
+def test_iter_windows_covers_windows_once(size):
     windows = [Window(3, 5, 40, 21), Window(50, 0, 1, 33)]
-    cut = list(pieces(windows, size))
+    cut = list(iter_windows(windows, size))
     np.testing.assert_array_equal(painted(cut, (60, 60)), painted(windows, (60, 60)))
     assert all(piece.width <= size and piece.height <= size for piece in cut)
 
 
-def test_whole_areas_hide_nothing(two):
-    areas = whole(two[0])
-    assert [area.windows for area in areas] == [(sample.scene.grid.whole,) for sample in two[0]]
-    assert all(not area.hidden for area in areas)
+def test_full_areas_exclude_nothing(two):
+    areas = full_areas(two[0])
+    assert [area.windows for area in areas] == [(sample.scene.grid.full_window,) for sample in two[0]]
+    assert all(not area.exclude for area in areas)
 
 
 @pytest.fixture(scope="module")
@@ -196,13 +196,13 @@ def five(tmp_path_factory):
 
 @pytest.mark.parametrize("by", ["scene", "block"])
 @pytest.mark.parametrize("folds", [2, 4])
-def test_folds_validate_everything_once_and_share_out_the_classes(five, by, folds):
+def test_folds_validate_everything_once_with_even_class_shares(five, by, folds):
     samples, task = samples_in(five)
     painted_over = {sample.scene.name: 0 for sample in samples}
     held = []
     for number in range(folds):
-        rule = Split(by=by, fold=f"{number}/{folds}", block=16, gap=0)
-        train, validation = split(samples, task, rule)
+        rule = SpatialSplit(by=by, fold=f"{number}/{folds}", block=16, gap=0)
+        train, validation = spatial_split(samples, task, rule)
         for area in validation:
             painted_over[area.sample.scene.name] += painted(area.windows, area.sample.scene.grid.shape)
         held.append(shares(validation, task))
@@ -214,13 +214,13 @@ def test_folds_validate_everything_once_and_share_out_the_classes(five, by, fold
         np.testing.assert_allclose(held / held.sum(axis=0), 1 / folds, atol=0.1)
 
 
-def test_a_fold_does_not_depend_on_which_is_asked_for_but_on_the_seed(five):
+def test_folds_depend_only_on_the_seed(five):
     samples, task = samples_in(five)
 
     def names(seed):
         return [
-            [(area.sample.scene.name, area.windows) for area in split(samples, task, rule)[1]]
-            for rule in (Split(block=16, fold=f"{k}/3", gap=0, seed=seed) for k in range(3))
+            [(area.sample.scene.name, area.windows) for area in spatial_split(samples, task, rule)[1]]
+            for rule in (SpatialSplit(block=16, fold=f"{k}/3", gap=0, seed=seed) for k in range(3))
         ]
 
     assert names(1) == names(1)
@@ -228,11 +228,11 @@ def test_a_fold_does_not_depend_on_which_is_asked_for_but_on_the_seed(five):
 
 
 @pytest.mark.parametrize("folds", [2, 3, 4])
-def test_scenes_of_the_same_ground_stay_together(five, folds):
+def test_overlapping_scenes_stay_together(five, folds):
     samples, task = samples_in(five)
     for seed, fold in product(range(4), range(folds)):
-        rule = Split(by="scene", fold=f"{fold}/{folds}", gap=0, seed=seed)
-        sides = [{area.sample.scene.name for area in side} for side in split(samples, task, rule)]
+        rule = SpatialSplit(by="scene", fold=f"{fold}/{folds}", gap=0, seed=seed)
+        sides = [{area.sample.scene.name for area in side} for side in spatial_split(samples, task, rule)]
         assert sides[0] | sides[1] == set("abcde")
         assert not sides[0] & sides[1]
         assert any({"d", "e"} <= side for side in sides)
@@ -240,10 +240,10 @@ def test_scenes_of_the_same_ground_stay_together(five, folds):
 
 @given(seed=st.integers(0, 50), gap=st.integers(0, 20))
 @settings(max_examples=15)
-def test_no_other_scene_shows_validating_ground_or_its_surroundings(five, seed, gap):
+def test_validation_ground_is_excluded_in_other_scenes(five, seed, gap):
     """The fifth scene lies ten pixels to the right of the fourth."""
     samples, task = samples_in(five)
-    train, validation = split(samples, task, Split(block=16, fraction=0.3, gap=gap, seed=seed))
+    train, validation = spatial_split(samples, task, SpatialSplit(block=16, fraction=0.3, gap=gap, seed=seed))
     held, ground = by_scene(validation), np.zeros((48, 74), dtype=bool)
     for name, left in (("d", 0), ("e", 10)):
         if name in held:
@@ -253,7 +253,7 @@ def test_no_other_scene_shows_validating_ground_or_its_surroundings(five, seed, 
     for name, left in (("d", 0), ("e", 10)):
         if name in trains:
             area, apart = trains[name], far[:, left : left + 64]
-            valid, own = read_whole(area)[0].valid, area.sample.scene.read(area.sample.scene.grid.whole).valid
+            valid, own = read_whole(area)[0].valid, area.sample.scene.read(area.sample.scene.grid.full_window).valid
             assert not valid[apart <= gap].any()
             assert valid[own & (apart > gap * 1.5 + 1)].all()
 
@@ -269,22 +269,22 @@ def zone(left, top, right, bottom, scene="a"):
     return shapely.box(place(scene) + 10 * left, 9e6 - 10 * bottom, place(scene) + 10 * right, 9e6 - 10 * top)
 
 
-def test_polygons_that_a_field_names_validate(five, tmp_path):
+def test_polygons_are_chosen_by_a_field(five, tmp_path):
     samples, task = samples_in(five)
     shapes = [zone(5, 5, 25, 30), zone(30, 10, 60, 40), zone(8, 8, 40, 40, "c")]
     path = write_zones(tmp_path / "zones.gpkg", shapes, use=["val", "train", "test"])
-    rule = Split(by="polygon", polygons=str(path), field="use", values=("val", "test"), gap=3)
-    train, validation = split(samples, task, rule)
+    rule = SpatialSplit(by="polygon", polygons=str(path), field="use", values=("val", "test"), gap=3)
+    train, validation = spatial_split(samples, task, rule)
     assert by_scene(validation).keys() == {"a", "c"}
     assert by_scene(train).keys() == set("abcde")
     for name, box in (("a", (5, 5, 25, 30)), ("c", (8, 8, 40, 40))):
         inside = np.zeros((48, 64), dtype=bool)
         inside[box[1] : box[3], box[0] : box[2]] = True
         area = by_scene(validation)[name]
-        whole_scene = area.sample.scene.grid.whole
+        whole_scene = area.sample.scene.grid.full_window
         valid = area.sample.scene.read(whole_scene).valid
         every = area.labels.read(whole_scene)
-        np.testing.assert_array_equal(area.truth(whole_scene, valid), np.where(inside & valid, every, IGNORE))
+        np.testing.assert_array_equal(area.read_truth(whole_scene, valid), np.where(inside & valid, every, IGNORE))
         np.testing.assert_array_equal(
             shares([area], task), count_categories(np.where(inside & valid, every, IGNORE), task)
         )
@@ -294,11 +294,14 @@ def test_polygons_that_a_field_names_validate(five, tmp_path):
         assert tile.valid[valid & (far > 3 + 1)].all()
 
 
-def test_polygons_can_be_dealt_into_folds(five, tmp_path):
+def test_folds_of_polygons(five, tmp_path):
     samples, task = samples_in(five)
     shapes = [zone(4 + 12 * k, 12, 14 + 12 * k, 40, scene) for k in range(4) for scene in "ab"]
     path = str(write_zones(tmp_path / "zones.gpkg", shapes))
-    held = [split(samples, task, Split(by="polygon", polygons=path, fold=f"{k}/3", gap=0))[1] for k in range(3)]
+    held = [
+        spatial_split(samples, task, SpatialSplit(by="polygon", polygons=path, fold=f"{k}/3", gap=0))[1]
+        for k in range(3)
+    ]
     everything = sum(shares(side, task) for side in held)
     apart = [shares(side, task) for side in held]
     assert all(side.sum() for side in apart)
@@ -307,7 +310,7 @@ def test_polygons_can_be_dealt_into_folds(five, tmp_path):
         masks[:, 12:40, 4 + 12 * k : 14 + 12 * k] = True
     expected = 0
     for mask, sample in zip(masks, samples, strict=False):
-        window = sample.scene.grid.whole
+        window = sample.scene.grid.full_window
         known = np.where(mask & sample.scene.read(window).valid, sample.labels.read(window), IGNORE)
         expected = expected + count_categories(known, task)
     np.testing.assert_array_equal(everything, expected)
@@ -316,28 +319,28 @@ def test_polygons_can_be_dealt_into_folds(five, tmp_path):
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ({"field": "use", "values": ("nobody",)}, "none of the polygons on training scenes validates, of which use is"),
-        ({"field": "use", "values": ("a", "b")}, "each of the polygons on training scenes validates"),
-        ({"field": "kind", "values": ("a",)}, "field 'kind' is not there; its fields are use"),
+        ({"field": "use", "values": ("nobody",)}, "no polygon on the training scenes has use nobody"),
+        ({"field": "use", "values": ("a", "b")}, "every polygon on the training scenes has use a or b"),
+        ({"field": "kind", "values": ("a",)}, "has no field 'kind'; its fields are use"),
         (
             {"layer": "other"},
-            "layer 'other' is not there; .* are zones; name one under data.val.layer",
+            "has no layer 'other'; .* are zones; give one with data.val.layer",
         ),
-        ({"fold": "0/3"}, "2 polygons of .* hold valid pixels with known labels, a split needs 3"),
+        ({"fold": "0/3"}, "2 polygons of .* hold valid labelled pixels, a split needs 3"),
     ],
 )
 def test_polygons_that_cannot_be_used(five, tmp_path, rule, said):
     samples, task = samples_in(five)
     path = write_zones(tmp_path / "zones.gpkg", [zone(5, 5, 25, 30), zone(30, 10, 60, 40)], use=["a", "b"])
     with pytest.raises(DataError, match=said):
-        split(samples, task, Split(by="polygon", polygons=str(path), gap=0, **rule))
+        spatial_split(samples, task, SpatialSplit(by="polygon", polygons=str(path), gap=0, **rule))
 
 
-def test_polygons_elsewhere_are_told(five, tmp_path):
+def test_polygons_elsewhere_are_an_error(five, tmp_path):
     samples, task = samples_in(five)
     path = write_zones(tmp_path / "zones.gpkg", [zone(-900, 5, -800, 30)])
-    with pytest.raises(DataError, match="none of its 1 polygons meets a training scene"):
-        split(samples, task, Split(by="polygon", polygons=str(path), gap=0))
+    with pytest.raises(DataError, match="none of its 1 polygons intersects a training scene"):
+        spatial_split(samples, task, SpatialSplit(by="polygon", polygons=str(path), gap=0))
 
 
 def table_of(folder, use):
@@ -348,55 +351,55 @@ def table_of(folder, use):
 
 def divided(recipe, **val):
     recipe = Recipe.from_dict(recipe.to_dict() | {"data": recipe.to_dict()["data"] | {"val": val or None}})
-    samples = resolve(recipe.data.train, recipe.data, recipe.task).samples
-    return [sorted(area.sample.scene.name for area in side) for side in divide(recipe, samples)]
+    samples = open_samples(recipe.data.train, recipe.data, recipe.task).samples
+    return [sorted(area.sample.scene.name for area in side) for side in train_val_split(recipe, samples)]
 
 
-def test_rows_of_the_table_validate(five):
+def test_split_by_column(five):
     recipe = table_of(five, ["train", "val", "", "test", "train"])
     assert divided(recipe, column="use") == [["a", "d", "e"], ["b"]]
     assert divided(recipe, column="use", train=["train"], val=["val", "test"]) == [["a", "e"], ["b", "d"]]
     for val, said in (
-        ({"column": "used"}, "no column 'used'; its columns besides image and label are use"),
-        ({"column": "use", "val": ["dev"]}, "no row validates"),
-        ({"column": "use", "train": ["dev"]}, "no row trains"),
+        ({"column": "used"}, "no column 'used'; besides image and label its columns are use"),
+        ({"column": "use", "val": ["dev"]}, "no validation row"),
+        ({"column": "use", "train": ["dev"]}, "no training row"),
     ):
         with pytest.raises(DataError, match=said):
             divided(recipe, **val)
 
 
-def test_training_never_shows_what_rows_validate(five):
+def test_validation_rows_are_excluded_from_training(five):
     """Scenes d and e share all but ten columns."""
     recipe = table_of(five, ["train", "train", "train", "val", "train"])
     raw = recipe.to_dict()
     raw["data"]["val"] = {"column": "use"}
     recipe = Recipe.from_dict(raw)
-    train, _ = divide(recipe, resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    train, _ = train_val_split(recipe, open_samples(recipe.data.train, recipe.data, recipe.task).samples)
     valid = read_whole(by_scene(train)["e"])[0].valid
     assert not valid[:, :54].any()
     assert valid[:, 54:].all()
 
 
-def test_without_validation_everything_trains(five):
-    raw = recipe_for(five, "multiclass", train={"keep": "last"}).to_dict()
+def test_without_validation_all_samples_are_for_training(five):
+    raw = recipe_for(five, "multiclass", train={"checkpoint": "last"}).to_dict()
     raw["data"]["val"] = None
     recipe = Recipe.from_dict(raw)
-    samples = resolve(recipe.data.train, recipe.data, recipe.task).samples
-    train, validation = divide(recipe, samples)
-    assert [area.windows for area in train] == [area.windows for area in whole(samples)]
-    assert not any(area.hidden for area in train)
+    samples = open_samples(recipe.data.train, recipe.data, recipe.task).samples
+    train, validation = train_val_split(recipe, samples)
+    assert [area.windows for area in train] == [area.windows for area in full_areas(samples)]
+    assert not any(area.exclude for area in train)
     assert validation == []
 
 
-def test_the_gap_is_a_tile_but_no_more_than_a_quarter_of_a_block(five):
+def test_the_default_gap_is_a_tile_but_at_most_a_quarter_of_a_block(five):
     samples = samples_in(five)[0]
     for block, gap, expected in ((16, None, 4), (128, None, 32), (16, 5, 5)):
         trial = recipe_for(five, "multiclass", data={"val": {"block": block, "gap": gap}})
-        assert fitted(trial, samples).data.val.gap == expected
-        train, validation = divide(trial, samples)
+        assert resolve_split(trial, samples).data.val.gap == expected
+        train, validation = train_val_split(trial, samples)
         held, trains = by_scene(validation), by_scene(train)
         for name in (held.keys() & trains.keys()) - {"d", "e"}:
-            assert trains[name].hidden == Cover(held[name].windows).grown(expected)
+            assert trains[name].exclude == PixelRegion(held[name].windows).buffered(expected)
 
 
 def scenes_of(*shapes):
@@ -416,12 +419,12 @@ def scenes_of(*shapes):
     val=st.sampled_from([{}, {"fraction": 0.5}, {"fraction": 0.05}, {"fold": "0/5"}, {"gap": 8}]),
     seed=st.integers(0, 99),
 )
-def test_the_blocks_that_nobody_chose_leave_something_on_both_sides(shapes, tile, val, seed):
+def test_default_blocks_leave_pixels_on_both_sides(shapes, tile, val, seed):
     """Whatever so many blocks are drawn, most of them or few."""
     raw = recipe_for(Path(), "binary", train={"tile_size": tile}).to_dict()
     raw["data"]["val"] = val
     samples = scenes_of(*shapes)
-    rule = fitted(Recipe.from_dict(raw), samples).data.val
+    rule = resolve_split(Recipe.from_dict(raw), samples).data.val
     assert rule.block <= max(512, 4 * tile)
     assert rule.gap == 8 if "gap" in val else rule.gap <= min(tile, rule.block / 4)
     blocks = [(at, block) for at, one in enumerate(samples) for block in one.scene.grid.tiles(rule.block)]
@@ -431,8 +434,8 @@ def test_the_blocks_that_nobody_chose_leave_something_on_both_sides(shapes, tile
     held = np.random.default_rng(seed).permutation(len(blocks)) < number
     left = 0
     for number, shape in enumerate(shapes):
-        away = Cover(tuple(block for (at, block), one in zip(blocks, held, strict=True) if one and at == number))
-        left += int((~away.grown(rule.gap).mask(Window(0, 0, *shape[::-1]))).sum())
+        away = PixelRegion(tuple(block for (at, block), one in zip(blocks, held, strict=True) if one and at == number))
+        left += int((~away.buffered(rule.gap).mask(Window(0, 0, *shape[::-1]))).sum())
     assert left
 
 
@@ -440,12 +443,12 @@ def test_large_scenes_have_large_blocks_and_a_gap_of_a_tile():
     for tile, block, gap in ((64, 512, 64), (128, 512, 128), (256, 1024, 256)):
         raw = recipe_for(Path(), "binary", train={"tile_size": tile}).to_dict()
         raw["data"]["val"] = {}
-        rule = fitted(Recipe.from_dict(raw), scenes_of((9000, 9000))).data.val
+        rule = resolve_split(Recipe.from_dict(raw), scenes_of((9000, 9000))).data.val
         assert (rule.block, rule.gap) == (block, gap)
 
 
 @pytest.mark.parametrize("by", ["scene", "polygon"])
-def test_the_gap_between_scenes_and_polygons_fits_them(five, tmp_path, by):
+def test_the_default_gap_of_scenes_and_polygons(five, tmp_path, by):
     samples = samples_in(five)[0]
     val = {"by": by}
     if by == "polygon":
@@ -453,22 +456,22 @@ def test_the_gap_between_scenes_and_polygons_fits_them(five, tmp_path, by):
     trial = recipe_for(five, "multiclass", train={"tile_size": 64})
     raw = trial.to_dict()
     raw["data"]["val"] = val
-    gap = fitted(Recipe.from_dict(raw), samples).data.val.gap
+    gap = resolve_split(Recipe.from_dict(raw), samples).data.val.gap
     sides = [np.sqrt(np.prod(sample.scene.grid.shape)) for sample in samples] if by == "scene" else [20, 16]
     assert gap == np.sqrt(np.median(np.square(sides))) // 4
 
 
 @pytest.mark.parametrize("val", [{"block": 16, "gap": 4}, {"by": "scene", "gap": 0}])
-def test_scenes_that_were_surveyed_are_divided_the_same(five, val):
+def test_counted_scenes_are_split_the_same(five, val):
     trial = recipe_for(five, "multiclass", data={"val": val})
     samples, task = samples_in(five)
-    rule = Split(**val)
-    surveys = [survey(sample, task, rule, size=13) for sample in samples]
-    given, read = split(samples, task, rule, surveys), split(samples, task, rule)
+    rule = SpatialSplit(**val)
+    scene_counts = [count_scene(sample, task, rule, size=13) for sample in samples]
+    given, read = spatial_split(samples, task, rule, scene_counts), spatial_split(samples, task, rule)
     for one, other in zip((*given[0], *given[1]), (*read[0], *read[1]), strict=True):
-        assert (one.windows, one.hidden) == (other.windows, other.hidden)
-    for sample, found in zip(samples, surveys, strict=True):
-        (area,) = whole([sample])
-        tile, planes, _ = read_whole(area)
-        assert (found.valid, found.labelled) == (tile.valid.sum(), (planes != IGNORE).any(axis=0).sum())
-        np.testing.assert_array_equal(found.counts.sum(axis=0), count_categories(planes, trial.task))
+        assert (one.windows, one.exclude) == (other.windows, other.exclude)
+    for sample, found in zip(samples, scene_counts, strict=True):
+        (area,) = full_areas([sample])
+        tile, targets, _ = read_whole(area)
+        assert (found.valid, found.labelled) == (tile.valid.sum(), (targets != IGNORE).any(axis=0).sum())
+        np.testing.assert_array_equal(found.counts.sum(axis=0), count_categories(targets, trial.task))

@@ -9,12 +9,12 @@ from rasterio.windows import Window
 from sklearn.utils.class_weight import compute_class_weight
 from synthetic import recipe_for, write_pair, write_raster
 
-from segkit.data.area import Area, whole
-from segkit.data.pairing import resolve
+from segkit.data.area import LabelledArea, full_areas
+from segkit.data.pairing import open_samples
 from segkit.data.statistics import CLASS_WEIGHTS, Statistics, balanced_weights, class_weights, effective_weights
 from segkit.errors import DataError
-from segkit.io.cover import Cover
-from segkit.task.task import LandClass, Task
+from segkit.io.cover import PixelRegion
+from segkit.task import LandCoverClass, Task
 
 NODATA = -9999.0
 
@@ -31,7 +31,7 @@ def sample_of(folder, pixels, labels=None):
     if labels is not None:
         write_raster(folder / "labels" / "a.tif", labels)
     recipe = recipe_for(folder, "binary")
-    (sample,) = resolve(recipe.data.train, recipe.data, recipe.task).samples
+    (sample,) = open_samples(recipe.data.train, recipe.data, recipe.task).samples
     return sample, recipe.task
 
 
@@ -43,17 +43,17 @@ def sample_of(folder, pixels, labels=None):
     unfinished=arrays(bool, (2, 20, 17)),
 )
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
-def test_mean_and_deviation_are_those_of_all_seen_pixels_together(folder, noise, offset, scale, gone, unfinished):
+def test_mean_and_deviation_are_those_of_all_valid_pixels(folder, noise, offset, scale, gone, unfinished):
     pixels = (noise * scale + offset).astype(np.float32)
     pixels[gone] = NODATA
     pixels[unfinished] = np.nan
     pixels[:, 0, 0] = offset  # one pixel is always there
     sample, task = sample_of(folder, pixels)
-    hidden = Window(3, 4, 6, 5)
-    area = Area(sample, tuple(sample.scene.grid.tiles(7)), Cover((hidden,)))
-    found = Statistics.of([area], task)
+    exclude = Window(3, 4, 6, 5)
+    area = LabelledArea(sample, tuple(sample.scene.grid.tiles(7)), PixelRegion((exclude,)))
+    found = Statistics.from_areas([area], task)
     seen = np.ones((20, 17), dtype=bool)
-    seen[hidden.toslices()] = False
+    seen[exclude.toslices()] = False
     valid = sample.scene.read().valid & seen
     for band in range(2):
         values = pixels[band][valid & np.isfinite(pixels[band]) & (pixels[band] != NODATA)].astype(np.float64)
@@ -62,16 +62,16 @@ def test_mean_and_deviation_are_those_of_all_seen_pixels_together(folder, noise,
         assert found.std[band] == pytest.approx(values.std(), rel=1e-9, abs=tiny)
 
 
-def test_counts_are_known_pixels_of_each_category(tmp_path):
+def test_counts_are_labelled_pixels_of_each_category(tmp_path):
     write_pair(tmp_path, "multiclass", "a")
     write_pair(tmp_path, "multiclass", "b", height=40, width=50, seed=2)
     recipe = recipe_for(tmp_path, "multiclass")
-    areas = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
     expected = np.zeros((1, 3), dtype=int)
     for area in areas:
-        codes = area.labels.read(area.sample.scene.grid.whole)[0][area.sample.scene.read().valid]
+        codes = area.labels.read(area.sample.scene.grid.full_window)[0][area.sample.scene.read().valid]
         expected[0] += [(codes == category).sum() for category in range(3)]
-    np.testing.assert_array_equal(Statistics.of(areas, recipe.task).counts, expected)
+    np.testing.assert_array_equal(Statistics.from_areas(areas, recipe.task).counts, expected)
 
 
 def test_a_band_without_a_pixel_is_named(tmp_path):
@@ -80,42 +80,44 @@ def test_a_band_without_a_pixel_is_named(tmp_path):
     pixels[1] = NODATA
     sample, task = sample_of(tmp_path, pixels)
     with pytest.raises(DataError, match=r"no pixel of the training areas is valid in band 2 \(2\); .*data\.bands"):
-        Statistics.of(whole([sample]), task)
+        Statistics.from_areas(full_areas([sample]), task)
 
 
-def test_where_nothing_is_left_to_train_on_that_is_said(tmp_path):
+def test_areas_without_training_pixels_are_refused(tmp_path):
     write_pair(tmp_path, "binary", "a", height=20, width=17)
     sample, task = sample_of(tmp_path, np.ones((2, 20, 17), np.float32))
-    with pytest.raises(DataError, match=r"nothing is left to train: .* data\.val\.gap"):
-        Statistics.of([Area(sample, (Window(0, 0, 5, 5),), Cover((Window(-9, -9, 30, 30),)))], task)
+    with pytest.raises(DataError, match=r"no training pixel is left: .* data\.val\.gap"):
+        Statistics.from_areas(
+            [LabelledArea(sample, (Window(0, 0, 5, 5),), PixelRegion((Window(-9, -9, 30, 30),)))], task
+        )
     write_raster(tmp_path / "labels" / "a.tif", np.full((20, 17), 255, np.uint8))
-    with pytest.raises(DataError, match=r"nothing is there to train: .* correct the labels"):
-        Statistics.of(whole([sample]), task)
+    with pytest.raises(DataError, match=r"there is no training pixel: .* correct the labels"):
+        Statistics.from_areas(full_areas([sample]), task)
 
 
 WEIGHED = [
-    Task("binary", (LandClass("a", 1),)),
-    Task("multiclass", (LandClass("a", 1), LandClass("b", 2))),
-    Task("multiclass", (LandClass("a", 1), LandClass("b", 2), LandClass("c", 3)), background=False),
-    Task("multilabel", (LandClass("a", 1), LandClass("b", 2))),
-    Task("binary", (LandClass("a", 1),), head="sigmoid"),
-    Task("multiclass", (LandClass("a", 1), LandClass("b", 2)), head="sigmoid"),
+    Task("binary", (LandCoverClass("a", 1),)),
+    Task("multiclass", (LandCoverClass("a", 1), LandCoverClass("b", 2))),
+    Task("multiclass", (LandCoverClass("a", 1), LandCoverClass("b", 2), LandCoverClass("c", 3)), background=False),
+    Task("multilabel", (LandCoverClass("a", 1), LandCoverClass("b", 2))),
+    Task("binary", (LandCoverClass("a", 1),), head="sigmoid"),
+    Task("multiclass", (LandCoverClass("a", 1), LandCoverClass("b", 2)), head="sigmoid"),
 ]
 every_weighed = pytest.mark.parametrize("task", WEIGHED, ids=lambda task: f"{task.type}-{task.head}-{task.channels}")
 
 
 @every_weighed
 def test_balanced_weights_are_those_of_sklearn(task):
-    counts = np.random.default_rng(0).integers(1, 500, (task.planes, len(task.categories)))
+    counts = np.random.default_rng(0).integers(1, 500, (task.n_targets, len(task.categories)))
     weights = balanced_weights(counts, task)
-    for name, (plane, category) in zip(task.channel_names, task.speaks_for, strict=True):
-        labels = np.repeat(np.arange(len(counts[plane])), counts[plane])
-        each = compute_class_weight("balanced", classes=np.arange(len(counts[plane])), y=labels)
+    for name, (target, category) in zip(task.channel_names, task.channel_categories, strict=True):
+        labels = np.repeat(np.arange(len(counts[target])), counts[target])
+        each = compute_class_weight("balanced", classes=np.arange(len(counts[target])), y=labels)
         assert weights[name] == pytest.approx(each[category])
 
 
-def test_a_class_that_never_occurs_weighs_one():
-    task = Task("multiclass", (LandClass("a", 1), LandClass("b", 2)))
+def test_a_class_that_never_occurs_has_weight_one():
+    task = Task("multiclass", (LandCoverClass("a", 1), LandCoverClass("b", 2)))
     assert balanced_weights(np.array([[30, 0, 10]]), task)["a"] == 1
 
 
@@ -124,16 +126,16 @@ def test_a_class_that_never_occurs_weighs_one():
 def test_effective_weights_are_the_formula_of_their_paper(task, scale):
     """In decimals of 60 digits, where 1 - 1/N and its power lose nothing."""
     random = np.random.default_rng(0)
-    counts = (random.integers(1, 500, (task.planes, len(task.categories))) * scale).astype(np.int64)
+    counts = (random.integers(1, 500, (task.n_targets, len(task.categories))) * scale).astype(np.int64)
     weights = effective_weights(counts, task)
     with localcontext(prec=60):
         expected = {}
-        for name, (plane, category) in zip(task.channel_names, task.speaks_for, strict=True):
-            known = int(counts[plane].sum())
+        for name, (target, category) in zip(task.channel_names, task.channel_categories, strict=True):
+            known = int(counts[target].sum())
             beta = 1 - 1 / Decimal(known)
             own, others = (
                 (1 - beta) / (1 - beta**pixels)
-                for pixels in (int(counts[plane, category]), known - int(counts[plane, category]))
+                for pixels in (int(counts[target, category]), known - int(counts[target, category]))
             )
             expected[name] = own / others if task.head == "sigmoid" else own
         mean = sum(expected.values()) / len(expected) if task.head == "softmax" else 1
@@ -146,10 +148,10 @@ def test_effective_weights_are_the_formula_of_their_paper(task, scale):
 @pytest.mark.parametrize("rule", CLASS_WEIGHTS.values(), ids=CLASS_WEIGHTS)
 @every_weighed
 def test_rare_categories_weigh_more(rule, task):
-    counts = np.tile(10 ** np.arange(5, 5 - len(task.categories), -1), (task.planes, 1))
+    counts = np.tile(10 ** np.arange(5, 5 - len(task.categories), -1), (task.n_targets, 1))
     weights = list(rule(counts, task).values())
     assert weights == sorted(weights)
-    if task.planes == 1:
+    if task.n_targets == 1:
         # Among small shares the weights go with the inverse share.
         ratios = np.divide(weights[1:], weights[:-1])
         assert (ratios == pytest.approx(10, rel=0.5)) if task.head == "softmax" else (ratios > 9).all()
@@ -157,8 +159,8 @@ def test_rare_categories_weigh_more(rule, task):
 
 
 @every_weighed
-def test_effective_weights_of_what_is_nowhere_or_everywhere_are_one(task):
-    counts = np.zeros((task.planes, len(task.categories)), dtype=np.int64)
+def test_effective_weights_of_absent_or_only_classes_are_one(task):
+    counts = np.zeros((task.n_targets, len(task.categories)), dtype=np.int64)
     assert set(effective_weights(counts, task).values()) == {1.0}
     counts[:, 0] = 7
     assert set(effective_weights(counts, task).values()) == {1.0}
@@ -173,7 +175,7 @@ def test_effective_weights_of_what_is_nowhere_or_everywhere_are_one(task):
 
 @every_weighed
 def test_class_weights_are_one_number_per_channel(task):
-    counts = np.random.default_rng(0).integers(1, 500, (task.planes, len(task.categories)))
+    counts = np.random.default_rng(0).integers(1, 500, (task.n_targets, len(task.categories)))
     names = task.channel_names
     assert class_weights(None, counts, task) is None
     for name, rule in CLASS_WEIGHTS.items():

@@ -8,8 +8,8 @@ import pytest
 import rasterio
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from segkit.demo.landscape.canvas import Cover
-from segkit.demo.landscape.files import OVERLAPPING, UNKNOWN, Part
+from segkit.demo.landscape.canvas import LandCover
+from segkit.demo.landscape.files import OVERLAPPING, UNLABELLED, SceneFiles
 from segkit.demo.landscape.scene import Landscape, make_landscape
 from segkit.demo.landscape.spectra import BANDS
 from segkit.errors import UsageError
@@ -49,7 +49,7 @@ def test_same_seed_same_pixels_and_another_seed_another_landscape(tmp_path):
 def test_five_files_in_each_part_and_nothing_else(landscape, part):
     assert [field.name for field in fields(Landscape)] == ["train", "heldout"]
     assert sorted(part.landcover.parent.iterdir()) == sorted(astuple(part))
-    assert [path.stem for path in astuple(part)] == [field.name for field in fields(Part)]
+    assert [path.stem for path in astuple(part)] == [field.name for field in fields(SceneFiles)]
 
 
 def test_rasters_of_a_part_share_a_grid_and_say_what_they_hold(part):
@@ -75,10 +75,10 @@ def test_parts_lie_on_one_lattice_with_a_gap_between_them(landscape):
 
 def test_every_class_is_in_both_parts(part):
     codes, counts = np.unique(read(part.landcover), return_counts=True)
-    assert codes.tolist() == [*Cover, UNKNOWN]
+    assert codes.tolist() == [*LandCover, UNLABELLED]
     assert counts.min() > 0.003 * counts.sum()
     assert 0.02 < (read(part.deforestation) == 1).mean() < 0.25
-    assert set(np.unique(read(part.deforestation))) == {0, 1, UNKNOWN}
+    assert set(np.unique(read(part.deforestation))) == {0, 1, UNLABELLED}
     assert set(gpd.read_file(part.overlapping)["class"]) == set(OVERLAPPING)
 
 
@@ -86,7 +86,7 @@ def test_every_class_is_in_both_parts(part):
 def test_the_smallest_landscape_holds_every_class_too(tmp_path, seed):
     made = make_landscape(tmp_path, width=256, height=256, seed=seed)
     for part in (made.train, made.heldout):
-        assert set(Cover) <= set(np.unique(read(part.landcover)))
+        assert set(LandCover) <= set(np.unique(read(part.landcover)))
         assert (read(part.deforestation) == 1).any()
 
 
@@ -95,7 +95,7 @@ def test_a_landscape_that_is_too_small_is_refused(tmp_path):
         make_landscape(tmp_path, width=255, height=300)
 
 
-def test_no_data_is_a_corner_on_both_dates_and_not_known_in_the_labels(part):
+def test_nodata_is_one_corner_and_unlabelled(part):
     missing = [read(path) == 0 for path in (part.scene_2019, part.scene_2024)]
     for date in missing:
         assert (date.any(axis=0) == date.all(axis=0)).all(), "a pixel has all bands or none"
@@ -103,8 +103,8 @@ def test_no_data_is_a_corner_on_both_dates_and_not_known_in_the_labels(part):
         assert date[0, [0, 0, -1, -1], [0, -1, 0, -1]].sum() == 1, "one corner of the part"
     unseen = missing[0][0] | missing[1][0]
     for labels in (read(part.deforestation)[0], read(part.landcover)[0]):
-        assert (labels[unseen] == UNKNOWN).all()
-        assert (labels[~unseen] == UNKNOWN).any(), "some places were seen and not labelled"
+        assert (labels[unseen] == UNLABELLED).all()
+        assert (labels[~unseen] == UNLABELLED).any(), "some places were seen and not labelled"
 
 
 def test_polygons_are_valid_and_classes_overlap(part):
@@ -125,18 +125,18 @@ def test_polygons_are_valid_and_classes_overlap(part):
 
 def test_deforested_land_looked_like_forest_before_and_is_no_forest_after(part):
     cleared, cover = read(part.deforestation)[0] == 1, read(part.landcover)[0]
-    assert set(np.unique(cover[cleared])) == {Cover.AGRICULTURE}
-    forest = cover == Cover.FOREST
+    assert set(np.unique(cover[cleared])) == {LandCover.AGRICULTURE}
+    forest = cover == LandCover.FOREST
     nir_before, nir_after = (read(path)[BANDS.index("nir")] for path in (part.scene_2019, part.scene_2024))
     assert np.median(nir_before[cleared]) == pytest.approx(np.median(nir_before[forest]), rel=0.05)
     assert np.median(nir_after[cleared]) < 0.9 * np.median(nir_after[forest])
 
 
-def test_single_pixels_do_not_tell_deforestation(landscape):
+def test_deforestation_cannot_be_classified_by_single_pixels(landscape):
     def pixels(part):
         dates = np.concatenate([read(part.scene_2019), read(part.scene_2024)])
         labels = read(part.deforestation)[0]
-        known = labels != UNKNOWN
+        known = labels != UNLABELLED
         return dates[:, known].T.astype(float), labels[known]
 
     bands, labels = pixels(landscape.train)

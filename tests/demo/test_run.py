@@ -8,27 +8,30 @@ import rasterio
 from segkit.demo.run import demo
 from segkit.errors import UsageError
 from segkit.models.model_file import read_header
+from segkit.reporting import sections
 
 TINY = [
     "train.epochs=1",
-    "train.steps=2",
+    "train.steps_per_epoch=2",
     "train.batch_size=2",
     "train.tile_size=64",
-    "data.val.block=32",
+    "data.val.block=64",
     "data.val.gap=4",
-    "model.options={encoder_depth: 3, decoder_channels: [16, 8, 8]}",
+    "model.encoder=tu-test_resnet",
+    "model.options={encoder_depth: 3, decoder_channels: [8, 4, 4]}",
 ]
 
 
 @pytest.mark.parametrize("task", ["deforestation", "landcover", "overlapping"])
-def test_a_miniature_demo_makes_every_file_it_names(tmp_path, task):
+def test_a_miniature_demo_writes_all_files(tmp_path, task, monkeypatch):
+    monkeypatch.setattr(sections, "_N_TILES", 1)  # drawing them is slow
     result = demo(tmp_path / "demo", task=task, width=288, height=256, overrides=TINY)
     assert result.folder == tmp_path / "demo"
     for path in (result.model, result.map, result.layer, result.shapefile, result.picture, result.report):
         assert path.is_file()
         assert result.folder in path.parents
     page = result.report.read_text()
-    for heading in ("Map", "Validation", "Mapped: map", "Scores of map", "Training"):
+    for heading in ("Map", "Validation", "Areas on the map", "Scores of map", "Training"):
         assert f">{heading}</" in page
     assert result.picture.read_bytes().startswith(b"\x89PNG")
     names = [one["name"] for one in read_header(result.model).recipe["task"]["classes"]]
@@ -54,8 +57,8 @@ def test_a_miniature_demo_makes_every_file_it_names(tmp_path, task):
         assert word in text
 
 
-def test_what_cannot_be_demonstrated(tmp_path):
-    with pytest.raises(UsageError, match="task 'trees' is not known; use deforestation, landcover, overlapping"):
+def test_invalid_arguments_are_errors(tmp_path):
+    with pytest.raises(UsageError, match="unknown task 'trees'; use deforestation, landcover, overlapping"):
         demo(tmp_path / "demo", task="trees")
     with pytest.raises(UsageError, match="does not exist; make it first: mkdir -p"):
         demo(tmp_path / "missing" / "demo")

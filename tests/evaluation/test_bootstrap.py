@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from rasterio.windows import Window
 
-from segkit.evaluation.bootstrap import Resampling
+from segkit.evaluation.bootstrap import BootstrapIntervals
 from segkit.evaluation.metrics import Confusion
-from segkit.task.task import IGNORE, LandClass, Task
+from segkit.task import IGNORE, LandCoverClass, Task
 
 TASKS = {
-    "multiclass": Task("multiclass", (LandClass("a", 1), LandClass("b", 2))),
-    "multilabel": Task("multilabel", (LandClass("a", 1), LandClass("b", 2))),
+    "multiclass": Task("multiclass", (LandCoverClass("a", 1), LandCoverClass("b", 2))),
+    "multilabel": Task("multilabel", (LandCoverClass("a", 1), LandCoverClass("b", 2))),
 }
 
 
 def scene(task, seed, size=70):
     random = np.random.default_rng(seed)
-    truth = random.integers(0, len(task.categories), (task.planes, size, size)).astype(np.int16)
+    truth = random.integers(0, len(task.categories), (task.n_targets, size, size)).astype(np.int16)
     wrong = random.random(truth.shape) < 0.05 + 0.4 * random.random()
     decided = np.where(wrong, random.integers(0, len(task.categories), truth.shape), truth).astype(np.int16)
     truth[:, :5] = IGNORE
@@ -27,7 +27,7 @@ def scene(task, seed, size=70):
 def test_scenes_are_drawn_with_replacement(kind):
     task = TASKS[kind]
     scenes = [scene(task, seed) for seed in range(12)]
-    made = Resampling(task, block=32)
+    made = BootstrapIntervals(task, block=32)
     for number, (decided, truth) in enumerate(scenes):
         for window in (Window(0, 0, 70, 33), Window(0, 33, 41, 37), Window(41, 33, 29, 37)):
             rows, columns = window.toslices()
@@ -56,7 +56,7 @@ def test_scenes_are_drawn_with_replacement(kind):
 @pytest.mark.parametrize("kind", TASKS)
 def test_blocks_stand_in_for_few_scenes(kind):
     task = TASKS[kind]
-    made = Resampling(task, block=32)
+    made = BootstrapIntervals(task, block=32)
     decided, truth = scene(task, 0)
     made.add(0, Window(10, 20, 70, 70), decided, truth)
     found = made.intervals()
@@ -70,7 +70,7 @@ def test_blocks_stand_in_for_few_scenes(kind):
 
 def test_nothing_to_draw_from():
     task = TASKS["multiclass"]
-    made = Resampling(task)
+    made = BootstrapIntervals(task)
     assert made.intervals() is None
     decided, truth = scene(task, 0)
     made.add(0, Window(0, 0, 70, 70), decided, truth)
@@ -83,7 +83,7 @@ def test_nothing_to_draw_from():
 
 def test_a_class_without_true_pixels_has_no_interval_and_lowers_none():
     task = TASKS["multiclass"]
-    made, others = Resampling(task), Resampling(task)
+    made, others = BootstrapIntervals(task), BootstrapIntervals(task)
     truth = np.zeros((1, 8, 8), np.int16)
     for number in range(12):
         decided = truth.copy()

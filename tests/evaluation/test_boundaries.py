@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import segkit.io.distance as distance
 from segkit.evaluation.boundaries import Boundaries
-from segkit.task.task import IGNORE, LandClass, Task
+from segkit.io import distance
+from segkit.task import IGNORE, LandCoverClass, Task
 
-EXCLUSIVE = Task("multiclass", (LandClass("a", 1), LandClass("b", 2)))
-OVERLAPPING = Task("multilabel", (LandClass("a", 1), LandClass("b", 2)))
+EXCLUSIVE = Task("multiclass", (LandCoverClass("a", 1), LandCoverClass("b", 2)))
+OVERLAPPING = Task("multilabel", (LandCoverClass("a", 1), LandCoverClass("b", 2)))
 
 
 def brute(said, true, known, metres, pixel):
@@ -45,7 +45,7 @@ def pictures(draw):
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     kinds = len(task.categories)
-    truth = np.kron(random.integers(0, kinds, (task.planes, -(-height // 3), -(-width // 3))), np.ones((3, 3), int))
+    truth = np.kron(random.integers(0, kinds, (task.n_targets, -(-height // 3), -(-width // 3))), np.ones((3, 3), int))
     truth = truth[:, :height, :width].astype(np.int16)
     decided = np.where(random.random(truth.shape) < 0.2, random.integers(0, kinds, truth.shape), truth).astype(np.int16)
     truth[random.random(truth.shape) < draw(st.sampled_from([0, 0.1, 1.0]))] = IGNORE
@@ -58,7 +58,7 @@ def pictures(draw):
 def test_counts_are_those_of_all_distances_whole_and_in_strips(picture, rows, distances):
     """Both with shifts, for narrow widths, and with distances, for wide ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distance, "_FEW_STEPS", 0 if distances else 400)
+        patch.setattr(distance, "_MAX_SHIFTS", 0 if distances else 400)
         check_counts(picture, rows)
 
 
@@ -66,9 +66,9 @@ def check_counts(picture, rows):
     task, decided, truth, pixel, metres = picture
     whole, strips = Boundaries(task, metres), Boundaries(task, metres)
     whole.add(decided, truth, pixel)
-    for counts, (_, plane, category) in zip(whole.counts, task.scored, strict=True):
-        known = truth[plane] != IGNORE
-        expected = brute(decided[plane] == category, truth[plane] == category, known, metres, pixel)
+    for counts, (_, target, category) in zip(whole.counts, task.scored_categories, strict=True):
+        known = truth[target] != IGNORE
+        expected = brute(decided[target] == category, truth[target] == category, known, metres, pixel)
         assert counts.tolist() == expected
     _, halo = strips.halo(pixel)
     height = truth.shape[1]
@@ -86,7 +86,7 @@ def test_a_shifted_square():
     truth, decided = np.zeros((2, 1, 40, 40), dtype=np.int16)
     truth[:, 10:30, 10:30] = 1
     decided[:, 10:30, 12:32] = 1
-    task = Task("binary", (LandClass("a", 1),))
+    task = Task("binary", (LandCoverClass("a", 1),))
     scores = {}
     for metres in (0.5, 1.0, 2.0):
         found = Boundaries(task, metres)
@@ -104,7 +104,7 @@ def test_a_shifted_square():
 
 
 def test_what_is_nowhere_has_no_score_and_what_is_missed_has_0():
-    task = Task("binary", (LandClass("a", 1),))
+    task = Task("binary", (LandCoverClass("a", 1),))
     nothing = np.zeros((1, 9, 9), dtype=np.int16)
     something = nothing.copy()
     something[:, 3:6, 3:6] = 1

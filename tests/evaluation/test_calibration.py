@@ -9,20 +9,20 @@ from sklearn.linear_model import LogisticRegression
 import segkit.evaluation.calibration as module
 from segkit.evaluation.calibration import CalibrationFit
 from segkit.models.calibration import Calibration
-from segkit.task.task import IGNORE, LandClass, Task
+from segkit.task import IGNORE, LandCoverClass, Task
 
 SIDE = 200
 
 
 def task_of(kind, head, count=3):
-    return Task(kind, tuple(LandClass(f"c{at}", at) for at in range(1, count + 1)), head=head)
+    return Task(kind, tuple(LandCoverClass(f"c{at}", at) for at in range(1, count + 1)), head=head)
 
 
 def fitted(task, said, truth, *, parts=4):
     """Give a picture in strips."""
     fit = CalibrationFit(task, truth[0].size)
-    for probabilities, planes in zip(said.chunk(parts, dim=1), np.array_split(truth, parts, axis=1), strict=True):
-        fit.add(probabilities, planes)
+    for probabilities, targets in zip(said.chunk(parts, dim=1), np.array_split(truth, parts, axis=1), strict=True):
+        fit.add(probabilities, targets)
     return fit.fit()
 
 
@@ -72,10 +72,10 @@ def test_factor_and_summand_are_those_of_logistic_regression(kind, head):
     said = (3 * logits - 2).sigmoid()
     truth[0, :30] = IGNORE
     found = fitted(task, said, truth)
-    for channel, (plane, category) in enumerate(task.speaks_for):
-        known = truth[plane] != IGNORE
+    for channel, (target, category) in enumerate(task.channel_categories):
+        known = truth[target] != IGNORE
         column = said[channel].double().clamp(1e-12, 1 - 2**-24).logit().numpy()[known][:, None]
-        oracle = LogisticRegression(C=np.inf, tol=1e-8).fit(column, truth[plane][known] == category)
+        oracle = LogisticRegression(C=np.inf, tol=1e-8).fit(column, truth[target][known] == category)
         assert found.scale[channel] == pytest.approx(oracle.coef_[0, 0], rel=2e-3)
         assert found.shift[channel] == pytest.approx(oracle.intercept_[0], abs=5e-3)
 
@@ -85,7 +85,7 @@ def test_a_part_of_many_pixels_says_the_same(monkeypatch):
     logits = noise(4)
     truth = drawn(logits.softmax(0))[None]
     whole = fitted(task, (2 * logits).softmax(0), truth)
-    monkeypatch.setattr(module, "_MOST_PIXELS", 8000)
+    monkeypatch.setattr(module, "_MAX_PIXELS", 8000)
     part = fitted(task, (2 * logits).softmax(0), truth)
     assert part != whole
     assert part == fitted(task, (2 * logits).softmax(0), truth)

@@ -7,13 +7,13 @@ import torch
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, jaccard_score
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
-from segkit.data.pairing import resolve
+from segkit.data.pairing import open_samples
 from segkit.errors import DataError, MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
 from segkit.evaluation.boundaries import Boundaries
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict
 from segkit.recipe.schema import LabelSource
-from segkit.task.task import IGNORE
+from segkit.task import IGNORE
 
 SHAPES = {"a": (96, 72), "b": (40, 128)}  # multiples of the stride, so that nothing is padded
 FAST = {"device": "cpu", "precision": "fp32"}
@@ -27,14 +27,14 @@ def case(request, tmp_path_factory):
         write_pair(folder, request.param, name, height=height, width=width, seed=seed)
     model = segmenter(folder, request.param)
     recipe, decided, true = recipe_for(folder, request.param), [], []
-    for sample in resolve(recipe.data.train, recipe.data, recipe.task).samples:
-        tile, planes = sample.scene.read(), sample.labels.read(sample.scene.grid.whole)
+    for sample in open_samples(recipe.data.train, recipe.data, recipe.task).samples:
+        tile, targets = sample.scene.read(), sample.labels.read(sample.scene.grid.full_window)
         with torch.inference_mode():
             logits = model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
         found = model.task.decide(model.task.probabilities(logits))[0].numpy()
-        here = tile.valid & (planes != IGNORE).all(axis=0)
+        here = tile.valid & (targets != IGNORE).all(axis=0)
         decided.append(found[:, here])
-        true.append(planes[:, here])
+        true.append(targets[:, here])
     return folder, model, np.concatenate(decided, axis=1), np.concatenate(true, axis=1)
 
 
@@ -51,8 +51,8 @@ def test_equals_brute_force(case):
     matrices = [confusion_matrix(t, d, labels=kinds) for t, d in zip(true, decided, strict=True)]
     np.testing.assert_array_equal(result["confusion"]["matrix"], matrices if len(matrices) > 1 else matrices[0])
     for key, oracle in (("iou", jaccard_score), ("f1", f1_score)):
-        for name, plane, category in model.task.scored:
-            expected = oracle(true[plane] == category, decided[plane] == category)
+        for name, target, category in model.task.scored_categories:
+            expected = oracle(true[target] == category, decided[target] == category)
             assert result["per_class"][name][key] == pytest.approx(expected)
     assert len(set(decided.ravel())) > 1
 
@@ -61,25 +61,25 @@ def whole_scenes(case):
     """Probabilities, decision and truth of each scene from one pass over it; not known where nothing counts."""
     folder, model = case[:2]
     recipe, found = recipe_for(folder, model.task.type), {}
-    for sample in resolve(recipe.data.train, recipe.data, recipe.task).samples:
-        tile, planes = sample.scene.read(), sample.labels.read(sample.scene.grid.whole)
+    for sample in open_samples(recipe.data.train, recipe.data, recipe.task).samples:
+        tile, targets = sample.scene.read(), sample.labels.read(sample.scene.grid.full_window)
         with torch.inference_mode():
             chances = model.task.probabilities(
                 model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
             )
-        planes[:, ~tile.valid] = IGNORE
-        found[sample.scene.name] = chances[0].numpy(), model.task.decide(chances)[0].numpy(), planes
+        targets[:, ~tile.valid] = IGNORE
+        found[sample.scene.name] = chances[0].numpy(), model.task.decide(chances)[0].numpy(), targets
     return found
 
 
 def test_brier_scores_and_reliability_are_those_of_sklearn(case):
     task, result, scenes = case[1].task, run(case), whole_scenes(case).values()
     said = np.concatenate([chances.reshape(len(chances), -1) for chances, _, _ in scenes], axis=1)
-    true = np.concatenate([planes.reshape(len(planes), -1) for _, _, planes in scenes], axis=1)
+    true = np.concatenate([targets.reshape(len(targets), -1) for _, _, targets in scenes], axis=1)
     squares = {}
-    for name, chances, (plane, category) in zip(task.channel_names, said, task.speaks_for, strict=True):
-        known = true[plane] != IGNORE
-        own = (true[plane] == category)[known]
+    for name, chances, (target, category) in zip(task.channel_names, said, task.channel_categories, strict=True):
+        known = true[target] != IGNORE
+        own = (true[target] == category)[known]
         squares[name] = brier_score_loss(own, chances[known])
         found = result["calibration"][name]
         assert found["brier"] == pytest.approx(squares[name], rel=1e-5)
@@ -92,7 +92,7 @@ def test_brier_scores_and_reliability_are_those_of_sklearn(case):
                 chances[known][bins == place].mean(dtype=float), abs=2e-3
             )
             assert curve["share"][place] == pytest.approx(own[bins == place].mean(), abs=0.02)
-    together = sum if task.channels_compete else np.mean
+    together = sum if task.is_softmax else np.mean
     assert result["brier"] == pytest.approx(together(list(squares.values())), rel=1e-5)
     curve = result["reliability"]
     gaps = [n * abs(c - r) for n, c, r in zip(*(curve[k] for k in ("pixels", "confidence", "right")), strict=True) if n]
@@ -198,17 +198,17 @@ def test_labels_that_are_not_there(tmp_path):
     with pytest.raises(MissingFileError):
         evaluate(model, tmp_path / "images", tmp_path / "none", **FAST)
     write_raster(tmp_path / "others" / "z.tif", np.zeros((32, 32), np.uint8))
-    with pytest.raises(DataError, match="no image has a label of its name"):
+    with pytest.raises(DataError, match="no image and label have the same file name"):
         evaluate(model, tmp_path / "images", tmp_path / "others", **FAST)
     write_raster(tmp_path / "codes" / "a.tif", np.full((32, 32), 4, np.uint8))
-    with pytest.raises(SegkitError, match=r"a.tif: code 4 \(1024 pixels\) is not in the task, which knows 0, 7; list"):
+    with pytest.raises(SegkitError, match=r"a.tif: code 4 \(1024 pixels\) is not defined, the task defines 0, 7; add"):
         evaluate(model, tmp_path / "images", tmp_path / "codes", **FAST)
 
 
 def test_logits_that_are_not_finite_are_refused(case, monkeypatch):
     model = case[1]
     monkeypatch.setattr(model, "forward", lambda pixels, valid: pixels.new_full((1, 3, *pixels.shape[-2:]), torch.inf))
-    monkeypatch.setattr(model, "prepared", lambda device, precision: model)
+    monkeypatch.setattr(model, "optimized_for_inference", lambda device, precision: model)
     with pytest.raises(
         SegkitError, match=r"a.tif: in fp32 the network gives NaN or infinite .* rows 0 to 95 and columns"
     ):

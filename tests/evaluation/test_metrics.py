@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 from sklearn import metrics as sklearn
 
-from segkit.evaluation.bootstrap import Resampling
+from segkit.evaluation.bootstrap import BootstrapIntervals
 from segkit.evaluation.metrics import Confusion, Reliability
 from segkit.evaluation.thresholds import ThresholdFit
-from segkit.task.task import BACKGROUND, IGNORE, LandClass, Task
+from segkit.task import BACKGROUND, IGNORE, LandCoverClass, Task
 
-A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
+A, B, C = LandCoverClass("a", 1), LandCoverClass("b", 2), LandCoverClass("c", 7)
 EXCLUSIVE = [
     Task("binary", (A,)),
     Task("binary", (A,), head="sigmoid"),
@@ -25,9 +25,9 @@ OVERLAPPING = [Task("multilabel", (A, B, C)), Task("multilabel", (A,))]
 
 
 def random_case(task, seed=0, size=30):
-    """Decided and true planes (P, size, size), more often right than wrong, some not known; and confidence."""
+    """Decided and true targets (T, size, size), more often right than wrong, some not known; and confidence."""
     random = np.random.default_rng(seed)
-    shape = (task.planes, size, size)
+    shape = (task.n_targets, size, size)
     truth = random.integers(0, len(task.categories), shape)
     decided = np.where(random.random(shape) < 0.6, truth, random.integers(0, len(task.categories), shape))
     truth[random.random(shape) < 0.2] = IGNORE
@@ -75,10 +75,10 @@ def test_overlapping_scores_are_those_of_scikit_learn_and_torchmetrics(task):
     summary = confusion.summary()
     names = [one.name for one in task.classes]
     assert list(summary["per_class"]) == summary["confusion"]["labels"] == names
-    for plane, name in enumerate(names):
-        known = truth[plane] != IGNORE
-        y, guess = truth[plane][known], decided[plane][known]
-        assert np.array_equal(summary["confusion"]["matrix"][plane], sklearn.confusion_matrix(y, guess))
+    for target, name in enumerate(names):
+        known = truth[target] != IGNORE
+        y, guess = truth[target][known], decided[target][known]
+        assert np.array_equal(summary["confusion"]["matrix"][target], sklearn.confusion_matrix(y, guess))
         assert summary["per_class"][name] == pytest.approx(
             {
                 "iou": sklearn.jaccard_score(y, guess),
@@ -91,9 +91,9 @@ def test_overlapping_scores_are_those_of_scikit_learn_and_torchmetrics(task):
     right = (decided == truth)[truth != IGNORE]
     assert summary["overall_accuracy"] == pytest.approx(right.mean())
     assert summary["pixels"] == right.size
-    if task.planes > 1:
+    if task.n_targets > 1:
         tensors = (torch.from_numpy(one.astype("int64"))[None] for one in (decided, truth))
-        iou = torchmetrics.multilabel_jaccard_index(*tensors, task.planes, average=None, ignore_index=IGNORE)
+        iou = torchmetrics.multilabel_jaccard_index(*tensors, task.n_targets, average=None, ignore_index=IGNORE)
         assert scores(confusion, "iou") == pytest.approx(iou.tolist(), rel=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_overlapping_classes_match_scikit_learns_multilabel_confusion():
 
 @given(st.sampled_from(EXCLUSIVE + OVERLAPPING), st.lists(st.integers(0, 900), max_size=5), st.booleans())
 def test_counts_add_up_over_any_partition(task, cuts, merge):
-    arrays = [one.reshape(task.planes, -1) for one in random_case(task)]
+    arrays = [one.reshape(task.n_targets, -1) for one in random_case(task)]
     whole = counted(task, *arrays)
     parts = Confusion(task)
     for piece in zip(*(np.split(one, sorted(cuts), axis=1) for one in arrays), strict=True):
@@ -219,7 +219,7 @@ def test_the_summary_is_metrics_json(task):
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int64"])
 def test_any_integer_type_counts_alike(dtype):
     """Also where the number of pairs of classes is beyond the type."""
-    task = Task("multiclass", tuple(LandClass(f"class {value}", value) for value in range(1, 251)))
+    task = Task("multiclass", tuple(LandCoverClass(f"class {value}", value) for value in range(1, 251)))
     decided, truth, _ = random_case(task)
     assert np.array_equal(counted(task, decided.astype(dtype), truth).counts, counted(task, decided, truth).counts)
 
@@ -235,7 +235,7 @@ def test_scenes_of_one_row_or_column_are_counted_whatever_the_type(shape, dtype)
     sure = random.random((1, *shape)).astype("float32")
     expected = sklearn.confusion_matrix(truth.ravel(), decided.ravel())
     assert np.array_equal(counted(task, decided, truth, sure).counts[0], expected)
-    resampling = Resampling(task)
+    resampling = BootstrapIntervals(task)
     resampling.add(0, Window(0, 0, shape[1], shape[0]), decided, truth)
     assert np.array_equal(sum(resampling._counts.values())[0], expected)
     reliability, fit = Reliability(task), ThresholdFit(task)

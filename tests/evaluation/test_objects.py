@@ -19,11 +19,11 @@ from segkit.errors import GridError, UsageError
 from segkit.evaluation.evaluate import evaluate
 from segkit.evaluation.objects import Objects
 from segkit.io.grid import Grid
-from segkit.io.quantities import Quantity, area
-from segkit.task.task import IGNORE, LandClass, Task
-from segkit.vector.tracing.pixel_measures import ground_of
+from segkit.io.quantities import Quantity, parse_area
+from segkit.task import IGNORE, LandCoverClass, Task
+from segkit.vector.tracing.pixel_measures import fit_pixel_measures
 
-A, B, C = (LandClass(name, value) for value, name in enumerate("abc", 1))
+A, B, C = (LandCoverClass(name, value) for value, name in enumerate("abc", 1))
 TASKS = {
     "binary": Task("binary", (A,)),
     "background": Task("multiclass", (A, B)),
@@ -35,14 +35,14 @@ EVERY = Quantity(1, pixels=True)
 
 def brute(task, decided, truth, sizes, least):
     """The four counts of each scored category, from all pairs of regions; `sizes` (H, W) of the pixels."""
-    found = np.zeros((len(task.scored), 4), dtype=int)
-    for at, (_, plane, category) in enumerate(task.scored):
-        if task.has_none and category == 0:
+    found = np.zeros((len(task.scored_categories), 4), dtype=int)
+    for at, (_, target, category) in enumerate(task.scored_categories):
+        if task.allows_no_class and category == 0:
             continue
-        known = truth[plane] != IGNORE
+        known = truth[target] != IGNORE
         sides = []
         for layer in (decided, truth):
-            label, count = ndimage.label((layer[plane] == category) & known)
+            label, count = ndimage.label((layer[target] == category) & known)
             sides.append([label == k for k in range(1, count + 1)])
         for column, (own, others) in zip((0, 2), (sides, sides[::-1]), strict=True):
             for one in own:
@@ -52,11 +52,11 @@ def brute(task, decided, truth, sizes, least):
     return found
 
 
-def counted(task, decided, truth, size=EVERY, cuts=(), ground=None):
+def counted(task, decided, truth, size=EVERY, cuts=(), measures=None):
     found = Objects(task, size)
     height = truth.shape[1]
     for top, bottom in pairwise((0, *cuts, height)):
-        found.add(decided[:, top:bottom], truth[:, top:bottom], ground, end=bottom == height)
+        found.add(decided[:, top:bottom], truth[:, top:bottom], measures, end=bottom == height)
     return found
 
 
@@ -70,10 +70,10 @@ def pictures(draw):
     pattern = draw(st.sampled_from([None, None, "spiral", "checkerboard", "a comb", "a comb upside down"]))
     if pattern is None:
         height, width = draw(st.sampled_from([(1, 12), (12, 1), (7, 9), (12, 10), (1, 1)]))
-        blocks = random.integers(0, kinds, (task.planes, -(-height // side), -(-width // side)))
+        blocks = random.integers(0, kinds, (task.n_targets, -(-height // side), -(-width // side)))
     else:
         side = 1
-        blocks = np.stack([PATTERNS[pattern] % 2] * task.planes)
+        blocks = np.stack([PATTERNS[pattern] % 2] * task.n_targets)
         height, width = (side * size for size in blocks.shape[1:])
     truth = np.kron(blocks, np.ones((side, side), dtype=int))[:, :height, :width].astype(np.int16)
     wrong = random.random(truth.shape) < draw(st.sampled_from([0.02, 0.1, 0.5]))
@@ -96,7 +96,7 @@ def test_counts_are_those_of_all_pairs_of_regions_whatever_the_strips(picture, a
         found = counted(task, decided, truth, size, range(rows, height, rows))
         np.testing.assert_array_equal(found.counts, expected, f"strips of {rows}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_WORK_PIXELS", at_once)
+        patch.setattr(module, "_STRIP_PIXELS", at_once)
         np.testing.assert_array_equal(counted(task, decided, truth, size, (height // 2,)).counts, expected)
 
 
@@ -171,7 +171,7 @@ def test_a_small_object_is_not_counted_but_may_be_the_partner_of_one_that_is(lar
     five[..., 0, :5] = three[..., 0, :3] = 1
     layers = {large: five, small: three}
     for least, large_count, small_count in ((3, 1, 1), (4, 1, 0), (5, 1, 0), (6, 0, 0)):
-        scores = counted(TASKS["binary"], layers["decided"], layers["true"], area(f"{least}px", "objects"))
+        scores = counted(TASKS["binary"], layers["decided"], layers["true"], parse_area(f"{least}px", "objects"))
         found = scores.per_class()["a"]
         counts = {"decided": found["objects_decided"], "true": found["objects"]}
         assert (counts[large], counts[small]) == (large_count, small_count)
@@ -199,12 +199,12 @@ def test_sizes_on_the_ground_are_those_of_the_pixels_at_their_latitude():
     truth = np.zeros((1, *grid.shape), dtype=np.int16)
     truth[:, ::2, 1:7] = 1
     decided = np.roll(truth, 1, axis=2)
-    hectares, ground = grid.hectares(), ground_of(grid)
+    hectares, measures = grid.hectares(), fit_pixel_measures(grid)
     seen = set()
     for least in (1e6, 3.1e6, 5.3e6, 7e6):
         expected = brute(TASKS["binary"], decided, truth, hectares, least)
         for cuts in ((), range(1, 80), (7, 31)):
-            found = counted(TASKS["binary"], decided, truth, area(f"{least:.0f}ha", "objects"), cuts, ground)
+            found = counted(TASKS["binary"], decided, truth, parse_area(f"{least:.0f}ha", "objects"), cuts, measures)
             np.testing.assert_array_equal(found.counts, expected)
         seen.add(int(expected[1, 2]))
     assert len(seen) == 4
@@ -244,9 +244,9 @@ def test_pixels_do_not_overflow():
     truth = np.ones((1, 2, 4), dtype=np.int16)
     found = Objects(TASKS["binary"], EVERY)
     found.add(truth[:, :1], truth[:, :1], end=False)
-    (plane,) = found._planes
-    plane._pairs[module._COMMON] *= 2**32
-    for layer in plane._layers:
+    (target,) = found._targets
+    target._pairs[module._COMMON] *= 2**32
+    for layer in target._layers:
         layer.table[[module._PIXELS, module._SIZE]] *= 2**32
     found.add(truth[:, 1:], truth[:, 1:], end=True)
     assert found.counts[1].tolist() == [1, 1, 1, 1]
@@ -259,10 +259,10 @@ def test_memory_holds_what_reaches_into_the_last_row():
     found = Objects(TASKS["no background"], EVERY)
     for top in range(0, 500, 50):
         found.add(decided[:, top : top + 50], truth[:, top : top + 50], end=False)
-        (plane,) = found._planes
+        (target,) = found._targets
         # Runs of the last row, and for each of the other side's at most two that wait.
-        assert max(layer.table.shape[1] for layer in plane._layers) <= 60
-        assert plane._pairs.shape[1] <= 80
+        assert max(layer.table.shape[1] for layer in target._layers) <= 60
+        assert target._pairs.shape[1] <= 80
     assert found.counts.sum() > 2000
 
 

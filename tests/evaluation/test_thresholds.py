@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from segkit.evaluation.metrics import Confusion
 from segkit.evaluation.thresholds import ThresholdFit
-from segkit.task.task import IGNORE, LandClass, Task
+from segkit.task import IGNORE, LandCoverClass, Task
 
-A, B, C = LandClass("a", 1), LandClass("b", 2), LandClass("c", 7)
-B3 = LandClass("b", 2, threshold=0.3)
+A, B, C = LandCoverClass("a", 1), LandCoverClass("b", 2), LandCoverClass("c", 7)
+B3 = LandCoverClass("b", 2, threshold=0.3)
 ONE = Task("binary", (A,), head="sigmoid")
 FITTED = {
     "binary sigmoid": ONE,
@@ -22,10 +22,10 @@ EDGE = 1 / 1024
 
 
 def random_case(task, seed=0, size=40):
-    """Probabilities (C, size, size) that know something of the truth (P, size, size), a fifth of which is not known."""
+    """Probabilities (C, size, size) that know something of the truth (T, size, size), a fifth of which is not known."""
     random = np.random.default_rng(seed)
-    truth = random.integers(0, len(task.categories), (task.planes, size, size))
-    there = np.stack([truth[plane] == category for plane, category in task.speaks_for])
+    truth = random.integers(0, len(task.categories), (task.n_targets, size, size))
+    there = np.stack([truth[target] == category for target, category in task.channel_categories])
     skew = np.linspace(-3, 2, task.channels)[:, None, None]
     p = 1 / (1 + np.exp(-random.normal(0, 1.5, there.shape) - 1.5 * there - skew))
     truth[random.random(truth.shape) < 0.2] = IGNORE
@@ -46,9 +46,9 @@ def f1(p, there, threshold):
 
 def of_each_class(task, p, truth):
     """Known probabilities of each class, and whether they are of pixels of it."""
-    for position, (plane, category) in enumerate(task.speaks_for):
-        known = truth[plane] != IGNORE
-        yield p[position][known], truth[plane][known] == category
+    for position, (target, category) in enumerate(task.channel_categories):
+        known = truth[target] != IGNORE
+        yield p[position][known], truth[target][known] == category
 
 
 @by_threshold
@@ -113,7 +113,7 @@ def test_pieces_add_up(task):
         part.add(p[:, rows], truth[:, rows])
     parts[0].counts += parts[1].counts
     assert parts[0].fit() == whole
-    known = sum((truth[plane] != IGNORE).sum() for plane, _ in task.speaks_for)
+    known = sum((truth[target] != IGNORE).sum() for target, _ in task.channel_categories)
     assert parts[0].counts.sum() == known
     assert parts[0].counts.dtype == np.int64
 
@@ -122,8 +122,8 @@ def test_pieces_add_up(task):
 def test_what_is_not_known_changes_nothing(task):
     p, truth = random_case(task)
     poisoned = p.copy()
-    for channel, (plane, _) in enumerate(task.speaks_for):
-        poisoned[channel][truth[plane] == IGNORE] = np.nan
+    for channel, (target, _) in enumerate(task.channel_categories):
+        poisoned[channel][truth[target] == IGNORE] = np.nan
     assert fitted(task, (poisoned, truth)) == fitted(task, (p, truth))
 
 

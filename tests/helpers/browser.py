@@ -21,13 +21,13 @@ _FLAGS = [
 
 
 class Browser:
-    """What tests ask of a page."""
+    """A page in Chromium, with the actions that tests need."""
 
     def __init__(self, driver):
         self.driver = driver
 
     def open(self, path, *, width=1280, height=900, phone=False):
-        """Show a file in a view of this size, as on a phone with a finger if so said."""
+        """Open a file in a viewport of this size; `phone` emulates a touch screen."""
         self.command("Emulation.setTouchEmulationEnabled", enabled=phone)
         self.command(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
@@ -42,7 +42,7 @@ class Browser:
         return self.driver.execute_cdp_cmd(name, parameters)
 
     def run(self, script, *values):
-        """Run JavaScript and return what it returns; `values` are its `arguments`."""
+        """Run JavaScript and return its result; `values` are its `arguments`."""
         return self.driver.execute_script(script, *values)
 
     def find(self, selector):
@@ -57,7 +57,7 @@ class Browser:
         return found
 
     def point(self, x, y, kind="mouseMoved", **more):
-        """Move the mouse to a place of the view, or press it there."""
+        """Move the mouse to a position of the viewport, or press it there."""
         self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
     def click(self, x, y):
@@ -65,15 +65,15 @@ class Browser:
             self.point(x, y, kind, button="left", buttons=1, clickCount=1)
 
     def touch(self, kind, *points):
-        """Send touchStart, touchMove or touchEnd with fingers at places of the view."""
+        """Send touchStart, touchMove or touchEnd with fingers at positions of the viewport."""
         self.command("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x, y in points])
 
     def errors(self):
-        """What the console has said since the last call, from warnings upwards."""
+        """Return warnings and errors of the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
 
     def requests(self):
-        """Addresses that anything asked the network for since the last call."""
+        """Return the URLs of all requests since the last call."""
         messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         return [
             message["params"]["request"]["url"]
@@ -84,7 +84,7 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """A fresh Chromium, one for all tests of a file."""
+    """A new Chromium, shared by all tests of a file."""
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     missing = [name for name, path in zip(("chromium", "chromedriver"), programs, strict=True) if not path]
     if importlib.util.find_spec("selenium") is None:

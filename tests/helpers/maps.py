@@ -1,4 +1,4 @@
-"""Maps of given codes."""
+"""Write arrays of class codes as maps."""
 
 import rasterio
 from affine import Affine

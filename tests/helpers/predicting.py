@@ -13,18 +13,18 @@ from torch import nn
 
 from segkit.errors import ModelFileError
 from segkit.io.scene import Scene
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
 UTM = Affine(10, 0, 500_000, 0, -10, 9_000_000)
-MULTICLASS = Task("multiclass", (LandClass("water", 4, "#0000ff"), LandClass("forest", 9)))
+MULTICLASS = Task("multiclass", (LandCoverClass("water", 4, "#0000ff"), LandCoverClass("forest", 9)))
 TASKS = [
     MULTICLASS,
-    Task("multiclass", (LandClass("water", 255), LandClass("forest", 300)), background=False),
-    Task("multiclass", (LandClass("water", 1), LandClass("forest", 2)), head="sigmoid"),
-    Task("binary", (LandClass("loss", 7, threshold=0.4),), background_value=3),
-    Task("binary", (LandClass("loss", 1),), head="sigmoid"),
-    Task("multilabel", (LandClass("trees", 5), LandClass("water", 6))),
-    Task("multilabel", (LandClass("trees", 5),)),
+    Task("multiclass", (LandCoverClass("water", 255), LandCoverClass("forest", 300)), background=False),
+    Task("multiclass", (LandCoverClass("water", 1), LandCoverClass("forest", 2)), head="sigmoid"),
+    Task("binary", (LandCoverClass("loss", 7, threshold=0.4),), background_value=3),
+    Task("binary", (LandCoverClass("loss", 1),), head="sigmoid"),
+    Task("multilabel", (LandCoverClass("trees", 5), LandCoverClass("water", 6))),
+    Task("multilabel", (LandCoverClass("trees", 5),)),
 ]
 FAST = {"tile": 32, "overlap": 8, "precision": "fp32", "device": "cpu"}
 
@@ -39,14 +39,14 @@ class Network(nn.Module):
         self.mix.weight.data = torch.linspace(-2, 2, self.mix.weight.numel()).reshape(self.mix.weight.shape).sin() * 3
         self.mix.bias.data = torch.linspace(-0.1, 0.1, task.channels)
         self.calls = 0
-        self.context, self.reach = None, 0
+        self.fixed_window_size, self.receptive_field = None, 0
 
-    def scene(self, paths, *, vrt=False):
-        scene = Scene.of(paths, vrt=vrt)
+    def open_scene(self, paths, *, vrt=False):
+        scene = Scene.from_files(paths, vrt=vrt)
         self.check_scene(scene)
         return scene
 
-    def prepared(self, device, precision):
+    def optimized_for_inference(self, device, precision):
         return self.eval().to(device)
 
     def fingerprint(self):
@@ -75,12 +75,12 @@ def write_scene(path, height=70, width=90, *, transform=UTM, crs="EPSG:32622", n
 
 def expected(model, path):
     """Map values and probabilities of one pass over the whole scene, and where it is valid."""
-    tile = Scene.of(path).read()
+    tile = Scene.from_files(path).read()
     with torch.inference_mode():
         logits = model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
         probabilities = model.task.probabilities(logits)
-        planes = model.task.decide(probabilities)[0].numpy()
-    return model.task.map_values(planes, tile.valid), probabilities[0].numpy(), tile.valid
+        targets = model.task.decide(probabilities)[0].numpy()
+    return model.task.map_values(targets, tile.valid), probabilities[0].numpy(), tile.valid
 
 
 def read(path):
@@ -107,7 +107,7 @@ class Neighbours(Network):
         channels = self.task.channels
         self.mix = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, channels, 3, padding=1))
         self.mix[2].weight.data *= 5
-        self.reach = 2
+        self.receptive_field = 2
         self.error, self.after, self.pause, self.log = error, after, pause, log
 
     def forward(self, pixels, valid):

@@ -1,4 +1,4 @@
-"""What the polygon engine must find, by definition and slowly; and maps that are hard for it."""
+"""Slow reference implementations of the polygon engine, and maps that are difficult for it."""
 
 import itertools
 from functools import partial
@@ -13,10 +13,10 @@ from rasterio.io import MemoryFile
 from scipy import ndimage
 
 from segkit.io.class_table import MapClass
-from segkit.io.raster import grid_of
-from segkit.vector.geometry import joined, shapes
-from segkit.vector.tracing.pipeline import Kinds, Options, trace_band
-from segkit.vector.tracing.pixel_measures import ground_of, nowhere
+from segkit.io.raster import read_grid
+from segkit.vector.geometry import concatenate_polygons, to_shapely
+from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
+from segkit.vector.tracing.pixel_measures import fit_pixel_measures, unmeasured_pixels
 
 NODATA = 9
 NORTH_UP = Affine(1, 0, 10, 0, -1, 50)
@@ -24,7 +24,7 @@ NORTH_UP = Affine(1, 0, 10, 0, -1, 50)
 
 @st.composite
 def maps(draw, most=10):
-    """Maps of a few classes and no data: noise, blocks of it, or rectangles on rectangles, with rings and islands."""
+    """Draw maps of a few classes and nodata: noise, noise in blocks, or rectangles with rings and islands."""
     height, width = draw(st.integers(1, most)), draw(st.integers(1, most))
     codes = draw(st.sampled_from([(0, 1), (0, 1, 2), (0, 1, 2, NODATA), (0, 0, 0, 1, 1, 2, NODATA)]))
     kind = draw(st.sampled_from(["noise", "blocks", "rectangles"]))
@@ -40,7 +40,7 @@ def maps(draw, most=10):
 
 
 def spiral(size):
-    """Two arms, one pixel wide."""
+    """Return a spiral of two arms, each one pixel wide."""
     found, at, step = np.zeros((size, size), dtype=np.uint8), (0, 0), (0, 1)
     found[at] = 1
     for _ in range(size * size):
@@ -80,23 +80,31 @@ PATTERNS = {name: np.array(codes, dtype=np.uint8) for name, codes in PATTERNS.it
 
 
 def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, wanted=None, **options):
-    """Trace an array through the engine as a file would be: polygons, and the code of each."""
+    """Write an array to a file, trace it, and return the polygons and their codes."""
     height, width = codes.shape
     profile = {"height": height, "width": width, "count": 1, "dtype": codes.dtype, "nodata": NODATA}
     with MemoryFile() as file:
         with file.open(driver="GTiff", transform=transform, crs=crs, **profile) as dataset:
             dataset.write(codes, 1)
         with file.open() as dataset:
-            squares = nowhere() if crs is None else ground_of(grid_of(dataset))
-            kinds = Kinds(lambda code: MapClass(str(code), code) if wanted is None or code in wanted else None)
+            pixel_measures = unmeasured_pixels() if crs is None else fit_pixel_measures(read_grid(dataset))
+            kinds = BandClasses(lambda code: MapClass(str(code), code) if wanted is None or code in wanted else None)
             chosen = {"min_area": None, "fill_holes": None, "simplify": None, "smooth": False} | options
-            arguments = (dataset, 1, kinds, squares, Options.of(**chosen), confidence, lambda rows: None)
-            polygons = joined(list(trace_band(*arguments, block=block)))
-    return polygons, np.array(kinds.codes, dtype=np.int64)[polygons.kind]
+            arguments = (
+                dataset,
+                1,
+                kinds,
+                pixel_measures,
+                VectorizeOptions.from_text(**chosen),
+                confidence,
+                lambda rows: None,
+            )
+            polygons = concatenate_polygons(list(trace_band(*arguments, block=block)))
+    return polygons, np.array(kinds.codes, dtype=np.int64)[polygons.class_index]
 
 
 def labels(codes):
-    """4-connected regions, numbered in raster order of their first pixels, -1 for no data."""
+    """Return 4-connected regions, numbered in raster order of their first pixels; nodata is -1."""
     image = np.full(codes.shape, -1)
     for code in np.unique(codes[codes != NODATA]):
         found, _ = ndimage.label(codes == code)
@@ -108,7 +116,7 @@ def labels(codes):
 
 
 def vertices(image):
-    """Corners that each region must have: where its border bends, or where three or more areas meet."""
+    """Return {region: its vertices}: corners where its border bends, or where three or more regions meet."""
     padded = np.pad(image, 1, constant_values=-1)
     found = {}
     for row, column in np.ndindex(padded.shape[0] - 1, padded.shape[1] - 1):
@@ -121,7 +129,7 @@ def vertices(image):
 
 
 def nodes(image):
-    """Corners where three or more edges meet."""
+    """Return corners where three or more edges meet."""
     padded = np.pad(image, 1, constant_values=-1)
     nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     edges = sum((one != other).astype(int) for one, other in ((nw, ne), (ne, se), (se, sw), (sw, nw)))
@@ -129,7 +137,7 @@ def nodes(image):
 
 
 def contacts(image):
-    """{region: {other region, or -1: (upper or lower sides, left or right sides)}}."""
+    """Return {region: {neighbour, or -1: (number of horizontal, of vertical sides)}}."""
     padded = np.pad(image, 1, constant_values=-1)
     found = {region: {} for region in np.unique(image[image >= 0]).tolist()}
     for axis, (one, other) in enumerate(((padded[1:], padded[:-1]), (padded[:, 1:], padded[:, :-1]))):
@@ -143,7 +151,7 @@ def contacts(image):
 
 
 def merged(codes, least, sides=(1, 1)):
-    """Give the smallest region of less than `least` pixels to the class with the longest border beside it; repeat."""
+    """Merge the smallest region below `least` pixels into the class with the longest shared border; repeat."""
     codes = codes.copy()
     while True:
         image = labels(codes)
@@ -165,7 +173,7 @@ def merged(codes, least, sides=(1, 1)):
 
 
 def filled(codes, least):
-    """Fill groups of small regions that one small region alone, or one class of large ones, is around."""
+    """Fill groups of small regions that are enclosed by one small region, or by large regions of one class."""
     image = labels(codes)
     touching = contacts(image)
     size = {region: int((image == region).sum()) for region in touching}
@@ -202,16 +210,16 @@ def filled(codes, least):
 
 
 def rasterio_polygons(codes):
-    """Polygons and codes by GDAL, as an oracle."""
+    """Return polygons and codes by GDAL, as an oracle."""
     found = list(rasterio.features.shapes(codes, mask=codes != NODATA, connectivity=4, transform=NORTH_UP))
     polygons = np.array([shapely.geometry.shape(geometry) for geometry, _ in found] + [None], dtype=object)[:-1]
     return polygons, np.array([code for _, code in found])
 
 
 def same_polygons(one, other):
-    """Whether two results of `traced` are the same to the last bit."""
+    """Return whether two results of `traced` are bitwise equal."""
     (first, codes), (second, other_codes) = one, other
-    names = ("vertices", "ring", "polygon", "pixels", "known", "area", "perimeter", "chance")
+    names = ("vertices", "ring", "polygon", "pixels", "confidence_count", "area", "perimeter", "confidence_sum")
     equal = partial(np.array_equal, equal_nan=True)
     return np.array_equal(codes, other_codes) and all(equal(getattr(first, n), getattr(second, n)) for n in names)
 
@@ -228,9 +236,9 @@ def options():
 
 
 def image_of(result, codes):
-    """The codes that polygons cover, on the grid of `codes`."""
+    """Rasterize polygons to the grid of `codes`."""
     polygons, own = result
-    pairs = [(polygon, int(code)) for polygon, code in zip(shapes(polygons), own, strict=True)]
+    pairs = [(polygon, int(code)) for polygon, code in zip(to_shapely(polygons), own, strict=True)]
     if not pairs:
         return np.full(codes.shape, NODATA, dtype=np.uint8)
     return rasterio.features.rasterize(pairs, codes.shape, fill=NODATA, transform=NORTH_UP, dtype="uint8")

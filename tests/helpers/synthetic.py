@@ -1,4 +1,4 @@
-"""Small scenes whose pixels tell their class, and recipes that train on them in seconds."""
+"""Small scenes with separable classes, and recipes that train on them in seconds."""
 
 import numpy as np
 import rasterio
@@ -18,7 +18,7 @@ TASKS = {
     "multiclass": {"type": "multiclass", "classes": [{"name": "water", "value": 3}, {"name": "forest", "value": 9}]},
     "multilabel": {"type": "multilabel", "classes": [{"name": "water", "value": 1}, {"name": "forest", "value": 2}]},
 }
-# The values of each kind's classes in its label raster; where classes overlap each has a band of 0 and 1.
+# Codes of the classes in the label raster of each kind; overlapping classes have a 0/1 band each.
 _CODES = {"binary": (7,), "multiclass": (3, 9), "multilabel": (1, 1)}
 
 
@@ -35,20 +35,20 @@ def write_raster(path, pixels, *, nodata=None, crs="EPSG:32622", left=500_000):
 
 
 def place(name):
-    """The left edge of a scene of `write_pair`."""
+    """Return the left edge of a scene of `write_pair`."""
     return 500_000 + 10_000 * (ord(name[0]) - ord("a"))
 
 
 def patches(height, width, seed, side=16):
-    """A random 0/1 mask of square patches."""
+    """Return a random 0/1 mask of square patches."""
     drawn = np.random.default_rng(seed).integers(0, 2, (-(-height // side), -(-width // side)))
     return np.kron(drawn, np.ones((side, side), dtype=int))[:height, :width]
 
 
 def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
-    """Write images/NAME.tif, three bands with a no-data corner, and labels/NAME.tif with an unknown rim (255).
+    """Write images/NAME.tif, three bands with a no-data corner, and labels/NAME.tif with an unlabelled edge (255).
 
-    Each name has a place of its own on the ground.
+    Scenes with different names do not overlap.
     """
     random = np.random.default_rng(seed)
     masks = np.stack([patches(height, width, (seed, band)) for band in range(2)])
@@ -67,7 +67,7 @@ def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
 
 
 def write_pairs(tmp_path_factory, **size):
-    """{kind: folder of two scenes, a and b}."""
+    """Write two scenes, a and b, of each kind; return {kind: folder}."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in TASKS}
     for kind, folder in folders.items():
         for seed, name in enumerate(("a", "b")):
@@ -76,18 +76,18 @@ def write_pairs(tmp_path_factory, **size):
 
 
 def read_whole(area):
-    """Read an area's whole scene: tile, target planes, and which pixels (H, W) lie in its windows."""
-    window = area.sample.scene.grid.whole
-    tile, planes = area.sample.scene.read(window), area.labels.read(window)
-    area.mask(tile, planes, window)
-    counted = np.zeros(tile.valid.shape, dtype=bool)
-    for own in area.windows:
-        counted[own.toslices()] = True
-    return tile, planes, counted
+    """Read the full scene of an area: masked tile and targets, and a mask (H, W) of its windows."""
+    window = area.sample.scene.grid.full_window
+    tile, targets = area.sample.scene.read(window), area.labels.read(window)
+    area.mask(tile, targets, window)
+    in_windows = np.zeros(tile.valid.shape, dtype=bool)
+    for each in area.windows:
+        in_windows[each.toslices()] = True
+    return tile, targets, in_windows
 
 
 def recipe_for(folder, kind, **changes):
-    """Return a recipe on the pairs in a folder; changes are merged into its parts."""
+    """Return a recipe for the pairs in a folder; changes are merged into its sections."""
     raw = {
         "name": kind,
         "task": TASKS[kind],
@@ -98,8 +98,8 @@ def recipe_for(folder, kind, **changes):
         },
         "model": SMALLEST,
         "train": {
-            "tile_size": 32, "batch_size": 4, "epochs": 2, "steps": 3, "learning_rate": 0.01, "precision": "fp32",
-            "device": "cpu",
+            "tile_size": 32, "batch_size": 4, "epochs": 2, "steps_per_epoch": 3, "learning_rate": 0.01,
+            "precision": "fp32", "device": "cpu",
         },
     }  # fmt: skip
     for part, values in changes.items():
@@ -108,7 +108,7 @@ def recipe_for(folder, kind, **changes):
 
 
 def segmenter(folder, kind="binary", bands=3, *, mean=None, std=None, pretrained=True, **model):
-    """Return an untrained segmenter whose logits are neither 0 nor all alike."""
+    """Return an untrained segmenter with varied logits."""
     torch.manual_seed(0)
     recipe = recipe_for(folder, kind, model=model)
     names = [f"b{band}" for band in range(1, bands + 1)]

@@ -13,14 +13,14 @@ from torch import nn
 from segkit.errors import RasterError
 from segkit.inference import bands as band_module
 from segkit.inference import tiling as plan
-from segkit.inference.bands import finish_seam, predict_band
-from segkit.inference.outputs import PRODUCTS
+from segkit.inference.bands import merge_seam, predict_band
+from segkit.inference.outputs import RASTER_OUTPUTS
 from segkit.inference.runner import Runner
-from segkit.inference.summary import total
+from segkit.inference.summary import sum_counts
 from segkit.inference.tiling import plan_tiling
 from segkit.io.scene import Scene
 
-PRODUCED = tuple(PRODUCTS)
+PRODUCED = tuple(RASTER_OUTPUTS)
 
 
 class Uneasy(Network):
@@ -50,16 +50,16 @@ def worked(model, scene, tiling, folder, *, order=None, region=None, batch=2):
         own.mkdir()
         counts.append(predict_band(runner, scene, tiling, band, own, PRODUCED, batch=batch, region=region))
         parts[band.start] = own
-        strips = {"top.tif"} if band.spans[0].rise else set()
-        strips |= {"bottom.tif"} if band.spans[-1].fall else set()
+        strips = {"top.tif"} if band.spans[0].blend_before else set()
+        strips |= {"bottom.tif"} if band.spans[-1].blend_after else set()
         assert names(own) == strips | {f"{name}.tif" for name in PRODUCED}
     for upper, lower in pairwise(bands):
-        if rows := lower.spans[0].rise:
+        if rows := lower.spans[0].blend_before:
             own = folder / f"seam{upper.index}"
             own.mkdir()
             strips = folder / f"band{upper.index}" / "bottom.tif", folder / f"band{lower.index}" / "top.tif"
             row = lower.spans[0].start
-            counts.append(finish_seam(*strips, model.task, scene.grid, row, rows, own, PRODUCED))
+            counts.append(merge_seam(*strips, model.task, scene.grid, row, rows, own, PRODUCED))
             parts[row] = own
     whole = {}
     for name in PRODUCED:
@@ -75,17 +75,17 @@ def test_bands_and_seams_in_any_order_are_the_whole_scene_in_one(data, tmp_path_
     folder = tmp_path_factory.mktemp("case")
     task = data.draw(st.sampled_from(TASKS))
     shape = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 60))
-    scene = Scene.of(write_scene(folder / "scene.tif", *shape, seed=data.draw(st.integers(0, 9))))
+    scene = Scene.from_files(write_scene(folder / "scene.tif", *shape, seed=data.draw(st.integers(0, 9))))
     overlap = data.draw(st.integers(0, 12))
     tile = data.draw(st.integers(max(9, 2 * overlap), 40))
     region = data.draw(st.sampled_from([None, Corner()]))
     model, found = Uneasy(task), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_COLUMNS_AT_ONCE", data.draw(st.integers(1, 60)))
-        patch.setattr(band_module, "_COLUMNS", data.draw(st.integers(1, 60)))
-        patch.setattr(band_module, "_ROWS", data.draw(st.integers(1, 40)))
+        patch.setattr(plan, "_MAX_GROUP_COLUMNS", data.draw(st.integers(1, 60)))
+        patch.setattr(band_module, "_SEAM_CHUNK_COLUMNS", data.draw(st.integers(1, 60)))
+        patch.setattr(band_module, "_WRITE_CHUNK_ROWS", data.draw(st.integers(1, 40)))
         for name, pixels in (("one", 2**30), ("many", data.draw(st.integers(1, 2000)))):
-            patch.setattr(plan, "_BAND_PIXELS", pixels)
+            patch.setattr(plan, "_MIN_BAND_PIXELS", pixels)
             tiling = plan_tiling(scene.grid, tile, overlap, model.stride)
             order = list(tiling.bands)
             data.draw(st.randoms(use_true_random=False)).shuffle(order)
@@ -95,12 +95,12 @@ def test_bands_and_seams_in_any_order_are_the_whole_scene_in_one(data, tmp_path_
     assert len(counts) == 1
     for name in PRODUCED:
         np.testing.assert_array_equal(many[name], one[name])
-    assert total(several)["pixels"] == counts[0]["pixels"]
-    assert total(several)["valid"] == counts[0]["valid"]
-    assert total(several)["hectares"] == pytest.approx(counts[0]["hectares"], rel=1e-4)
+    assert sum_counts(several)["pixels"] == counts[0]["pixels"]
+    assert sum_counts(several)["valid"] == counts[0]["valid"]
+    assert sum_counts(several)["hectares"] == pytest.approx(counts[0]["hectares"], rel=1e-4)
     wanted = scene.read().valid
     if region is not None:
-        wanted &= region.mask(scene.grid.whole)
+        wanted &= region.mask(scene.grid.full_window)
     assert ((one["map"] != task.nodata) == wanted).all()
     for name in ("probabilities", "confidence"):
         assert ((one[name] != 255) == wanted).all()
@@ -109,27 +109,27 @@ def test_bands_and_seams_in_any_order_are_the_whole_scene_in_one(data, tmp_path_
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.type}-{task.head}-{len(task.classes)}")
 def test_counts_are_those_of_the_decisions(tmp_path, monkeypatch, task):
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
     path, model = write_scene(tmp_path / "scene.tif"), Network(task)
-    scene = Scene.of(path)
+    scene = Scene.from_files(path)
     whole, counts = worked(model, scene, plan_tiling(scene.grid, 32, 8, 8), tmp_path)
     assert len(counts) > 4
     values, _, valid = expected(model, path)
     np.testing.assert_array_equal(whole["map"], values)
-    planes = values if task.type == "multilabel" else [values[0]] * len(task.legend)
-    for row, plane in zip(task.legend, planes, strict=True):
+    targets = values if task.type == "multilabel" else [values[0]] * len(task.legend)
+    for row, target in zip(task.legend, targets, strict=True):
         code = 1 if task.type == "multilabel" else row["value"]
-        assert total(counts)["pixels"][row["name"]] == (plane == code).sum()
+        assert sum_counts(counts)["pixels"][row["name"]] == (target == code).sum()
         # 10 m pixels, near to where UTM keeps areas.
-        assert total(counts)["hectares"][row["name"]] == pytest.approx((plane == code).sum() / 100, rel=2e-3)
-    assert total(counts)["valid"] == valid.sum()
+        assert sum_counts(counts)["hectares"][row["name"]] == pytest.approx((target == code).sum() / 100, rel=2e-3)
+    assert sum_counts(counts)["valid"] == valid.sum()
 
 
 def test_strips_are_shares_of_probabilities(tmp_path, monkeypatch):
     """Those of two neighbours sum to one over the classes; where nothing is valid they hold no number."""
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
     path, model = write_scene(tmp_path / "scene.tif"), Network()
-    scene = Scene.of(path)
+    scene = Scene.from_files(path)
     tiling = plan_tiling(scene.grid, 32, 8, 8)
     worked(model, scene, tiling, tmp_path)
     _, probabilities, valid = expected(model, path)
@@ -147,8 +147,8 @@ def test_strips_are_shares_of_probabilities(tmp_path, monkeypatch):
 
 
 def test_progress_is_the_rows_of_the_band(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
-    scene, model, steps = Scene.of(write_scene(tmp_path / "scene.tif")), Network(), []
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
+    scene, model, steps = Scene.from_files(write_scene(tmp_path / "scene.tif")), Network(), []
     tiling = plan_tiling(scene.grid, 32, 8, 8)
     runner = Runner(model, torch.device("cpu"), "fp32")
     for band in tiling.bands:
@@ -158,9 +158,9 @@ def test_progress_is_the_rows_of_the_band(tmp_path, monkeypatch):
 
 def test_a_damaged_scene_is_told(tmp_path):
     path = write_scene(tmp_path / "scene.tif")
-    scene = Scene.of(path)
+    scene = Scene.from_files(path)
     path.write_bytes(path.read_bytes()[:700])
     tiling = plan_tiling(scene.grid, 32, 8, 8)
     runner = Runner(Network(), torch.device("cpu"), "fp32")
     with pytest.raises(RasterError, match=r"scene\.tif"):
-        predict_band(runner, scene, tiling, tiling.whole, tmp_path, PRODUCED, batch=1)
+        predict_band(runner, scene, tiling, tiling.single_band, tmp_path, PRODUCED, batch=1)

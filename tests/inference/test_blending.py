@@ -16,13 +16,13 @@ from segkit.inference import device
 from segkit.inference import tiling as plan
 from segkit.inference.blending import predict_blocks
 from segkit.inference.device import pick_device, pick_precision
-from segkit.inference.runner import NotFinite, Runner
+from segkit.inference.runner import NonFiniteLogitsError, Runner
 from segkit.inference.tiling import plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.scene import Tile
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
-TASK = Task("multiclass", (LandClass("water", 1), LandClass("forest", 2)))
+TASK = Task("multiclass", (LandCoverClass("water", 1), LandCoverClass("forest", 2)))
 
 
 @dataclass
@@ -70,9 +70,9 @@ class Network(nn.Module):
         self.mix.weight.data = weight.sin() * 3
         self.mix.bias.data = torch.linspace(-0.5, 0.5, task.channels)
         self.seen = []
-        self.context, self.reach = None, 0
+        self.fixed_window_size, self.receptive_field = None, 0
 
-    def prepared(self, device, precision):
+    def optimized_for_inference(self, device, precision):
         return self.eval().to(device)
 
     def forward(self, pixels, valid):
@@ -100,8 +100,8 @@ def whole(model, scene):
 def blocks(model, scene, *, tile=1024, overlap=128, ramp=None, batch=1, region=None, bands=None):
     """All blocks of a scene, in one band or in those that `bands` names."""
     runner = Runner(model, torch.device("cpu"), "fp32")
-    tiling = plan_tiling(scene.grid, tile, overlap, model.stride, ramp=ramp)
-    for band in bands(tiling) if bands else [tiling.whole]:
+    tiling = plan_tiling(scene.grid, tile, overlap, model.stride, blend_width=ramp)
+    for band in bands(tiling) if bands else [tiling.single_band]:
         yield from predict_blocks(runner, scene, tiling, band, batch=batch, region=region)
 
 
@@ -148,7 +148,7 @@ class Steps(Network):
 
 @pytest.mark.parametrize(("height", "width"), [(200, 30), (30, 200), (150, 170)])
 def test_windows_that_disagree_meet_in_smooth_ramps(height, width):
-    task = Task("binary", (LandClass("forest", 1),), head="sigmoid")
+    task = Task("binary", (LandCoverClass("forest", 1),), head="sigmoid")
     model = Steps(8, task)
     probabilities, _, _ = assemble(model, random_scene(height, width), tile=64, overlap=16, batch=1)
     low, high = torch.tensor([-4.0, 4.0]).sigmoid().tolist()
@@ -218,8 +218,8 @@ def test_bands_and_what_they_share_sum_to_the_whole(data):
 
     found = np.zeros_like(expected)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_BAND_PIXELS", data.draw(st.integers(1, 4000)))
-        patch.setattr(plan, "_COLUMNS_AT_ONCE", data.draw(st.integers(1, 80)))
+        patch.setattr(plan, "_MIN_BAND_PIXELS", data.draw(st.integers(1, 4000)))
+        patch.setattr(plan, "_MAX_GROUP_COLUMNS", data.draw(st.integers(1, 80)))
         for block in blocks(model, scene, **tiling, bands=bands):
             rows, columns = block.window.toslices()
             found[:, rows, columns] += block.probabilities.numpy()
@@ -305,7 +305,9 @@ class Spoilt(Network):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(("precision", "advice"), [("bf16", "--precision fp32"), ("fp32", "values go from -3 to 7: ")])
+@pytest.mark.parametrize(
+    ("precision", "advice"), [("bf16", "--precision fp32"), ("fp32", "values range from -3 to 7: ")]
+)
 def test_a_window_without_finite_logits_is_refused_by_name(batch, precision, advice):
     scene = random_scene(40, 70)
     scene.paths = ["scene.tif"]
@@ -313,7 +315,7 @@ def test_a_window_without_finite_logits_is_refused_by_name(batch, precision, adv
     tiling = plan_tiling(scene.grid, 32, 0, 8)
     runner = Runner(Spoilt(8), torch.device("cpu"), precision)
     finished = []
-    with pytest.raises(NotFinite) as told:
+    with pytest.raises(NonFiniteLogitsError) as told:
         finished.extend(predict_blocks(runner, scene, tiling, batch=batch))
     assert str(told.value).startswith(
         f"scene.tif: in {precision} the network gives NaN or infinite values for the window of rows 16 to 39 and "

@@ -34,7 +34,7 @@ from segkit.inference import dask_executor as cluster
 from segkit.inference import tiling as plan
 from segkit.inference.dask_executor import connect
 from segkit.inference.predict import predict
-from segkit.inference.tasks import BandUnit
+from segkit.inference.tasks import PredictBand
 from segkit.models.segmenter import load
 
 RASTERS = ("map", "probabilities", "confidence")
@@ -44,14 +44,14 @@ FAST = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
 
 @pytest.fixture(autouse=True)
 def several_bands(monkeypatch):
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
 
 
 @pytest.fixture(scope="module")
-def crew():
+def executor():
     """Two workers; what kills two is given up, where Dask's own limit is four."""
-    with dask.config.set({"distributed.scheduler.allowed-failures": 1}), connect("local:2") as crew:
-        yield crew
+    with dask.config.set({"distributed.scheduler.allowed-failures": 1}), connect("local:2") as executor:
+        yield executor
 
 
 @pytest.fixture(scope="module")
@@ -85,20 +85,20 @@ def assert_same(left, right):
 
 
 class Meddling:
-    """A crew that does something to the task of one band; how often it does, it counts."""
+    """An executor that does something to the task of one band; how often it does, it counts."""
 
-    def __init__(self, crew, change, index=1):
-        self.crew, self.change, self.index, self.done = crew, change, index, 0
+    def __init__(self, executor, change, index=1):
+        self.executor, self.change, self.index, self.done = executor, change, index, 0
 
     def __getattr__(self, name):
-        return getattr(self.crew, name)
+        return getattr(self.executor, name)
 
-    def start(self, task):
+    def submit(self, task):
         unit = task.args[0]
-        if isinstance(unit, BandUnit) and unit.band.index == self.index:
+        if isinstance(unit, PredictBand) and unit.band.index == self.index:
             self.done += 1
             task = self.change(task)
-        return self.crew.start(task)
+        return self.executor.submit(task)
 
 
 def die(task):
@@ -113,63 +113,63 @@ def wait_and(seconds, task):
 @pytest.mark.parametrize(
     ("kind", "tiling"), [*(("binary", tiling) for tiling in TILINGS), ("multilabel", TILINGS[0])], ids=str
 )
-def test_pixels_are_those_of_one_process(made, tmp_path, crew, kind, tiling):
+def test_pixels_are_those_of_one_process(made, tmp_path, executor, kind, tiling):
     area = write_area(tmp_path / "area.gpkg", placed(UTM, (20, 10), (190, 30), (90, 140)))
     options = {"aoi": area if "batch" in tiling else None, "precision": "fp32", **tiling}
     [here] = mapped(made[kind], tmp_path / "here", **options)
-    [there] = mapped(made[kind], tmp_path / "there", crew=crew, **options)
+    [there] = mapped(made[kind], tmp_path / "there", executor=executor, **options)
     assert_same(tmp_path / "there", tmp_path / "here")
     assert there.choice == here.choice
     assert there.pixels == here.pixels
     assert here.bands > 1 or "exact" in tiling
 
 
-def test_many_scenes_are_spread(made, tmp_path, crew):
+def test_many_scenes_are_spread(made, tmp_path, executor):
     """Scenes are under way at once; one that is damaged, and one that is finished, are in nobody's way."""
     folder = made["binary"]
     mapped(folder, tmp_path / "here", "abc", **FAST)
     (folder / "images/x.tif").write_bytes(b"no raster")
     (tmp_path / "there").mkdir()
-    with pytest.raises(ScenesError, match=r"1 of 4 scenes failed(.|\n)*x\.tif: .*told by the worker on") as failed:
-        mapped(folder, tmp_path / "there", "xabc", crew=crew, **FAST)
+    with pytest.raises(ScenesError, match=r"1 of 4 scenes failed(.|\n)*x\.tif: .*on worker") as failed:
+        mapped(folder, tmp_path / "there", "xabc", executor=executor, **FAST)
     assert "unexpected" not in str(failed.value)  # it came as what it was raised as
     assert [one.path.stem for one in failed.value.summaries] == ["a", "b", "c"]
     assert_same(tmp_path / "there", tmp_path / "here")
 
 
-def test_a_worker_that_is_killed_costs_nothing(made, tmp_path, crew):
+def test_a_worker_that_is_killed_costs_nothing(made, tmp_path, executor):
     mapped(made["binary"], tmp_path / "here", **FAST)
-    slow = Meddling(crew, lambda task: partial(wait_and, 2, task))
+    slow = Meddling(executor, lambda task: partial(wait_and, 2, task))
     killed = []
 
     def kill():
         time.sleep(1)
-        busy = crew._client.processing()
-        pids = crew._client.run(os.getpid)
+        busy = executor._client.processing()
+        pids = executor._client.run(os.getpid)
         # One of them: what is given from one to another, which is killed, too, would have died twice.
         killed.append(next(pids[worker] for worker, tasks in busy.items() if tasks))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    [summary] = mapped(made["binary"], tmp_path / "there", crew=slow, **FAST)
+    [summary] = mapped(made["binary"], tmp_path / "there", executor=slow, **FAST)
     killer.join()
     assert killed
     assert summary.resumed == 0
     assert_same(tmp_path / "there", tmp_path / "here")
 
 
-def test_a_band_that_kills_its_workers_is_set_aside(made, tmp_path, crew):
+def test_a_band_that_kills_its_workers_is_set_aside(made, tmp_path, executor):
     [here] = mapped(made["binary"], tmp_path / "here", **FAST)
-    with pytest.raises(ClusterError, match=r"a: 1 of \d units(.|\n)*band 1, rows \d+ to \d+: 2 workers died of it"):
-        mapped(made["binary"], tmp_path / "there", crew=Meddling(crew, lambda task: partial(die, task)), **FAST)
+    with pytest.raises(ClusterError, match=r"a: 1 of \d work items(.|\n)*band 1, rows \d+ to \d+: 2 workers died"):
+        mapped(made["binary"], tmp_path / "there", executor=Meddling(executor, lambda task: partial(die, task)), **FAST)
     assert len(list((tmp_path / "there/map.tif.bands").glob("band-*"))) == here.bands - 1
-    [summary] = mapped(made["binary"], tmp_path / "there", crew=crew, **FAST)
+    [summary] = mapped(made["binary"], tmp_path / "there", executor=executor, **FAST)
     assert summary.resumed == here.bands - 1
     assert_same(tmp_path / "there", tmp_path / "here")
 
 
-def test_a_damaged_block_is_set_aside_until_it_is_whole(made, tmp_path, crew):
+def test_a_damaged_block_is_set_aside_until_it_is_whole(made, tmp_path, executor):
     scene = tmp_path / "images/a.tif"
     scene.parent.mkdir()
     with rasterio.open(made["binary"] / "images/a.tif") as dataset:
@@ -182,34 +182,34 @@ def test_a_damaged_block_is_set_aside_until_it_is_whole(made, tmp_path, crew):
     half, gone = len(whole) * 3 // 4, bytes(3000)
     scene.write_bytes(whole[:half] + gone + whole[half + len(gone) :])
     os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    with pytest.raises(ClusterError, match=r"units of work were set aside(.|\n)*band \d, rows .*a\.tif"):
-        mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    with pytest.raises(ClusterError, match=r"work items failed(.|\n)*band \d, rows .*a\.tif"):
+        mapped(tmp_path, tmp_path / "there", executor=executor, **FAST)
     scene.write_bytes(whole)
     os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    [summary] = mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    [summary] = mapped(tmp_path, tmp_path / "there", executor=executor, **FAST)
     assert 0 < summary.resumed < here.bands
     assert_same(tmp_path / "there", tmp_path / "here")
 
 
-def test_a_client_that_is_killed_is_followed_by_another(made, tmp_path, crew):
+def test_a_client_that_is_killed_is_followed_by_another(made, tmp_path, executor):
     """The same command with the same workers, of which one may still be at a band of the first client."""
     mapped(made["binary"], tmp_path / "here", **FAST)
     (tmp_path / "there").mkdir()
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path; from functools import partial\n"
-        "import test_dask_executor as t; t.plan._BAND_PIXELS = 1\n"
-        "with t.connect(sys.argv[2]) as crew:\n"
-        "    slow = t.Meddling(crew, lambda task: partial(t.wait_and, 3, task))\n"
-        "    t.mapped(Path(sys.argv[3]), Path(sys.argv[4]), crew=slow, **t.FAST)\n"
+        "import test_dask_executor as t; t.plan._MIN_BAND_PIXELS = 1\n"
+        "with t.connect(sys.argv[2]) as executor:\n"
+        "    slow = t.Meddling(executor, lambda task: partial(t.wait_and, 3, task))\n"
+        "    t.mapped(Path(sys.argv[3]), Path(sys.argv[4]), executor=slow, **t.FAST)\n"
     )
-    arguments = [Path(__file__).parent, crew._client.scheduler.address, made["binary"], tmp_path / "there"]
+    arguments = [Path(__file__).parent, executor._client.scheduler.address, made["binary"], tmp_path / "there"]
     client = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
     journal = tmp_path / "there/map.tif.bands"
     wait_until(lambda: len(list(journal.glob("band-*"))) > 1)
     client.kill()
     client.wait()
-    [summary] = mapped(made["binary"], tmp_path / "there", crew=crew, **FAST)
+    [summary] = mapped(made["binary"], tmp_path / "there", executor=executor, **FAST)
     assert summary.resumed >= 2
     assert_same(tmp_path / "there", tmp_path / "here")
     time.sleep(3)  # the straggler comes to its end
@@ -270,18 +270,16 @@ def one_worker(folder, configuration):
 def test_what_is_lost_is_told_in_one_line_and_the_work_goes_on_without_it(made, tmp_path, dies):
     """The cluster that loses its worker is encrypted; its scheduler has done its work without segkit."""
     mapped(made["binary"], tmp_path / "here", **FAST)
-    told = {"scheduler": "the scheduler of the cluster is lost", "worker": "the cluster has had no worker for 2 s"}[
-        dies
-    ]
+    told = {"scheduler": "scheduler of the cluster is lost", "worker": "the cluster has had no worker for 2 s"}[dies]
     configuration = encrypted(tmp_path) if dies == "worker" else {}
     with (
         one_worker(tmp_path, configuration) as (address, scheduler, worker),
         dask.config.set(dotted(configuration)),
-        connect(address, patience=30) as crew,
+        connect(address, patience=30) as executor,
     ):
         assert address.startswith("tls://" if configuration else "tcp://")
-        crew._patience = 2
-        slow = Meddling(crew, lambda task: partial(wait_and, 60, task), index=2)
+        executor._patience = 2
+        slow = Meddling(executor, lambda task: partial(wait_and, 60, task), index=2)
         journal = tmp_path / "there/map.tif.bands"
 
         def kill():
@@ -290,32 +288,32 @@ def test_what_is_lost_is_told_in_one_line_and_the_work_goes_on_without_it(made, 
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with pytest.raises(ClusterError, match=f"^{told}.* the same command goes on") as lost:
-            mapped(made["binary"], tmp_path / "there", crew=slow, **FAST)
+        with pytest.raises(ClusterError, match=f"{told}.* the same command resumes") as lost:
+            mapped(made["binary"], tmp_path / "there", executor=slow, **FAST)
         killer.join()
         assert "\n" not in str(lost.value)
         if dies == "worker":
-            assert crew._client.run_on_scheduler(lambda: sys.modules.keys() & {"segkit", "torch"}) == set()
+            assert executor._client.run_on_scheduler(lambda: sys.modules.keys() & {"segkit", "torch"}) == set()
     [summary] = mapped(made["binary"], tmp_path / "there", **FAST)
     assert summary.resumed == 2
     assert_same(tmp_path / "there", tmp_path / "here")
 
 
-def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_path, crew):
+def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_path, executor):
     folder = made["binary"]
     (tmp_path / "images").symlink_to(folder / "images")
     file = tmp_path / "model.safetensors"
     old, new = load(folder / "model.safetensors"), load(folder / "model.safetensors")
     old.save(file)
     old.path = file
-    mapped(tmp_path, tmp_path / "old", crew=crew, **FAST)
+    mapped(tmp_path, tmp_path / "old", executor=executor, **FAST)
     new.mean += 30
     new.save(file)
-    crew._client.run(forget)
-    with pytest.raises(ModelFileError, match="is another model than the one that was asked for"):
-        predict(old, tmp_path / "images/a.tif", tmp_path / "none.tif", crew=crew, **FAST)
+    executor._client.run(forget)
+    with pytest.raises(ModelFileError, match="is not the model with which"):
+        predict(old, tmp_path / "images/a.tif", tmp_path / "none.tif", executor=executor, **FAST)
     mapped(tmp_path, tmp_path / "here", **FAST)
-    mapped(tmp_path, tmp_path / "there", crew=crew, **FAST)
+    mapped(tmp_path, tmp_path / "there", executor=executor, **FAST)
     assert_same(tmp_path / "there", tmp_path / "here")
     assert (read(tmp_path / "old/probabilities.tif") != read(tmp_path / "there/probabilities.tif")).any()
 
@@ -323,12 +321,12 @@ def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_p
 def forget():
     from segkit.inference import tasks as units
 
-    units._kept = None
+    units._cached_context = None
 
 
-def test_workers_are_seldom_heard(crew):
+def test_workers_send_few_heartbeats(executor):
     """What they say while they work must not be more than the work."""
-    wait_until(lambda: set(crew._client.run(time_between_beats).values()) == {5000})
+    wait_until(lambda: set(executor._client.run(time_between_beats).values()) == {5000})
 
 
 def time_between_beats(dask_worker):
@@ -344,64 +342,64 @@ def test_but_they_are_heard_again_and_again(wanted, taken):
         beats.callback_time = wanted  # as the scheduler says
 
     heard, worker = [], SimpleNamespace(periodic_callbacks={"heartbeat": beats}, heartbeat=heartbeat)
-    cluster._seldom_heard().setup(worker)
+    cluster._slow_heartbeat().setup(worker)
     for _ in range(3):
         asyncio.run(beats.callback())
         assert beats.callback_time == taken
     assert len(heard) == 3
 
 
-def test_a_task_that_the_scheduler_forgets_is_not_taken_for_done(crew):
-    ticket = crew.start(partial(time.sleep, 1))
-    crew._send()
-    crew._client.cancel([crew._under_way.pop(ticket)], force=True)
-    with pytest.raises(ClusterError, match="the scheduler of the cluster is lost"):
-        crew.next()
+def test_a_task_that_the_scheduler_forgets_is_not_taken_for_done(executor):
+    task_id = executor.submit(partial(time.sleep, 1))
+    executor._send()
+    executor._client.cancel([executor._under_way.pop(task_id)], force=True)
+    with pytest.raises(ClusterError, match="the connection to the scheduler of the cluster is lost"):
+        executor.next_result()
 
 
-def test_many_tasks_are_sent_and_fetched_together(crew):
+def test_many_tasks_are_sent_and_fetched_together(executor):
     """One by one, a hundred of them would take twice as many messages as there are tasks."""
-    tickets = {crew.start(partial(abs, -number)): number for number in range(100)}
-    sent, map_ = [], crew._client.map
-    crew._client.map = lambda *words, **more: sent.append(words) or map_(*words, **more)
+    task_ids = {executor.submit(partial(abs, -number)): number for number in range(100)}
+    sent, map_ = [], executor._client.map
+    executor._client.map = lambda *words, **more: sent.append(words) or map_(*words, **more)
     try:
-        found = dict(crew.next() for _ in tickets)
+        found = dict(executor.next_result() for _ in task_ids)
     finally:
-        crew._client.map = map_
-    assert found == tickets
+        executor._client.map = map_
+    assert found == task_ids
     assert len(sent) == 1
 
 
-def test_an_error_of_a_task_comes_back_as_it_is(crew):
-    crew.start(partial(load, "nowhere.safetensors"))
-    _, error = crew.next()
+def test_an_error_of_a_task_comes_back_as_it_is(executor):
+    executor.submit(partial(load, "nowhere.safetensors"))
+    _, error = executor.next_result()
     assert type(error) is MissingFileError
-    assert re.fullmatch(r"nowhere\.safetensors.* \(told by the worker on .+\)", str(error))
+    assert re.fullmatch(r"nowhere\.safetensors.* \(on worker .+\)", str(error))
 
 
 def test_a_worker_that_dask_gives_up_is_followed_by_another(monkeypatch):
-    monkeypatch.setattr(cluster, "_LOOK", 0.1)
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}), connect("local:1") as crew:
-        [first] = crew._client.run(os.getpid).values()
-        local = crew._client.cluster
+    monkeypatch.setattr(cluster, "_POLL_INTERVAL_S", 0.1)
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}), connect("local:1") as executor:
+        [first] = executor._client.run(os.getpid).values()
+        local = executor._client.cluster
         local.sync(local.workers[0].close)
-        crew.start(os.getpid)
-        assert crew.next()[1] != first
+        executor.submit(os.getpid)
+        assert executor.next_result()[1] != first
 
 
 def test_local_workers_end_with_the_block(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     before = dict(os.environ)
-    with connect("local:1") as crew:
-        [pid] = crew._client.run(os.getpid).values()
-        [environment] = crew._client.run(first_environment).values()
+    with connect("local:1") as executor:
+        [pid] = executor._client.run(os.getpid).values()
+        [environment] = executor._client.run(first_environment).values()
         assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
         assert environment["MALLOC_ARENA_MAX"] == "1"
         assert environment["OMP_NUM_THREADS"] == str(torch.get_num_threads())
         assert "MALLOC_TRIM_THRESHOLD_" not in environment
-        assert "127.0.0.1" in crew._client.scheduler.address
-        assert (crew.room, crew.sharing) == (1, 1)
+        assert "127.0.0.1" in executor._client.scheduler.address
+        assert (executor.max_tasks, executor.workers_per_host) == (1, 1)
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
     assert dict(os.environ) == before
 
@@ -414,7 +412,7 @@ def first_environment():
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        ("tcp://10.0.0.1:8786", "whoever reaches it can run anything"),
+        ("tcp://10.0.0.1:8786", "anyone who reaches it can run any code"),
         ("tcp://example.org:8786", "--insecure"),
         ("tcp://localhost.example.org:8786", "--insecure"),
         ("10.0.0.1:8786", "not known"),

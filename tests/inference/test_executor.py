@@ -1,4 +1,4 @@
-"""Scenes worked by a crew, which here is this process: every task is pickled, and they end in any order."""
+"""Scenes run by an executor, which here is this process: tasks are pickled, and end in random order."""
 
 import os
 import pickle
@@ -17,49 +17,49 @@ from synthetic import segmenter, write_pair
 
 import segkit.models.segmenter
 from segkit.errors import ClusterError, ModelFileError, OutputError, RasterError, ScenesError, UsageError
-from segkit.inference import executor as crew_
+from segkit.inference import executor as executor_module
 from segkit.inference import settings as choice
 from segkit.inference import tasks as units
 from segkit.inference import tiling as plan
 from segkit.inference.predict import predict
-from segkit.inference.runner import TileTooLarge
-from segkit.inference.tasks import BandUnit, Find, Look, SeamUnit, Source, Tools
+from segkit.inference.runner import OutOfMemoryError
+from segkit.inference.tasks import FindFinished, InspectScene, MergeSeam, PredictBand, WorkerContext, WorkerInputs
 
 RASTERS = ("map", "probabilities", "confidence")
 
 
-class Crew:
-    """Works a task when somebody waits for one, a random one; `before` is called with each unit before."""
+class Executor:
+    """Runs a random task whenever a result is asked for; `before` is called with each work item first."""
 
-    def __init__(self, seed=0, room=3, before=lambda unit: None):
-        self.room, self.sharing, self.before = room, 1, before
+    def __init__(self, seed=0, max_tasks=3, before=lambda unit: None):
+        self.max_tasks, self.workers_per_host, self.before = max_tasks, 1, before
         self.random, self.waiting, self.most, self.units, self.bytes = random.Random(seed), {}, 0, [], 0
 
-    def start(self, task):
+    def submit(self, task):
         content = pickle.dumps(task)
         self.bytes = max(self.bytes, len(content))
-        ticket = object()
-        self.waiting[ticket] = pickle.loads(content)
+        task_id = object()
+        self.waiting[task_id] = pickle.loads(content)
         self.most = max(self.most, len(self.waiting))
-        return ticket
+        return task_id
 
-    def next(self):
-        ticket = self.random.choice(list(self.waiting))
-        task = self.waiting.pop(ticket)
+    def next_result(self):
+        task_id = self.random.choice(list(self.waiting))
+        task = self.waiting.pop(task_id)
         unit = task.args[0]
         self.units.append(unit)
         try:
             self.before(unit)
-            return ticket, pickle.loads(pickle.dumps(task()))
-        except Exception as error:  # noqa: BLE001 - what a crew does
-            return ticket, pickle.loads(pickle.dumps(type(error)(*error.args)))  # not what it came from
+            return task_id, pickle.loads(pickle.dumps(task()))
+        except Exception as error:  # noqa: BLE001 - what an executor does
+            return task_id, pickle.loads(pickle.dumps(type(error)(*error.args)))  # not what it came from
 
 
-def fails(error, kind=BandUnit, index=1):
-    """A deed of a crew: the unit of a band fails."""
+def fails(error, kind=PredictBand, index=1):
+    """Makes the work item of a band fail."""
 
     def before(unit):
-        if isinstance(unit, kind) and (kind is not BandUnit or unit.band.index == index):
+        if isinstance(unit, kind) and (kind is not PredictBand or unit.band.index == index):
             raise error
 
     return before
@@ -67,9 +67,9 @@ def fails(error, kind=BandUnit, index=1):
 
 @pytest.fixture(autouse=True)
 def several_bands(monkeypatch):
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nobody pulls a plug here
-    monkeypatch.setattr(units, "_kept", None)
+    monkeypatch.setattr(units, "_cached_context", None)
 
 
 def load(path):
@@ -118,28 +118,28 @@ def assert_same(folder, left, right):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_crew_makes_the_same_pixels_in_any_order(folder, seed):
+def test_a_executor_makes_the_same_pixels_in_any_order(folder, seed):
     [here] = mapped(folder, "here")
-    crew = Crew(seed)
-    [there] = mapped(folder, "there", crew=crew)
+    executor = Executor(seed)
+    [there] = mapped(folder, "there", executor=executor)
     assert_same(folder, "there", "here")
     assert here.bands > 3
     for name in ("pixels", "hectares", "valid", "bands", "resumed", "choice"):
         assert getattr(here, name) == getattr(there, name), name
-    assert crew.most == crew.room, "no more tasks at once than the crew has room for, and no fewer"
-    assert crew.bytes < 5000
+    assert executor.most == executor.max_tasks, "no more tasks at once than the executor has room for, and no fewer"
+    assert executor.bytes < 5000
 
 
 def test_what_passes_does_not_grow_with_the_scene(tmp_path):
     """A band's unit holds its own windows, not all of the scene's; a copy of a journal forgets what it found."""
-    model, crew = Network(), Crew()
+    model, executor = Network(), Executor()
     model.path = tmp_path / "model.safetensors"
     write_scene(tmp_path / "scene.tif", 1500, 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segkit.models.segmenter, "load", lambda path: Network())
-        [summary] = predict(model, tmp_path / "scene.tif", tmp_path / "map.tif", crew=crew, **FAST)
+        [summary] = predict(model, tmp_path / "scene.tif", tmp_path / "map.tif", executor=executor, **FAST)
     assert summary.bands > 50
-    assert max(len(pickle.dumps(unit)) for unit in crew.units if isinstance(unit, BandUnit | SeamUnit)) < 4000
+    assert max(len(pickle.dumps(unit)) for unit in executor.units if isinstance(unit, PredictBand | MergeSeam)) < 4000
 
 
 def test_relative_names_are_the_clients(folder, monkeypatch):
@@ -150,7 +150,7 @@ def test_relative_names_are_the_clients(folder, monkeypatch):
 
     write_area(folder / "area.gpkg", placed(UTM, (3, 4), (60, 11), (31, 60)))
     files = ("model.safetensors", "images/a.tif", "map.tif")
-    predict(*files, aoi="area.gpkg", crew=Crew(before=elsewhere), **FAST)
+    predict(*files, aoi="area.gpkg", executor=Executor(before=elsewhere), **FAST)
     monkeypatch.chdir(folder)
     predict(*files[:2], "here.tif", aoi="area.gpkg", **FAST)
     np.testing.assert_array_equal(read("map.tif"), read("here.tif"))
@@ -160,32 +160,32 @@ def test_scenes_are_worked_side_by_side_and_one_that_fails_stops_no_other(folder
     scenes = [f"images/{name}.tif" for name in "abc"]
     mapped(folder, "here", scenes)
     (folder / "images/x.tif").write_bytes((folder / "images/a.tif").read_bytes()[:300])
-    crew = Crew(room=7)
+    executor = Executor(max_tasks=7)
     with pytest.raises(ScenesError, match="1 of 4 scenes failed") as failed:
-        mapped(folder, "there", ["images/x.tif", *scenes], crew=crew)
+        mapped(folder, "there", ["images/x.tif", *scenes], executor=executor)
     assert "images/x.tif: " in str(failed.value)
     assert [one.path.stem for one in failed.value.summaries] == ["a", "b", "c"]
     assert_same(folder, "there", "here")
-    order = [unit.name for unit in crew.units if isinstance(unit, BandUnit)]
+    order = [unit.name for unit in executor.units if isinstance(unit, PredictBand)]
     assert order != sorted(order)
-    assert crew.most == 7
-    again = Crew()
-    assert all(one.seconds == 0 for one in mapped(folder, "there", scenes, crew=again))
-    assert [type(unit).__name__ for unit in again.units] == ["Check"]
+    assert executor.most == 7
+    again = Executor()
+    assert all(one.seconds == 0 for one in mapped(folder, "there", scenes, executor=again))
+    assert [type(unit).__name__ for unit in again.units] == ["CheckOptions"]
 
 
 def test_scenes_under_way_are_bounded(folder, monkeypatch):
-    monkeypatch.setattr(crew_, "_SCENES_AT_ONCE", 1)
-    crew = Crew(room=20)
-    mapped(folder, "there", [f"images/{name}.tif" for name in "abc"], crew=crew)
-    order = [unit.name for unit in crew.units if isinstance(unit, Look | BandUnit)]
+    monkeypatch.setattr(executor_module, "_MAX_RUNNING_SCENES", 1)
+    executor = Executor(max_tasks=20)
+    mapped(folder, "there", [f"images/{name}.tif" for name in "abc"], executor=executor)
+    order = [unit.name for unit in executor.units if isinstance(unit, InspectScene | PredictBand)]
     assert order == sorted(order)
 
 
 def test_a_model_is_loaded_once(folder, monkeypatch):
     loaded = []
     monkeypatch.setattr(segkit.models.segmenter, "load", lambda path: loaded.append(path) or load(path))
-    mapped(folder, "there", [f"images/{name}.tif" for name in "abc"], crew=Crew())
+    mapped(folder, "there", [f"images/{name}.tif" for name in "abc"], executor=Executor())
     assert len(loaded) == 2, "by the client and by the worker"
 
 
@@ -195,81 +195,81 @@ def test_a_model_is_loaded_once(folder, monkeypatch):
 def test_a_band_that_fails_is_set_aside_and_the_rest_finishes(folder, error):
     [here] = mapped(folder, "here")
     with pytest.raises(ClusterError) as failed:
-        mapped(folder, "there", crew=Crew(before=fails(error)))
+        mapped(folder, "there", executor=Executor(before=fails(error)))
     told = str(failed.value)
-    assert re.match(r"a: 1 of \d units of work were set aside, .* the same command goes on with these:\n", told)
+    assert re.match(r"a: 1 of \d work items failed, .* the same command runs only these again:\n", told)
     assert re.search(rf"\n  band 1, rows \d+ to \d+: .*{error}$", told)
     done = {f"band-{index:05d}" for index in range(here.bands) if index != 1}
     assert names(folder / "there") == {"map.tif.bands"}
     assert names(folder / "there/map.tif.bands") == {*done, "request.json", ".lock"}
-    crew = Crew()
-    [summary] = mapped(folder, "there", crew=crew)
+    executor = Executor()
+    [summary] = mapped(folder, "there", executor=executor)
     assert summary.resumed == here.bands - 1
-    assert [unit.band.index for unit in crew.units if isinstance(unit, BandUnit)] == [1]
+    assert [unit.band.index for unit in executor.units if isinstance(unit, PredictBand)] == [1]
     assert_same(folder, "there", "here")
 
 
-@pytest.mark.parametrize("first", ["here", "crew"])
-def test_work_goes_on_with_and_without_a_crew(folder, first):
+@pytest.mark.parametrize("first", ["here", "executor"])
+def test_work_goes_on_with_and_without_an_executor(folder, first):
     mapped(folder, "right")
-    if first == "crew":
+    if first == "executor":
         with pytest.raises(ClusterError):
-            mapped(folder, "found", crew=Crew(before=fails(ValueError(), index=2)))
+            mapped(folder, "found", executor=Executor(before=fails(ValueError(), index=2)))
         [summary] = mapped(folder, "found")
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(units, "finish_seam", lambda *_: 1 / 0)
+            patch.setattr(units, "merge_seam", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 mapped(folder, "found")
-        [summary] = mapped(folder, "found", crew=Crew())
+        [summary] = mapped(folder, "found", executor=Executor())
     assert summary.resumed >= summary.bands - 1
     assert_same(folder, "found", "right")
 
 
 def test_a_window_that_memory_is_too_small_for_makes_all_smaller(folder, monkeypatch):
-    monkeypatch.setattr(choice, "_SMALLEST", 16)
+    monkeypatch.setattr(choice, "_MIN_TILE_PX", 16)
 
     def before(unit):
-        if isinstance(unit, BandUnit) and unit.choice.tile == 32:
-            raise TileTooLarge("too large")
+        if isinstance(unit, PredictBand) and unit.settings.tile == 32:
+            raise OutOfMemoryError("too large")
 
-    with pytest.warns(UserWarning, match="too large; going on with 16"):
-        [there] = mapped(folder, "there", crew=Crew(before=before))
+    with pytest.warns(UserWarning, match="too large; continuing with tile 16"):
+        [there] = mapped(folder, "there", executor=Executor(before=before))
     mapped(folder, "here", tile=16)
     assert there.choice.tile == 16
     np.testing.assert_array_equal(read(folder / "there/map.tif"), read(folder / "here/map.tif"))
 
 
-class Lost(Crew):
-    """A crew that is gone after some tasks."""
+class Lost(Executor):
+    """An executor that is gone after some tasks."""
 
     def __init__(self, after):
         super().__init__()
         self.after = after
 
-    def next(self):
+    def next_result(self):
         if len(self.units) == self.after:
             raise ClusterError("lost")
-        return super().next()
+        return super().next_result()
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 6])
-def test_a_lost_crew_loses_nothing_and_leaves_no_lock(folder, after):
+def test_a_lost_executor_loses_nothing_and_leaves_no_lock(folder, after):
     mapped(folder, "right")
     with pytest.raises(ClusterError, match="lost"):
-        mapped(folder, "found", crew=Lost(after))
-    [summary] = mapped(folder, "found", crew=Crew())
+        mapped(folder, "found", executor=Lost(after))
+    [summary] = mapped(folder, "found", executor=Executor())
     assert summary.resumed == max(0, after - 3)
     assert_same(folder, "found", "right")
 
 
 def test_a_second_client_is_told(folder):
     def before(unit):
-        if isinstance(unit, BandUnit):
+        if isinstance(unit, PredictBand):
             mapped(folder, "there")
 
-    with pytest.raises(ClusterError, match="another segkit predict is at work on it"):
-        mapped(folder, "there", crew=Crew(before=before))
+    with pytest.raises(ClusterError, match="another segkit predict is writing it"):
+        mapped(folder, "there", executor=Executor(before=before))
 
 
 def test_stragglers_do_no_harm(folder):
@@ -277,18 +277,18 @@ def test_stragglers_do_no_harm(folder):
     mapped(folder, "right", tile=40)
     late = []
     with pytest.raises(ClusterError):
-        mapped(folder, "found", crew=Crew(before=lambda unit: late.append(unit) or fails(ValueError())(unit)))
-    late = [pickle.dumps(unit) for unit in late if isinstance(unit, BandUnit) and unit.band.index == 1]
-    tools = Tools(segkit.load(folder / "model.safetensors"))
+        mapped(folder, "found", executor=Executor(before=lambda unit: late.append(unit) or fails(ValueError())(unit)))
+    late = [pickle.dumps(unit) for unit in late if isinstance(unit, PredictBand) and unit.band.index == 1]
+    tools = WorkerContext(segkit.load(folder / "model.safetensors"))
 
     def straggle(unit):
-        if isinstance(unit, Find):  # nothing is there but what the other request has settled
+        if isinstance(unit, FindFinished):  # nothing is there but what the other request has settled
             pickle.loads(late[0])(tools, lambda step: None)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        mapped(folder, "found", tile=40, overwrite=True, crew=Crew(before=straggle))
-    assert "is of another request or plan" in str(caught[0].message)
+        mapped(folder, "found", tile=40, overwrite=True, executor=Executor(before=straggle))
+    assert "belongs to another request or plan" in str(caught[0].message)
     assert_same(folder, "found", "right")
     with pytest.raises(OutputError):
         pickle.loads(late[0])(tools, lambda step: None)
@@ -300,10 +300,10 @@ def test_another_model_at_the_path_is_refused(real):
     other = segkit.load(real / "model.safetensors")
     other.mean += 1
     other.save(real / "model.safetensors")
-    with pytest.raises(ModelFileError, match="another model than the one that was asked for"):
-        predict(model, real / "images/a.tif", real / "map.tif", crew=Crew(), **FAST)
+    with pytest.raises(ModelFileError, match="is not the model with which"):
+        predict(model, real / "images/a.tif", real / "map.tif", executor=Executor(), **FAST)
     mapped(real, "here")
-    mapped(real, "there", crew=Crew())
+    mapped(real, "there", executor=Executor())
     assert_same(real, "there", "here")
 
 
@@ -311,32 +311,32 @@ def test_another_area_at_the_path_is_refused(folder):
     write_area(folder / "area.gpkg", placed(UTM, (3, 4), (60, 11), (31, 60)))
 
     def before(unit):
-        units._kept = None
+        units._cached_context = None
         (folder / "area.gpkg").unlink(missing_ok=True)
         write_area(folder / "area.gpkg", placed(UTM, (3, 4), (50, 11), (31, 50)))
 
-    with pytest.raises(ValueError, match="holds other polygons"):
-        mapped(folder, "there", aoi=folder / "area.gpkg", crew=Crew(before=before))
+    with pytest.raises(ValueError, match="does not hold the polygons"):
+        mapped(folder, "there", aoi=folder / "area.gpkg", executor=Executor(before=before))
 
 
 def test_a_model_in_memory_is_refused(tmp_path):
-    crew = Crew()
+    executor = Executor()
     with pytest.raises(UsageError, match="only in memory"):
-        predict(Network(), write_scene(tmp_path / "scene.tif"), tmp_path / "map.tif", crew=crew, **FAST)
+        predict(Network(), write_scene(tmp_path / "scene.tif"), tmp_path / "map.tif", executor=executor, **FAST)
     assert names(tmp_path) == {"scene.tif"}
 
 
-def test_options_are_checked_by_the_crew(folder):
+def test_options_are_checked_by_the_executor(folder):
     with pytest.raises(UsageError, match="half of it"):
-        mapped(folder, "there", overlap=17, crew=Crew())
+        mapped(folder, "there", overlap=17, executor=Executor())
     assert not names(folder / "there")
 
 
-def test_polygons_are_made_by_the_crew(folder):
-    crew = Crew()
-    mapped(folder, "there", vector=folder / "layer.gpkg", crew=crew)
+def test_polygons_are_made_by_the_executor(folder):
+    executor = Executor()
+    mapped(folder, "there", vector=folder / "layer.gpkg", executor=executor)
     assert (folder / "layer.gpkg").exists()
-    assert type(crew.units[-1]).__name__ == "Vectorize"
+    assert type(executor.units[-1]).__name__ == "Vectorize"
 
 
 def test_threads_are_those_that_were_settled(folder, monkeypatch):
@@ -351,11 +351,13 @@ def test_threads_are_those_that_were_settled(folder, monkeypatch):
     before = torch.get_num_threads()
 
     def other_machine(unit):
-        torch.set_num_threads(1 if isinstance(unit, BandUnit) else 3)
+        torch.set_num_threads(1 if isinstance(unit, PredictBand) else 3)
 
     try:
         with pytest.raises(ClusterError):
-            mapped(folder, "found", crew=Crew(before=lambda unit: other_machine(unit) or fails(ValueError())(unit)))
+            mapped(
+                folder, "found", executor=Executor(before=lambda unit: other_machine(unit) or fails(ValueError())(unit))
+            )
         torch.set_num_threads(2)
         [summary] = mapped(folder, "found")
         assert torch.get_num_threads() == 2
@@ -367,8 +369,8 @@ def test_threads_are_those_that_were_settled(folder, monkeypatch):
 
 
 def test_tools_keep_one_network_and_one_region(folder):
-    tools = Source(folder / "model.safetensors", "test model").tools()
-    scene, choice = Look("a", (folder / "images/a.tif",), False, units.Options(), None)(tools, print)
+    tools = WorkerInputs(folder / "model.safetensors", "test model").load_context()
+    scene, choice = InspectScene("a", (folder / "images/a.tif",), False, units.PredictOptions(), None)(tools, print)
     runner = partial(tools.runner, torch.device("cpu"))
     first = runner(choice, scene)
     assert runner(choice, None) is first
@@ -378,12 +380,19 @@ def test_tools_keep_one_network_and_one_region(folder):
     assert tools.region(scene.grid) is None
 
 
-def test_a_crews_map_is_what_the_network_decides(tmp_path):
-    """Not only the same as without a crew, which may be wrong alike."""
+def test_the_map_of_an_executor_is_what_the_network_decides(tmp_path):
+    """Not only the same as without an executor, which may be wrong alike."""
     model = Network()
     model.path = tmp_path / "model.safetensors"
     scene = write_scene(tmp_path / "scene.tif")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segkit.models.segmenter, "load", lambda path: Network())
-        predict(model, scene, tmp_path / "map.tif", crew=Crew(), **FAST)
+        predict(model, scene, tmp_path / "map.tif", executor=Executor(), **FAST)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected(model, scene)[0])
+
+
+def test_the_old_name_of_the_executor_still_works(tmp_path):
+    with pytest.warns(DeprecationWarning, match=r"^argument crew= is now called executor=$"), pytest.raises(UsageError):
+        predict(Network(), write_scene(tmp_path / "scene.tif"), tmp_path / "map.tif", crew=Executor(), **FAST)
+    with pytest.raises(TypeError, match="both crew= and executor="):
+        predict(Network(), "scene.tif", tmp_path / "map.tif", crew=Executor(), executor=Executor())

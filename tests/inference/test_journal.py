@@ -40,7 +40,7 @@ def content(journal, band):
 
 
 def write(journal, band):
-    with journal.writing(band) as work:
+    with journal.write_band(band) as work:
         write_into(work, journal, band)
 
 
@@ -53,19 +53,19 @@ def write_into(work, journal, band):
 
 def is_right(journal, band):
     """Whether a band is finished; if it is, it is the right one."""
-    data = journal.finished(band)
+    data = journal.load_band(band)
     if data is None:
         return False
     text = content(journal, band)
     assert data == {"said": text, "counts": [band, 1]}
-    assert all(journal.file(band, name).read_text() == name + text for name in ("map.tif", "top.tif"))
+    assert all(journal.file_path(band, name).read_text() == name + text for name in ("map.tif", "top.tif"))
     return True
 
 
 def compute(target, request=REQUEST, plan=PLAN, bands=3, overwrite=False):
     """Do what is not done of a request, and leave its bands; returns which were done already."""
     with opened(target, request, overwrite) as journal:
-        journal.settle(plan)
+        journal.record_plan(plan)
         done = [band for band in range(bands) if is_right(journal, band)]
         for band in set(range(bands)) - set(done):
             write(journal, band)
@@ -76,16 +76,16 @@ def compute(target, request=REQUEST, plan=PLAN, bands=3, overwrite=False):
 def test_bands_are_found_again_with_their_files_data_and_plan(target, folder, tmp_path):
     with opened(target) as journal:
         assert journal.plan is None
-        journal.settle(PLAN)
-        assert journal.finished(3) is None
+        journal.record_plan(PLAN)
+        assert journal.load_band(3) is None
         write(journal, 3)
         assert is_right(journal, 3)  # the data reads the same now and after JSON: lists, not tuples
-        assert journal.file(3, "map.tif") == folder / "band-00003" / "map.tif"
+        assert journal.file_path(3, "map.tif") == folder / "band-00003" / "map.tif"
     with opened(str(target)) as journal:
         assert journal.plan == {"tile": 1024, "margins": [32, 32]}
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
         assert is_right(journal, 3)
-        assert journal.finished(4) is None
+        assert journal.load_band(4) is None
         assert names(folder) == {".lock", "request.json", "band-00003"}
         journal.remove()
         assert not names(tmp_path)
@@ -96,7 +96,7 @@ def test_a_journal_stays_what_it_was_made_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     request, plan = {"scene": ["a.tif"]}, {"tiles": [512]}
     with opened("map.tif", request) as journal:
-        journal.settle(plan)
+        journal.record_plan(plan)
         request["scene"].append("b.tif")
         plan["tiles"].append(256)
         monkeypatch.chdir("/")
@@ -117,10 +117,10 @@ def test_a_journal_that_somebody_died_removing_goes_first(target, folder, tmp_pa
 
 
 def test_a_band_of_no_files_and_no_data_is_finished_too(target):
-    with opened(target) as journal, journal.writing(0):
+    with opened(target) as journal, journal.write_band(0):
         pass
     with opened(target) as journal:
-        assert journal.finished(0) == {}
+        assert journal.load_band(0) == {}
 
 
 def test_a_journal_without_a_finished_band_leaves_no_folder(target, tmp_path):
@@ -128,7 +128,7 @@ def test_a_journal_without_a_finished_band_leaves_no_folder(target, tmp_path):
         raise KeyError
     assert not names(tmp_path)
     with opened(target) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
     assert not names(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_request_is_another_one(target, folder, damage):
 
 def test_another_request_without_finished_bands_is_not_in_the_way(target):
     with opened(target) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
     with opened(target, OTHER) as journal:
         assert journal.plan is None
 
@@ -202,7 +202,7 @@ def test_another_request_without_finished_bands_is_not_in_the_way(target):
 def test_a_folder_of_somebody_else_is_left_alone(target, folder, overwrite, foreign):
     folder.mkdir()
     (folder / foreign).write_text("precious")
-    refused = pytest.raises(OutputExistsError, match=f"but {foreign} in it is not segkit's")
+    refused = pytest.raises(OutputExistsError, match=f"but it contains {foreign}, which is not from")
     with refused, opened(target, overwrite=overwrite):
         pass
     assert names(folder) == {foreign}
@@ -229,10 +229,10 @@ def test_another_plan_removes_what_was_finished_under_the_old_one(target, folder
     compute(target)
     with opened(target) as journal:
         assert is_right(journal, 0)
-        journal.settle(SMALLER)
-        assert not [journal.finished(band) for band in range(3) if journal.finished(band)]
+        journal.record_plan(SMALLER)
+        assert not [journal.load_band(band) for band in range(3) if journal.load_band(band)]
         write(journal, 0)
-        journal.settle(dict(reversed(SMALLER.items())))  # the same
+        journal.record_plan(dict(reversed(SMALLER.items())))  # the same
         assert is_right(journal, 0)
     with opened(target) as journal:
         assert journal.plan == {"tile": 512, "margins": [32, 32]}
@@ -255,7 +255,7 @@ def test_a_changed_byte_anywhere_is_found(target, folder, name):
                 assert json.loads(damaged) == json.loads(whole)
                 continue
         (told,) = [str(one.message) for one in caught]
-        assert told.startswith(f"{target}: band 0 is damaged and has to be redone: ")
+        assert told.startswith(f"{target}: band 0 is damaged and is computed again: ")
         assert not file.parent.exists()
         assert compute(target, bands=1) == []
 
@@ -277,7 +277,7 @@ def test_a_damaged_band_is_removed_with_a_warning_and_the_others_stay(target, fo
     compute(target)
     damage(folder / "band-00001")
     with opened(target) as journal:
-        with pytest.warns(UserWarning, match=r"map\.tif: band 1 is damaged and has to be redone: .") as caught:
+        with pytest.warns(UserWarning, match=r"map\.tif: band 1 is damaged and is computed again: .") as caught:
             assert [is_right(journal, band) for band in range(3)] == [True, False, True]
         assert len(caught) == 1
         assert names(folder) == {".lock", "request.json", "band-00000", "band-00002"}
@@ -289,7 +289,7 @@ def test_a_band_is_verified_once(target, folder):
     with opened(target) as journal:
         assert is_right(journal, 0)
         (folder / "band-00000" / "map.tif").unlink()
-        assert journal.finished(0) is not None
+        assert journal.load_band(0) is not None
         # ... but not when it is written again: then there is nothing better to keep.
         with pytest.warns(UserWarning, match="is damaged"):
             write(journal, 0)
@@ -300,11 +300,11 @@ def test_a_band_is_verified_once(target, folder):
 def test_a_block_that_raises_leaves_nothing_of_its_band(target, folder, error):
     with opened(target) as journal:
         write(journal, 0)
-        with pytest.raises(error), journal.writing(1) as work:  # noqa: PT012
+        with pytest.raises(error), journal.write_band(1) as work:  # noqa: PT012
             (work.folder / "map.tif").write_text("half")
             raise error
         assert names(folder) == {".lock", "request.json", "band-00000"}
-        with pytest.raises(TypeError, match="JSON"), journal.writing(1) as work:
+        with pytest.raises(TypeError, match="JSON"), journal.write_band(1) as work:
             work.data = {"counts": object()}
         assert names(folder) == {".lock", "request.json", "band-00000"}
 
@@ -313,11 +313,11 @@ def test_a_block_that_raises_leaves_nothing_of_its_band(target, folder, error):
 def test_who_finishes_a_band_first_is_kept_if_it_is_right(target, folder, theirs):
     with opened(target) as journal, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
         faster = pickle.loads(pickle.dumps(journal))  # as another machine gets it
         if theirs == "of another plan":
             faster._plan = SMALLER
-        with journal.writing(0) as work:
+        with journal.write_band(0) as work:
             write_into(work, journal, 0)
             write(faster, 0)
             first = (folder / "band-00000").stat().st_ino
@@ -331,14 +331,14 @@ def test_who_finishes_a_band_first_is_kept_if_it_is_right(target, folder, theirs
 
 def test_what_a_straggler_finishes_for_another_request_never_counts(target):
     with opened(target) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
         write(journal, 0)
         straggler = pickle.loads(pickle.dumps(journal))
     with opened(target, OTHER, overwrite=True) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
         write(straggler, 1)
-        with pytest.warns(UserWarning, match="band 1 .* of another request or plan"):
-            assert journal.finished(1) is None
+        with pytest.warns(UserWarning, match="band 1 .* to another request or plan"):
+            assert journal.load_band(1) is None
         journal.remove()
         with pytest.raises(OutputError):
             write(straggler, 2)
@@ -348,7 +348,7 @@ def test_what_a_straggler_finishes_for_another_request_never_counts(target):
 def finish(target, log):
     """Do the whole job: what is left of it, the map, and the journal away; each band that it finished is logged."""
     with opened(target) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
         for band in range(BANDS):
             if not is_right(journal, band):
                 write(journal, band)
@@ -390,20 +390,20 @@ class KilledAtEveryStep:
         self.finish()
         assert names(self.target.parent) == {"map.tif", "log"}
 
-    def before_settle(self):
+    def before_record_plan(self):
         clean(self.target.parent)
         compute(self.target, bands=BANDS)
 
-    def settle(self):
+    def record_plan(self):
         compute(self.target, plan=SMALLER, bands=BANDS)
 
-    def after_settle(self):
+    def after_record_plan(self):
         with opened(self.target) as journal:
             assert journal.plan["tile"] in (1024, 512)
             found = [band for band in range(BANDS) if is_right(journal, band)]
         assert compute(self.target, plan=SMALLER, bands=BANDS) == (found if journal.plan["tile"] == 512 else [])
 
-    before_overwrite = before_settle
+    before_overwrite = before_record_plan
 
     def overwrite(self):
         compute(self.target, OTHER, bands=BANDS, overwrite=True)
@@ -418,7 +418,7 @@ class KilledAtEveryStep:
         assert compute(self.target, OTHER, bands=BANDS) == [0, 1]
 
     def before_damaged(self):
-        self.before_settle()
+        self.before_record_plan()
         os.truncate(self.target.with_name("map.tif.bands") / "band-00001" / "map.tif", 10)
 
     def damaged(self):
@@ -440,7 +440,7 @@ def kill_at_every_step(folder, job):
 
 
 @unix
-@pytest.mark.parametrize("job", ["finish", "settle", "overwrite", "damaged"])
+@pytest.mark.parametrize("job", ["finish", "record_plan", "overwrite", "damaged"])
 def test_a_kill_anywhere_costs_nothing_but_the_band_in_work(tmp_path, job):
     assert int(alone(kill_at_every_step, tmp_path, job)) > 15
 
@@ -478,9 +478,9 @@ def open_what_another_has_open(target):
 
     def work():
         with opened(target) as journal:
-            journal.settle(PLAN)
+            journal.record_plan(PLAN)
             write(journal, 0)
-            with journal.writing(1):
+            with journal.write_band(1):
                 said.touch()
                 time.sleep(100)
 
@@ -488,7 +488,7 @@ def open_what_another_has_open(target):
     while not said.exists():
         time.sleep(0.01)
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"map\.tif: another segkit predict is at work on it"):
+        with pytest.raises(OutputError, match=r"map\.tif: another segkit predict is writing it"):
             compute(target, OTHER, overwrite=overwrite)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -506,7 +506,7 @@ def test_one_process_at_a_time_and_the_next_one_at_once(target):
 
 def write_the_same_bands(target):
     with opened(target) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
 
         def work():
             for band in range(20):
@@ -540,16 +540,16 @@ def fill_the_disk(target):
             with pytest.raises(OutputError) as caught:
                 write(journal, 2)
             assert str(caught.value).startswith(f"{target}: {folder} could not be written: ")
-            assert "File too large: no file may grow so large here (ulimit -f" in str(caught.value)
-            assert "Finished bands are kept, and the same command continues" in str(caught.value)
+            assert "File too large: files here may not be that large (ulimit -f" in str(caught.value)
+            assert "Finished bands are kept; the same command resumes" in str(caught.value)
             assert names(folder) == before
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
     with opened(target) as journal:
-        with pytest.raises(OutputError, match="no file may grow so large here"):
-            journal.settle(SMALLER)
+        with pytest.raises(OutputError, match="files here may not be that large"):
+            journal.record_plan(SMALLER)
         assert journal.plan["tile"] == 1024
     other = folder.with_name("other.tif")
-    with pytest.raises(OutputError, match="no file may grow so large here"), opened(other):
+    with pytest.raises(OutputError, match="files here may not be that large"), opened(other):
         pass
     assert not names(folder.parent)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -588,7 +588,7 @@ def test_a_journal_that_cannot_be_removed_does_not_fail_a_map_that_is_there(targ
 
     with opened(target) as journal:
         monkeypatch.setattr(Path, "rename", refuse)
-        with pytest.warns(UserWarning, match="is not needed any more, but could not be removed: .*Permission denied"):
+        with pytest.warns(UserWarning, match="could not be removed: .*Permission denied"):
             journal.remove()
     monkeypatch.undo()
     assert compute(target) == [0, 1, 2]
@@ -629,7 +629,7 @@ def test_what_gets_its_final_name_is_on_the_disk_before_and_the_name_soon_after(
 
         monkeypatch.setattr(Path, name, watched)
     with opened(target) as journal:
-        journal.settle(PLAN)
+        journal.record_plan(PLAN)
         write(journal, 0)
         assert moved == [folder / "request.json", folder / "request.json", folder / "band-00000"]
         assert folder.stat().st_ino in synced

@@ -11,19 +11,19 @@ from torch import nn
 
 from segkit.errors import RasterError, SegkitError
 from segkit.inference import tiling as plan
-from segkit.inference.outputs import PRODUCTS
+from segkit.inference.outputs import RASTER_OUTPUTS
 from segkit.inference.predict import predict
 from segkit.io.scene import Scene
 
 
 @pytest.fixture(autouse=True)
 def several_bands_and_groups(monkeypatch):
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
-    monkeypatch.setattr(plan, "_COLUMNS_AT_ONCE", 50)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
+    monkeypatch.setattr(plan, "_MAX_GROUP_COLUMNS", 50)
 
 
 def certainty(task, p):
-    """The probability (planes, H, W) of what is decided, of the channels' probabilities (C, H, W)."""
+    """The probability (targets, H, W) of what is decided, of the channels' probabilities (C, H, W)."""
     if task.type == "multilabel":  # each class for itself: present from 0.5 on, else absent
         return np.where(p >= 0.5, p, 1 - p)
     if task.type == "binary" and task.head == "softmax":  # the threshold of the only binary task here is 0.4
@@ -65,7 +65,7 @@ def test_products_are_the_probabilities_and_that_of_the_decision(tmp_path, task)
 
 def test_a_product_can_be_had_without_the_others(tmp_path):
     scene = write_scene(tmp_path / "scene.tif")
-    rasters = {name: tmp_path / f"{name}.tif" for name in PRODUCTS if name != "map"}
+    rasters = {name: tmp_path / f"{name}.tif" for name in RASTER_OUTPUTS if name != "map"}
     predict(Network(), scene, tmp_path / "map.tif", **rasters, **FAST)
     for name, file in rasters.items():
         predict(Network(), scene, tmp_path / "other.tif", **{name: tmp_path / "one.tif"}, overwrite=True, **FAST)
@@ -81,7 +81,7 @@ class Directed(Network):
         torch.manual_seed(2)
         self.mix = nn.Conv2d(2, self.task.channels, 3, padding=1)
         self.mix.weight.data *= 8
-        self.reach = 1
+        self.receptive_field = 1
 
 
 def looks(model, scene):
@@ -99,7 +99,7 @@ def looks(model, scene):
 
 def test_augmentation_is_the_mean_over_the_turned_scenes(tmp_path):
     path = write_scene(tmp_path / "scene.tif", 48, 64)  # multiples of the stride: nothing lies beyond the rim
-    model, scene = Directed(), Scene.of(path)
+    model, scene = Directed(), Scene.from_files(path)
     options = {"device": "cpu", "tile": 64, "exact": True, "batch": 1}
     each = list(looks(model, scene))
     assert all(np.abs(one - each[0]).max() > 0.1 for one in each[1:])
@@ -117,7 +117,7 @@ def test_augmentation_is_the_mean_over_the_turned_scenes(tmp_path):
 
 def test_augmentation_works_in_tiles_that_are_cut_anywhere(tmp_path):
     path = write_scene(tmp_path / "scene.tif", 88, 72)
-    model, scene = Directed(), Scene.of(path)
+    model, scene = Directed(), Scene.from_files(path)
     predict(
         model, path, tmp_path / "map.tif", probabilities=tmp_path / "p.tif", tta="d4", exact=True, tile=24, device="cpu"
     )
@@ -145,7 +145,7 @@ def test_folders_and_globs_are_a_scene_a_raster(tmp_path):
     assert [one.path.name for one in found] == ["b.tif", "a.tif"]
     found = predict(Network(), folder, tmp_path / "all", vrt=True, **FAST)
     assert [one.path.name for one in found] == ["a.tif", "b.tif", "virtual.tif"]
-    with pytest.raises(SegkitError, match="holds no scenes"):
+    with pytest.raises(SegkitError, match="contains no scenes"):
         predict(Network(), tmp_path / "maps/*.png", tmp_path / "none.tif", **FAST)
 
 

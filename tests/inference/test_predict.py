@@ -16,10 +16,10 @@ from rasterio.features import geometry_mask
 
 from segkit.errors import DataError, MissingFileError, OutputExistsError, SegkitError, UsageError
 from segkit.inference.predict import predict
-from segkit.inference.summary import Tally, total
+from segkit.inference.summary import ClassTally, sum_counts
 from segkit.io.grid import Grid
 from segkit.io.pixel_area import pixel_hectares
-from segkit.io.region import PolygonRegion, read_area
+from segkit.io.region import PolygonRegion, read_aoi
 from segkit.io.scene import Scene
 
 
@@ -56,7 +56,7 @@ def test_the_map_is_what_the_network_decides(tmp_path, task):
 def test_the_summary_counts_pixels_and_true_hectares(tmp_path):
     scene = write_scene(tmp_path / "scene.tif", 33, 44, transform=Affine(0.1, 0, 10, 0, -0.1, 60), crs="EPSG:4326")
     [summary] = predict(Network(), scene, tmp_path / "map.tif", **FAST)
-    values, area = read(tmp_path / "map.tif")[0], Scene.of(scene).grid.hectares()
+    values, area = read(tmp_path / "map.tif")[0], Scene.from_files(scene).grid.hectares()
     for row in MULTICLASS.legend:
         assert summary.pixels[row["name"]] == (values == row["value"]).sum()
         assert summary.hectares[row["name"]] == pytest.approx(area[values == row["value"]].sum(), rel=1e-9)
@@ -86,15 +86,15 @@ def test_areas_by_patches_are_those_of_each_pixel(transform, crs):
 
 def test_tally_takes_blocks_in_any_order():
     grid = Grid(40, 40, UTM, rasterio.crs.CRS.from_epsg(32622))
-    planes, valid = np.random.default_rng(0).integers(0, 3, (1, 40, 40)), np.ones((40, 40), dtype=bool)
-    whole, parts = Tally(MULTICLASS, grid), Tally(MULTICLASS, grid)
-    whole.add(planes, valid, grid.whole)
+    targets, valid = np.random.default_rng(0).integers(0, 3, (1, 40, 40)), np.ones((40, 40), dtype=bool)
+    whole, parts = ClassTally(MULTICLASS, grid), ClassTally(MULTICLASS, grid)
+    whole.add(targets, valid, grid.full_window)
     for window in reversed(list(grid.tiles(16))):
         rows, columns = window.toslices()
-        parts.add(planes[:, rows, columns], valid[rows, columns], window)
+        parts.add(targets[:, rows, columns], valid[rows, columns], window)
     assert parts.counts()["pixels"] == whole.counts()["pixels"]
     assert parts.counts()["hectares"] == pytest.approx(whole.counts()["hectares"])
-    assert total([whole.counts(), parts.counts()])["pixels"] == {
+    assert sum_counts([whole.counts(), parts.counts()])["pixels"] == {
         name: 2 * n for name, n in whole.counts()["pixels"].items()
     }
 
@@ -211,20 +211,20 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     refused(UsageError, "does not exist", scene, tmp_path / "nowhere/map.tif")
     refused(UsageError, "does not exist", [scene, there], tmp_path / "nowhere/maps")
     refused(UsageError, "ends in .tif", scene, tmp_path / "map.png")
-    refused(UsageError, "not written as .doc", scene, tmp_path / "map.tif", vector=tmp_path / "layer.doc")
+    refused(UsageError, "cannot be written as .doc", scene, tmp_path / "map.tif", vector=tmp_path / "layer.doc")
     refused(
         UsageError,
-        "would be written to one file; name another",
+        "would be written to the same file; name another",
         scene,
         tmp_path / "map.tif",
         probabilities=tmp_path / "map.tif",
     )
-    refused(UsageError, "would be written to one file; scenes of one name", [scene, twin], tmp_path / "maps")
-    refused(UsageError, "would overwrite .*, which is read", scene, scene, overwrite=True)
+    refused(UsageError, "would be written to the same file; use different folders", [scene, twin], tmp_path / "maps")
+    refused(UsageError, "would overwrite .*, which is an input", scene, scene, overwrite=True)
     refused(UsageError, "need a folder", [scene, there], tmp_path / "maps.tif")
     refused(UsageError, "no scene", [], tmp_path / "maps")
     refused(UsageError, "half of it", scene, tmp_path / "map.tif", overlap=17)
-    refused(UsageError, "at a time", scene, tmp_path / "map.tif", batch=0)
+    refused(UsageError, "must be at least 1", scene, tmp_path / "map.tif", batch=0)
     refused(UsageError, "not known", scene, tmp_path / "map.tif", device="gpu")
     refused(MissingFileError, "nothing.gpkg", scene, tmp_path / "map.tif", aoi=tmp_path / "nothing.gpkg")
     refused(MissingFileError, "nothing.tif", tmp_path / "nothing.tif", tmp_path / "map.tif")
@@ -303,10 +303,10 @@ def test_outside_the_area_of_interest_the_map_is_no_data(tmp_path, transform):
 
 
 def test_the_area_is_that_of_rasterising_it_at_once(tmp_path):
-    scene = Scene.of(write_scene(tmp_path / "scene.tif"))
+    scene = Scene.from_files(write_scene(tmp_path / "scene.tif"))
     polygon = placed(UTM, (3.3, 4.4), (80.2, 11.7), (31.1, 60.6))
     area = write_area(tmp_path / "area.geojson", polygon, to="EPSG:3857")
-    region = PolygonRegion(read_area(area), scene.grid)
+    region = PolygonRegion(read_aoi(area), scene.grid)
     whole = geometry_mask(geopandas.read_file(area).to_crs(scene.grid.crs).geometry, scene.grid.shape, UTM, invert=True)
     assert 0 < whole.sum() < whole.size
     for window in scene.grid.tiles(13):
@@ -321,8 +321,8 @@ def test_an_area_that_does_not_fit_is_refused(tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("somewhere in the north")
     for area, match in (
-        (far, "does not meet the scene"),
-        (points, "of type Point; only polygons"),
+        (far, "does not overlap the scene"),
+        (points, "have the type Point, but only polygons"),
         (text, "not a vector format"),
     ):
         with pytest.raises(DataError, match=match) as refused:
@@ -374,9 +374,9 @@ def test_a_folder_that_is_a_file_or_the_scene_s_own_is_refused(tmp_path):
     scene = write_scene(tmp_path / "only.tif")
     with pytest.raises(UsageError, match=r"only.tif is a file, .* the outputs of 1 scene need a folder"):
         predict(Network(), scene, f"{scene}/", **FAST)
-    with pytest.raises(UsageError, match=r"would overwrite .*only\.tif, which is read"):
+    with pytest.raises(UsageError, match=r"would overwrite .*only\.tif, which is an input"):
         predict(Network(), scene, tmp_path, **FAST)
-    with pytest.raises(UsageError, match=r"name a file that ends in .tif, or a folder with a / at its end"):
+    with pytest.raises(UsageError, match=r"name a file that ends in .tif, or a folder that ends with /"):
         predict(Network(), scene, tmp_path / "maps", **FAST)
     assert [path.name for path in tmp_path.iterdir()] == ["only.tif"]
 
@@ -387,17 +387,17 @@ def test_scenes_that_hold_no_data_are_told_in_one_warning(tmp_path):
         with rasterio.open(scene, "r+") as dataset:
             dataset.write(np.zeros((2, *dataset.shape), dtype=np.uint16))
     listed = ", ".join(map(str, scenes[1:4]))
-    with pytest.warns(UserWarning, match="no pixel holds data") as told:
+    with pytest.warns(UserWarning, match="5 scenes without valid pixels") as told:
         predict(Network(), scenes, tmp_path / "maps", **FAST)
     assert [str(one.message) for one in told] == [
-        f"no pixel holds data in 5 scenes, so no pixel of the map is decided: {listed} and 2 more; check the no-data "
-        "value and the mask of the files"
+        (
+            f"5 scenes without valid pixels, so the map is all no data: {listed} and 2 more; check the no-data "
+            "value and the mask of the files"
+        )
     ]
     island = shapely.box(500_310, 8_999_600, 500_400, 8_999_640)  # of no data, in the first scene
     geopandas.GeoSeries([island], crs="EPSG:32622").to_file(tmp_path / "aoi.gpkg")
-    with pytest.warns(
-        UserWarning, match=r"no pixel inside .*aoi.gpkg holds data in 1 scene, .*: .*a.tif; check"
-    ) as told:
+    with pytest.warns(UserWarning, match=r"1 scene without valid pixels inside .*aoi.gpkg, .*: .*a.tif; check") as told:
         predict(Network(), scenes[0], tmp_path / "map.tif", aoi=tmp_path / "aoi.gpkg", **FAST)
     assert len(told) == 1
 

@@ -1,5 +1,6 @@
 import weakref
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,21 +11,21 @@ from torch.nn import functional
 
 from segkit.inference.device import available_memory
 from segkit.inference.runner import (
-    NotCompiled,
+    CompilationError,
+    OutOfMemoryError,
     Runner,
-    TileTooLarge,
-    agreement,
     bytes_per_pixel,
     can_compile,
     operations_per_pixel,
+    precision_agreement,
 )
 from segkit.io.scene import Tile
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
 CPU = torch.device("cpu")
 TASKS = {
-    "multiclass": Task("multiclass", (LandClass("water", 1), LandClass("forest", 2))),
-    "multilabel": Task("multilabel", (LandClass("water", 1), LandClass("forest", 2))),
+    "multiclass": Task("multiclass", (LandCoverClass("water", 1), LandCoverClass("forest", 2))),
+    "multilabel": Task("multilabel", (LandCoverClass("water", 1), LandCoverClass("forest", 2))),
 }
 TASK = TASKS["multiclass"]
 
@@ -36,10 +37,10 @@ class Model:
     logits: object
     task: Task = TASK
     bands: int = 2
-    context: int | None = None
+    fixed_window_size: int | None = None
     asked: list = field(default_factory=list)
 
-    def prepared(self, device, precision):
+    def optimized_for_inference(self, device, precision):
         self.asked.append((device, precision))
         return lambda pixels, valid: self.logits(pixels, valid, precision)
 
@@ -124,7 +125,8 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_that_remembered(lacking
 def test_one_tile_that_memory_does_not_hold_is_told(lacking):
     runner = Runner(Model(lambda pixels, valid, precision: lacking(pixels)), CPU, "fp32")
     with pytest.raises(
-        TileTooLarge, match=r"a window of 12 x 20 pixels is more than the cpu .*; pass a smaller --tile"
+        OutOfMemoryError,
+        match=r"a window of 12 x 20 pixels does not fit into the memory of the cpu; pass a smaller --tile",
     ):
         runner(tiles(3))
 
@@ -139,7 +141,7 @@ def test_what_a_failed_attempt_held_is_free_before_the_next():
         return pixels.new_empty(2**56)
 
     runner = Runner(Model(scarce), CPU, "fp32")
-    with pytest.raises(TileTooLarge) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         runner(tiles(4))
     assert len(held) == 2 * 3
     assert all(reference() is None for reference in held), caught.value
@@ -187,7 +189,7 @@ def test_augmentation_is_a_mean_over_eight_looks():
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_agreement_is_the_share_of_valid_pixels_decided_alike_in_all_planes(kind):
+def test_agreement_is_the_share_of_valid_pixels_decided_alike_in_all_targets(kind):
     task = TASKS[kind]
     different = np.zeros((12, 20), dtype=bool)
     different[2, :5] = True
@@ -204,11 +206,11 @@ def test_agreement_is_the_share_of_valid_pixels_decided_alike_in_all_planes(kind
     valid[2, 0] = valid[5] = False
     pixels = np.zeros((2, 12, 20), dtype=np.float32)
     smaller = Tile(pixels[:, :4, :3], valid[:4, :3])
-    assert agreement(model, CPU, [Tile(pixels, valid)]) == pytest.approx(1 - 4 / (220 - 1))
-    assert agreement(model, CPU, iter([Tile(pixels, valid), smaller])) == pytest.approx(1 - 6 / (219 + 11))
-    assert agreement(model, CPU, [Tile(pixels, ~different & valid)]) == 1
-    assert agreement(model, CPU, [Tile(pixels, valid & False)]) is None
-    assert agreement(model, CPU, []) is None
+    assert precision_agreement(model, CPU, [Tile(pixels, valid)]) == pytest.approx(1 - 4 / (220 - 1))
+    assert precision_agreement(model, CPU, iter([Tile(pixels, valid), smaller])) == pytest.approx(1 - 6 / (219 + 11))
+    assert precision_agreement(model, CPU, [Tile(pixels, ~different & valid)]) == 1
+    assert precision_agreement(model, CPU, [Tile(pixels, valid & False)]) is None
+    assert precision_agreement(model, CPU, []) is None
 
 
 def test_memory_is_counted_where_most_tensors_live_at_once():
@@ -216,12 +218,12 @@ def test_memory_is_counted_where_most_tensors_live_at_once():
 
     def hungry(pixels, valid, precision):
         bytes_each = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        planes = lambda count: torch.zeros(len(pixels), count, *pixels.shape[-2:], dtype=bytes_each)  # noqa: E731
-        first = planes(100)
-        second = planes(200).add_(1)  # in place
+        targets = lambda count: torch.zeros(len(pixels), count, *pixels.shape[-2:], dtype=bytes_each)  # noqa: E731
+        first = targets(100)
+        second = targets(200).add_(1)  # in place
         view = second[:, :50].mT  # nothing of its own
         del first
-        third = planes(50)
+        third = targets(50)
         weight.t()
         return (third[:, :3] + view.mT[:, :3]).float()
 
@@ -237,7 +239,7 @@ def test_memory_is_measured_in_the_windows_that_a_network_takes():
         sides.append(pixels.shape[-2:])
         return mixed(pixels, valid)
 
-    bytes_per_pixel(Model(seeing, context=96), "fp32")
+    bytes_per_pixel(Model(seeing, fixed_window_size=96), "fp32")
     assert sides == [(96, 96)]
 
 
@@ -260,7 +262,7 @@ def test_a_compiled_network_says_the_same(tmp_path):
     tile = Tile(np.random.default_rng(0).random((model.bands, 64, 64), dtype=np.float32), np.ones((64, 64), dtype=bool))
     plain, compiled = Runner(model, CPU, "fp32"), Runner(model, CPU, "fp32", compiled=True)
     if not can_compile(CPU):
-        with pytest.raises(NotCompiled):
+        with pytest.raises(CompilationError):
             compiled([tile])
         return
     torch.testing.assert_close(compiled([tile]), plain([tile]), rtol=0, atol=1e-5)
@@ -277,13 +279,13 @@ def test_where_compiling_fails_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", refuse)
     model = segmenter(tmp_path)
     tile = Tile(np.zeros((model.bands, 32, 32), dtype=np.float32), np.ones((32, 32), dtype=bool))
-    with pytest.raises(NotCompiled):
+    with pytest.raises(CompilationError):
         Runner(model, CPU, "fp32", compiled=True)([tile])
 
 
 def machine(folder, files):
-    """A root of a machine's own files."""
-    for name, text in {"proc/meminfo": "MemTotal: 900 kB\nMemAvailable:    500 kB\n"}.items() | files.items():
+    """The root folder of a machine."""
+    for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
@@ -323,11 +325,12 @@ MACHINES = {
 
 
 @pytest.mark.parametrize(("files", "kilobytes"), MACHINES.values(), ids=MACHINES)
-def test_available_memory_is_what_the_machine_and_its_groups_leave(tmp_path, files, kilobytes):
+def test_available_memory_is_what_the_machine_and_its_groups_leave(tmp_path, monkeypatch, files, kilobytes):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=500 * 1024))
     assert available_memory(CPU, machine(tmp_path, files)) == kilobytes * 1024
 
 
-def test_available_memory_is_told_everywhere(tmp_path):
+def test_available_memory_is_known_on_every_system(tmp_path):
     assert 2**20 < available_memory(CPU) < 2**50
     assert available_memory(CPU, tmp_path) > 2**20  # as on a system without /proc
 
@@ -356,12 +359,12 @@ def test_what_is_not_finite_is_never_decided_alike(kind, spoilt):
 
     def first(pixels, valid, precision):
         logits = pixels.new_full((len(pixels), task.channels, *pixels.shape[-2:]), -1.0)
-        logits[:, 0] = 2 if task.channels_compete else -1
+        logits[:, 0] = 2 if task.is_softmax else -1
         if precision in spoilt and pixels[0, 0, 0, 0] > 0:
             logits[:, -1, 1, 1] = torch.nan
         return logits
 
     whole = np.ones((12, 20), dtype=bool)
     one, other = (Tile(np.full((2, 12, 20), value, dtype=np.float32), whole) for value in (0, 1))
-    assert agreement(Model(first, task), CPU, [one]) == 1
-    assert agreement(Model(first, task), CPU, [one, other]) == 0.5
+    assert precision_agreement(Model(first, task), CPU, [one]) == 1
+    assert precision_agreement(Model(first, task), CPU, [one, other]) == 0.5

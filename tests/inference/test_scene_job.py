@@ -29,8 +29,8 @@ RASTERS = {"map": "map.tif", "probabilities": "p.tif", "confidence": "c.tif"}
 
 
 def cut_small(patch):
-    patch.setattr(plan, "_BAND_PIXELS", 1)
-    patch.setattr(plan, "_COLUMNS_AT_ONCE", 50)
+    patch.setattr(plan, "_MIN_BAND_PIXELS", 1)
+    patch.setattr(plan, "_MAX_GROUP_COLUMNS", 50)
 
 
 @pytest.fixture(autouse=True)
@@ -144,11 +144,11 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
         if len(assembled) == product:
             raise KeyboardInterrupt
         assembled.append(path)
-        return assemble(path, *arguments, **options)
+        return build_cog(path, *arguments, **options)
 
-    assemble = units.assemble
+    build_cog = units.build_cog
     with monkeypatch.context() as patch:
-        patch.setattr(units, "assemble", interrupted)
+        patch.setattr(units, "build_cog", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mapped(Neighbours(), scene, found)
     assert names(found) == {"map.tif.bands", *list(RASTERS.values())[:product]}
@@ -165,7 +165,7 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
 def test_a_damaged_band_is_computed_again_with_a_warning(tmp_path, scene, monkeypatch, band, name, redone):
     right, found = undisturbed(scene, tmp_path / "right"), tmp_path / "found"
     with monkeypatch.context() as patch:
-        patch.setattr(units, "assemble", lambda *arguments, **options: 1 / 0)
+        patch.setattr(units, "build_cog", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mapped(Neighbours(), scene, found)
     name = "probabilities.tif" if name == "p.tif" else name
@@ -174,7 +174,7 @@ def test_a_damaged_band_is_computed_again_with_a_warning(tmp_path, scene, monkey
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     model = Neighbours()
-    with pytest.warns(UserWarning, match=f"band {band} is damaged and has to be redone: {name} has changed"):
+    with pytest.warns(UserWarning, match=f"band {band} is damaged and is computed again: {name} has changed"):
         summary = mapped(model, scene, found)
     assert model.calls == redone * WINDOWS
     assert summary.resumed == BANDS - redone
@@ -309,8 +309,8 @@ def test_finished_scenes_are_skipped_and_failed_ones_tell_nothing_of_the_others(
     class Fragile(Neighbours):
         """Fails by a fault of its own at one scene."""
 
-        def scene(self, paths, *, vrt=False):
-            scene = super().scene(paths, vrt=vrt)
+        def open_scene(self, paths, *, vrt=False):
+            scene = super().open_scene(paths, vrt=vrt)
             if scene.name == "b":
                 raise ZeroDivisionError("a fault")
             return scene
@@ -358,14 +358,14 @@ def test_every_valid_pixel_is_decided_as_in_one_pass_and_no_other_one(data, tmp_
     tile = data.draw(st.integers(max(9, 2 * overlap), 41))
     model = Network()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_BAND_PIXELS", data.draw(st.integers(1, 4000)))
-        patch.setattr(plan, "_COLUMNS_AT_ONCE", data.draw(st.integers(1, 90)))
+        patch.setattr(plan, "_MIN_BAND_PIXELS", data.draw(st.integers(1, 4000)))
+        patch.setattr(plan, "_MAX_GROUP_COLUMNS", data.draw(st.integers(1, 90)))
         options = {"tile": tile, "overlap": overlap, "batch": data.draw(st.integers(1, 3))}
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             [summary] = predict(model, scene, folder / "map.tif", probabilities=folder / "p.tif", **FAST | options)
     values, probabilities, valid = expected(model, scene)
-    assert ["no pixel holds data" in str(one.message) for one in warned] == [True] * (not valid.any())
+    assert ["scene without valid pixels" in str(one.message) for one in warned] == [True] * (not valid.any())
     found = read(folder / "map.tif")
     first, second = np.sort(probabilities, axis=0)[[-1, -2]]
     clear = (first - second > 1e-5) | ~valid  # rounding decides the others

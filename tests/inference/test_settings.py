@@ -18,10 +18,10 @@ from segkit.inference import settings as choice
 from segkit.inference import tiling as plan
 from segkit.inference.blending import predict_blocks
 from segkit.inference.predict import predict
-from segkit.inference.runner import Runner, TileTooLarge
-from segkit.inference.settings import OVERLAP, TILE, Choice, Options, choose
+from segkit.inference.runner import OutOfMemoryError, Runner
+from segkit.inference.settings import OVERLAP, TILE, PredictOptions, ResolvedSettings, resolve_settings
 from segkit.io.scene import Scene
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ class Far(Network):
     """Sees `reach` pixels far by as many 3 x 3 convolutions; beyond its window it sees zeros."""
 
     def __init__(self, reach, stride=1):
-        super().__init__(Task("multiclass", (LandClass("water", 4), LandClass("forest", 9))))
+        super().__init__(Task("multiclass", (LandCoverClass("water", 4), LandCoverClass("forest", 9))))
         torch.manual_seed(1)
         widths = [2, *[3] * reach]
         convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)]
@@ -38,7 +38,7 @@ class Far(Network):
             convolution.weight.data *= 2
         self.mix = nn.Sequential(*[layer for one in convolutions for layer in (one, nn.Tanh())], nn.Conv2d(3, 3, 1))
         self.mix[-1].weight.data *= 5
-        self.reach, self.stride = reach, stride
+        self.receptive_field, self.stride = reach, stride
         self.sizes = set()
 
     def forward(self, pixels, valid):
@@ -49,7 +49,7 @@ class Far(Network):
 def pooling(context=32):
     """A network that looks at all of its window."""
     model = Far(1, stride=8)
-    model.reach, model.context = None, context
+    model.receptive_field, model.fixed_window_size = None, context
     model.recipe = SimpleNamespace(model=SimpleNamespace(architecture="pspnet"))
     return model
 
@@ -67,7 +67,7 @@ def one_pass(model, scene):
 
 def tiled(model, scene, options):
     """Probabilities as `options` tile them."""
-    made = choose(model, scene, options)
+    made = resolve_settings(model, scene, options)
     tiling = made.tiling(scene.grid, model.stride)
     found = np.full((model.task.channels, *scene.grid.shape), np.nan, dtype=np.float32)
     for block in predict_blocks(Runner(model, CPU, made.precision), scene, tiling, batch=1):
@@ -84,27 +84,27 @@ def test_exact_is_one_pass_over_the_whole_scene(data, tmp_path_factory):
     overlap = data.draw(st.sampled_from([None, 0, 14]))
     least = max(2 * (reach + 1), overlap or 0)
     tile = data.draw(st.integers(2 * least, 45)) + stride
-    scene = Scene.of(write_scene(tmp_path_factory.mktemp("case") / "scene.tif", height, width))
+    scene = Scene.from_files(write_scene(tmp_path_factory.mktemp("case") / "scene.tif", height, width))
     model = Far(reach, stride)
-    found = tiled(model, scene, Options(tile, overlap, exact=True, device="cpu"))
+    found = tiled(model, scene, PredictOptions(tile, overlap, exact=True, device="cpu"))
     valid = scene.read().valid
     np.testing.assert_allclose(found[:, valid], one_pass(model, scene)[:, valid], rtol=0, atol=1e-6)
 
 
 def test_without_exact_a_small_overlap_shows(tmp_path):
-    scene = Scene.of(write_scene(tmp_path / "scene.tif"))
+    scene = Scene.from_files(write_scene(tmp_path / "scene.tif"))
     model, valid = Far(3), scene.read().valid
     whole = one_pass(model, scene)
     for exact, shows in ((False, True), (True, False)):
-        found = tiled(model, scene, Options(32, 2, exact=exact, precision="fp32", device="cpu"))
+        found = tiled(model, scene, PredictOptions(32, 2, exact=exact, precision="fp32", device="cpu"))
         assert (np.abs(found - whole)[:, valid].max() > 1e-3) == shows
 
 
 def test_exact_maps_of_several_bands_are_those_of_one_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
-    monkeypatch.setattr(plan, "_COLUMNS_AT_ONCE", 40)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
+    monkeypatch.setattr(plan, "_MAX_GROUP_COLUMNS", 40)
     path = write_scene(tmp_path / "scene.tif")
-    model, scene = Far(3, stride=4), Scene.of(path)
+    model, scene = Far(3, stride=4), Scene.from_files(path)
     options = FAST | {"overlap": None, "precision": "auto"}
     [summary] = predict(model, path, tmp_path / "map.tif", probabilities=tmp_path / "p.tif", exact=True, **options)
     assert summary.bands > 2
@@ -115,11 +115,11 @@ def test_exact_maps_of_several_bands_are_those_of_one_pass(tmp_path, monkeypatch
 
 
 def test_exact_takes_the_halo_that_the_network_needs(tmp_path):
-    scene = Scene.of(write_scene(tmp_path / "scene.tif"))
+    scene = Scene.from_files(write_scene(tmp_path / "scene.tif"))
     for reach, tile in ((10, TILE), (500, 2004)):
         model = Far(1)
-        model.reach = reach
-        made = choose(model, scene, Options(exact=True, device="cpu"))
+        model.receptive_field = reach
+        made = resolve_settings(model, scene, PredictOptions(exact=True, device="cpu"))
         assert (made.tile, made.overlap, made.ramp, made.fixed) == (tile, 2 * (reach + 1), 0, False)
 
 
@@ -128,7 +128,7 @@ def test_exact_is_refused_where_it_cannot_be_kept(tmp_path, monkeypatch):
     scene = write_scene(tmp_path / "scene.tif")
     with pytest.raises(UsageError, match="bf16 rounds differently"):
         predict(Far(3), scene, tmp_path / "map.tif", exact=True, precision="bf16", device="cpu")
-    with pytest.raises(UsageError, match=r"tile 15 was asked for, but exact needs 16: .* sees 3 pixels far"):
+    with pytest.raises(UsageError, match=r"tile 15 was asked for, but exact needs at least 16: .* reaches 3 pixels"):
         predict(Far(3), scene, tmp_path / "map.tif", exact=True, tile=15, device="cpu")
     with pytest.raises(UsageError, match="network pspnet pools over its whole window"):
         predict(pooling(), scene, tmp_path / "map.tif", exact=True, device="cpu")
@@ -138,7 +138,7 @@ def test_exact_is_refused_where_it_cannot_be_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 100), (5, 100), (32, 32), (70, 91)])
 def test_a_network_that_pools_is_given_the_windows_it_was_trained_with(tmp_path, shape):
     scene, model = write_scene(tmp_path / "scene.tif", *shape, seed=1), pooling()
-    with pytest.warns(UserWarning, match="pools over its whole window: it is given windows of 32 pixels") as told:
+    with pytest.warns(UserWarning, match="pools over its whole window, so it gets windows of 32 pixels") as told:
         [summary] = predict(model, scene, tmp_path / "map.tif", precision="fp32", device="cpu")
     assert len(told) == 1
     assert model.sizes == {(32, 32)}
@@ -156,7 +156,9 @@ def test_a_network_that_pools_gets_no_other_tile(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"tile 48 was asked for, but .* was trained with 32 pixels"):
         predict(pooling(), scene, tmp_path / "map.tif", tile=48, device="cpu")
     monkeypatch.setattr(choice, "available_memory", lambda _: 0)
-    assert choose(pooling(), Scene.of(scene), Options(precision="fp32", device="cpu")).tile == 32
+    assert (
+        resolve_settings(pooling(), Scene.from_files(scene), PredictOptions(precision="fp32", device="cpu")).tile == 32
+    )
 
 
 class Rounding(Network):
@@ -166,7 +168,7 @@ class Rounding(Network):
         super().__init__()
         self.rounds, self.asked = False, []
 
-    def prepared(self, device, precision):
+    def optimized_for_inference(self, device, precision):
         self.asked.append(precision)
         prepared = copy.deepcopy(self).eval()
         prepared.rounds = precision == "bf16"
@@ -221,24 +223,26 @@ def test_a_precision_that_was_asked_for_is_not_tested(tmp_path, monkeypatch, pre
 def test_without_bf16_or_without_a_valid_pixel_fp32_is_taken(tmp_path, monkeypatch):
     scene = write_scene(tmp_path / "scene.tif")
     monkeypatch.setattr(device, "_has_bf16", lambda _: False)
-    made = choose(Rounding(), Scene.of(scene), Options(device="cpu"))
+    made = resolve_settings(Rounding(), Scene.from_files(scene), PredictOptions(device="cpu"))
     assert (made.precision, made.agreement) == ("fp32", None)
     monkeypatch.setattr(device, "_has_bf16", lambda _: True)
     with rasterio.open(scene, "r+") as dataset:
         dataset.write(np.zeros((2, *dataset.shape), dtype=np.uint16))
-    made = choose(Rounding(), Scene.of(scene), Options(device="cpu"))
+    made = resolve_settings(Rounding(), Scene.from_files(scene), PredictOptions(device="cpu"))
     assert (made.precision, made.agreement) == ("fp32", None)
 
 
 @settings(max_examples=50)
 @given(megapixels=st.floats(0, 4), overlap=st.none() | st.integers(0, TILE // 2))
 def test_the_tile_fits_into_the_memory_but_for_twice_the_overlap(tmp_path_factory, megapixels, overlap):
-    scene = Scene.of(write_scene(tmp_path_factory.mktemp("case") / "scene.tif"))
+    scene = Scene.from_files(write_scene(tmp_path_factory.mktemp("case") / "scene.tif"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "bytes_per_pixel", lambda model, precision: 10)
-        patch.setattr(choice, "available_memory", lambda device: int(megapixels * 1e6) * 10 / choice._SHARE_OF_MEMORY)
-        made = choose(Network(), scene, Options(None, overlap, device="cpu", precision="fp32"))
-        named = choose(Network(), scene, Options(1000, 160, device="cpu", precision="fp32"))
+        patch.setattr(
+            choice, "available_memory", lambda device: int(megapixels * 1e6) * 10 / choice._USABLE_MEMORY_SHARE
+        )
+        made = resolve_settings(Network(), scene, PredictOptions(None, overlap, device="cpu", precision="fp32"))
+        named = resolve_settings(Network(), scene, PredictOptions(1000, 160, device="cpu", precision="fp32"))
     assert named.tile == 1000, "what was asked for is tried"
     assert made.overlap == (OVERLAP if overlap is None else overlap)
     least = max(256, 2 * made.overlap)
@@ -265,14 +269,14 @@ class Hungry(Network):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(choice, "_SMALLEST", 16)
-    monkeypatch.setattr(plan, "_BAND_PIXELS", 1)
+    monkeypatch.setattr(choice, "_MIN_TILE_PX", 16)
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
 
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_tile_that_memory_does_not_hold_is_halved_and_the_map_whole(tmp_path, small_tiles, after):
     scene = write_scene(tmp_path / "scene.tif")
-    with pytest.warns(UserWarning, match="is more than the cpu has memory for; .*going on with 32") as told:
+    with pytest.warns(UserWarning, match="does not fit into the memory of the cpu; .*continuing with tile 32") as told:
         [summary] = predict(Hungry(32, after), scene, tmp_path / "map.tif", batch=1, **FAST | {"tile": 64})
     assert len(told) == 1
     assert (summary.choice.tile, summary.resumed) == (32, 0)
@@ -286,7 +290,7 @@ def test_the_smaller_tile_is_remembered(tmp_path, small_tiles):
     scene = write_scene(tmp_path / "scene.tif")
     options = FAST | {"tile": 64, "batch": 1}
     breaking = Hungry(32, error=KeyboardInterrupt, breaks=9)
-    with pytest.warns(UserWarning, match="going on with 32"), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(UserWarning, match="continuing with tile 32"), pytest.raises(KeyboardInterrupt):
         predict(breaking, scene, tmp_path / "map.tif", **options)
     [summary] = predict(Hungry(32), scene, tmp_path / "map.tif", **options)  # without a warning
     assert summary.resumed == 2
@@ -296,8 +300,10 @@ def test_the_smaller_tile_is_remembered(tmp_path, small_tiles):
 def test_memory_that_does_not_hold_the_smallest_tile_is_one_clear_error(tmp_path, small_tiles):
     scene = write_scene(tmp_path / "scene.tif")
     with (
-        pytest.warns(UserWarning, match="going on with"),
-        pytest.raises(TileTooLarge, match=r"a window of 16 x 16 pixels is more than the cpu has memory for") as told,
+        pytest.warns(UserWarning, match="continuing with"),
+        pytest.raises(
+            OutOfMemoryError, match=r"a window of 16 x 16 pixels does not fit into the memory of the cpu"
+        ) as told,
     ):
         predict(Hungry(4), scene, tmp_path / "map.tif", **FAST | {"tile": 64})
     assert isinstance(told.value, SegkitError)
@@ -314,23 +320,23 @@ def test_only_memory_makes_tiles_smaller(tmp_path, small_tiles):
 
 
 def test_a_smaller_choice_is_half_and_keeps_room_for_the_overlap():
-    made = Choice(1536, 160, 64, False, "fp32", None, None, False)
+    made = ResolvedSettings(1536, 160, 64, False, "fp32", None, None, False)
     tiles = []
     while made is not None:
         tiles.append(made.tile)
-        made = made.smaller()
+        made = made.halve_tile()
     assert tiles == [1536, 768, 384]
-    assert Choice(1536, 160, 64, True, "fp32", None, None, False).smaller() is None
+    assert ResolvedSettings(1536, 160, 64, True, "fp32", None, None, False).halve_tile() is None
 
 
 def test_options_that_are_not_known_are_refused():
     for options, match in (
-        (Options(tta="d8"), "d8"),
-        (Options(batch=0), "at least 1 window"),
-        (Options(precision="fp16"), "fp16"),
-        (Options(device="gpu"), "gpu"),
-        (Options(tile=0), "half of it|at least 1 pixel"),
-        (Options(100, 51), "overlap smaller"),
+        (PredictOptions(tta="d8"), "d8"),
+        (PredictOptions(batch=0), "at least 1"),
+        (PredictOptions(precision="fp16"), "fp16"),
+        (PredictOptions(device="gpu"), "gpu"),
+        (PredictOptions(tile=0), "half of it|at least 1 pixel"),
+        (PredictOptions(100, 51), "overlap smaller"),
     ):
         with pytest.raises(UsageError, match=match):
             options.check(Network())
@@ -338,17 +344,17 @@ def test_options_that_are_not_known_are_refused():
 
 @pytest.mark.parametrize("possible", [True, False])
 def test_large_scenes_are_compiled_for_where_that_is_possible(tmp_path, monkeypatch, possible):
-    scene, model = Scene.of(write_scene(tmp_path / "scene.tif")), Network()
+    scene, model = Scene.from_files(write_scene(tmp_path / "scene.tif")), Network()
     monkeypatch.setattr(choice, "can_compile", lambda device: possible)
-    options = Options(tile=32, overlap=8, device="cpu", precision="fp32")
-    monkeypatch.setattr(choice, "operations_per_pixel", lambda model: choice._WORTH_MULTIPLYING)
-    assert not choose(model, scene, options).compiled
-    monkeypatch.setattr(choice, "_WORTH_COMPILING", 70 * 90)
-    assert choose(model, scene, options).compiled == possible
+    options = PredictOptions(tile=32, overlap=8, device="cpu", precision="fp32")
+    monkeypatch.setattr(choice, "operations_per_pixel", lambda model: choice._MIN_COMPILED_OPERATIONS)
+    assert not resolve_settings(model, scene, options).compiled
+    monkeypatch.setattr(choice, "_MIN_COMPILED_PIXELS", 70 * 90)
+    assert resolve_settings(model, scene, options).compiled == possible
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "operations_per_pixel", lambda model: choice._WORTH_MULTIPLYING - 1)
-        assert not choose(model, scene, options).compiled
-    assert not choose(model, scene, replace(options, exact=True, tile=None)).compiled
+        patch.setattr(choice, "operations_per_pixel", lambda model: choice._MIN_COMPILED_OPERATIONS - 1)
+        assert not resolve_settings(model, scene, options).compiled
+    assert not resolve_settings(model, scene, replace(options, exact=True, tile=None)).compiled
 
 
 @pytest.mark.parametrize(("spoilt", "precision"), [(0, "bf16"), (3000, "fp32")])
@@ -377,6 +383,7 @@ def test_a_scene_without_data_measures_nothing_for_others(tmp_path, monkeypatch)
     with rasterio.open(empty, "r+") as dataset:
         dataset.write(np.zeros((2, *dataset.shape), dtype=np.uint16))
     found = [
-        choose(Rounding(), Scene.of(path), Options(device="cpu"), measured=measured).precision for path in (empty, full)
+        resolve_settings(Rounding(), Scene.from_files(path), PredictOptions(device="cpu"), measured=measured).precision
+        for path in (empty, full)
     ]
     assert found == ["fp32", "bf16"]

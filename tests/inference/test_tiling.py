@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from segkit.errors import UsageError
 from segkit.inference import tiling as plan
-from segkit.inference.tiling import Axis, fade, plan_axis, plan_tiling
+from segkit.inference.tiling import Axis, blend_weights, plan_axis, plan_tiling
 from segkit.io.grid import Grid
 
 
@@ -19,7 +19,7 @@ def axes(draw: st.DrawFn) -> tuple[int, int, int, int, Axis]:
     tile = draw(st.integers(max(1, 2 * overlap, stride + 1), 300))
     size = draw(st.integers(1, 3000))
     ramp = draw(st.integers(0, overlap) | st.none())
-    return size, tile, overlap, stride, plan_axis(size, tile, overlap, stride, ramp=ramp)
+    return size, tile, overlap, stride, plan_axis(size, tile, overlap, stride, blend_width=ramp)
 
 
 def weights(axis: Axis, size: int) -> np.ndarray:
@@ -27,10 +27,10 @@ def weights(axis: Axis, size: int) -> np.ndarray:
     each = np.zeros((len(axis.spans), size))
     for own, span in zip(each, axis.spans, strict=True):
         own[span.start : span.stop] = 1
-        if span.rise:
-            own[span.start : span.start + span.rise] = fade(span.rise)
-        if span.fall:
-            own[span.end : span.stop] = 1 - fade(span.fall)
+        if span.blend_before:
+            own[span.start : span.start + span.blend_before] = blend_weights(span.blend_before)
+        if span.blend_after:
+            own[span.finished_stop : span.stop] = 1 - blend_weights(span.blend_after)
     return each
 
 
@@ -49,8 +49,8 @@ def test_at_most_two_windows_speak_for_a_pixel(case):
 @given(axes())
 def test_finished_pixels_cover_the_axis_once_in_order(case):
     size, _, _, _, axis = case
-    assert [pixel for span in axis.spans for pixel in range(span.start, span.end)] == list(range(size))
-    assert all(span.start < span.end for span in axis.spans)
+    assert [pixel for span in axis.spans for pixel in range(span.start, span.finished_stop)] == list(range(size))
+    assert all(span.start < span.finished_stop for span in axis.spans)
 
 
 @given(axes())
@@ -70,11 +70,11 @@ def test_neighbours_share_the_overlap_and_hand_over_in_its_middle(case):
     for one, following in zip(axis.spans, axis.spans[1:], strict=False):
         end = one.origin + axis.length
         assert end - following.origin >= overlap
-        assert one.fall == following.rise == axis.ramp <= overlap
+        assert one.blend_after == following.blend_before == axis.blend_width <= overlap
         assert following.origin <= following.start
         assert one.stop <= end
         assert abs((following.start - following.origin) - (end - one.stop)) <= 1
-        assert following.start + following.rise == one.stop
+        assert following.start + following.blend_before == one.stop
 
 
 def reached(windows: int, length: int, overlap: int, stride: int) -> int:
@@ -97,27 +97,27 @@ def test_fixed_windows_keep_their_length(case):
     fixed = plan_axis(size, tile, overlap, stride, fixed=True)
     assert fixed.length == -(-tile // stride) * stride
     assert len(fixed.spans) == len(axis.spans)
-    assert [pixel for span in fixed.spans for pixel in range(span.start, span.end)] == list(range(size))
+    assert [pixel for span in fixed.spans for pixel in range(span.start, span.finished_stop)] == list(range(size))
 
 
 def test_the_ramp_is_as_long_as_asked_where_there_is_room():
-    assert plan_axis(10_000, 1024, 128, 32).ramp == 128
-    assert plan_axis(10_000, 1024, 128, 32, ramp=64).ramp == 64
+    assert plan_axis(10_000, 1024, 128, 32).blend_width == 128
+    assert plan_axis(10_000, 1024, 128, 32, blend_width=64).blend_width == 64
 
 
 @given(axes(), axes(), st.integers(1, 2**17), st.integers(1, 2000))
 def test_bands_and_groups_are_all_windows_in_order(one, other, pixels, columns):
     tiling = plan.Tiling(one[-1], other[-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_BAND_PIXELS", pixels)
-        patch.setattr(plan, "_COLUMNS_AT_ONCE", columns)
-        bands, groups = tiling.bands, tiling.groups
+        patch.setattr(plan, "_MIN_BAND_PIXELS", pixels)
+        patch.setattr(plan, "_MAX_GROUP_COLUMNS", columns)
+        bands, groups = tiling.bands, tiling.column_groups
     assert [span for band in bands for span in band.spans] == list(one[-1].spans)
     assert [span for group in groups for span in group] == list(other[-1].spans)
     assert [band.index for band in bands] == list(range(len(bands)))
     assert all(len(group) == 1 or group[-1].stop - group[0].start <= columns for group in groups)
     assert len(bands) <= max(1, one[0] * other[0] // pixels)
-    if all(span.end > span.start + span.rise for span in one[-1].spans):
+    if all(span.finished_stop > span.start + span.blend_before for span in one[-1].spans):
         windows = [len(band.spans) for band in bands]
         assert len(bands) == max(1, min(len(one[-1].spans), one[0] * other[0] // pixels))
         assert max(windows) - min(windows) <= 1
@@ -127,17 +127,17 @@ def test_bands_and_groups_are_all_windows_in_order(one, other, pixels, columns):
 def test_what_bands_finish_and_what_they_share_cover_the_rows_once(case, pixels):
     tiling = plan.Tiling(case[-1], plan_axis(7, 8, 0, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_BAND_PIXELS", pixels)
+        patch.setattr(plan, "_MIN_BAND_PIXELS", pixels)
         bands = tiling.bands
     rows = []
     for band in bands:
-        rows += range(band.start - band.spans[0].rise, band.start) if band.index else []
+        rows += range(band.start - band.spans[0].blend_before, band.start) if band.index else []
         assert band.start < band.stop
         rows += range(band.start, band.stop)
     assert rows == list(range(case[0]))
     for upper, lower in pairwise(bands):
         assert upper.stop == lower.spans[0].start
-        assert upper.spans[-1].fall == lower.spans[0].rise
+        assert upper.spans[-1].blend_after == lower.spans[0].blend_before
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
@@ -161,7 +161,7 @@ def test_tilings_that_cannot_work_are_refused(tile, overlap):
 
 
 def test_a_fade_rises_smoothly_and_is_its_own_complement():
-    rising = fade(16)
+    rising = blend_weights(16)
     assert (np.diff(rising) > 0).all()
     assert 0 < rising[0] < 0.01
     np.testing.assert_allclose(rising + rising[::-1], 1, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 
 from segkit.errors import DataError, MissingFileError, UsageError
-from segkit.io.class_table import Legend, MapClass
+from segkit.io.class_table import Legend, MapClass, format_color, parse_color
 from segkit.io.raster import open_raster
 
 BACKGROUND = {"name": "background", "value": 0, "color": "#ffffff", "background": True}
@@ -37,7 +37,7 @@ def legend_of(tmp_path, write_raster):
             (tmp_path / "names.csv").write_text(names, encoding="utf-8")
             names = tmp_path / "names.csv"
         with open_raster(path) as dataset:
-            return Legend.of(dataset, names)
+            return Legend.from_dataset(dataset, names)
 
     return make
 
@@ -111,7 +111,7 @@ def test_names_and_colours_come_from_the_raster(legend_of, made, name, color):
     assert legend.class_of(1, 1) == MapClass(name, 1, color=color)
     zero = legend.class_of(1, 0)
     assert zero.background == (zero.name.lower() in ("0", "nothing", "unclassified"))
-    assert legend.guesses(zero) == (zero.name == "0")
+    assert legend.assumes_background(zero) == (zero.name == "0")
     assert not legend.class_of(1, 77).background
     assert legend.classes == ()
 
@@ -151,14 +151,14 @@ def test_a_file_of_names_renames_what_segkit_lists(legend_of):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "its first line is ''; it names the columns"),
-        ("1,forest\n", "its first line is '1,forest'; it names the columns"),
-        ("value,color\n", "it names the columns, such as value,name,color"),
-        ("value,name\n1,a\nx,b\n", r"line 3: 'x,b' is no class \(invalid literal"),
-        ("value,name\n\n1.5,b\n", r"line 3: '1.5,b' is no class"),
-        ("value,name\n1,a\n1,b\n", r"line 3: '1,b' is no class \(1 is there twice\)"),
-        ("value,name\n1\n", r"line 2: '1' is no class \('name'\)"),
-        ("value,name,color\n1,a,green\n", r"line 2: .* \(green is no colour such as #1b7837\)"),
+        ("", "its first line is ''; the first line must name the columns"),
+        ("1,forest\n", "its first line is '1,forest'; the first line must name the columns"),
+        ("value,color\n", "must name the columns, such as value,name,color"),
+        ("value,name\n1,a\nx,b\n", r"line 3: 'x,b' is not a class \(invalid literal"),
+        ("value,name\n\n1.5,b\n", r"line 3: '1.5,b' is not a class"),
+        ("value,name\n1,a\n1,b\n", r"line 3: '1,b' is not a class \(value 1 occurs twice\)"),
+        ("value,name\n1\n", r"line 2: '1' is not a class \('name'\)"),
+        ("value,name,color\n1,a,green\n", r"line 2: .* \(green is not a colour such as #1b7837\)"),
         ("value,name,background\n1,a,perhaps\n", r"line 2: .* \('perhaps'\)"),
     ],
 )
@@ -168,22 +168,22 @@ def test_a_file_that_names_nothing_is_refused(legend_of, text, message):
 
 
 def test_a_file_of_names_must_be_there_and_text(legend_of, tmp_path):
-    with pytest.raises(MissingFileError, match="no such file of names"):
+    with pytest.raises(MissingFileError, match="no such file of class names"):
         legend_of(tmp_path / "missing.csv")
     (tmp_path / "latin.csv").write_bytes("value,name\n1,Água\n".encode("latin-1"))
-    with pytest.raises(DataError, match="is no text in UTF-8"):
+    with pytest.raises(DataError, match="is not a text file in UTF-8"):
         legend_of(tmp_path / "latin.csv")
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"dtype": "float32"}, "band 1 is float32; a map holds class codes"),
+        ({"dtype": "float32"}, "band 1 is float32; a map holds class values"),
         ({"bands": 2}, "has 2 bands; a map has one band"),
-        ({"bands": 2, "multilabel": True, "classes": [FOREST]}, "2 bands but lists 1 classes"),
-        ({"classes": [{"value": 1}]}, "tag segkit_classes is no list"),
-        ({"classes": 3}, "tag segkit_classes is no list"),
-        ({"classes": [FOREST | {"color": "green"}]}, "green is no colour"),
+        ({"bands": 2, "multilabel": True, "classes": [FOREST]}, "bands: 2, listed classes: 1"),
+        ({"classes": [{"value": 1}]}, "tag segkit_classes is not a list"),
+        ({"classes": 3}, "tag segkit_classes is not a list"),
+        ({"classes": [FOREST | {"color": "green"}]}, "green is not a colour"),
         ({"aside": attributes("text", ("x",)).replace("Remark", "Value")}, "its attribute table cannot be read"),
     ],
 )
@@ -193,9 +193,9 @@ def test_what_is_no_map_is_refused(legend_of, made, message):
 
 
 def kept(legend, codes, wanted=None, *, background=False):
-    choice = legend.choose(wanted, background=background)
-    found = [code for code in codes if choice.of(1, code)]
-    choice.check()
+    selection = legend.select(wanted, background=background)
+    found = [code for code in codes if selection.select(1, code)]
+    selection.check()
     return found
 
 
@@ -218,24 +218,32 @@ def test_classes_are_chosen_by_name_or_value(legend_of):
 def test_a_class_that_cannot_be_there_is_refused_at_once(legend_of):
     legend = legend_of(classes=[BACKGROUND, FOREST])
     with pytest.raises(UsageError, match=r"has no class sea; it has background \(0\), forest \(1\)"):
-        legend.choose(["sea", "forest"])
+        legend.select(["sea", "forest"])
     with pytest.raises(UsageError, match="has no class 3"):
-        legend_of(classes=[FOREST], multilabel=True).choose([3])
+        legend_of(classes=[FOREST], multilabel=True).select([3])
 
 
 def test_a_code_that_does_not_turn_up_is_refused_at_the_end(legend_of):
     legend = legend_of("value,name\n7,bog\n")
-    choice = legend.choose([3, "-4"])
-    assert choice.of(1, 3)
-    assert not choice.of(1, 5)
+    selection = legend.select([3, "-4"])
+    assert selection.select(1, 3)
+    assert not selection.select(1, 5)
     with pytest.raises(UsageError, match=r"has no class -4; it has bog \(7\), 3, 5"):
-        choice.check()
-    assert choice.of(1, -4)
-    choice.check()
+        selection.check()
+    assert selection.select(1, -4)
+    selection.check()
 
 
 def test_real_maps(shared):
     with open_raster(shared / "label_maps/landcover_map_l3.tif") as dataset:
-        assert Legend.of(dataset).class_of(1, 6) == MapClass("water", 6, color="#0064ff")
+        assert Legend.from_dataset(dataset).class_of(1, 6) == MapClass("water", 6, color="#0064ff")
     with open_raster(shared / "label_maps/nlcd.tif") as dataset:
-        assert Legend.of(dataset).class_of(1, 1) == MapClass("1", 1, color="#476ba0")
+        assert Legend.from_dataset(dataset).class_of(1, 1) == MapClass("1", 1, color="#476ba0")
+
+
+def test_colours_are_parsed_and_written():
+    assert parse_color("#0aFf10") == (10, 255, 16)
+    assert format_color(*parse_color("#0aff10")) == "#0aff10"
+    for text in ("green", "#fff", "#12345g", "112233"):
+        with pytest.raises(ValueError, match="is not a colour such as #1b7837"):
+            parse_color(text)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from segkit.io.cover import Cover, near, overlap
+from segkit.io.cover import PixelRegion, grids_within, overlap
 from segkit.io.grid import Grid
 
 UTM, NEXT, DEGREES = (CRS.from_epsg(code) for code in (32622, 32623, 4326))
@@ -33,7 +33,7 @@ def there(crs, pixel=10.0):
 
 @given(windows=st.lists(WINDOWS, max_size=4), drawn=st.booleans(), window=WINDOWS)
 def test_a_pixel_is_covered_where_its_centre_is(windows, drawn, window):
-    cover = Cover(tuple(windows), (STAR,) if drawn else ())
+    cover = PixelRegion(tuple(windows), (STAR,) if drawn else ())
     x, y = centres(window)
     expected = np.zeros(x.shape, dtype=bool)
     for shape in [shapely.box(w.col_off, w.row_off, w.col_off + w.width, w.row_off + w.height) for w in windows]:
@@ -49,10 +49,12 @@ def test_a_pixel_is_covered_where_its_centre_is(windows, drawn, window):
 def test_what_has_grown_lies_within_the_gap(gap):
     around = Window(-30, -30, 100, 100)
     far = shapely.distance(STAR, shapely.points(*centres(around)))
-    grown = Cover((), (STAR,)).grown(gap).mask(around)
+    grown = PixelRegion((), (STAR,)).buffered(gap).mask(around)
     assert grown[far <= gap].all() if gap else True
     assert not grown[far > gap * 1.01].any()
-    assert Cover((Window(5, 7, 3, 2),)).grown(gap).windows == (Window(5 - gap, 7 - gap, 3 + 2 * gap, 2 + 2 * gap),)
+    assert PixelRegion((Window(5, 7, 3, 2),)).buffered(gap).windows == (
+        Window(5 - gap, 7 - gap, 3 + 2 * gap, 2 + 2 * gap),
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,12 +68,14 @@ def test_what_has_grown_lies_within_the_gap(gap):
     ],
     ids=["shifted", "finer", "rotated", "next zone", "degrees"],
 )
-@pytest.mark.parametrize("cover", [Cover((Window(20, 10, 31, 25),)), Cover((), (STAR,))], ids=["window", "polygon"])
+@pytest.mark.parametrize(
+    "cover", [PixelRegion((Window(20, 10, 31, 25),)), PixelRegion((), (STAR,))], ids=["window", "polygon"]
+)
 def test_the_same_ground_on_another_grid(cover, other):
     """Oracle: each pixel centre of the other grid, taken to the first one."""
     own = grid()
-    found = cover.onto(own, other).mask(other.whole)
-    x, y = other.transform @ centres(other.whole)
+    found = cover.reprojected(own, other).mask(other.full_window)
+    x, y = other.transform @ centres(other.full_window)
     x, y = pyproj.Transformer.from_crs(other.crs.to_wkt(), own.crs.to_wkt(), always_xy=True).transform(x, y)
     x, y = ~own.transform @ (x, y)
     expected = np.any([shapely.contains_xy(shape, x, y) for shape in cover.shapes], axis=0)
@@ -83,7 +87,7 @@ def test_the_same_ground_on_another_grid(cover, other):
 def test_what_has_no_place_in_the_other_crs_is_left_out():
     view = Grid(10, 10, Affine(1000, 0, 0, 0, -1000, 0), CRS.from_proj4("+proj=ortho +lat_0=0 +lon_0=0"))
     behind = grid(left=179.0, top=0.0, pixel=0.001, crs=DEGREES)
-    assert not Cover((Window(0, 0, 20, 20),)).onto(behind, view)
+    assert not PixelRegion((Window(0, 0, 20, 20),)).reprojected(behind, view)
 
 
 @given(shift=st.integers(-150, 150), gap=st.integers(0, 40))
@@ -91,7 +95,7 @@ def test_grids_are_near_where_the_gap_bridges_them(shift, gap):
     grids = [grid(), grid(left=600_000 + 10 * shift), grid(left=900_000)]
     apart = max(0, abs(shift) - 80)
     # Both grow, so that the gap of either suffices.
-    assert near(grids, gap) == ([(0, 1)] if apart <= 2 * gap else [])
+    assert grids_within(grids, gap) == ([(0, 1)] if apart <= 2 * gap else [])
 
 
 def test_near_in_other_crs_and_across_the_antimeridian():
@@ -99,16 +103,16 @@ def test_near_in_other_crs_and_across_the_antimeridian():
     zone = there(NEXT)
     east = grid(left=833_500.0, top=100_000.0, crs=CRS.from_epsg(32660))  # its last columns lie beyond 180 degrees
     west = grid(left=166_200.0, top=100_000.0, crs=CRS.from_epsg(32601))
-    assert near([here, zone, east], 0) == [(0, 1)]
-    assert near([here, zone, east, west], 10) == [(0, 1), (2, 3)]
+    assert grids_within([here, zone, east], 0) == [(0, 1)]
+    assert grids_within([here, zone, east, west], 10) == [(0, 1), (2, 3)]
 
 
 def test_who_has_no_place_is_near_nobody():
     homeless = Grid(60, 80, Affine.identity(), None)
-    assert near([homeless, homeless, grid(), grid()], 5) == [(2, 3)]
+    assert grids_within([homeless, homeless, grid(), grid()], 5) == [(2, 3)]
     local = grid(crs=None)
-    assert near([local, grid(left=600_100, crs=None)], 5) == [(0, 1)]
-    assert near([local, grid(), grid(crs=NEXT)], 5) == []
+    assert grids_within([local, grid(left=600_100, crs=None)], 5) == [(0, 1)]
+    assert grids_within([local, grid(), grid(crs=NEXT)], 5) == []
 
 
 def test_overlap_is_in_the_windows_own_rows_and_columns():

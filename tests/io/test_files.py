@@ -12,27 +12,27 @@ from killing import alone, forked, killed_at_every_step, names, unix
 
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
 from segkit.io.files import (
-    because,
-    cell,
-    check_apart,
+    as_output_error,
+    atomic_write,
+    check_distinct,
     check_output,
-    discard,
-    existing,
-    hindrance,
-    locked,
+    describe_error,
+    describe_obstacle,
+    escape_formula,
+    lock_folder,
     private_folder,
+    remove_atomically,
     remove_leftovers,
-    scratch,
-    staged,
-    writing_to,
+    require_file,
+    temporary_folder,
 )
 
 
 def test_existing_returns_the_path_or_says_where_it_looked(tmp_path, monkeypatch):
-    assert existing(str(tmp_path), "folder") == tmp_path
+    assert require_file(str(tmp_path), "folder") == tmp_path
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingFileError, match=r"^maps/a\.tif: no such raster; .*\(here: ") as caught:
-        existing("maps/a.tif", "raster")
+    with pytest.raises(MissingFileError, match=r"^maps/a\.tif: no such raster; .*current folder \(") as caught:
+        require_file("maps/a.tif", "raster")
     assert str(tmp_path) in str(caught.value)
 
 
@@ -55,7 +55,7 @@ def test_check_output_refuses_before_the_work(tmp_path, monkeypatch):
 def test_staged_files_appear_together_and_nothing_else(tmp_path):
     target = tmp_path / "layer.shp"
     target.write_text("old")
-    with staged(target) as part:
+    with atomic_write(target) as part:
         assert part.name == target.name
         assert part.parent.parent == tmp_path  # on the same file system, so that a move is one rename
         part.write_text("new")
@@ -68,7 +68,7 @@ def test_the_named_file_moves_last(tmp_path, monkeypatch):
     moved = []
     replace = type(tmp_path).replace
     monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: (moved.append(self.name), replace(self, to))[1])
-    with staged(tmp_path / "b.shp") as part:
+    with atomic_write(tmp_path / "b.shp") as part:
         for name in ("c.dbf", "b.shp", "a.shx"):
             part.with_name(name).write_text("")
     assert len(moved) == 3
@@ -79,16 +79,16 @@ def test_the_named_file_moves_last(tmp_path, monkeypatch):
 def test_a_block_that_raises_changes_nothing(tmp_path, error):
     target = tmp_path / "map.tif"
     target.write_text("old")
-    with pytest.raises(error), staged(target) as part:  # noqa: PT012
+    with pytest.raises(error), atomic_write(target) as part:  # noqa: PT012
         part.write_text("half")
         raise error
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
-    with pytest.raises(OutputError, match=r"map\.tif was not written"), staged(tmp_path / "map.tif"):
+    with pytest.raises(OutputError, match=r"map\.tif was not written"), atomic_write(tmp_path / "map.tif"):
         pass
-    with pytest.raises(OutputError, match="was not written"), staged(tmp_path / "map.tif") as part:
+    with pytest.raises(OutputError, match="was not written"), atomic_write(tmp_path / "map.tif") as part:
         part.with_name("other").write_text("")
     assert not list(tmp_path.iterdir())
 
@@ -100,7 +100,7 @@ def test_a_disk_that_fails_is_an_output_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(OutputError, match=r"map\.tif could not be written: No space left.*: free some space"),
-        staged(tmp_path / "map.tif") as part,
+        atomic_write(tmp_path / "map.tif") as part,
     ):
         part.write_text("all")
     assert not list(tmp_path.iterdir())
@@ -108,7 +108,7 @@ def test_a_disk_that_fails_is_an_output_error(tmp_path, monkeypatch):
 
 def write_in_steps(target):
     """Write "new", and say when it is half done; then wait for a line before going on."""
-    with staged(target) as part:
+    with atomic_write(target) as part:
         part.write_text("half")
         print(part.parent.name, flush=True)
         sys.stdin.readline()
@@ -135,7 +135,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, name):
     mine = tmp_path / f".{name}.old.part"
     mine.mkdir()
     assert names(tmp_path) == {orphan, other.name, mine.name}
-    with staged(target) as part:
+    with atomic_write(target) as part:
         assert names(tmp_path) == {part.parent.name, other.name, mine.name}
         part.write_text("new")
     assert names(tmp_path) == {name, other.name, mine.name}
@@ -147,8 +147,8 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, name):
 def test_what_another_process_or_this_one_works_on_stays(tmp_path):
     target = tmp_path / "map.tif"
     process, theirs = start_writing(target)
-    with staged(target) as outer:
-        with staged(target) as inner:
+    with atomic_write(target) as outer:
+        with atomic_write(target) as inner:
             assert names(tmp_path) == {theirs, outer.parent.name, inner.parent.name}
             inner.write_text("inner")
         outer.write_text("outer")
@@ -167,7 +167,7 @@ def lock_under_a_living_child(folder):
             said.write_text(str(os.getpid()))
             time.sleep(100)
 
-        with locked(folder):
+        with lock_folder(folder):
             forked(child)
             while not said.exists() or not said.read_text():
                 time.sleep(0.001)
@@ -176,7 +176,7 @@ def lock_under_a_living_child(folder):
     os.waitpid(forked(parent), 0)
     child = int(said.read_text())
     try:
-        with locked(folder) as held:
+        with lock_folder(folder) as held:
             assert held
     finally:
         os.kill(child, signal.SIGKILL)  # fails if it is not alive: then nothing was tested
@@ -191,17 +191,17 @@ def test_a_child_that_outlives_its_killed_parent_holds_no_lock(tmp_path):
 def test_a_lock_is_held_once_and_only_on_the_folder_that_is_there(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    with locked(folder) as held:
+    with lock_folder(folder) as held:
         assert held
-        with pytest.raises(BlockingIOError), locked(folder):
+        with pytest.raises(BlockingIOError), lock_folder(folder):
             pass
-        discard(folder)
-        with pytest.raises(FileNotFoundError), locked(folder):
+        remove_atomically(folder)
+        with pytest.raises(FileNotFoundError), lock_folder(folder):
             pass
         folder.mkdir()
-        with locked(folder) as held:
+        with lock_folder(folder) as held:
             assert held
-    with locked(folder) as held:
+    with lock_folder(folder) as held:
         assert held
 
 
@@ -216,14 +216,14 @@ def test_a_folder_that_is_removed_while_its_lock_is_taken_is_not_locked(tmp_path
 
     def late(*arguments):
         monkeypatch.undo()
-        discard(folder)
+        remove_atomically(folder)
         if anew:
             folder.mkdir()
             (folder / ".lock").touch()
         flock(*arguments)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(BlockingIOError if anew else FileNotFoundError), locked(folder):
+    with pytest.raises(BlockingIOError if anew else FileNotFoundError), lock_folder(folder):
         pass
 
 
@@ -235,13 +235,13 @@ def test_where_there_are_no_locks_nothing_is_cleaned(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with locked(tmp_path) as held:
+    with lock_folder(tmp_path) as held:
         assert not held
     (tmp_path / ".lock").unlink()
     target = tmp_path / "map.tif"
-    with staged(target) as first:
+    with atomic_write(target) as first:
         first.write_text("first")
-        with staged(target) as second:
+        with atomic_write(target) as second:
             second.write_text("second")
     assert target.read_text() == "first"
     assert names(tmp_path) == {"map.tif"}
@@ -255,7 +255,7 @@ def kill_at_every_step_of_a_write(folder):
         target.write_text("old")
 
     def write():
-        with staged(target) as part:
+        with atomic_write(target) as part:
             part.write_text("new")
             part.with_suffix(".tfw").write_text("part")
 
@@ -281,7 +281,7 @@ def write_at_the_same_time(folder):
     def write():
         end = time.monotonic() + 1
         while time.monotonic() < end:
-            with staged(target) as part:
+            with atomic_write(target) as part:
                 part.write_text("all")
 
     writers = [forked(write) for _ in range(4)]
@@ -300,11 +300,11 @@ def test_a_discarded_folder_goes_under_its_own_name_at_once(tmp_path, monkeypatc
     folder.mkdir()
     (folder / "file").write_text("")
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
-    discard(folder)
+    remove_atomically(folder)
     assert not folder.exists()
     monkeypatch.undo()
     assert names(tmp_path)
-    with scratch(tmp_path, "band"):
+    with temporary_folder(tmp_path, "band"):
         pass
     assert not names(tmp_path)
 
@@ -325,13 +325,13 @@ def test_outputs_that_are_one_file_or_an_input_are_refused_whatever_leads_there(
     file.write_text("precious")
     ways = ways_to(tmp_path, "a.tif")
     for way in ways:
-        with pytest.raises(UsageError, match=r"would be written to one file; name another file"):
-            check_apart([file, way])
-        with pytest.raises(UsageError, match=r"would overwrite .*a\.tif, which is read"):
-            check_apart([way], [file])
-        with pytest.raises(UsageError, match="which is read; look"):
-            check_apart([file], [None, way], advice="look")
-    check_apart([file, None, "b.tif"], ["c.tif", "c.tif", "https://example.org/a.tif", None])
+        with pytest.raises(UsageError, match=r"would be written to the same file; name another file"):
+            check_distinct([file, way])
+        with pytest.raises(UsageError, match=r"would overwrite .*a\.tif, which is an input"):
+            check_distinct([way], [file])
+        with pytest.raises(UsageError, match="which is an input; look"):
+            check_distinct([file], [None, way], advice="look")
+    check_distinct([file, None, "b.tif"], ["c.tif", "c.tif", "https://example.org/a.tif", None])
 
 
 @pytest.mark.parametrize(
@@ -348,51 +348,54 @@ def test_outputs_that_are_one_file_or_an_input_are_refused_whatever_leads_there(
 def test_what_belongs_to_a_file_and_what_lies_in_a_folder_is_taken_with_it(tmp_path, monkeypatch, one, other):
     monkeypatch.chdir(tmp_path)
     for pair in ([one, other], [other, one]):
-        with pytest.raises(UsageError, match=r"one file|which is written, too"):
-            check_apart(pair)
-    with pytest.raises(UsageError, match="which is read"):
-        check_apart([one], [other])
-    check_apart(["other.csv"], [one])
-    check_apart(["folder/a.csv"], ["folder"])  # a folder of inputs may hold an output
+        with pytest.raises(UsageError, match=r"the same file|which is written, too"):
+            check_distinct(pair)
+    with pytest.raises(UsageError, match="which is an input"):
+        check_distinct([one], [other])
+    check_distinct(["other.csv"], [one])
+    check_distinct(["folder/a.csv"], ["folder"])  # a folder of inputs may hold an output
 
 
 @pytest.mark.parametrize(
     "name", ["n" * 252 + ".tif", "n" * 240 + ".tif", "\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 120]
 )
 def test_a_name_that_leaves_no_room_for_temporary_names_is_refused(tmp_path, name):
-    with pytest.raises(UsageError, match=r"its name takes 2.. bytes; it may take 2"):
+    with pytest.raises(UsageError, match=r"its name takes 2.. bytes; at most 2"):
         check_output(tmp_path / name, overwrite=True)
     check_output(tmp_path / ("n" * 234), overwrite=True)
-    with staged(tmp_path / ("n" * 234)) as part:
+    with atomic_write(tmp_path / ("n" * 234)) as part:
         part.write_text("")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are UTF-8")
 def test_a_name_that_is_not_utf8_is_refused(tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/w\xe4lder.tif")
-    for refuse in (lambda: check_output(name, overwrite=True), lambda: existing(name)):
+    for refuse in (lambda: check_output(name, overwrite=True), lambda: require_file(name)):
         with pytest.raises(UsageError, match=r"not UTF-8.* rename it") as caught:
             refuse()
         str(caught.value).encode()
 
 
 def test_a_full_disk_is_said_where_it_is_one_and_nowhere_else(tmp_path, monkeypatch):
-    assert because(OSError(28, "x"), tmp_path) == "No space left on device: free some space, or write to another disk"
-    assert because(PermissionError(13, "x"), tmp_path) == "Permission denied"
-    assert because(RuntimeError("GDAL says\nmore"), tmp_path) == "GDAL says"
-    assert because(RuntimeError("a" * 2000), tmp_path).startswith("aaa")
-    assert len(because(RuntimeError("a" * 2000), tmp_path)) < 300
+    assert (
+        describe_error(OSError(28, "x"), tmp_path)
+        == "No space left on device: free some space, or write to another disk"
+    )
+    assert describe_error(PermissionError(13, "x"), tmp_path) == "Permission denied"
+    assert describe_error(RuntimeError("GDAL says\nmore"), tmp_path) == "GDAL says"
+    assert describe_error(RuntimeError("a" * 2000), tmp_path).startswith("aaa")
+    assert len(describe_error(RuntimeError("a" * 2000), tmp_path)) < 300
     error = RuntimeError("of a library")
     error.__cause__ = OSError(122, "x")
-    assert because(error, tmp_path) == os.strerror(122)
-    assert hindrance(tmp_path) == ""
-    assert hindrance(tmp_path / "gone") == "; No such file or directory"
+    assert describe_error(error, tmp_path) == os.strerror(122)
+    assert describe_obstacle(tmp_path) == ""
+    assert describe_obstacle(tmp_path / "gone") == "; No such file or directory"
 
     def full(descriptor):
         raise OSError(28, "x")
 
     monkeypatch.setattr(os, "fsync", full)
-    told = because(RuntimeError("GDAL says."), tmp_path)
+    told = describe_error(RuntimeError("GDAL says."), tmp_path)
     assert told == "GDAL says; No space left on device: free some space, or write to another disk"
     assert not list(tmp_path.iterdir())
 
@@ -400,23 +403,23 @@ def test_a_full_disk_is_said_where_it_is_one_and_nowhere_else(tmp_path, monkeypa
 def test_errors_of_libraries_become_output_errors_where_they_are_named(tmp_path):
     with (
         pytest.raises(OutputError, match=r"^map\.tif could not be written: it says"),
-        writing_to(tmp_path / "part" / "map.tif", RuntimeError, name="map.tif"),
+        as_output_error(tmp_path / "part" / "map.tif", RuntimeError, name="map.tif"),
     ):
         raise RuntimeError("it says")
-    with pytest.raises(RuntimeError, match="it says"), writing_to(tmp_path / "map.tif"):
+    with pytest.raises(RuntimeError, match="it says"), as_output_error(tmp_path / "map.tif"):
         raise RuntimeError("it says")
     with (
         pytest.raises(OutputError, match=r"map\.tif could not be written: Is a directory"),
-        staged(tmp_path / "map.tif"),
+        atomic_write(tmp_path / "map.tif"),
     ):
         (tmp_path).write_text("")
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
 def test_a_formula_in_a_cell_is_text(text):
-    assert cell(text) == f"'{text}"
-    assert cell(f"a{text}") == f"a{text}"
-    assert cell("") == ""
+    assert escape_formula(text) == f"'{text}"
+    assert escape_formula(f"a{text}") == f"a{text}"
+    assert escape_formula("") == ""
 
 
 @unix

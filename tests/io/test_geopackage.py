@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from segkit import vectorize
 from segkit.assess.design import design
 from segkit.errors import OutputError, OutputExistsError, UsageError
-from segkit.io.geopackage import begin, verify
+from segkit.io.geopackage import copy_without_layers, verify_copy
 
 STYLE = "INSERT INTO layer_styles (f_table_name, styleName, styleQML, useAsDefault) VALUES (?, ?, ?, 1)"
 
@@ -90,7 +90,7 @@ def test_a_layer_is_added_to_a_project_that_has_none_of_its_name(project, map_):
     before = other(moved)
     with pytest.raises(OutputExistsError):
         vectorize(map_, moved)
-    with pytest.warns(UserWarning, match=r"holds other layers of segkit \(project\); they stay"):
+    with pytest.warns(UserWarning, match=r"has other layers of segkit \(project\), which are kept"):
         vectorize(map_, moved, overwrite=True)
     assert len(geopandas.read_file(moved, layer="atlas")) == 2
     after = other(moved, "atlas")
@@ -112,7 +112,7 @@ def test_the_sample_is_drawn_into_a_project(project, map_, tmp_path):
     before = other(project)
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"layers of segkit \(project\)"):
-            design(map_, project, samples=20, minimum=5, overwrite=True)
+            design(map_, project, samples=20, min_per_stratum=5, overwrite=True)
     own = ("points", "pixels", "design", "strata", "classes")
     assert other(project, *own) == before
     assert len(geopandas.read_file(project, layer="points")) == 20
@@ -123,7 +123,7 @@ def test_the_sample_is_drawn_into_a_project(project, map_, tmp_path):
 @pytest.mark.parametrize(
     ("sql", "why"),
     [
-        ("DELETE FROM gpkg_metadata", "its layer 'project' is not segkit's"),
+        ("DELETE FROM gpkg_metadata", "its layer 'project' was written by another program"),
         ("CREATE TRIGGER mine AFTER INSERT ON project BEGIN SELECT 1; END", "the trigger 'mine' of layer 'project'"),
         ("CREATE INDEX mine ON project (class)", "the index 'mine' of layer 'project' would be lost"),
     ],
@@ -139,9 +139,9 @@ def test_what_would_be_lost_is_named(project, map_, sql, why):
 def test_other_databases_and_damaged_ones_are_not_replaced(tmp_path, map_):
     path = tmp_path / "a.gpkg"
     ask(path, "CREATE TABLE mine (x)")
-    with pytest.raises(UsageError, match="is a database and no GeoPackage"):
+    with pytest.raises(UsageError, match="is a database but not a GeoPackage"):
         vectorize(map_, path, overwrite=True)
-    with pytest.raises(UsageError, match="is a database and no GeoPackage"):
+    with pytest.raises(UsageError, match="is a database but not a GeoPackage"):
         design(map_, path, samples=20, overwrite=True)
     path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8000)
     with pytest.raises(UsageError, match="is a database that cannot be read"):
@@ -172,14 +172,14 @@ def test_a_failure_leaves_the_file_as_it_was(project, map_, monkeypatch):
 )
 def test_a_loss_is_found_before_the_file_is_replaced(project, tmp_path, sql):
     part = tmp_path / "part.gpkg"
-    kept = begin(project, part, ["project"])
-    verify(part, ["project"], kept)
+    kept = copy_without_layers(project, part, ["project"])
+    verify_copy(part, ["project"], kept)
     with closing(sqlite3.connect(part)) as database, database:
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE name LIKE 'rtree_parcels_geom_delete'"):
             database.execute(f"DROP TRIGGER {name}")  # it calls functions of GDAL
         database.execute(sql)
-    with pytest.raises(OutputError, match="would not stay as it is"):
-        verify(part, ["project"], kept)
+    with pytest.raises(OutputError, match="would be changed"):
+        verify_copy(part, ["project"], kept)
 
 
 @pytest.mark.parametrize("ending", [".dbf", ".prj", ".cpg", ".shx"])

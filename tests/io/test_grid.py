@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from segkit.errors import GridError
-from segkit.io.grid import Grid, crs_name, equal_area
+from segkit.io.grid import Grid, crs_name, to_equal_area
 
 UTM = CRS.from_epsg(32622)
 GRID = Grid(12, 17, Affine(30, 0, 600_000, 0, -30, 200_000), UTM)
@@ -67,7 +67,7 @@ def test_hectares_of_a_window_are_those_of_the_whole(row, column, height, width)
 
 def test_the_antimeridian_does_not_cut_the_cylinder():
     longitudes = np.arange(178, 183, 0.5)
-    x, y = equal_area(CRS.from_epsg(4326), longitudes, np.full(longitudes.size, -17.0))
+    x, y = to_equal_area(CRS.from_epsg(4326), longitudes, np.full(longitudes.size, -17.0))
     np.testing.assert_allclose(np.diff(x), np.radians(0.5) * 6_378_137)
     assert np.ptp(y) == 0
 
@@ -81,13 +81,13 @@ def test_the_world_has_the_area_of_the_ellipsoid():
         assert grid.hectares().sum() * 10_000 == pytest.approx(surface, rel=1e-12)
 
 
-@pytest.mark.parametrize(("crs", "words"), [(None, "without a CRS"), (LOCAL, "the site names no ellipsoid")])
+@pytest.mark.parametrize(("crs", "words"), [(None, "without a CRS"), (LOCAL, "the site has no ellipsoid")])
 def test_without_a_place_on_the_ground_there_is_no_area(crs, words):
     grid = Grid(2, 2, Affine.identity(), crs)
     with pytest.raises(GridError, match=words):
         grid.hectares()
     with pytest.raises(ValueError, match=words):
-        equal_area(crs, np.zeros(1), np.zeros(1))
+        to_equal_area(crs, np.zeros(1), np.zeros(1))
 
 
 def test_out_of_the_crs_there_is_no_area():
@@ -110,11 +110,11 @@ def test_tiles_cover_each_pixel_once(height, width, size):
 @given(*[st.integers(-20, 20)] * 4, st.floats(-180, 180))
 def test_a_part_keeps_its_pixels_where_they_are(left, top, column, row, degrees):
     grid = Grid(12, 17, GRID.transform @ Affine.rotation(degrees), UTM)
-    part = grid.part(Window(left, top, 5, 7))
+    part = grid.subgrid(Window(left, top, 5, 7))
     assert part.shape == (7, 5)
     assert part.crs == grid.crs
     assert part.transform @ (column, row) == pytest.approx(grid.transform @ (left + column, top + row), abs=1e-6)
-    assert grid.part(grid.whole) == grid
+    assert grid.subgrid(grid.full_window) == grid
 
 
 @pytest.mark.parametrize("turn", [0, 33, 90, 200])
@@ -129,7 +129,7 @@ def test_bounds_hold_every_corner_and_no_more(turn, down):
 def test_equal_grids_have_no_difference():
     for grid in (GRID, Grid(3, 4, Affine.identity(), None)):
         shift = Affine.translation(5e-4, -5e-4)  # half a thousandth of a pixel
-        assert grid.difference(Grid(grid.height, grid.width, grid.transform @ shift, grid.crs)) is None
+        assert grid.describe_difference(Grid(grid.height, grid.width, grid.transform @ shift, grid.crs)) is None
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,15 @@ def test_equal_grids_have_no_difference():
     ],
 )
 def test_a_difference_is_named(other, words):
-    assert words in GRID.difference(other)
+    assert words in GRID.describe_difference(other)
 
 
 def test_a_pixel_size_that_adds_up_is_a_difference():
     """A pixel that is a ten-thousandth longer is the same at the first pixel and another at the hundredth."""
     long = Grid(1, 100, GRID.transform, UTM)
-    assert long.difference(Grid(1, 100, GRID.transform @ Affine.scale(1.0001, 1), UTM))
-    assert long.part(Window(0, 0, 5, 1)).difference(Grid(1, 5, GRID.transform @ Affine.scale(1.0001, 1), UTM)) is None
+    assert long.describe_difference(Grid(1, 100, GRID.transform @ Affine.scale(1.0001, 1), UTM))
+    other = Grid(1, 5, GRID.transform @ Affine.scale(1.0001, 1), UTM)
+    assert long.subgrid(Window(0, 0, 5, 1)).describe_difference(other) is None
 
 
 def test_names_of_crs():

@@ -13,18 +13,18 @@ from rasterio.windows import Window
 
 from segkit.data.labels.open import open_labels
 from segkit.data.pairing import Sample
-from segkit.data.split import split
+from segkit.data.split import spatial_split
 from segkit.errors import DataError, GridError
 from segkit.io.grid import Grid
-from segkit.io.polygons import on_grid, rasterised, read_polygons
-from segkit.io.region import PolygonRegion, read_area
+from segkit.io.polygons import project_to_grid, rasterize_shapes, read_polygons
+from segkit.io.region import PolygonRegion, read_aoi
 from segkit.io.scene import Scene
-from segkit.recipe.schema import LabelSource, Split
-from segkit.task.task import LandClass, Task
+from segkit.recipe.schema import LabelSource, SpatialSplit
+from segkit.task import LandCoverClass, Task
 
 # On 120 km a parallel is bent by hundreds of metres in UTM.
 GRID = Grid(60, 60, Affine(2_000, 0, 300_000, 0, -2_000, 4_560_000), CRS.from_epsg(32618))
-TASK = Task("binary", (LandClass("a", 1),))
+TASK = Task("binary", (LandCoverClass("a", 1),))
 
 
 def centres(epsg, grid=GRID):
@@ -54,11 +54,11 @@ def write(path, shapes, epsg=4326, layer=None, **columns):
 def as_label(path, tmp_path, layer=None):
     labels = open_labels(LabelSource(path=str(path), layer=layer), TASK, GRID)
     assert labels is not None
-    return labels.read(GRID.whole)[0] == 1
+    return labels.read(GRID.full_window)[0] == 1
 
 
 def as_area(path, tmp_path, layer=None):
-    region = PolygonRegion(read_area(path, layer), GRID)
+    region = PolygonRegion(read_aoi(path, layer), GRID)
     mask = np.zeros(GRID.shape, dtype=bool)
     for window in GRID.tiles(17):
         mask[window.toslices()] = region.mask(window)
@@ -71,13 +71,13 @@ def as_split(path, tmp_path, layer=None):
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": GRID.height, "width": GRID.width}
     with rasterio.open(raster, "w", crs=GRID.crs, transform=GRID.transform, **profile) as dataset:
         dataset.write(np.ones((1, *GRID.shape), dtype=np.uint8))
-    scene = Scene.of(raster)
+    scene = Scene.from_files(raster)
     sample = Sample(scene, open_labels(LabelSource(path=str(raster)), TASK, scene.grid))
     mask = np.zeros(GRID.shape, dtype=bool)
     for fold in ("0/2", "1/2"):
-        rule = Split(by="polygon", polygons=str(path), layer=layer, fold=fold, gap=0)
-        for area in split([sample], TASK, rule)[1]:
-            mask |= area.counted.mask(GRID.whole)
+        rule = SpatialSplit(by="polygon", polygons=str(path), layer=layer, fold=fold, gap=0)
+        for area in spatial_split([sample], TASK, rule)[1]:
+            mask |= area.include.mask(GRID.full_window)
     return mask
 
 
@@ -111,7 +111,7 @@ def test_one_of_several_layers_is_named(tmp_path, use):
     inside = shapely.contains_xy(shapely.union_all(boxes(4326)), x, y)
     np.testing.assert_array_equal(use(path, tmp_path, "wanted"), inside)
     option = {as_label: "labels.layer", as_area: "--aoi-layer", as_split: "data.val.layer"}[use]
-    with pytest.raises(DataError, match=f"its layers with geometries are other, wanted; name one under {option}"):
+    with pytest.raises(DataError, match=f"its layers with geometries are other, wanted; give one with {option}"):
         use(path, tmp_path)
 
 
@@ -119,7 +119,9 @@ def test_one_of_several_layers_is_named(tmp_path, use):
 @pytest.mark.parametrize("other", ["POINT (-76 40)", "MULTILINESTRING ((-76 40, -75 40))"])
 def test_points_and_lines_are_refused(tmp_path, use, other):
     path = write(tmp_path / "p.gpkg", [*boxes(4326), shapely.from_wkt(other)])
-    with pytest.raises(DataError, match=f"1 of 3 geometries are of type {shapely.from_wkt(other).geom_type}; only"):
+    with pytest.raises(
+        DataError, match=f"1 of 3 geometries have the type {shapely.from_wkt(other).geom_type}, but only"
+    ):
         use(path, tmp_path)
 
 
@@ -143,7 +145,7 @@ def test_what_is_repaired_and_left_out_is_said(tmp_path):
     bow = shapely.Polygon([(0, 0), (1, 1), (1, 0), (0, 1)])
     polygons = read_polygons(write(tmp_path / "p.gpkg", [bow, None, boxes(4326)[0]]))
     with pytest.warns(UserWarning, match=r"p\.gpkg: 1 ") as warned:
-        polygons.warn()
+        polygons.warn_of_repairs()
     assert [str(one.message).partition(": ")[2] for one in warned] == [
         "1 features have no geometry; skipped",
         "1 polygons are invalid; repaired",
@@ -154,7 +156,7 @@ def test_what_is_repaired_and_left_out_is_said(tmp_path):
 def test_a_crs_on_one_side_only_is_refused(tmp_path, use):
     with pytest.warns(UserWarning, match="crs"):
         path = write(tmp_path / "p.gpkg", boxes(32618), None)
-    with pytest.raises(GridError, match=r"p\.gpkg has CRS none, the scene EPSG:32618; assign the one that is missing"):
+    with pytest.raises(GridError, match=r"p\.gpkg has CRS none, the scene EPSG:32618; assign the missing one"):
         use(path, tmp_path)
 
 
@@ -172,8 +174,8 @@ def test_polygons_without_coordinates_in_the_scenes_crs_are_refused(tmp_path):
     view = CRS.from_string("+proj=ortho +lat_0=0 +lon_0=0 +datum=WGS84")
     grid = Grid(60, 60, Affine(200_000, 0, -6_000_000, 0, -200_000, 6_000_000), view)
     polygons = read_polygons(write(tmp_path / "p.gpkg", [shapely.box(0, 0, 120, 30), shapely.box(0, 0, 30, 30)]))
-    with pytest.raises(GridError, match=r"1 polygons reach where .* has no coordinates; cut them"):
-        on_grid(polygons, grid)
+    with pytest.raises(GridError, match=r"1 polygons reach beyond the domain of .*; clip them"):
+        project_to_grid(polygons, grid)
 
 
 def test_whole_numbers_are_whole_in_every_type(tmp_path):
@@ -181,25 +183,25 @@ def test_whole_numbers_are_whole_in_every_type(tmp_path):
         tmp_path / "p.gpkg", [*boxes(4326), boxes(4326)[0]], n=[1, None, 3], t=[" a", "b ", None], x=[1.5, 2, 3]
     )
     polygons = read_polygons(path)
-    assert polygons.texts("n") == ("1", None, "3")
-    assert polygons.texts("t") == ("a", "b", None)
-    assert polygons.texts("x") == ("1.5", "2", "3")
-    with pytest.raises(DataError, match="field 'm' is not there; its fields are n, t, x"):
-        polygons.texts("m")
+    assert polygons.field_values("n") == ("1", None, "3")
+    assert polygons.field_values("t") == ("a", "b", None)
+    assert polygons.field_values("x") == ("1.5", "2", "3")
+    with pytest.raises(DataError, match="has no field 'm'; its fields are n, t, x"):
+        polygons.field_values("m")
 
 
 def test_a_window_shows_its_part_of_the_whole():
     star = shapely.Polygon([(3.3, 4.4), (50.2, 11.7), (31.1, 55.6), (20.9, 30.3)])
-    whole = rasterised([star], Window(0, 0, 60, 60))
+    whole = rasterize_shapes([star], Window(0, 0, 60, 60))
     assert np.array_equal(whole, shapely.contains_xy(star, *(np.indices((60, 60))[::-1] + 0.5)))
     for window in GRID.tiles(7):
-        assert np.array_equal(rasterised([star], window), whole[window.toslices()])
-    assert not rasterised([], Window(0, 0, 3, 2)).any()
+        assert np.array_equal(rasterize_shapes([star], window), whole[window.toslices()])
+    assert not rasterize_shapes([], Window(0, 0, 3, 2)).any()
 
 
 def test_polygons_that_do_not_meet_the_grid_are_left_out(tmp_path):
     polygons = read_polygons(write(tmp_path / "p.gpkg", [shapely.box(10, 10, 11, 11), boxes(4326)[1]]))
-    shapes, numbers, repaired = on_grid(polygons, GRID)
+    shapes, numbers, repaired = project_to_grid(polygons, GRID)
     assert numbers.tolist() == [1]
     assert len(shapes) == 1
     assert not repaired

@@ -1,7 +1,7 @@
 import pytest
 
 from segkit.errors import UsageError
-from segkit.io.quantities import Quantity, area, length
+from segkit.io.quantities import Quantity, parse_area, parse_length
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from segkit.io.quantities import Quantity, area, length
     ],
 )
 def test_areas(text, expected):
-    assert area(text, "min_area") == expected
+    assert parse_area(text, "min_area") == expected
 
 
 @pytest.mark.parametrize(
@@ -28,25 +28,25 @@ def test_areas(text, expected):
     ],
 )
 def test_lengths(text, expected):
-    assert length(text, "simplify") == expected
+    assert parse_length(text, "simplify") == expected
 
 
 @pytest.mark.parametrize("text", ["12", "0.5", 12, 0.5, " 7 "])
 def test_a_bare_number_is_refused(text):
     with pytest.raises(UsageError, match=r"min_area .*: has no unit; write 0\.5ha, 5000m2 or 12px"):
-        area(text, "min_area")
+        parse_area(text, "min_area")
     with pytest.raises(UsageError, match=r"simplify .*: has no unit; write 10m or 1\.5px"):
-        length(text, "simplify")
+        parse_length(text, "simplify")
 
 
 @pytest.mark.parametrize("text", ["", "ha", "-1ha", "1e3m2", "nan px", "infha", "1,5ha", "1.2.3ha", "1ha 2ha", None])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match=r"write 0\.5ha, 5000m2 or 12px"):
-        area(text, "fill_holes")
+        parse_area(text, "fill_holes")
 
 
 def test_a_unit_of_something_else_is_refused_with_those_that_are_known():
-    with pytest.raises(UsageError, match=r"min_area 10m: has the unit m; known are px, m2, m², ha, km2, km²"):
-        area("10m", "min_area")
-    with pytest.raises(UsageError, match=r"simplify 1ha: has the unit ha; known are px, m, km"):
-        length("1ha", "simplify")
+    with pytest.raises(UsageError, match=r"min_area 10m: unknown unit m; the units are px, m2, m², ha, km2, km²"):
+        parse_area("10m", "min_area")
+    with pytest.raises(UsageError, match=r"simplify 1ha: unknown unit ha; the units are px, m, km"):
+        parse_length("1ha", "simplify")

@@ -34,17 +34,17 @@ from segkit.errors import (
     UsageError,
 )
 from segkit.io import cog
-from segkit.io.cog import MapFormat, Part, assemble, writing_part
+from segkit.io.cog import MapProfile, MapStrip, build_cog, open_strip_writer
 from segkit.io.grid import Grid
-from segkit.io.raster import described, grid_of, open_raster
-from segkit.io.scene import Scene, warped
+from segkit.io.raster import open_raster, read_grid, vrt_description
+from segkit.io.scene import Scene, warp_to
 
 COUNT = np.arange(1, 61, dtype="uint8").reshape(3, 4, 5)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 ODD = sorted(file for file in (SHARED / "odd").rglob("*.*") if file.suffix != ".txt") if SHARED.is_dir() else []
 
 GRID = Grid(70, 90, UTM, CRS.from_epsg(32622))
-CLASSES = MapFormat(
+CLASSES = MapProfile(
     np.dtype("uint8"), 255, ("class",), {"legend": '{"a": "ä"}', "model": "m"}, {0: "#e8e8e8", 7: "#d55e00"}
 )
 
@@ -59,7 +59,7 @@ def test_what_is_no_raster_file_is_refused(tmp_path, write_raster):
         (text, RasterError, r"text\.tif: not a raster that segkit reads \(GTiff, "),
     ]:
         with pytest.raises(error, match=words):
-            Scene.of(path)
+            Scene.from_files(path)
 
 
 def test_a_virtual_raster_is_read_on_request_only(tmp_path, write_raster):
@@ -67,35 +67,39 @@ def test_a_virtual_raster_is_read_on_request_only(tmp_path, write_raster):
     rasterio.shutil.copy(source, vrt, driver="VRT")
     with rasterio.open(vrt) as dataset:  # GDAL would follow it to any file
         assert dataset.driver == "VRT"
-    for ask in (Scene.of, lambda path: Scene.of([source, path]), lambda path: open_raster(path).__enter__()):
+    for ask in (
+        Scene.from_files,
+        lambda path: Scene.from_files([source, path]),
+        lambda path: open_raster(path).__enter__(),
+    ):
         with pytest.raises(RasterError, match=r"a vrt\.tif: is a virtual .*can read any other file or URL;.*add --vrt"):
             ask(vrt)
-    scene = Scene.of([source, vrt], vrt=True)
+    scene = Scene.from_files([source, vrt], vrt=True)
     assert np.array_equal(scene.read().pixels, np.concatenate([COUNT, COUNT]))
     with pytest.raises(RasterError, match="add --vrt"):
         dataclasses.replace(scene, vrt=False).read()
-    assert not Scene.of(source).vrt
+    assert not Scene.from_files(source).vrt
     # What is no VRT is not asked to be trusted.
     (tmp_path / "text.tif").write_text("not a raster")
     for trust in (True, False):
         with pytest.raises(RasterError, match="not a raster that segkit reads"):
-            Scene.of(tmp_path / "text.tif", vrt=trust)
+            Scene.from_files(tmp_path / "text.tif", vrt=trust)
 
 
 def test_complex_numbers_and_control_points_are_refused(tmp_path, write_raster):
     with pytest.raises(RasterError, match=r"slc\.tif: holds complex numbers"):
-        Scene.of(write_raster("slc.tif", np.ones((2, 2), "complex64")))
+        Scene.from_files(write_raster("slc.tif", np.ones((2, 2), "complex64")))
     corners = ((0, 0), (0, 5), (4, 0))
     points = [rasterio.control.GroundControlPoint(row, column, row, column) for row, column in corners]
     with pytest.raises(RasterError, match="ground control points only; warp it"):
-        Scene.of(write_raster("gcp.tif", COUNT, gcps=points, transform=None))
+        Scene.from_files(write_raster("gcp.tif", COUNT, gcps=points, transform=None))
 
 
 def test_a_damaged_file_says_where(write_raster):
     path = write_raster("a.tif", np.random.default_rng(0).integers(0, 255, (600, 300), "uint8"), compress="DEFLATE")
     path.write_bytes(path.read_bytes()[:-60_000])
     with pytest.raises(RasterError, match=r"a\.tif: cannot be read at rows 400 to 600, columns 10 to 300; the file is"):
-        Scene.of(path).read(Window(10, 400, 290, 200))
+        Scene.from_files(path).read(Window(10, 400, 290, 200))
 
 
 def quietly(act, *args, **options):
@@ -127,14 +131,14 @@ def test_a_file_that_is_cut_off_is_an_error_at_any_length(tmp_path, write_raster
         write_raster(name, pixels, mask=mask, **options)
     else:
         rasterio.shutil.copy(write_raster("source.tif", pixels), path, driver=driver, **options)
-    whole, content = Scene.of(path).read(), path.read_bytes()
+    whole, content = Scene.from_files(path).read(), path.read_bytes()
     assert np.array_equal(whole.pixels[:, whole.valid], pixels[:, whole.valid])
     done = 0
     # The last bytes of a file may say nothing: that a PNG ends, what a COG's last tile starts with.
     for size in [*range(0, len(content) - 60, len(content) // 25), *range(len(content) - 60, len(content), 6)]:
         path.write_bytes(content[:size])
         with contextlib.suppress(RasterError):
-            tile = Scene.of(path).read()
+            tile = Scene.from_files(path).read()
             assert len(content) - size <= 12
             assert np.array_equal(tile.pixels, whole.pixels)
             assert np.array_equal(tile.valid, whole.valid)
@@ -145,7 +149,7 @@ def test_a_file_that_is_cut_off_is_an_error_at_any_length(tmp_path, write_raster
 def test_sparse_blocks_are_no_damage(write_raster):
     path = write_raster("a.tif", np.zeros((40, 40), "uint8"), sparse_ok=True, tiled=True, blockxsize=16, blockysize=16)
     assert path.stat().st_size < 1000
-    assert Scene.of(path).read().valid.all()
+    assert Scene.from_files(path).read().valid.all()
 
 
 def test_an_envi_file_may_start_with_something_else(tmp_path, write_raster):
@@ -153,19 +157,19 @@ def test_an_envi_file_may_start_with_something_else(tmp_path, write_raster):
     rasterio.shutil.copy(write_raster("a.tif", COUNT), path, driver="ENVI")
     path.write_bytes(b"12345" + path.read_bytes())
     header.write_text(header.read_text().replace("header offset = 0", "header offset = 5"))
-    assert np.array_equal(Scene.of(path).read().pixels, COUNT)
+    assert np.array_equal(Scene.from_files(path).read().pixels, COUNT)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
-        RasterError, match=r"a\.dat: has 64 bytes, and its header \(\.hdr\) declares 65, so it is cut off"
+        RasterError, match=r"a\.dat: has 64 bytes, but its header \(\.hdr\) declares 65, so it is truncated"
     ):
-        Scene.of(path)
+        Scene.from_files(path)
 
 
 def test_an_erdas_file_is_to_be_converted(tmp_path, write_raster):
-    """GDAL reads zeros where its .ige file is cut off."""
+    """GDAL reads zeros if its .ige file is truncated."""
     rasterio.shutil.copy(write_raster("a.tif", COUNT), tmp_path / "a.img", driver="HFA")
     with pytest.raises(RasterError, match=r"a\.img: not a raster .* convert it to GeoTIFF: gdal_translate IN OUT\.tif"):
-        Scene.of(tmp_path / "a.img")
+        Scene.from_files(tmp_path / "a.img")
 
 
 def virtual(url, side):
@@ -196,13 +200,13 @@ SIDES = {
 def ask_all(path):
     """Whatever segkit asks GDAL of a raster, and more."""
     with open_raster(path) as dataset:
-        described(dataset)
+        vrt_description(dataset)
         dataset.read(out_shape=(1, 5, 5))
         dataset.read_masks(1, out_shape=(5, 5))
-        grid = grid_of(dataset)
-        with warped(dataset, Grid(7, 7, grid.transform, grid.crs), Resampling.bilinear) as other:
+        grid = read_grid(dataset)
+        with warp_to(dataset, Grid(7, 7, grid.transform, grid.crs), Resampling.bilinear) as other:
             other.read()
-    return Scene.of(path).read()
+    return Scene.from_files(path).read()
 
 
 @pytest.mark.parametrize("ending", [*SIDES, "metadata", ".ovr.Ovr", ".msk.Ovr", ".Msk"])
@@ -227,7 +231,7 @@ def test_what_lies_beside_a_raster_leads_nowhere(tmp_path, write_raster, monkeyp
             assert ask_all(path).valid.all()
         else:
             with pytest.raises(
-                RasterError, match=r"a\.tif.*(another file or URL for|is no whole (GeoTIFF|ERDAS file))"
+                RasterError, match=r"a\.tif.*(another file or URL for|is not a complete (GeoTIFF|ERDAS file))"
             ):
                 ask_all(path)
         with pytest.raises(BlockingIOError):  # nobody called
@@ -247,20 +251,22 @@ def test_true_files_beside_a_raster_are_read(tmp_path, write_raster):
     assert {each.name for each in tmp_path.iterdir()} == {
         f"a.{ending}" for ending in ("aux", "tif", "tif.aux.xml", "tif.msk", "tif.msk.ovr", "tif.ovr")
     }
-    scene = Scene.of(path)
+    scene = Scene.from_files(path)
     assert scene.band_names == ("1", "red", "3")
     assert np.array_equal(scene.read().valid, COUNT[0] > 3)
     with open_raster(path) as dataset:
         assert dataset.overviews(1) == [2]
     other = quietly(write_raster, "b.tif", COUNT, transform=None)
     (tmp_path / "b.tfw").write_text("2\n0\n0\n-2\n11\n19\n")
-    assert Scene.of(other).grid.transform == Affine(2, 0, 10, 0, -2, 20)
+    assert Scene.from_files(other).grid.transform == Affine(2, 0, 10, 0, -2, 20)
     # Without its mask, which GDAL would leave out without a word, pixels would be valid that are not.
     mask = tmp_path / "a.tif.msk"
     (tmp_path / "a.tif.msk.ovr").unlink()
     mask.write_bytes(mask.read_bytes()[:100])
-    with pytest.raises(RasterError, match=r"a\.tif\.msk: GDAL would read this file with a\.tif, and it is no whole"):
-        Scene.of(path)
+    with pytest.raises(
+        RasterError, match=r"a\.tif\.msk: GDAL would read this file with a\.tif, but it is not a complete"
+    ):
+        Scene.from_files(path)
 
 
 def test_metadata_that_gdal_refuses_is_told(write_raster):
@@ -268,7 +274,7 @@ def test_metadata_that_gdal_refuses_is_told(write_raster):
     path = write_raster("a.tif", COUNT)
     path.with_name("a.tif.aux.xml").write_text("<PAMDataset><SRS>/vsicurl/http://127.0.0.1:9/x</SRS></PAMDataset>")
     with pytest.raises(RasterError, match=r"a\.tif: .*ALLOW_FILE_ACCESS=NO"):
-        Scene.of(path)
+        Scene.from_files(path)
 
 
 @pytest.mark.parametrize("error", [CPLE_AppDefinedError(3, 1, "broken"), RasterioError("broken")])
@@ -279,45 +285,45 @@ def test_any_error_of_gdal_while_a_raster_is_open_is_told(write_raster, error):
 
 def test_files_are_stacked_in_order_and_bands_count_from_one(write_raster):
     a, b = write_raster("a.tif", COUNT), write_raster("b.tif", COUNT[:2].astype("float32") / 4)
-    whole = Scene.of([a, b])
+    whole = Scene.from_files([a, b])
     assert (whole.name, whole.bands) == ("a", (1, 2, 3, 4, 5))
     assert whole.band_names == ("a:1", "a:2", "a:3", "b:1", "b:2")
     tile = whole.read()
     assert tile.pixels.dtype == np.float32
     assert tile.valid.all()
     assert np.array_equal(tile.pixels, np.concatenate([COUNT, COUNT[:2] / 4]))
-    some = Scene.of([a, b], bands=[5, 1, 3], name="mine")
+    some = Scene.from_files([a, b], bands=[5, 1, 3], name="mine")
     assert some.name == "mine"
     assert some.band_names == ("b:2", "a:1", "a:3")
     assert np.array_equal(some.read().pixels, tile.pixels[[4, 0, 2]])
-    assert np.array_equal(Scene.of(str(a), bands=[2]).read().pixels, COUNT[[1]])
+    assert np.array_equal(Scene.from_files(str(a), bands=[2]).read().pixels, COUNT[[1]])
 
 
 def test_descriptions_name_the_bands(write_raster):
     path = write_raster("a.tif", COUNT)
     with rasterio.open(path, "r+") as dataset:
         dataset.descriptions = ("red", None, "nir")
-    assert Scene.of(path).band_names == ("red", "2", "nir")
+    assert Scene.from_files(path).band_names == ("red", "2", "nir")
 
 
 @pytest.mark.parametrize("band", [0, -1, 4])
 def test_a_band_that_is_not_there_is_an_error(write_raster, band):
     a = write_raster("a.tif", COUNT)
     with pytest.raises(RasterError, match=rf"a\.tif: band {band} was asked for, there are 3 \(counted from 1\)"):
-        Scene.of(a, bands=[1, band])
+        Scene.from_files(a, bands=[1, band])
     with pytest.raises(RasterError, match="and the files stacked on it: band 7 was asked for, there are 6"):
-        Scene.of([a, a], bands=[7])
+        Scene.from_files([a, a], bands=[7])
 
 
 def test_no_file_is_an_error():
     with pytest.raises(UsageError, match="at least one file"):
-        Scene.of([])
+        Scene.from_files([])
 
 
 def test_files_on_different_grids_are_refused(write_raster):
     a, b = write_raster("a.tif", COUNT), write_raster("b.tif", COUNT, transform=UTM @ Affine.translation(1, 0))
     with pytest.raises(GridError) as caught:
-        Scene.of([a, b])
+        Scene.from_files([a, b])
     assert str(caught.value) == (
         f"{a} and {b} lie on different grids (transform (10, 0, 600000, 0, -10, 9000000) against "
         "(10, 0, 600010, 0, -10, 9000000)); a scene has one grid; warp one of them (gdalwarp), or set "
@@ -327,7 +333,7 @@ def test_files_on_different_grids_are_refused(write_raster):
     with pytest.raises(
         GridError, match=r"a\.tif and .*c\.tif lie on different grids .* has no CRS, so it cannot be resampled"
     ):
-        Scene.of([a, nowhere], resample=True)
+        Scene.from_files([a, nowhere], resample=True)
 
 
 @pytest.mark.parametrize("hidden", [-1.7976931348623157e308, -3.4e38, -9999, 0, np.nan])
@@ -335,7 +341,7 @@ def test_a_band_without_data_is_nan_and_the_pixel_valid_whatever_the_number(writ
     pixels = np.full((2, 2, 3), 5.0)
     pixels[0, 0, 0] = hidden
     pixels[:, 1, 1] = hidden
-    tile = Scene.of(write_raster("a.tif", pixels, nodata=hidden)).read()
+    tile = Scene.from_files(write_raster("a.tif", pixels, nodata=hidden)).read()
     expected = np.where(np.isnan(hidden) & np.isnan(pixels) | (pixels == hidden), np.nan, 5)
     assert np.array_equal(tile.pixels, expected, equal_nan=True)
     assert tile.valid.tolist() == [[True, True, True], [True, False, True]]
@@ -345,9 +351,9 @@ def test_a_band_without_data_is_nan_and_the_pixel_valid_whatever_the_number(writ
 def test_what_is_no_number_is_no_data_unless_declared(write_raster, number):
     pixels = np.ones((2, 2, 2), "float32")
     pixels[1, 0, 1] = number
-    tile = Scene.of(write_raster("a.tif", pixels)).read()
+    tile = Scene.from_files(write_raster("a.tif", pixels)).read()
     assert tile.valid.tolist() == [[True, False], [True, True]]
-    assert Scene.of(write_raster("b.tif", pixels), bands=[1]).read().valid.all()
+    assert Scene.from_files(write_raster("b.tif", pixels), bands=[1]).read().valid.all()
 
 
 def test_a_mask_hides_pixels(write_raster):
@@ -359,7 +365,7 @@ def test_a_mask_hides_pixels(write_raster):
         write_raster("alpha.tif", alpha, colorinterp=RGBA),
         write_raster("nodata.tif", np.where(mask, COUNT, 0), nodata=0),
     ):
-        scene = Scene.of(path)
+        scene = Scene.from_files(path)
         tile = scene.read()
         assert scene.bands == (1, 2, 3)  # an alpha band is a mask and no imagery
         assert np.array_equal(tile.valid, mask > 0)
@@ -371,20 +377,20 @@ def test_an_alpha_band_that_is_chosen_is_imagery(write_raster):
     nir = np.zeros((4, 5), "uint8")
     nir[0] = 90
     path = write_raster("naip.tif", np.concatenate([COUNT, nir[None]]), colorinterp=RGBA)
-    tile = Scene.of(path, bands=[1, 2, 3, 4]).read()
+    tile = Scene.from_files(path, bands=[1, 2, 3, 4]).read()
     assert tile.valid.all()
     assert np.array_equal(tile.pixels, np.concatenate([COUNT, nir[None]]))
-    with pytest.raises(RasterError, match="holds alpha bands only"):
-        Scene.of(write_raster("mask.tif", nir, colorinterp=[ColorInterp.alpha]))
+    with pytest.raises(RasterError, match="holds only alpha bands"):
+        Scene.from_files(write_raster("mask.tif", nir, colorinterp=[ColorInterp.alpha]))
 
 
 def test_a_pixel_is_valid_where_every_file_is(write_raster):
     a = np.ones((2, 3), "uint8")
     b = a.copy()
     a[0, 0] = b[1, 2] = 0
-    tile = Scene.of([write_raster("a.tif", a, nodata=0), write_raster("b.tif", b)]).read()
+    tile = Scene.from_files([write_raster("a.tif", a, nodata=0), write_raster("b.tif", b)]).read()
     assert tile.valid.tolist() == [[False, True, True], [True, True, True]]
-    tile = Scene.of([write_raster("c.tif", a, nodata=0), write_raster("d.tif", b, nodata=0)]).read()
+    tile = Scene.from_files([write_raster("c.tif", a, nodata=0), write_raster("d.tif", b, nodata=0)]).read()
     assert tile.valid.tolist() == [[False, True, True], [True, True, False]]
 
 
@@ -408,14 +414,14 @@ def scene(tmp_path_factory):
         path, "w", driver="GTiff", count=3, height=4, width=5, dtype="uint8", transform=UTM, crs=32622, nodata=7
     ) as dataset:
         dataset.write(COUNT)
-    return Scene.of(path)
+    return Scene.from_files(path)
 
 
 def test_resampling_is_bilinear_between_pixel_centres(write_raster):
     ramp = np.tile(np.arange(0, 80, 10, dtype="float32"), (8, 1))
     a = write_raster("a.tif", np.ones((8, 8), "uint8"))
     b = write_raster("b.tif", ramp, transform=UTM @ Affine.translation(0.5, 0))
-    tile = Scene.of([a, b], resample=True).read()
+    tile = Scene.from_files([a, b], resample=True).read()
     assert np.allclose(tile.pixels[1, :, 1:], ramp[:, 1:] - 5)
 
 
@@ -432,13 +438,13 @@ def test_scale_and_offset_are_applied_on_request_and_after_no_data(write_raster,
     numbers = np.stack(
         [s * scale + offset for s, scale, offset in zip(stored.astype(float), scales, offsets, strict=True)]
     )
-    as_stored = Scene.of(path).read()
+    as_stored = Scene.from_files(path).read()
     for bands in (None, (3, 1), (2,)):
-        tile = Scene.of(path, bands=bands, scaled=True).read()
+        tile = Scene.from_files(path, bands=bands, scaled=True).read()
         chosen = slice(None) if bands is None else np.array(bands) - 1
         expected = np.where(hidden, np.nan, numbers)[chosen].astype("float32")
         assert np.array_equal(tile.pixels, expected, equal_nan=True)
-        assert np.array_equal(tile.valid, Scene.of(path, bands=bands).read().valid)
+        assert np.array_equal(tile.valid, Scene.from_files(path, bands=bands).read().valid)
     assert np.array_equal(as_stored.pixels, np.where(hidden, np.nan, stored).astype("float32"), equal_nan=True)
 
 
@@ -447,7 +453,7 @@ def test_each_file_has_its_own_scale_also_where_it_is_resampled(write_raster):
     b = write_raster("b.tif", np.full((8, 8), 10, "uint8"), transform=UTM @ Affine.translation(0.5, 0), nodata=0)
     with rasterio.open(b, "r+") as dataset:
         dataset.scales, dataset.offsets = (0.5,), (1.0,)
-    tile = Scene.of([a, b, a], resample=True, scaled=True).read()
+    tile = Scene.from_files([a, b, a], resample=True, scaled=True).read()
     assert (tile.pixels[:, :, 2:] == np.array([10, 6, 10])[:, None, None]).all()
 
 
@@ -456,9 +462,9 @@ def test_a_scale_that_is_none_is_refused_where_it_would_be_applied(write_raster,
     path = write_raster("a.tif", np.ones((2, 2), "uint8"))
     with rasterio.open(path, "r+") as dataset:
         dataset.scales = (scale,)
-    assert Scene.of(path).read().valid.all()
-    with pytest.raises(RasterError, match=r"a\.tif: declares scales .* no scale is 0"):
-        Scene.of(path, scaled=True)
+    assert Scene.from_files(path).read().valid.all()
+    with pytest.raises(RasterError, match=r"a\.tif: declares scales .* no scale may be 0"):
+        Scene.from_files(path, scaled=True)
 
 
 @pytest.mark.parametrize("name", ["rio-cogeo/image_with_offsets.tif", "rio-tiler/cog_scale.tif"])
@@ -468,11 +474,11 @@ def test_published_scales(shared, name):
         stored = dataset.read(masked=True).astype("float64")
         scale, offset = (np.array(each)[:, None, None] for each in (dataset.scales, dataset.offsets))
     assert (scale != 1).all()
-    tile = Scene.of(path, scaled=True).read()
+    tile = Scene.from_files(path, scaled=True).read()
     assert np.array_equal(tile.valid, ~np.ma.getmaskarray(stored).all(axis=0))
     expected = (stored * scale + offset).filled(np.nan).astype("float32")
     assert np.array_equal(tile.pixels, expected, equal_nan=True)
-    assert np.array_equal(Scene.of(path).read().pixels, stored.filled(np.nan).astype("float32"), equal_nan=True)
+    assert np.array_equal(Scene.from_files(path).read().pixels, stored.filled(np.nan).astype("float32"), equal_nan=True)
 
 
 MASK = np.full((8, 8), 255, "uint8")
@@ -493,7 +499,7 @@ def test_resampling_keeps_what_is_no_data(write_raster, how):
         ),
         "internal": lambda: write_raster("b.tif", sevens, mask=MASK, **options),
     }[how]()
-    tile = Scene.of([a, b], resample=True).read()
+    tile = Scene.from_files([a, b], resample=True).read()
     expected = np.zeros((8, 8), bool)
     expected[:, 2:] = True if how == "plain" else MASK[:, :-2] > 0
     assert np.array_equal(tile.valid, expected)
@@ -505,8 +511,8 @@ def test_an_alpha_band_as_imagery_is_not_resampled(write_raster):
     moved = UTM @ Affine.translation(2, 0)
     b = write_raster("b.tif", COUNT[:2], colorinterp=[ColorInterp.gray, ColorInterp.alpha], transform=moved)
     with pytest.raises(GridError, match="band 5, b:2, is marked as alpha"):
-        Scene.of([a, b], bands=[4, 5], resample=True)
-    assert Scene.of([a, b], resample=True).bands == (1, 2, 3, 4)
+        Scene.from_files([a, b], bands=[4, 5], resample=True)
+    assert Scene.from_files([a, b], resample=True).bands == (1, 2, 3, 4)
 
 
 @pytest.mark.skipif(not ODD, reason="the shared files are not here")
@@ -515,9 +521,9 @@ def test_an_odd_file_opens_with_a_sane_mask_or_is_refused(path):
     refused = {"gcp.tif", "cog_gcps.tif", "RGB.byte.gcp.vrt", "corrupt.tif"}
     if path.name in refused:
         with pytest.raises(SegkitError, match=path.name):
-            Scene.of(path).read()
+            Scene.from_files(path).read()
         return
-    scene = Scene.of(path)
+    scene = Scene.from_files(path)
     window = Window(0, 0, min(scene.grid.width, 1100), min(scene.grid.height, 1100))
     tile = scene.read(window)
     with warnings.catch_warnings():
@@ -536,7 +542,7 @@ def test_an_odd_file_opens_with_a_sane_mask_or_is_refused(path):
 
 
 def write_part(path, values, grid=GRID, form=CLASSES):
-    with writing_part(path, grid, form) as out:
+    with open_strip_writer(path, grid, form) as out:
         for window in grid.tiles(32):
             out.write(values[:, *window.toslices()], window)
 
@@ -545,15 +551,15 @@ def write_parts(folder, values, rows, grid=GRID, form=CLASSES):
     """Write a map's values (bands, H, W) in parts that are cut at `rows`."""
     parts = []
     for top, bottom in itertools.pairwise([0, *rows, grid.height]):
-        parts.append(Part(folder / f"{top}.tif", top))
-        own = grid.part(Window(0, top, grid.width, bottom - top))
+        parts.append(MapStrip(folder / f"{top}.tif", top))
+        own = grid.subgrid(Window(0, top, grid.width, bottom - top))
         write_part(parts[-1].path, values[:, top:bottom], own, form)
     return parts
 
 
 def write_map(path, values, grid=GRID, form=CLASSES, *, rows=(), **options):
     with tempfile.TemporaryDirectory() as folder:
-        assemble(path, grid, form, write_parts(Path(folder), values, rows, grid, form), **options)
+        build_cog(path, grid, form, write_parts(Path(folder), values, rows, grid, form), **options)
 
 
 def random_map(grid=GRID, bands=1, high=9):
@@ -568,7 +574,7 @@ def test_a_map_is_a_cog_that_says_what_it_holds(tmp_path):
         assert dataset.driver == "GTiff"
         assert dataset.colorinterp == (ColorInterp.palette,)
         assert dataset.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
-        assert grid_of(dataset) == GRID
+        assert read_grid(dataset) == GRID
         assert dataset.dtypes == ("uint8",)
         assert dataset.nodata == 255
         assert dataset.descriptions == ("class",)
@@ -580,7 +586,7 @@ def test_a_map_is_a_cog_that_says_what_it_holds(tmp_path):
 
 
 def test_a_map_of_many_bands_and_a_scale(tmp_path):
-    form = MapFormat(np.dtype("uint8"), 255, ("a", "b"), {}, scale=1 / 254, overviews="average")
+    form = MapProfile(np.dtype("uint8"), 255, ("a", "b"), {}, scale=1 / 254, overviews="average")
     values = random_map(bands=2, high=255).astype("uint8")
     write_map(tmp_path / "p.tif", values, form=form, rows=[7, 40])
     with rasterio.open(tmp_path / "p.tif") as dataset:
@@ -597,7 +603,7 @@ def test_no_band_is_taken_for_a_colour_or_for_a_mask_of_the_others(tmp_path, ban
     grid = Grid(600, 700, UTM, GRID.crs)
     values = random_map(grid, bands, 250).astype("uint8")
     values[-1] = 0
-    form = MapFormat(np.dtype("uint8"), 255, tuple("abcde"[:bands]), {}, overviews=overviews)
+    form = MapProfile(np.dtype("uint8"), 255, tuple("abcde"[:bands]), {}, overviews=overviews)
     write_map(tmp_path / "map.tif", values, grid, form)
     with rasterio.open(tmp_path / "map.tif") as dataset:
         assert dataset.colorinterp == (ColorInterp.gray, *[ColorInterp.undefined] * (bands - 1))
@@ -609,7 +615,7 @@ def test_no_band_is_taken_for_a_colour_or_for_a_mask_of_the_others(tmp_path, ban
 
 
 def test_a_map_of_many_classes(tmp_path):
-    form = MapFormat(np.dtype("uint16"), 65535, ("class",), {}, {300: "#0000ff"})
+    form = MapProfile(np.dtype("uint16"), 65535, ("class",), {}, {300: "#0000ff"})
     write_map(tmp_path / "map.tif", random_map(high=60_000).astype("uint16"), form=form)
     with rasterio.open(tmp_path / "map.tif") as dataset:
         assert (dataset.dtypes, dataset.nodata) == (("uint16",), 65535)
@@ -621,7 +627,7 @@ def test_a_map_of_many_classes(tmp_path):
 @pytest.mark.parametrize(("overviews", "found"), [("mode", {0, 200}), ("average", {0, 50, 100, 150, 200})])
 def test_overviews_of_classes_are_classes(tmp_path, overviews, found):
     grid = Grid(600, 700, UTM, GRID.crs)
-    form = MapFormat(np.dtype("uint8"), 255, ("class",), {}, overviews=overviews)
+    form = MapProfile(np.dtype("uint8"), 255, ("class",), {}, overviews=overviews)
     write_map(tmp_path / "map.tif", random_map(grid, high=2) * 200, grid, form, rows=[299])
     with rasterio.open(tmp_path / "map.tif", overview_level=0) as overview:
         assert set(np.unique(overview.read(1))) == found
@@ -629,12 +635,12 @@ def test_overviews_of_classes_are_classes(tmp_path, overviews, found):
 
 def test_windows_never_written_are_no_data_in_overviews_too(tmp_path):
     grid = Grid(1300, 1100, UTM, GRID.crs)
-    parts = [Part(tmp_path / "0.tif", 0), Part(tmp_path / "600.tif", 600)]
-    with writing_part(parts[0].path, grid.part(Window(0, 0, 1100, 600)), CLASSES) as out:
+    parts = [MapStrip(tmp_path / "0.tif", 0), MapStrip(tmp_path / "600.tif", 600)]
+    with open_strip_writer(parts[0].path, grid.subgrid(Window(0, 0, 1100, 600)), CLASSES) as out:
         out.write(np.full((1, 300, 200), 7, "uint8"), Window(0, 0, 200, 300))
-    with writing_part(parts[1].path, grid.part(Window(0, 600, 1100, 700)), CLASSES):
+    with open_strip_writer(parts[1].path, grid.subgrid(Window(0, 600, 1100, 700)), CLASSES):
         pass
-    assemble(tmp_path / "map.tif", grid, CLASSES, parts)
+    build_cog(tmp_path / "map.tif", grid, CLASSES, parts)
     with rasterio.open(tmp_path / "map.tif") as dataset:
         values = dataset.read(1)
         assert (values[:300, :200] == 7).all()
@@ -664,34 +670,34 @@ def test_a_map_lies_where_its_scene_lies_to_the_last_bit(tmp_path, transform, cr
     values = random_map(grid).astype("uint8")
     write_map(tmp_path / "map.tif", values, grid, rows=rows)
     with open_raster(tmp_path / "map.tif") as dataset:
-        assert grid_of(dataset) == grid
+        assert read_grid(dataset) == grid
         assert tuple(dataset.transform) == tuple(transform)
         assert np.array_equal(dataset.read(), values)
 
 
 @pytest.mark.parametrize("crs", [None, 32622])
 def test_a_map_of_a_scene_without_georeference_has_none_either(tmp_path, write_raster, crs):
-    scene = Scene.of(quietly(write_raster, "a.tif", COUNT, crs=crs and CRS.from_epsg(crs), transform=None))
+    scene = Scene.from_files(quietly(write_raster, "a.tif", COUNT, crs=crs and CRS.from_epsg(crs), transform=None))
     # QGIS shows the first row from y = 0 to y = -1.
     assert scene.grid == Grid(4, 5, Affine(1, 0, 0, 0, -1, 0), crs and CRS.from_epsg(crs), georeferenced=False)
     write_part(tmp_path / "part.tif", random_map(scene.grid), scene.grid)
     write_map(tmp_path / "map.tif", random_map(scene.grid), scene.grid, rows=[1, 3])
     with open_raster(tmp_path / "map.tif") as dataset:
-        assert described(dataset).find("GeoTransform") is None
-        assert grid_of(dataset) == scene.grid
+        assert vrt_description(dataset).find("GeoTransform") is None
+        assert read_grid(dataset) == scene.grid
     with pytest.warns(NotGeoreferencedWarning), rasterio.open(tmp_path / "map.tif"):
         pass
 
 
 def test_the_identity_is_a_georeference_and_where_neither_says_where_pixels_are_they_are_alike(write_raster):
-    nothing = Scene.of(quietly(write_raster, "a.tif", COUNT, crs=None, transform=None)).grid
-    identity = Scene.of(quietly(write_raster, "b.tif", COUNT, crs=None, transform=Affine.identity())).grid
+    nothing = Scene.from_files(quietly(write_raster, "a.tif", COUNT, crs=None, transform=None)).grid
+    identity = Scene.from_files(quietly(write_raster, "b.tif", COUNT, crs=None, transform=Affine.identity())).grid
     assert identity == Grid(4, 5, Affine.identity(), None)
     assert identity != nothing
-    assert identity.difference(nothing) is None
-    assert not identity.located
-    assert not nothing.located
-    assert nothing.part(Window(1, 2, 3, 2)) == Grid(2, 3, Affine(1, 0, 1, 0, -1, -2), None)
+    assert identity.describe_difference(nothing) is None
+    assert not identity.has_location
+    assert not nothing.has_location
+    assert nothing.subgrid(Window(1, 2, 3, 2)) == Grid(2, 3, Affine(1, 0, 1, 0, -1, -2), None)
 
 
 def test_a_crs_that_geotiff_has_no_keys_for_stays_beside_the_map(tmp_path):
@@ -700,7 +706,7 @@ def test_a_crs_that_geotiff_has_no_keys_for_stays_beside_the_map(tmp_path):
     (tmp_path / "map.tif.aux.xml").write_text("<PAMDataset/>")
     write_map(tmp_path / "map.tif", random_map(grid), grid)
     with rasterio.open(tmp_path / "map.tif") as dataset:
-        assert grid_of(dataset) == grid
+        assert read_grid(dataset) == grid
 
 
 NAMES = ["working.tif", "map.of.2020.tiff", "ß [1].tif", 'a&amp;b <i>\'"%20".tif', "?x=1#y;z:.tif", "  a  b .tif "]
@@ -716,8 +722,8 @@ def test_any_file_name_will_do(tmp_path, monkeypatch, name):
     folder.mkdir()
     parts = write_parts(folder, 0 * random_map(), [20])
     monkeypatch.chdir(tmp_path)
-    parts = [Part(part.path.relative_to(tmp_path).rename(folder / f"{part.row}{name}"), part.row) for part in parts]
-    assemble(name, GRID, CLASSES, parts, overwrite=True)
+    parts = [MapStrip(part.path.relative_to(tmp_path).rename(folder / f"{part.row}{name}"), part.row) for part in parts]
+    build_cog(name, GRID, CLASSES, parts, overwrite=True)
     with rasterio.open(tmp_path / name) as dataset:
         assert not dataset.read().any()
 
@@ -737,8 +743,8 @@ def test_a_part_holds_what_was_written_and_else_no_data(tmp_path_factory, data):
     random = np.random.default_rng(0)
     expected = np.full((bands, height, width), nodata, dtype)
     path = tmp_path_factory.mktemp("part") / "part.tif"
-    form = MapFormat(np.dtype(dtype), nodata, tuple("abc"[:bands]), {})
-    with writing_part(path, Grid(height, width, UTM, GRID.crs), form) as out:
+    form = MapProfile(np.dtype(dtype), nodata, tuple("abc"[:bands]), {})
+    with open_strip_writer(path, Grid(height, width, UTM, GRID.crs), form) as out:
         for window in windows:
             values = random.integers(0, 9, (bands, int(window.height), int(window.width))).astype(dtype)
             values[random.random(values.shape) < 0.3] = nodata
@@ -749,7 +755,7 @@ def test_a_part_holds_what_was_written_and_else_no_data(tmp_path_factory, data):
         assert np.array_equal(dataset.read(), expected, equal_nan=dtype == "float32")
         assert np.array_equal(dataset.nodatavals, [nodata] * bands, equal_nan=True)
         assert dataset.dtypes == (dtype,) * bands
-        assert grid_of(dataset) == Grid(height, width, UTM, GRID.crs)
+        assert read_grid(dataset) == Grid(height, width, UTM, GRID.crs)
 
 
 def test_any_nan_is_no_data(tmp_path):
@@ -758,14 +764,14 @@ def test_any_nan_is_no_data(tmp_path):
     values = np.full((1, 16, 600), np.nan, "float32")
     values[:, :, 300:] = -np.float32(np.nan)
     values[:, 0, 0] = np.inf
-    write_part(tmp_path / "part.tif", values, grid, MapFormat(np.dtype("float32"), np.nan, ("p",), {}))
+    write_part(tmp_path / "part.tif", values, grid, MapProfile(np.dtype("float32"), np.nan, ("p",), {}))
     with rasterio.open(tmp_path / "part.tif") as dataset:
         assert np.array_equal(dataset.read(), values, equal_nan=True)
 
 
 def test_a_strip_of_few_rows_takes_little_more_room_than_its_numbers(tmp_path):
     values = np.random.default_rng(0).random((2, 20, 2048), dtype="float32")
-    form = MapFormat(values.dtype, np.nan, ("a", "b"), {})
+    form = MapProfile(values.dtype, np.nan, ("a", "b"), {})
     write_part(tmp_path / "strip.tif", values, Grid(20, 2048, UTM, GRID.crs), form)
     assert (tmp_path / "strip.tif").stat().st_size < 1.7 * values.nbytes
     with rasterio.open(tmp_path / "strip.tif") as dataset:
@@ -781,22 +787,22 @@ def test_parts_in_any_cut_and_order_make_the_same_map(tmp_path_factory, data):
     grid = Grid(height, width, UTM, GRID.crs)
     values = random_map(grid, bands, 200).astype(dtype)
     values[:, : height // 3] = nodata
-    form = MapFormat(np.dtype(dtype), nodata, tuple("abc"[:bands]), {})
+    form = MapProfile(np.dtype(dtype), nodata, tuple("abc"[:bands]), {})
     folder = tmp_path_factory.mktemp("parts")
     parts = write_parts(folder, values, rows, grid, form)
-    assemble(folder / "map.tif", grid, form, data.draw(st.permutations(parts)))
+    build_cog(folder / "map.tif", grid, form, data.draw(st.permutations(parts)))
     with rasterio.open(folder / "map.tif") as dataset:
         assert np.array_equal(dataset.read(), values, equal_nan=dtype == "float32")
-        assert grid_of(dataset) == grid
+        assert read_grid(dataset) == grid
 
 
 def test_parts_that_do_not_cover_the_rows_once_are_the_programmers_fault(tmp_path):
     a, b, c = write_parts(tmp_path, random_map(), [20, 50])
-    for parts in ([a, c], [a, b], [b, c], [a, b, b, c], [a, Part(b.path, 21), c], [a, Part(b.path, 19), c], []):
+    for parts in ([a, c], [a, b], [b, c], [a, b, b, c], [a, MapStrip(b.path, 21), c], [a, MapStrip(b.path, 19), c], []):
         with pytest.raises(AssertionError, match="row"):
-            assemble(tmp_path / "map.tif", GRID, CLASSES, parts)
+            build_cog(tmp_path / "map.tif", GRID, CLASSES, parts)
     with pytest.raises(AssertionError, match="row 0"):
-        assemble(tmp_path / "map.tif", Grid(70, 89, UTM, GRID.crs), CLASSES, [a, b, c])
+        build_cog(tmp_path / "map.tif", Grid(70, 89, UTM, GRID.crs), CLASSES, [a, b, c])
 
 
 def test_a_part_that_is_damaged_or_gone_makes_no_map(tmp_path):
@@ -812,13 +818,13 @@ def test_a_part_that_is_damaged_or_gone_makes_no_map(tmp_path):
     ]:
         b.path.unlink() if content is None else b.path.write_bytes(content)
         with pytest.raises(error, match=words):
-            assemble(tmp_path / "map.tif", GRID, CLASSES, [a, b], overwrite=True)
+            build_cog(tmp_path / "map.tif", GRID, CLASSES, [a, b], overwrite=True)
         assert sorted((path.name, path.read_text()) for path in tmp_path.glob("*.*")) == [("map.tif", "old")]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, RasterError])
 def test_a_part_that_is_interrupted_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), writing_part(tmp_path / "part.tif", GRID, CLASSES) as out:  # noqa: PT012
+    with pytest.raises(error), open_strip_writer(tmp_path / "part.tif", GRID, CLASSES) as out:  # noqa: PT012
         out.write(random_map()[:, :5], Window(0, 0, 90, 5))
         raise error
     assert not list(tmp_path.iterdir())
@@ -855,7 +861,7 @@ def test_a_map_is_not_overwritten_unasked(tmp_path):
         write_map(tmp_path / "no" / "map.tif", random_map())
 
 
-TWO = MapFormat(np.dtype("uint8"), 255, ("a", "b"), {})
+TWO = MapProfile(np.dtype("uint8"), 255, ("a", "b"), {})
 
 
 def moved(path):
@@ -879,7 +885,7 @@ def emptied(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (moved, "what was written lies on another grid"),
+        (moved, "its grid changed when it was written"),
         (changed, "reads back differently at rows 20 to 70, columns 0 to 90"),
         (cut, "does not read back"),
         (emptied, "does not read back"),
@@ -901,14 +907,14 @@ def test_damage_is_found_before_the_map_has_its_name(tmp_path, monkeypatch, dama
 def missed(path):
     """A block that a full disk took is no data."""
     path.unlink()
-    with writing_part(path, GRID, TWO):
+    with open_strip_writer(path, GRID, TWO):
         pass
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (moved, "what was written lies on another grid"),
+        (moved, "its grid changed when it was written"),
         (changed, "reads back differently at rows 32 to 64, columns 32 to 64"),
         (missed, "reads back differently at rows 0 to 32, columns 0 to 32"),
         (cut, "does not read back"),
@@ -916,15 +922,15 @@ def missed(path):
     ],
 )
 def test_damage_to_a_part_is_found_when_it_ends(tmp_path, monkeypatch, damage, words):
-    sync, damaged = cog.sync, []
+    fsync, damaged = cog.fsync, []
 
     def faulty(path):
-        sync(path)
+        fsync(path)
         if not damaged:
             damaged.append(path)
             damage(path)
 
-    monkeypatch.setattr(cog, "sync", faulty)
+    monkeypatch.setattr(cog, "fsync", faulty)
     with pytest.raises(OutputError, match=rf"part\.tif: .*{words}"):
         write_part(tmp_path / "part.tif", random_map(bands=2), form=TWO)
     assert damaged
@@ -939,16 +945,16 @@ from affine import Affine
 from rasterio.crs import CRS
 from segkit.errors import OutputError
 from segkit.io.grid import Grid
-from segkit.io.cog import MapFormat, Part, assemble, writing_part
+from segkit.io.cog import MapProfile, MapStrip, build_cog, open_strip_writer
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
 grid = Grid(1100, 1100, Affine(10, 0, 0, 0, -10, 0), CRS.from_epsg(32622))
 noise = np.random.default_rng(0).integers(0, 255, (1, 1100, 1100), dtype="uint8")
-form = MapFormat(np.dtype("uint8"), 255, ("class",), {})
-strip = MapFormat(np.dtype("float32"), float("nan"), ("a",), {})
+form = MapProfile(np.dtype("uint8"), 255, ("class",), {})
+strip = MapProfile(np.dtype("float32"), float("nan"), ("a",), {})
 
 def part(path, form):
-    with writing_part(path, grid, form) as out:
+    with open_strip_writer(path, grid, form) as out:
         for window in grid.tiles(512):
             out.write(noise[:, *window.toslices()].astype(form.dtype), window)
 
@@ -965,7 +971,7 @@ for kilobytes in map(int, sys.argv[3:]):
             if what == "part":
                 part(folder / "bands" / "1.tif", own)
             else:
-                assemble(folder / "map.tif", grid, form, [Part(folder / "bands" / "0.tif", 0)])
+                build_cog(folder / "map.tif", grid, form, [MapStrip(folder / "bands" / "0.tif", 0)])
         except OutputError as error:
             print(kilobytes, error)
 """
@@ -984,7 +990,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_part(tmp_path, cache):
     done = at_a_limit(tmp_path, "part", 0, 50, 600, 1200, GDAL_CACHEMAX=cache)
     told = [line.split()[0] for line in done.stdout.splitlines()]
     assert told == ["0", "0", "50", "50", "600", "600", "1200", "1200"], done.stderr
-    assert done.stdout.count("no file may grow so large here") == 8
+    assert done.stdout.count("files here may not be that large") == 8
     assert not list((tmp_path / "bands").iterdir())
 
 
@@ -992,7 +998,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_no_part(tmp_path, cache):
 def test_a_full_disk_is_an_output_error_and_leaves_no_map(tmp_path):
     done = at_a_limit(tmp_path, "map", 0, 50, 300, 600, 1240, 1400)  # some stop the overviews, some the map
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["0", "50", "300", "600", "1240", "1400"], done
-    assert done.stdout.count("no file may grow so large here") == 6
+    assert done.stdout.count("files here may not be that large") == 6
     assert [path.name for path in tmp_path.iterdir()] == ["bands"]
     assert [path.name for path in (tmp_path / "bands").iterdir()] == ["0.tif"]
 
@@ -1020,7 +1026,7 @@ def test_what_lies_beside_an_older_map_goes_with_it(tmp_path, ending):
 
 
 def test_a_file_that_changes_its_grid_is_not_warped_unasked(write_raster):
-    scene = Scene.of(write_raster("a.tif", np.ones((1, 4, 4), dtype=np.uint8)))
+    scene = Scene.from_files(write_raster("a.tif", np.ones((1, 4, 4), dtype=np.uint8)))
     write_raster("a.tif", np.ones((1, 5, 4), dtype=np.uint8))
-    with pytest.raises(GridError, match="another grid than when"):
+    with pytest.raises(GridError, match="its grid has changed since"):
         scene.read()

@@ -1,6 +1,5 @@
 """Rasters behind URLs are read like files, in few requests; what fails is repeated, then told, and never zeros."""
 
-import ctypes
 import json
 import os
 import pickle
@@ -16,19 +15,20 @@ import rasterio
 import rasterio.shutil
 import yaml
 from affine import Affine
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.windows import Window
 from server import serving
 from synthetic import recipe_for, segmenter, write_pair
 
 from segkit.data.check import check
-from segkit.data.pairing import RASTER_SUFFIXES, expand
+from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
 from segkit.errors import DataError, RasterError, SegkitError, UsageError
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict
 from segkit.io import raster, remote
-from segkit.io.files import check_folder, check_output, existing
+from segkit.io.files import check_folder, check_output, require_file
 from segkit.io.raster import open_raster
-from segkit.io.remote import Remote, located
+from segkit.io.remote import Remote, as_path
 from segkit.io.scene import Scene
 from segkit.recipe.schema import Recipe
 from segkit.training.train import train
@@ -48,7 +48,7 @@ def _quick(monkeypatch):
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(raster, "_kept", {})
+    monkeypatch.setattr(raster, "_open_remotes", {})
 
 
 @pytest.fixture
@@ -106,43 +106,43 @@ def same(one, other):
     ],
 )
 def test_a_url_is_a_path_that_shows_no_secrets(url, name, shown):
-    file = located(url)
+    file = as_path(url)
     assert isinstance(file, Remote)
     assert remote.gdal_name(file) == name
     assert str(file) == f"{file}" == shown
     assert (file.stem, file.suffix, file.name) == ("b", ".tif", "b.tif")
-    assert located(file) == file == pickle.loads(pickle.dumps(file)) == located(os.fspath(file)) == file.absolute()
-    assert os.fspath(remote.of_gdal(name)) == os.fspath(file)
+    assert as_path(file) == file == pickle.loads(pickle.dumps(file)) == as_path(os.fspath(file)) == file.absolute()
+    assert os.fspath(remote.from_gdal_name(name)) == os.fspath(file)
     assert not file.exists()
 
 
 def test_two_queries_are_two_files():
-    one, other = located("https://host/get.tif?id=1"), located("https://host/get.tif?id=2")
+    one, other = as_path("https://host/get.tif?id=1"), as_path("https://host/get.tif?id=2")
     assert one != other
-    assert len({one, other, located(one)}) == 2
+    assert len({one, other, as_path(one)}) == 2
 
 
 def test_what_pathlib_folded_is_a_url_again():
-    assert located(Path("https://host/a.tif")) == located("https://host/a.tif")
+    assert as_path(Path("https://host/a.tif")) == as_path("https://host/a.tif")
 
 
 @pytest.mark.parametrize("path", ["a.tif", "/data/a.tif", "ftp://host/a.tif", "s3", "c:/a.tif", "s3:", "xs3://a/b"])
 def test_other_paths_stay_paths(path):
-    assert located(path) == Path(path)
+    assert as_path(path) == Path(path)
     assert not remote.is_remote(path)
 
 
 def test_pixels_are_those_of_the_file(server):
     for compress in ("DEFLATE", "NONE"):
         file = write_cog(server.folder / f"{compress}.tif", 500, mask=True, compress=compress)
-        scene = Scene.of(server.url(file.name))
+        scene = Scene.from_files(server.url(file.name))
         assert scene.name == compress
-        for window in (scene.grid.whole, Window(100, 200, 77, 33), Window(-5, 490, 40, 40)):
-            assert same(scene.read(window), Scene.of(file).read(window))
+        for window in (scene.grid.full_window, Window(100, 200, 77, 33), Window(-5, 490, 40, 40)):
+            assert same(scene.read(window), Scene.from_files(file).read(window))
 
 
 def test_a_window_costs_its_tiles(server, cog):
-    scene = Scene.of(server.url(cog.name))
+    scene = Scene.from_files(server.url(cog.name))
     assert server.requests() <= 4
     for window, most in ((Window(256, 256, TILE, TILE), 1), (Window(300, 420, 200, 300), 4)):
         server.forget()
@@ -157,12 +157,12 @@ def test_the_header_of_many_tiles_costs_one_request(server):
     with rasterio.open(flat, "w", driver="GTiff", **profile, transform=Affine(10, 0, 6e5, 0, -10, 9e6)):
         pass
     rasterio.shutil.copy(flat, file, driver="COG", BLOCKSIZE=TILE, OVERVIEWS="NONE")
-    Scene.of(server.url(file.name)).read(Window(4000, 4000, TILE // 2, TILE // 2))
+    Scene.from_files(server.url(file.name)).read(Window(4000, 4000, TILE // 2, TILE // 2))
     assert sum(method == "GET" for method, _, _ in server.asked) == 2  # and one for the tile
 
 
 def test_a_whole_scene_costs_its_tiles_once(server, cog, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["segkit.inference.tiling"], "_BAND_PIXELS", 2**17)  # several bands
+    monkeypatch.setattr(sys.modules["segkit.inference.tiling"], "_MIN_BAND_PIXELS", 2**17)  # several bands
     model = segmenter(Path("nowhere"), pretrained=False)
     local = predict(model, cog, tmp_path / "local.tif", tile=256, overlap=32)[0]
     found = predict(model, server.url(cog.name), tmp_path / "map.tif", tile=256, overlap=32)[0]
@@ -182,26 +182,35 @@ def test_a_raster_that_is_opened_again_is_not_fetched_again(server, cog):
     assert not server.asked
 
 
+@pytest.fixture
+def block_cache(monkeypatch):
+    """Restores the limit of GDAL's block cache."""
+    monkeypatch.delenv("GDAL_CACHEMAX", raising=False)
+    before = get_gdal_config("GDAL_CACHEMAX")
+    yield
+    set_gdal_config("GDAL_CACHEMAX", before)
+
+
 @pytest.mark.parametrize("chosen", [False, True])
-def test_gdals_cache_holds_a_row_of_windows_unless_the_user_chose_another(server, cog, monkeypatch, chosen):
-    monkeypatch.setenv("GDAL_CACHEMAX", "129" if chosen else "128")
-    change, before = remote._gdal("GDALSetCacheMax64", None), remote._gdal("GDALGetCacheMax64", ctypes.c_int64)()
-    change(2 * TILE**2 * 6)
-    try:
-        with Scene.of(server.url(cog.name)).open() as reader:
-            for top in range(0, 500, TILE):
-                for left in range(0, 500, TILE):
-                    reader.read(Window(left, top, 2 * TILE, 2 * TILE))
-    finally:
-        change(before)
+def test_gdals_cache_holds_a_row_of_windows_unless_the_user_chose_a_limit(
+    server, cog, monkeypatch, block_cache, chosen
+):
+    if chosen:
+        monkeypatch.setenv("GDAL_CACHEMAX", "1")
+    monkeypatch.setattr("segkit.io.block_cache._limit_bytes", 2 * TILE**2 * 6)
+    set_gdal_config("GDAL_CACHEMAX", 2 * TILE**2 * 6)
+    with Scene.from_files(server.url(cog.name)).open() as reader:
+        for top in range(0, 500, TILE):
+            for left in range(0, 500, TILE):
+                reader.read(Window(left, top, 2 * TILE, 2 * TILE))
     assert (server.sent[cog.name] > 1.5 * tile_bytes(cog)) == chosen
 
 
 def test_few_rasters_stay_open(server, cog):
-    for copy in range(raster._KEPT + 3):
+    for copy in range(raster._MAX_OPEN_REMOTES + 3):
         shutil.copy(cog, server.folder / f"{copy}.tif")
-        Scene.of(server.url(f"{copy}.tif"))
-    assert len(raster._kept) == raster._KEPT
+        Scene.from_files(server.url(f"{copy}.tif"))
+    assert len(raster._open_remotes) == raster._MAX_OPEN_REMOTES
 
 
 FAILURES = [500, 503, 429, "reset", "short"]
@@ -216,20 +225,20 @@ def test_what_fails_once_is_repeated(server, cog, how, when):
     if when == "opening":
         fail = server.fail
         server.fail = lambda path, range_: fail(path, range_) if range_ else None
-    scene = Scene.of(server.url(cog.name))
+    scene = Scene.from_files(server.url(cog.name))
     with scene.open() as reader:
         if when == "reading":
             server.failing(2, how)
-        assert same(reader.read(WINDOW), Scene.of(cog).read(WINDOW))
+        assert same(reader.read(WINDOW), Scene.from_files(cog).read(WINDOW))
 
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_window_that_gdal_gives_up_is_read_once_more(server, cog, how, monkeypatch):
     """The server recovers while segkit waits before it tries again."""
-    with Scene.of(server.url(cog.name)).open() as reader:
+    with Scene.from_files(server.url(cog.name)).open() as reader:
         server.failing(10**6, how)
         monkeypatch.setattr(remote.time, "sleep", lambda seconds: server.failing(0, how))
-        assert same(reader.read(WINDOW), Scene.of(cog).read(WINDOW))
+        assert same(reader.read(WINDOW), Scene.from_files(cog).read(WINDOW))
 
 
 @pytest.mark.parametrize("compress", ["DEFLATE", "NONE"])
@@ -242,9 +251,9 @@ def test_a_window_that_gdal_gives_up_is_read_once_more(server, cog, how, monkeyp
 )  # fmt: skip
 def test_what_keeps_failing_is_told_and_can_be_had_later(server, how, said, compress, capfd, monkeypatch):
     cog = write_cog(server.folder / "scene.tif", 512, compress=compress)
-    expected = Scene.of(cog).read(WINDOW)
+    expected = Scene.from_files(cog).read(WINDOW)
     url = f"{server.url(cog.name)}?sig=SECRET"
-    scene = Scene.of(url)
+    scene = Scene.from_files(url)
     if how == "stall":
         monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "0.3")
     with scene.open() as reader:
@@ -255,38 +264,38 @@ def test_what_keeps_failing_is_told_and_can_be_had_later(server, how, said, comp
     assert str(told.value).startswith(f"{server.url(cog.name)}: cannot be read at rows 100 to 400")
     assert "SECRET" not in str(told.value)
     if how not in ("short", "stall"):
-        raster._kept.clear()
+        raster._open_remotes.clear()
         server.failing(10**6, how)
         with pytest.raises(RasterError, match=said) as told:
-            Scene.of(url)
+            Scene.from_files(url)
         assert "SECRET" not in str(told.value)
         server.failing(0, how)
-    assert same(Scene.of(url).read(WINDOW), expected)
+    assert same(Scene.from_files(url).read(WINDOW), expected)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_that_was_not_there_can_be_had_later(server, tmp_path):
     with pytest.raises(RasterError, match="404"):
-        Scene.of(server.url("late.tif"))
+        Scene.from_files(server.url("late.tif"))
     write_cog(server.folder / "late.tif", 128)
-    assert Scene.of(server.url("late.tif")).read().valid.all()
+    assert Scene.from_files(server.url("late.tif")).read().valid.all()
 
 
 def test_a_server_without_ranges_is_refused(server, cog):
     server.ranges = False
     with pytest.raises(RasterError, match=r"[Rr]ange"):
-        Scene.of(server.url(cog.name)).read()
+        Scene.from_files(server.url(cog.name)).read()
 
 
 def test_nobody_listens():
     with pytest.raises(RasterError, match=r"http://127\.0\.0\.1:9/a\.tif: .*onnect"):
-        Scene.of("http://127.0.0.1:9/a.tif")
+        Scene.from_files("http://127.0.0.1:9/a.tif")
 
 
 @pytest.mark.parametrize("compress", ["DEFLATE", "NONE"])
 def test_a_file_that_changes_while_it_is_read_is_told(server, compress):
     cog = write_cog(server.folder / "scene.tif", compress=compress)
-    scene = Scene.of(server.url(cog.name))
+    scene = Scene.from_files(server.url(cog.name))
 
     def read():
         with scene.open() as reader:
@@ -296,15 +305,15 @@ def test_a_file_that_changes_while_it_is_read_is_told(server, compress):
 
     with pytest.raises(RasterError, match="has changed since" if compress == "NONE" else "has changed"):
         read()
-    again = Scene.of(server.url(cog.name))
-    assert same(again.read(WINDOW), Scene.of(cog).read(WINDOW))
+    again = Scene.from_files(server.url(cog.name))
+    assert same(again.read(WINDOW), Scene.from_files(cog).read(WINDOW))
 
 
 def test_a_raster_that_stayed_open_is_not_used_when_it_has_changed(server, cog, monkeypatch):
-    monkeypatch.setattr(raster, "_TRUSTED_S", 0)
-    Scene.of(server.url(cog.name)).read()
+    monkeypatch.setattr(raster, "_REVALIDATE_AFTER_S", 0)
+    Scene.from_files(server.url(cog.name)).read()
     write_cog(cog, seed=1)
-    assert same(Scene.of(server.url(cog.name)).read(WINDOW), Scene.of(cog).read(WINDOW))
+    assert same(Scene.from_files(server.url(cog.name)).read(WINDOW), Scene.from_files(cog).read(WINDOW))
 
 
 def test_a_virtual_raster_needs_leave(server, cog):
@@ -312,21 +321,21 @@ def test_a_virtual_raster_needs_leave(server, cog):
         '<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="UInt16" band="1"/></VRTDataset>'
     )
     with pytest.raises(RasterError):
-        Scene.of(server.url("scene.tif.vrt"))
-    assert Scene.of(server.url("scene.tif.vrt"), vrt=True).grid.shape == (8, 8)
+        Scene.from_files(server.url("scene.tif.vrt"))
+    assert Scene.from_files(server.url("scene.tif.vrt"), vrt=True).grid.shape == (8, 8)
 
 
 def test_the_environment_of_the_user_wins(monkeypatch):
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "9")
-    assert "GDAL_HTTP_MAX_RETRY" not in remote.options()
+    assert "GDAL_HTTP_MAX_RETRY" not in remote.gdal_options()
     with rasterio.Env(GDAL_HTTP_MULTIPLEX="NO"):
-        assert "GDAL_HTTP_MULTIPLEX" not in remote.options()
-    assert remote.options()["GDAL_HTTP_MULTIPLEX"] == "YES"
+        assert "GDAL_HTTP_MULTIPLEX" not in remote.gdal_options()
+    assert remote.gdal_options()["GDAL_HTTP_MULTIPLEX"] == "YES"
 
 
 def test_files_beside_a_remote_raster_are_not_read_whatever_the_user_sets(monkeypatch):
     monkeypatch.setenv("GDAL_DISABLE_READDIR_ON_OPEN", "FALSE")
-    assert remote.options()["GDAL_DISABLE_READDIR_ON_OPEN"] == "EMPTY_DIR"
+    assert remote.gdal_options()["GDAL_DISABLE_READDIR_ON_OPEN"] == "EMPTY_DIR"
 
 
 def test_overviews_elsewhere_are_refused(server):
@@ -334,34 +343,34 @@ def test_overviews_elsewhere_are_refused(server):
                        transform=Affine(10, 0, 6e5, 0, -10, 9e6)) as dataset:  # fmt: skip
         dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE="/vsicurl/" + server.url("secret.tif"))
     with pytest.raises(RasterError, match=r"a\.tif: its metadata \(OVERVIEW_FILE"):
-        Scene.of(server.url("a.tif"))
+        Scene.from_files(server.url("a.tif"))
     assert not server.requests("secret.tif")
 
 
 def test_where_gdal_tells_no_version_files_are_read_all_the_same(server, cog, monkeypatch):
-    monkeypatch.setattr(remote, "_gdal", lambda *_: None)
-    assert same(Scene.of(server.url(cog.name)).read(WINDOW), Scene.of(cog).read(WINDOW))
+    monkeypatch.setattr(remote, "_gdal_function", lambda *_: None)
+    assert same(Scene.from_files(server.url(cog.name)).read(WINDOW), Scene.from_files(cog).read(WINDOW))
 
 
 def test_folders_and_globs_are_local():
     for url in ("https://host/scenes/", "s3://bucket/*.tif"):
-        with pytest.raises(UsageError, match=r"table \(CSV\)"):
-            expand(located(url), "scenes", RASTER_SUFFIXES)
+        with pytest.raises(UsageError, match=r"in a table"):
+            expand_paths(as_path(url), "scenes", RASTER_SUFFIXES)
     for url in ("https://host/a.tif?x=*&y=[1]", "s3://bucket/a[1].tif"):
-        assert expand(located(url), "scenes", RASTER_SUFFIXES) == [located(url)]
+        assert expand_paths(as_path(url), "scenes", RASTER_SUFFIXES) == [as_path(url)]
 
 
 def test_outputs_and_other_inputs_are_local(tmp_path, server, cog):
     for url in ("https://host/map.tif", "s3://bucket/map.tif"):
         for refused in (check_output, check_folder):
-            with pytest.raises(UsageError, match="lie"):
+            with pytest.raises(UsageError, match="must be local"):
                 refused(url, **({"overwrite": True} if refused is check_output else {"what": "runs"}))
-        with pytest.raises(UsageError, match=f"{url}: what is written"):
+        with pytest.raises(UsageError, match=f"{url}: outputs must be local"):
             predict(segmenter(Path("nowhere"), pretrained=False), cog, url)
-        with pytest.raises(UsageError, match="recipe lies"):
+        with pytest.raises(UsageError, match="a recipe must be local"):
             Recipe.load(url)
-        with pytest.raises(UsageError, match="lies on this machine"):
-            existing(Path(url))
+        with pytest.raises(UsageError, match="must be local"):
+            require_file(Path(url))
 
 
 def test_a_map_tells_the_scene_without_its_signature_and_sees_a_change(server, tmp_path):
@@ -388,7 +397,7 @@ def pairs(server):
 
 def test_training_and_what_belongs_to_it_read_urls(server, pairs, tmp_path):
     images, labels = pairs[:2], pairs[2:]
-    recipe = recipe_for(server.folder, "binary", train={"epochs": 1, "steps": 2}).to_dict()
+    recipe = recipe_for(server.folder, "binary", train={"epochs": 1, "steps_per_epoch": 2}).to_dict()
     local = Recipe.from_dict(recipe)
     recipe["data"]["train"] = {"images": images, "labels": labels}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -408,29 +417,31 @@ def local_of(server):
 
 
 def test_a_table_mixes_urls_and_files(server, pairs, tmp_path):
-    from segkit.data.pairing import pair
-    from segkit.recipe.schema import Source
+    from segkit.data.pairing import pair_files
+    from segkit.recipe.schema import DatasetSource
 
     (tmp_path / "scenes.csv").write_text(f"image,label\n{pairs[0]},{pairs[2]}\nb.tif,labels/b.tif\n")
-    found = pair(Source(table=str(tmp_path / "scenes.csv"))).pairs
-    assert [each.images[0] for each in found] == [located(pairs[0]), tmp_path / "b.tif"]
+    found = pair_files(DatasetSource(table=str(tmp_path / "scenes.csv"))).pairs
+    assert [each.images[0] for each in found] == [as_path(pairs[0]), tmp_path / "b.tif"]
     assert [each.labels[0].path for each in found] == [pairs[2], str(tmp_path / "labels/b.tif")]
     assert [each.name for each in found] == ["a", "b"]
 
 
 def test_the_cache_follows_what_the_server_tells(server, pairs):
-    from segkit.data.cache import Cache, entries
+    from segkit.data.cache import Cache, list_entries
 
-    with Cache.opened(1) as cache:
-        before = len(entries())
-        scene = cache.scene(Scene.of(pairs[0]))
-        cache.scene(Scene.of(pairs[0]))
-        assert len(entries()) == before + 1
-        assert same(scene.read(), Scene.of(server.folder / "images/a.tif").read())
+    with Cache.open(1) as cache:
+        before = len(list_entries())
+        scene = cache.scene(Scene.from_files(pairs[0]))
+        cache.scene(Scene.from_files(pairs[0]))
+        assert len(list_entries()) == before + 1
+        assert same(scene.read(), Scene.from_files(server.folder / "images/a.tif").read())
         write_pair(server.folder, "binary", "a", seed=5)
-        raster._kept.clear()
-        assert same(cache.scene(Scene.of(pairs[0])).read(), Scene.of(server.folder / "images/a.tif").read())
-        assert len(entries()) == before + 2
+        raster._open_remotes.clear()
+        assert same(
+            cache.scene(Scene.from_files(pairs[0])).read(), Scene.from_files(server.folder / "images/a.tif").read()
+        )
+        assert len(list_entries()) == before + 2
 
 
 def test_the_command_line_takes_urls(server, tmp_path, monkeypatch, capsys):
@@ -472,20 +483,20 @@ def test_s3_is_read_without_boto3(server, monkeypatch, keys):
         monkeypatch.setenv(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scene = Scene.of("s3://bucket/scene.tif")
+        scene = Scene.from_files("s3://bucket/scene.tif")
         server.forget()
-        assert same(scene.read(WINDOW), Scene.of(file).read(WINDOW))
+        assert same(scene.read(WINDOW), Scene.from_files(file).read(WINDOW))
     assert scene.versions[0].startswith(f"{file.stat().st_size} bytes")
     assert {path for _, path, _ in server.asked} == {"bucket/scene.tif"}
     assert server.sent["bucket/scene.tif"] <= 1.1 * tile_bytes(file, WINDOW)
     assert all(("Credential=key/" in headers.get("Authorization", "")) == keys for headers in server.headers)
     with pytest.raises(DataError, match=r"s3://bucket/none\.tif: .*404"):
-        Scene.of("s3://bucket/none.tif")
+        Scene.from_files("s3://bucket/none.tif")
 
 
 def test_threads_may_read_one_url_at_a_time_each(server, cog):
-    expected, found = Scene.of(cog).read(WINDOW), []
-    scene = Scene.of(server.url(cog.name))
+    expected, found = Scene.from_files(cog).read(WINDOW), []
+    scene = Scene.from_files(server.url(cog.name))
     threads = [threading.Thread(target=lambda: found.append(scene.read(WINDOW))) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -17,12 +17,12 @@ from server import serving
 import segkit
 from segkit.assess.points import read_points
 from segkit.data.labels.open import open_labels
-from segkit.data.split import split
+from segkit.data.split import spatial_split
 from segkit.errors import DataError, MissingFileError
-from segkit.io.region import read_area
+from segkit.io.region import read_aoi
 from segkit.io.vector import DRIVERS, VECTOR_SUFFIXES, is_vector, layer_names, read_layer
-from segkit.recipe.schema import LabelSource, Split
-from segkit.task.task import LandClass, Task
+from segkit.recipe.schema import LabelSource, SpatialSplit
+from segkit.task import LandCoverClass, Task
 
 SECRET = "hunter2"
 SQUARE = shapely.box(0, 0, 1, 1)
@@ -101,7 +101,7 @@ def test_a_file_that_is_cut_is_refused(tmp_path, suffix):
         data = file.read_bytes()
         for cut in np.random.default_rng(1).integers(1, len(data) - 20, 8):
             file.write_bytes(data[:cut])
-            with pytest.raises(DataError, match="damaged, or not in the format of its ending"):
+            with pytest.raises(DataError, match="damaged, or not in the format of its extension"):
                 read_layer(path)
         file.write_bytes(data)
     assert len(read_layer(path).geometries) == 120
@@ -117,7 +117,7 @@ def test_layers_are_named(tmp_path):
     assert table.geometries is None
     assert table.attributes["code"].tolist() == [1, 2, 3]
     for layer in (None, "three"):
-        with pytest.raises(DataError, match=r"its layers with geometries are one, two; name one under labels\.layer"):
+        with pytest.raises(DataError, match=r"its layers with geometries are one, two; give one with labels\.layer"):
             read_layer(path, layer, option="labels.layer")
 
 
@@ -169,11 +169,11 @@ def test_the_attacks_work_on_gdal_itself(tmp_path, secret):
 def test_every_command_opens_vectors_in_this_way(tmp_path, secret, use):
     path = tmp_path / "a.geojson"
     path.write_text(vrt(secret))
-    task = Task("binary", (LandClass("a", 1),))
+    task = Task("binary", (LandCoverClass("a", 1),))
     act = {
         "labels": lambda: open_labels(LabelSource(path=str(path)), task, None),
-        "split": lambda: split([], task, Split(by="polygon", polygons=str(path), gap=0)),
-        "area": lambda: read_area(path),
+        "split": lambda: spatial_split([], task, SpatialSplit(by="polygon", polygons=str(path), gap=0)),
+        "area": lambda: read_aoi(path),
         "points": lambda: read_points(path),
     }[use]
     with pytest.raises(DataError, match="cannot be read as a vector file") as refused:

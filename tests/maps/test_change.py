@@ -62,29 +62,33 @@ def test_every_pixel_is_of_its_pair(maps, tmp_path):
             else:
                 name = one if one == other else f"{one} to {other}"
                 assert classes[codes[row, column]]["name"] == name
-    for at, one in enumerate(result.old):
-        for place, other in enumerate(result.new):
+    for at, one in enumerate(result.classes_before):
+        for place, other in enumerate(result.classes_after):
             here = (was == one) & (became == other)
             assert result.pixels[at, place] == here.sum()
             assert result.hectares[at, place] == pytest.approx(hectares[here].sum(), rel=1e-4)
-    assert result.unseen == ((was == None) ^ (became == None)).sum()  # noqa: E711 - of an array
+    assert result.unmatched_pixels == ((was == None) ^ (became == None)).sum()  # noqa: E711 - of an array
     stays, goes = (
         next(row for row in classes.values() if row["name"] == name) for name in ("forest", "forest to field")
     )
     assert goes["color"] == "#e6c35c"
     assert "".join(f"{part:02x}" for part in colors[stays["value"]][:3]) == stays["color"][1:] == "c6ddcd"
     table = (tmp_path / "change.csv").read_text().splitlines()
-    assert table[0].split(",")[1:] == [*result.new, "total"]
+    assert table[0].split(",")[1:] == [*result.classes_after, "total"]
     assert float(table[-1].split(",")[-1]) == pytest.approx(result.hectares.sum())
 
 
 def test_the_map_can_be_assessed_and_vectorised(maps, tmp_path):
     old, new, *_ = maps
     change(old, new, tmp_path / "change.tif")
-    made = design(tmp_path / "change.tif", tmp_path / "points.gpkg", samples=100, minimum=5)
+    made = design(tmp_path / "change.tif", tmp_path / "points.gpkg", samples=100, min_per_stratum=5)
     assert "forest to field" in [part.name for part in made.strata]
     summary = vectorize(tmp_path / "change.tif", tmp_path / "change.gpkg", classes=["forest to field"])
     assert summary.polygons["forest to field"] > 0
+    with rasterio.open(tmp_path / "change.tif") as map_:
+        date = map_.tags()["segkit_date"]
+    vectorize(tmp_path / "change.tif", tmp_path / "change.geojson")
+    assert json.loads((tmp_path / "change.geojson").read_text())["segkit"]["segkit_map_date"] == date
 
 
 def test_many_classes_need_more_than_a_byte(tmp_path):
@@ -111,8 +115,8 @@ def test_of_overlapping_classes_one_is_compared(tmp_path):
         with_classes(tmp_path / f"{name}.tif", [(1, "trees", "#1b7837"), (2, "flood", "#2b83ba")], kind="multilabel")
     with pytest.raises(UsageError, match="name one with --class: trees, flood"):
         change(tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "change.tif")
-    result = change(tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "change.tif", of="flood")
-    assert (result.old, result.new) == (("not flood", "flood"),) * 2
+    result = change(tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "change.tif", class_name="flood")
+    assert (result.classes_before, result.classes_after) == (("not flood", "flood"),) * 2
     assert result.pixels[0, 1] == ((masks[0, 1] == 0) & (masks[1, 1] == 1)).sum()
 
 
@@ -135,13 +139,22 @@ def test_what_does_not_fit_is_told_and_leaves_nothing(maps, tmp_path):
     assert (tmp_path / "change.tif").read_text() == "mine"
 
 
+def test_old_names_still_work(maps, tmp_path):
+    old, new, *_ = maps
+    with pytest.warns(DeprecationWarning, match="class_name="), pytest.raises(UsageError, match="leave out --class"):
+        change(old, new, tmp_path / "change.tif", of="forest")
+    result = change(old, new, tmp_path / "change.tif")
+    with pytest.warns(DeprecationWarning, match="unmatched_pixels"):
+        assert result.unseen == result.unmatched_pixels
+
+
 def test_a_name_that_a_spreadsheet_would_run_is_text_in_the_table(tmp_path):
     formula = '=HYPERLINK("https://example.org")'
     for name in ("a", "b"):
         write_map(tmp_path / f"{name}.tif", np.array([[1, 2]], dtype=np.uint8))
         with_classes(tmp_path / f"{name}.tif", [(1, formula, "#1b7837"), (2, "-1", "#2b83ba")])
     result = change(tmp_path / "a.tif", tmp_path / "b.tif", tmp_path / "change.tif", table=tmp_path / "change.csv")
-    assert result.old == (formula, "-1")
+    assert result.classes_before == (formula, "-1")
     with (tmp_path / "change.csv").open(newline="") as file:
         head, *rows = csv.reader(file)
     assert head[1:] == [f"'{formula}", "'-1", "total"]
@@ -151,9 +164,9 @@ def test_a_name_that_a_spreadsheet_would_run_is_text_in_the_table(tmp_path):
 def test_outputs_are_not_one_file_and_no_input(maps, tmp_path):
     old, new, *_ = maps
     before = old.read_bytes()
-    with pytest.raises(UsageError, match="one file"):
+    with pytest.raises(UsageError, match="the same file"):
         change(old, new, tmp_path / "x.tif", table=tmp_path / "x.tif")
-    with pytest.raises(UsageError, match="which is read"):
+    with pytest.raises(UsageError, match="which is an input"):
         change(old, new, old, overwrite=True)
     assert old.read_bytes() == before
     assert not (tmp_path / "x.tif").exists()

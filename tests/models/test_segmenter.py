@@ -1,5 +1,6 @@
 import json
 from dataclasses import asdict
+from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from segkit.errors import MissingFileError, ModelFileError, RecipeError, SegkitError
 from segkit.models.model_file import read_header
-from segkit.models.network import not_finite
+from segkit.models.network import describe_non_finite
 from segkit.models.segmenter import Segmenter, load
 
 ARCHITECTURES = {
@@ -142,20 +143,29 @@ BROKEN = {
     "cut": (lambda path, good, *_: path.write_bytes(good.read_bytes()[:-100]), "not a model file .* or damaged"),
     "checkpoint": (lambda path, _, __, weights: torch.save(weights, path), "not a model file"),
     "folder": (lambda path, *_: path.mkdir(), r"is a folder; name the model file in it \(model.safetensors\)"),
-    "plain": (lambda path, *_: save_file({"a": torch.ones(1)}, path), "not one that segkit train wrote"),
+    "plain": (
+        lambda path, *_: save_file({"a": torch.ones(1)}, path),
+        "a safetensors file without a recipe, so no model of segkit; ",
+    ),
     "no JSON": (lambda path, *_: write(path, "{"), "its header is damaged"),
     "no table": (lambda path, *_: write(path, "[1]"), "its header is damaged"),
     "bare": (lambda path, *_: write(path, '{"format": 1}'), "its header is damaged"),
-    "newer": (lambda path, _, header, __: write(path, header | {"format": 2}), "format 2, .* reads 1; update segkit"),
+    "newer": (
+        lambda path, _, header, __: write(path, header | {"format": 2}),
+        "format 2, .* reads format 1; update segkit",
+    ),
     "recipe": (lambda path, _, header, __: write(path, header | {"recipe": {}}), "cannot use its header: recipe: "),
     "bands": (lambda path, _, header, __: write(path, header | {"mean": [1]}), "cannot use its header"),
-    "reach": (lambda path, _, header, __: write(path, header | {"reach": -1}), "its header is damaged: reach is -1, "),
+    "receptive_field": (
+        lambda path, _, header, __: write(path, header | {"receptive_field": -1}),
+        "its header is damaged: receptive_field is -1, ",
+    ),
     "weights": (lambda path, _, header, __: write(path, header), "its weights do not fit its recipe"),
     "mean": (lambda path, _, header, __: write(path, header | {"mean": [1, 1, np.inf]}), "mean of band b3 is inf"),
     "std": (lambda path, _, header, __: write(path, header | {"std": [1, np.nan, 1]}), "deviation of band b2 is nan"),
     "calibration": (
         lambda path, _, header, __: write(path, header | {"calibration": {"scale": [np.nan], "shift": [0]}}),
-        "its header is damaged: calibration is",
+        "its header is damaged: calibration has scale",
     ),
 }
 
@@ -195,7 +205,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(tmp_path, st
 
 
 def test_large_weights_whose_sum_overflows_are_finite(tmp_path):
-    assert not_finite({"a": torch.full((9,), 3e38), "b": torch.arange(3)}) is None
+    assert describe_non_finite({"a": torch.full((9,), 3e38), "b": torch.arange(3)}) is None
 
 
 def test_a_model_that_is_not_there(tmp_path):
@@ -216,7 +226,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(stored, tmp_path, monkeypatch):
 def test_a_scene_of_other_bands_is_refused(stored, tmp_path):
     write_raster(tmp_path / "four.tif", np.ones((4, 8, 8), np.uint16))
     with pytest.raises(ModelFileError, match=r"four.tif: has 4 bands, .* trained on 3 \(b1, b2, b3\)"):
-        load(stored[0]).scene(tmp_path / "four.tif")
+        load(stored[0]).open_scene(tmp_path / "four.tif")
 
 
 @pytest.mark.parametrize(
@@ -266,8 +276,8 @@ def test_encoder_weights_from_a_file(tmp_path, bands, name):
     found = {name.removeprefix("model."): tensor for name, tensor in encoder.state_dict().items()}
     assert found.keys() < weights.keys()
     first = next(iter(found))
-    for name in found.keys() - {first}:
-        assert torch.equal(found[name], weights[name])
+    for other in found.keys() - {first}:
+        assert torch.equal(found[other], weights[other])
     oracle = torch.nn.Sequential(torch.nn.Conv2d(3, *weights[first].shape[:1], 3, bias=False))
     oracle[0].weight.data = weights[first].clone()
     smp_utils.patch_first_conv(oracle, bands)
@@ -334,7 +344,7 @@ def test_published_weights_without_a_network(tmp_path, monkeypatch, encoder, opt
         for name in ("hf_hub_download", "load_state_dict_from_hf", "load_state_dict_from_url"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, offline)
-    with pytest.raises(SegkitError, match="weights imagenet cannot be built: no network; without a network, name a"):
+    with pytest.raises(SegkitError, match="weights imagenet cannot be built: no network; without internet access"):
         segmenter(tmp_path, encoder=encoder, options=options, encoder_weights="imagenet")
 
 
@@ -366,7 +376,7 @@ def test_a_prepared_model_says_the_same(tmp_path, architecture, encoder, options
     model.recipe = recipe_for(tmp_path, "multiclass", train={"tile_size": side})
     lively(model)
     before = {name: tensor.clone() for name, tensor in model.train().state_dict().items()}
-    exact, rounded = model.prepared(CPU, "fp32"), model.prepared(CPU, "bf16")
+    exact, rounded = model.optimized_for_inference(CPU, "fp32"), model.optimized_for_inference(CPU, "bf16")
     assert model.training
     assert not exact.training
     assert not rounded.training
@@ -389,7 +399,7 @@ def test_normalisation_stays_float32_in_bf16(tmp_path):
     model = segmenter(tmp_path, mean=[10_000.0] * 3, std=[4.0] * 3)
     pixels, valid = an_image()
     pixels = 10_000 + (pixels - 500) / 50 * 4
-    near, true = (probabilities(one, pixels, valid) for one in (model.prepared(CPU, "bf16"), model))
+    near, true = (probabilities(one, pixels, valid) for one in (model.optimized_for_inference(CPU, "bf16"), model))
     assert (near - true).abs().mean() < 0.02
 
 
@@ -453,7 +463,7 @@ WIRED = {
 def test_only_what_can_be_folded_is(tmp_path, wiring, layers, remaining):
     torch.manual_seed(0)
     model = holding(tmp_path, Wired(wiring, **layers))
-    prepared = model.prepared(CPU, "fp32")
+    prepared = model.optimized_for_inference(CPU, "fp32")
     assert norms(prepared) == remaining
     image = an_image()
     torch.testing.assert_close(logits(prepared, *image), logits(model, *image), atol=1e-4, rtol=1e-4)
@@ -464,14 +474,14 @@ def test_a_network_with_an_operation_that_wants_float32_computes_the_rest_in_bf1
     wiring = lambda m, x: functional.conv2d(m.b(m.a(x)), kernel)  # noqa: E731
     model = holding(tmp_path, Wired(wiring, a=conv(3, 4), b=nn.BatchNorm2d(4)))
     made = []
-    rounded = model.prepared(CPU, "bf16")
+    rounded = model.optimized_for_inference(CPU, "bf16")
     rounded.network.network.layers.a.register_forward_hook(lambda _, __, output: made.append(output.dtype))
     image = an_image()
     near, true = logits(rounded, *image), logits(model, *image)
     assert made == [torch.bfloat16]
     assert near.dtype == torch.float32
     torch.testing.assert_close(near, true, atol=0.1, rtol=0.1)
-    torch.testing.assert_close(logits(model.prepared(CPU, "fp32"), *image), true, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(model.optimized_for_inference(CPU, "fp32"), *image), true, atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=25)
@@ -497,7 +507,7 @@ def test_the_reach_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_fa
                 changed[..., row, column] += 100 * torch.randn(3)
                 rows, columns = (network(changed) != before).any(dim=(0, 1)).nonzero(as_tuple=True)
                 reaches += [*(rows - row).abs().tolist(), *(columns - column).abs().tolist()]
-    reach = holding(tmp_path_factory.mktemp("reach"), network, stride).reach
+    reach = holding(tmp_path_factory.mktemp("reach"), network, stride).receptive_field
     # A pixel that a maximum or an activation hides does not count in this run.
     pooled = any(isinstance(layer, nn.MaxPool2d) for layer in layers)
     assert max(reaches) <= reach < max(reaches) + stride + (4 * stride if pooled else 0)
@@ -505,7 +515,7 @@ def test_the_reach_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_fa
 
 def test_beyond_its_reach_a_pixel_changes_no_bit(tmp_path):
     model = lively(segmenter(tmp_path)).double()
-    reach = model.reach
+    reach = model.receptive_field
     pixels, valid = an_image(height=16, width=512)
     pixels, valid = pixels.double(), valid | True
     changed = pixels.clone()
@@ -519,7 +529,7 @@ def test_what_lies_further_from_a_window_s_end_than_the_reach_is_as_in_the_whole
     model = lively(segmenter(tmp_path))
     pixels, valid = an_image(height=400, width=400)
     whole = logits(model, pixels, valid)
-    margin, cut = model.reach + 1, slice(8 * 17, 8 * 35)
+    margin, cut = model.receptive_field + 1, slice(8 * 17, 8 * 35)
     part = logits(model, pixels[..., cut, cut], valid[..., cut, cut])
     inner, same = slice(margin, 144 - margin), slice(8 * 17 + margin, 8 * 35 - margin)
     torch.testing.assert_close(part[..., inner, inner], whole[..., same, same], rtol=0, atol=1e-5)
@@ -561,8 +571,8 @@ def test_the_reach_of_single_layers(tmp_path, network, stride, reach):
     network = Pooled(network) if isinstance(network, nn.AdaptiveAvgPool2d) else network
     model = holding(tmp_path, network, stride)
     modes = [module.training for module in network.modules()]
-    assert model.reach == reach
-    assert model.context == (32 if reach is None else None)
+    assert model.receptive_field == reach
+    assert model.fixed_window_size == (32 if reach is None else None)
     assert [module.training for module in network.modules()] == modes
 
 
@@ -573,13 +583,13 @@ WHOLE = {"unetplusplus": False, "linknet": False, "segformer": True, "pan": True
 def test_networks_that_look_at_all_of_their_window_are_recognised(tmp_path, architecture, everything):
     """Also segformer with a convolutional encoder, whose interpolation is pinned to the window's corners."""
     assert (
-        segmenter(tmp_path, architecture=architecture, encoder="mobilenet_v2", options={}).reach is None
+        segmenter(tmp_path, architecture=architecture, encoder="mobilenet_v2", options={}).receptive_field is None
     ) == everything
 
 
 def test_attention_over_the_window_is_recognised(tmp_path):
-    assert segmenter(tmp_path).reach is not None
-    assert segmenter(tmp_path, options=SCSE).reach is None
+    assert segmenter(tmp_path).receptive_field is not None
+    assert segmenter(tmp_path, options=SCSE).receptive_field is None
 
 
 @pytest.mark.parametrize(("options", "stored"), [(SMALLEST["options"], 54), (SCSE, "global")])
@@ -587,14 +597,14 @@ def test_the_reach_is_measured_once_and_kept_in_the_file(tmp_path, options, stor
     model = segmenter(tmp_path, options=options)
     file = tmp_path / "m.safetensors"
     model.save(file)
-    assert read_header(file).reach is None
-    measured = model.reach
+    assert read_header(file).receptive_field is None
+    measured = model.receptive_field
     model.save(file)
-    assert read_header(file).reach == stored
-    assert load(file).reach == measured
+    assert read_header(file).receptive_field == stored
+    assert load(file).receptive_field == measured
     other = asdict(read_header(file)) | {"reach": 7}
     save_file(load_file(file), file, metadata={"segkit": json.dumps(other)})
-    assert load(file).reach == 7
+    assert load(file).receptive_field == 7
 
 
 def test_a_file_from_before_reaches_were_kept(tmp_path):
@@ -602,9 +612,9 @@ def test_a_file_from_before_reaches_were_kept(tmp_path):
     model = segmenter(tmp_path)
     model.save(file)
     header = asdict(read_header(file))
-    del header["reach"]
+    del header["receptive_field"]
     save_file(load_file(file), file, metadata={"segkit": json.dumps(header)})
-    assert load(file).reach == model.reach
+    assert load(file).receptive_field == model.receptive_field
 
 
 def test_the_fingerprint_is_of_what_decides_the_logits(tmp_path):
@@ -644,7 +654,7 @@ def test_a_network_is_given_no_window_of_one_stride_by_several(tmp_path, shape):
 @pytest.mark.parametrize("encoder", ["tu-resnet10t", "resnet18"])
 def test_bf16_says_the_same_in_every_run_and_as_much_as_fp32_whatever_the_shape(tmp_path, encoder):
     model = segmenter(tmp_path, "multiclass", options={}, encoder=encoder)
-    exact, rounded = (model.prepared(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
+    exact, rounded = (model.optimized_for_inference(torch.device("cpu"), precision) for precision in ("fp32", "bf16"))
     for shape in NARROW:
         pixels, valid = an_image(height=shape[0], width=shape[1])
         found = []
@@ -654,3 +664,23 @@ def test_bf16_says_the_same_in_every_run_and_as_much_as_fp32_whatever_the_shape(
         assert all(torch.equal(found[0], again) for again in found), shape
         expected = logits(exact, pixels, valid)
         assert (found[0] - expected).abs().max() < 0.2 * expected.abs().max(), shape
+
+
+def test_the_fingerprint_of_a_file_stays_when_keys_of_recipes_are_added_or_renamed(tmp_path):
+    """So a prediction that segkit 0.2 began is continued. Oracle: the hash over what the file holds."""
+    file = tmp_path / "m.safetensors"
+    segmenter(tmp_path).save(file)
+    header = asdict(read_header(file))
+    train = header["recipe"]["train"]
+    train["steps"], train["keep"] = train.pop("steps_per_epoch"), train.pop("checkpoint")
+    header["reach"] = header.pop("receptive_field")
+    weights = load_file(file)
+    save_file(weights, file, metadata={"segkit": json.dumps(header)})
+    model = load(file)
+    digest = sha256(json.dumps([header["recipe"], list(header["mean"]), list(header["std"])]).encode())
+    for name in model.state_dict():
+        digest.update(name.encode())
+        digest.update(weights[name].flatten().view(torch.uint8).numpy())
+    assert model.fingerprint() == digest.hexdigest()
+    model.save(file)
+    assert load(file).fingerprint() != digest.hexdigest()  # written with the names of today

@@ -13,11 +13,11 @@ from matplotlib.text import Text
 from rasterio.windows import Window
 
 from segkit.assess.estimation import estimate
-from segkit.evaluation.bootstrap import Resampling
+from segkit.evaluation.bootstrap import BootstrapIntervals
 from segkit.evaluation.metrics import Confusion, Reliability
 from segkit.plots import area_bars, charts, style, training_curves
 from segkit.plots import text as plot_text
-from segkit.task.task import LandClass, Task
+from segkit.task import LandCoverClass, Task
 
 PLAIN = ["water", "forest", "agriculture", "urban", "wetland", "bare_soil"]
 ODD = [
@@ -37,19 +37,19 @@ def names_of(count, kind):
 
 def evaluation(names, type_="multiclass", *, missing=(), seed=0):
     """What an evaluation tells of decisions that are mostly right; classes in `missing` are nowhere."""
-    task = Task(type_, tuple(LandClass(name, value) for value, name in enumerate(names, 1)))
+    task = Task(type_, tuple(LandCoverClass(name, value) for value, name in enumerate(names, 1)))
     if type_ == "multiclass":
         task = Task(type_, task.classes, background=False)
     random = np.random.default_rng(seed)
-    counted, sure, drawn = Confusion(task), Reliability(task), Resampling(task)
+    counted, sure, drawn = Confusion(task), Reliability(task), BootstrapIntervals(task)
     for scene in range(12):
-        shape = (task.planes, 20, 20)
+        shape = (task.n_targets, 20, 20)
         there = [category for category in range(len(task.categories)) if category not in missing]
         truth = random.choice(there, shape).astype(np.int16)
         decided = np.where(random.random(shape) < random.uniform(0.6, 0.95), truth, random.choice(there, shape))
         if type_ == "multilabel":
-            for plane in missing:
-                truth[plane], decided[plane] = 0, 0
+            for target in missing:
+                truth[target], decided[target] = 0, 0
         probabilities = random.random((task.channels, 20, 20))
         counted.add(decided, truth, random.uniform(0.3, 1, shape))
         sure.add(probabilities, truth)
@@ -119,7 +119,7 @@ def test_curves_show_the_log():
     assert list(line(right, "mean IoU").get_ydata()) == [row["val_iou"] for row in rows]
     assert list(line(right, "accuracy").get_ydata()) == [row["val_accuracy"] for row in rows]
     for ax in (left, right):
-        assert list(line(ax, "kept: epoch 4").get_xdata()) == [4, 4]
+        assert list(line(ax, "saved: epoch 4").get_xdata()) == [4, 4]
         assert all(list(each.get_xdata()) == [1, 2, 3, 4, 5] for each in ax.lines[:-1])
     assert line(right, "mean IoU").get_marker() != line(right, "accuracy").get_marker()
 
@@ -138,7 +138,7 @@ def test_without_validation_there_is_only_the_loss():
     figure = training_curves.curves(log(3, validation=False), 3)
     assert len(figure.axes) == 1
     assert not {"mean IoU", "accuracy"} & set(texts(figure))
-    assert "kept: epoch 3" in texts(figure)
+    assert "saved: epoch 3" in texts(figure)
 
 
 def test_an_undefined_score_is_a_gap():
@@ -162,7 +162,7 @@ def luminance(color):
 
 
 def test_a_cell_holds_the_share_of_its_row_and_the_count():
-    figure = charts.confusion({"labels": ["a", "b_c"], "matrix": [[9_990_000, 10_000], [0, 45]]})
+    figure = charts.confusion_matrix({"labels": ["a", "b_c"], "matrix": [[9_990_000, 10_000], [0, 45]]})
     told = {place: text.get_text() for place, text in cells(figure).items()}
     assert told == {(0, 0): "99.9 %\n9.99 M", (0, 1): "0.1 %\n10 k", (1, 0): "0 %\n0", (1, 1): "100 %\n45"}
     (mesh,) = (each for each in figure.axes[0].collections if isinstance(each, QuadMesh))
@@ -170,14 +170,14 @@ def test_a_cell_holds_the_share_of_its_row_and_the_count():
     ax = figure.axes[0]
     assert [each.get_text() for each in ax.get_yticklabels()] == ["a", "b c"]
     assert [each.get_text() for each in ax.get_xticklabels()] == ["a", "b c"]
-    assert (ax.get_ylabel(), ax.get_xlabel()) == ("truth", "decision")
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("truth", "prediction")
     assert ax.get_ylim() == (2, 0)  # the first row is above
 
 
 def test_cells_of_many_classes_hold_a_share_only():
     matrix = np.diag(np.full(7, 1000))
     matrix[2] = [1, 0, 9, 0, 30, 0, 960]
-    told = cells(charts.confusion({"labels": list("abcdefg"), "matrix": matrix.tolist()}))
+    told = cells(charts.confusion_matrix({"labels": list("abcdefg"), "matrix": matrix.tolist()}))
     assert [told[2, column].get_text() for column in range(7)] == ["·", "", "1", "", "3", "", "96"]
     assert told[0, 0].get_text() == "100"
 
@@ -186,7 +186,7 @@ def test_cells_of_many_classes_hold_a_share_only():
 def test_a_row_without_pixels_is_empty(size):
     matrix = np.diag(np.arange(1, size + 1))
     matrix[1] = 0
-    figure = charts.confusion({"labels": list("abcdefghi")[:size], "matrix": matrix.tolist()})
+    figure = charts.confusion_matrix({"labels": list("abcdefghi")[:size], "matrix": matrix.tolist()})
     found = [text.get_text() for (row, _), text in cells(figure).items() if row == 1]
     assert found == ["no pixels"]
     (mesh,) = (each for each in figure.axes[0].collections if isinstance(each, QuadMesh))
@@ -196,21 +196,23 @@ def test_a_row_without_pixels_is_empty(size):
 
 
 @pytest.mark.parametrize("size", [6, 30])
-def test_numbers_are_read_on_their_cells_and_lie_in_them(size):
+def test_numbers_are_legible_and_inside_their_cells(size):
     random = np.random.default_rng(0)
     matrix = np.sort(random.integers(0, 10**6, (size, size)) ** 3 // 10**12, axis=1)
     matrix[0, 1:] = 0  # 100 %
     matrix[0, 0] = 123_000
-    figure = charts.confusion({"labels": names_of(size, "odd"), "matrix": matrix.tolist()})
+    figure = charts.confusion_matrix({"labels": names_of(size, "odd"), "matrix": matrix.tolist()})
     ax = figure.axes[0]
     (mesh,) = (each for each in ax.collections if isinstance(each, QuadMesh))
+    mesh.update_scalarmappable()
+    renderer = figure._get_renderer()
     colors = mesh.get_facecolor().reshape(size, size, 4)
     assert len({tuple(color) for color in colors.reshape(-1, 4)}) > size
     for (row, column), text in cells(figure).items():
         if text.get_text():
             light, dark = sorted([luminance(colors[row, column][:3]), luminance(text.get_color())], reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5
-            corners = ax.transData.inverted().transform(text.get_window_extent())
+            corners = ax.transData.inverted().transform(text.get_window_extent(renderer))
             assert (corners[:, 0] >= column).all()
             assert (corners[:, 0] <= column + 1).all()
             assert (corners[:, 1] >= row - 0.02).all()
@@ -219,9 +221,9 @@ def test_numbers_are_read_on_their_cells_and_lie_in_them(size):
 
 def test_overlapping_classes_have_a_bar_each():
     matrix = [[[50, 10], [20, 70]], [[0, 0], [0, 200_000]], [[99, 0], [0, 0]]]
-    figure = charts.confusion({"labels": ["a", "b", "c"], "matrix": matrix})
+    figure = charts.confusion_matrix({"labels": ["a", "b", "c"], "matrix": matrix})
     (ax,) = figure.axes
-    assert widths(ax, "hit") == pytest.approx([0.7, 1, 0])
+    assert widths(ax, "correct") == pytest.approx([0.7, 1, 0])
     assert widths(ax, "missed") == pytest.approx([0.2, 0, 0])
     assert widths(ax, "false alarm") == pytest.approx([0.1, 0, 0])
     assert [bar.get_x() for bar in bars(ax, "missed")] == pytest.approx([0.7, 1, 0])
@@ -239,7 +241,7 @@ def test_overlapping_classes_have_a_bar_each():
 @pytest.mark.parametrize("type_", ["multiclass", "multilabel"])
 def test_bars_markers_and_intervals_are_the_scores(type_):
     told = evaluation(PLAIN, type_)
-    figure = charts.classes(told)
+    figure = charts.class_scores(told)
     (ax,) = figure.axes
     scores, between = told["per_class"], told["intervals"]["per_class"]
     assert [label.get_text() for label in ax.get_yticklabels()] == [name.replace("_", " ") for name in PLAIN]
@@ -273,12 +275,12 @@ def test_intervals_may_be_missing(intervals):
     else:
         told["intervals"]["per_class"]["water"]["iou"] = None
         del told["intervals"]["per_class"]["forest"]
-    (ax,) = charts.classes(told).axes
+    (ax,) = charts.class_scores(told).axes
     assert len(spans(ax)) == (3 if intervals == "null score" else 0)
     assert ax.get_xlabel() == ("score, 95 % intervals over 12 scenes" if intervals == "null score" else "score")
 
 
-def test_what_is_undefined_is_a_dash():
+def test_undefined_scores_are_dashes():
     told = {
         "per_class": {
             "nowhere": {"iou": None, "f1": None, "precision": None, "recall": None, "support": 0},
@@ -286,11 +288,11 @@ def test_what_is_undefined_is_a_dash():
             "invented": {"iou": 0.0, "f1": 0.0, "precision": 0.0, "recall": None, "support": 0},
         }
     }
-    figure = charts.classes(told)
+    figure = charts.class_scores(told)
     (ax,) = figure.axes
     assert rows_of(ax) == [["-", "0.000", "0.000"], ["-", "0.000", "0.000"], ["0", "12.3 k", "0"]]
-    told = {round(text.get_position()[1]): text.get_text() for text in ax.texts if text.get_text().endswith(" -")}
-    assert told == {1: "precision -", 2: "recall -"}
+    notes = {round(text.get_position()[1]): text.get_text() for text in ax.texts if "undefined" in text.get_text()}
+    assert notes == {1: "precision: undefined", 2: "recall: undefined"}
 
 
 # Reliability
@@ -300,13 +302,15 @@ def defined(*values):
     return [list(each) for each in zip(*(pair for pair in zip(*values, strict=True) if None not in pair), strict=True)]
 
 
-def test_reliability_shows_decisions_and_classes():
+def test_reliability_shows_predictions_and_classes():
     told = evaluation(PLAIN)
-    figure = charts.reliability(told)
+    figure = charts.reliability_diagram(told)
     upper, lower = figure.axes
     curve = told["reliability"]
-    assert [list(each) for each in line(upper, "decisions").get_data()] == defined(curve["confidence"], curve["right"])
-    assert [list(each) for each in line(upper, "as sure as right").get_data()] == [[0, 1], [0, 1]]
+    assert [list(each) for each in line(upper, "predictions").get_data()] == defined(
+        curve["confidence"], curve["right"]
+    )
+    assert [list(each) for each in line(upper, "perfect calibration").get_data()] == [[0, 1], [0, 1]]
     for name, channel in told["calibration"].items():
         points = channel["reliability"]
         found = [list(each) for each in line(upper, name.replace("_", " ")).get_data()]
@@ -321,14 +325,14 @@ def test_reliability_shows_decisions_and_classes():
 
 def test_one_channel_has_no_curve_of_its_own():
     told = evaluation(["a"], "multilabel") | {"brier": None}
-    figure = charts.reliability(told)
-    assert [each.get_label() for each in figure.axes[0].lines] == ["as sure as right", "decisions"]
+    figure = charts.reliability_diagram(told)
+    assert [each.get_label() for each in figure.axes[0].lines] == ["perfect calibration", "predictions"]
     assert any(text.endswith("Brier score -") for text in texts(figure))
 
 
 def test_of_many_classes_the_worst_are_named():
     told = evaluation([f"class {number}" for number in range(30)])
-    lines = charts.reliability(told).axes[0].lines
+    lines = charts.reliability_diagram(told).axes[0].lines
     ece = {name: channel["ece"] for name, channel in told["calibration"].items()}
     assert {each.get_label() for each in lines if each.get_label().startswith("class")} == set(
         sorted(ece, key=ece.get)[-8:]
@@ -337,12 +341,12 @@ def test_of_many_classes_the_worst_are_named():
     assert sum(each.get_label() == "22 other classes" for each in lines) == 1
 
 
-def test_maps_tell_no_reliability():
+def test_maps_have_no_reliability_diagram():
     told = evaluation(PLAIN)
     empty = {"confidence": [None] * 15, "right": [None] * 15, "pixels": [0] * 15}
-    assert charts.reliability({key: told[key] for key in ("per_class", "confusion")}) is None
-    assert charts.reliability(told | {"reliability": None}) is None
-    assert charts.reliability(told | {"reliability": empty}) is None
+    assert charts.reliability_diagram({key: told[key] for key in ("per_class", "confusion")}) is None
+    assert charts.reliability_diagram(told | {"reliability": None}) is None
+    assert charts.reliability_diagram(told | {"reliability": empty}) is None
 
 
 # Areas
@@ -351,9 +355,9 @@ def test_maps_tell_no_reliability():
 def test_areas_and_accuracies_are_those_of_the_estimate():
     told = sample(["a", "b", "c"])
     rows = told["per_class"]
-    figure = area_bars.areas(told)
+    figure = area_bars.estimated_areas(told)
     upper, lower = figure.axes
-    assert widths(upper, "pixels of the map") == [row["mapped_ha"] for row in rows.values()]
+    assert widths(upper, "mapped") == [row["mapped_ha"] for row in rows.values()]
     assert widths(upper, "estimated, 95 % interval") == [row["area_ha"] for row in rows.values()]
     for ax, keys in ((upper, ["area_ha"]), (lower, ["users", "producers"])):
         drawn, expected = spans(ax), []
@@ -384,8 +388,8 @@ def test_an_estimate_without_numbers_is_drawn():
     told = sample(["a", "b"])
     told |= dict.fromkeys(("overall_accuracy", "overall_accuracy_ci95"))
     told["per_class"] = {name: dict.fromkeys(row) for name, row in told["per_class"].items()}
-    figure = area_bars.areas(told)
-    style.svg(figure)
+    figure = area_bars.estimated_areas(told)
+    style.to_svg(figure)
     assert rows_of(figure.axes[0]) == rows_of(figure.axes[1]) == [["-"] * 4]
     assert f"overall accuracy -, {told['samples']} samples" in texts(figure)
 
@@ -393,15 +397,15 @@ def test_an_estimate_without_numbers_is_drawn():
 # Mapped
 
 
-def test_what_a_map_shows_is_not_called_an_estimate():
+def test_mapped_areas_are_called_biased():
     hectares = {"forest": 12_345.6, "wet_land": 0.25, "none": 0.0, "unknown": None}
-    figure = area_bars.mapped(hectares, {"forest": "#117733", "wet_land": "#0072b2"})
+    figure = area_bars.mapped_areas(hectares, {"forest": "#117733", "wet_land": "#0072b2"})
     (ax,) = figure.axes
     assert [bar.get_width() for bar in ax.patches] == [12_345.6, 0.25, 0, 0]
     assert [to_rgb(bar.get_facecolor()) for bar in ax.patches[:2]] == [to_rgb("#117733"), to_rgb("#0072b2")]
     assert rows_of(ax) == [["12,346", "0.25", "0", "-"], ["> 99.9 %", "< 0.1 %", "0 %", "-"]]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["forest", "wet land", "none", "unknown"]
-    assert "pixels of the map: a biased estimate of area" in texts(figure)
+    assert "area by pixel count (a biased estimate)" in texts(figure)
 
 
 # All of them
@@ -411,13 +415,13 @@ def figures(names):
     exclusive, overlapping = evaluation(names), evaluation(names, "multilabel", missing=[0])
     return {
         "curves": training_curves.curves(log(60), 47),
-        "confusion": charts.confusion(exclusive["confusion"]),
-        "overlapping": charts.confusion(overlapping["confusion"]),
-        "classes": charts.classes(exclusive),
-        "classes, overlapping": charts.classes(overlapping),
-        "reliability": charts.reliability(exclusive),
-        "areas": area_bars.areas(sample(names)),
-        "mapped": area_bars.mapped(dict(zip(names, np.geomspace(3e7, 0.1, len(names)), strict=True)), {}),
+        "confusion": charts.confusion_matrix(exclusive["confusion"]),
+        "overlapping": charts.confusion_matrix(overlapping["confusion"]),
+        "classes": charts.class_scores(exclusive),
+        "classes, overlapping": charts.class_scores(overlapping),
+        "reliability": charts.reliability_diagram(exclusive),
+        "areas": area_bars.estimated_areas(sample(names)),
+        "mapped": area_bars.mapped_areas(dict(zip(names, np.geomspace(3e7, 0.1, len(names)), strict=True)), {}),
     }
 
 
@@ -425,7 +429,7 @@ def figures(names):
 def drawn(request):
     count, kind = request.param
     made = figures(names_of(count, kind))
-    return names_of(count, kind), made, {what: style.svg(figure) for what, figure in made.items()}
+    return names_of(count, kind), made, {what: style.to_svg(figure) for what, figure in made.items()}
 
 
 def test_all_lies_on_the_canvas_and_no_names_overlap(drawn):
@@ -463,10 +467,10 @@ def test_drawings_are_the_same_each_time(tmp_path):
     names = names_of(4, "odd")
     made, again = figures(names), figures(names)
     for what, figure in made.items():
-        first = style.svg(figure)
-        style.png(figure, tmp_path / "one", 60)
-        style.png(again[what], tmp_path / "two", 60)
-        assert first == style.svg(figure) == style.svg(again[what])
+        first = style.to_svg(figure)
+        style.write_png(figure, tmp_path / "one", 60)
+        style.write_png(again[what], tmp_path / "two", 60)
+        assert first == style.to_svg(figure) == style.to_svg(again[what])
         assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
         assert (tmp_path / "one").read_bytes().startswith(b"\x89PNG")
         assert b"Software" not in (tmp_path / "one").read_bytes()  # which tells a version
@@ -486,11 +490,11 @@ def test_an_svg_is_an_element_of_a_page(drawn):
             assert "Überg" in shown
 
 
-def test_the_settings_of_the_user_do_not_matter():
-    made = style.svg(training_curves.curves(log(3), 2))
+def test_charts_ignore_the_users_matplotlib_settings():
+    made = style.to_svg(training_curves.curves(log(3), 2))
     settings = {"font.size": 30, "text.parse_math": True, "svg.fonttype": "path", "axes.facecolor": "red"}
     with matplotlib.rc_context(settings):
-        assert style.svg(training_curves.curves(log(3), 2)) == made
+        assert style.to_svg(training_curves.curves(log(3), 2)) == made
         assert matplotlib.rcParams["font.size"] == 30
 
 
@@ -522,10 +526,10 @@ def test_names_are_wrapped_by_their_width():
 def test_of_many_classes_the_most_confused_are_shown_and_no_pixel_is_lost():
     counts = np.diag(np.arange(300) + 1)
     counts[7, 200] = counts[250, 3] = 99
-    labels, joined = charts._most_confused([f"c{number}" for number in range(300)], counts)
+    labels, joined = charts._join_least_confused([f"c{number}" for number in range(300)], counts)
     assert len(labels) == len(joined) == 30
     assert {"c3", "c7", "c200", "c250"} < set(labels)
     assert labels[-1] == "271 other classes"
     assert joined.sum() == counts.sum()
     assert joined[labels.index("c7"), labels.index("c200")] == joined[labels.index("c250"), labels.index("c3")] == 99
-    assert len(style.svg(charts.confusion({"labels": [str(k) for k in range(300)], "matrix": counts}))) < 1e6
+    assert len(style.to_svg(charts.confusion_matrix({"labels": [str(k) for k in range(300)], "matrix": counts}))) < 1e6

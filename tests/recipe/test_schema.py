@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import jsonschema
 import pytest
@@ -9,7 +10,17 @@ from places import ROOT
 from pydantic import ValidationError
 
 from segkit.errors import MissingFileError, RecipeError
-from segkit.recipe.schema import Data, LabelSource, Model, Recipe, Rows, Source, Split, Train, schema
+from segkit.recipe.schema import (
+    Data,
+    DatasetSource,
+    LabelSource,
+    Model,
+    Recipe,
+    SpatialSplit,
+    TableSplit,
+    Train,
+    schema,
+)
 from segkit.recipe.yaml import parse_yaml
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -43,7 +54,7 @@ def test_shipped_recipes_load_fit_the_schema_and_survive_json(path):
     jsonschema.validate(loaded.to_dict(), schema())
 
 
-def test_schema_is_one_and_refuses_what_the_recipe_refuses(recipe):
+def test_the_schema_is_valid_and_refuses_what_the_recipe_refuses(recipe):
     jsonschema.Draft202012Validator.check_schema(schema())
     raw = yaml.safe_load(MINIMAL)
     for key, value in (("epoch", 3), ("epochs", "3"), ("epochs", 0), ("precision", "fp8")):
@@ -54,20 +65,20 @@ def test_schema_is_one_and_refuses_what_the_recipe_refuses(recipe):
 def test_every_key_is_described_in_the_schema():
     for part in schema()["$defs"].values():
         for key, node in part.get("properties", {}).items():
-            if part["title"] not in ("Task", "LandClass"):
+            if part["title"] not in ("Task", "LandCoverClass"):
                 assert node.get("description"), f"{part['title']}.{key}"
 
 
 def test_defaults(recipe):
     loaded = Recipe.load(recipe)
-    assert (loaded.model, loaded.train, loaded.data.val) == (Model(), Train(), Split())
+    assert (loaded.model, loaded.train, loaded.data.val) == (Model(), Train(), SpatialSplit())
     assert loaded.train.loss == {"pixel": 1.0, "dice": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("part", "place"), [(Train, "train"), (Model, "model"), (Split, "data.val"), (Data, "data")], ids=str
+    ("part", "place"), [(Train, "train"), (Model, "model"), (SpatialSplit, "data.val"), (Data, "data")], ids=str
 )
-def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
+def test_a_misspelt_key_suggests_the_right_one(recipe, part, place):
     for key in part.model_fields:
         for wrong in (key + "s", key[:-1] + key[-1] * 2):
             if wrong not in part.model_fields:
@@ -76,7 +87,7 @@ def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected"),
     [
         ("train.epoch=3", "did you mean epochs?"),
         ("task.colour=1", "task.colour: unknown key; known: type, classes"),
@@ -92,28 +103,28 @@ def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
         ("train.devices=all", "train.devices: found"),
         ("train.devices=[1]", "must be a whole number or 'auto'"),
         ("train.loss={}", "train.loss: is empty"),
-        ("train.loss={pixel: 0}", "every weight in loss is 0"),
+        ("train.loss={pixel: 0}", "all weights in loss are 0"),
         ("train.loss.pixel=-1", "train.loss.pixel: found -1"),
-        ("train.class_weights={clear: 2}", "'clear' is no class of the task; did you mean cleared?"),
+        ("train.class_weights={clear: 2}", "'clear' is not a class of the task; did you mean cleared?"),
         ("data.val.fraction=1", "must be less than 1"),
         ("data.val={images: a}", "val has no labels"),
-        ("data.val=null", "data.val is null, so no epoch can be the best; set train.keep: last"),
+        ("data.val=null", "data.val is null, so there is no best epoch; set train.checkpoint: last"),
         ("data.val=3", "must be a split"),
-        ("data.val.by=polygon", "by: polygon and polygons, the file that holds them, go together"),
-        ("data.val.polygons=zones.gpkg", "by: polygon and polygons"),
-        ("data.val={by: polygon, polygons: a, values: [x]}", "field and values go together"),
-        ("data.val={by: scene, field: use, values: [x]}", "field is for by: polygon"),
-        ("data.val={by: scene, layer: zones}", "layer is for by: polygon"),
-        ("data.val={by: polygon, polygons: a, field: use, values: [x], fold: 0/2}", "fold and values both say"),
-        ("data.val.fold=3/3", "fold 3/3 is none: of n folds, at least 2, the first is 0/n, the last n-1/n"),
-        ("data.val.fold=0/1", "fold 0/1 is none"),
+        ("data.val.by=polygon", "by: polygon needs polygons, the file that holds them"),
+        ("data.val.polygons=zones.gpkg", "by: polygon needs polygons"),
+        ("data.val={by: polygon, polygons: a, values: [x]}", "field needs values"),
+        ("data.val={by: scene, field: use, values: [x]}", "field is only for by: polygon"),
+        ("data.val={by: scene, layer: zones}", "layer is only for by: polygon"),
+        ("data.val={by: polygon, polygons: a, field: use, values: [x], fold: 0/2}", "fold and values both choose"),
+        ("data.val.fold=3/3", "fold 3/3 does not exist; with n folds (2 or more), the first is 0/n, the last n-1/n"),
+        ("data.val.fold=0/1", "fold 0/1 does not exist"),
         ("data.val.fold=first", "data.val.fold: found"),
-        ("data.val={column: use}", "data.val.column names a column of data.train.table, which is not given"),
+        ("data.val={column: use}", "data.val.column needs data.train.table, which is not given"),
         ("data.train.labels=[a, {path: b}]", "data.train.labels.1: found"),
-        ("train.class_weights=[1, 2, 3]", "has 3 numbers, the task 2: background, cleared"),
+        ("train.class_weights=[1, 2, 3]", "has 3 numbers, the task has 2 channels: background, cleared"),
         ("train.class_weights=even", "must be 'balanced' or 'effective'"),
         ("train.label_smoothing=1", "must be less than 1"),
-        ("train.oversample=1.5", "must be less than or equal to 1"),
+        ("train.class_balanced_sampling=1.5", "must be less than or equal to 1"),
         ("data.bands=[0]", "data.bands.0: found 0"),
         ("data.ignore=[1]", "data.ignore lists 1, which is the value of 'cleared'"),
         ("data.ignore=[0]", "data.ignore lists 0, which is the value of 'background'"),
@@ -122,8 +133,8 @@ def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
         ("data.train.table=x.csv", "give either images or table"),
         ("data.train={images: a}", "train has no labels"),
         ("data.train.labels={field: x}", "data.train: labels have no path; give one"),
-        ("data.train.labels={path: a, values: {2: forest}}", "'forest' is no class"),
-        ("data.train.labels={path: a, priority: [forest]}", "'forest' is no class"),
+        ("data.train.labels={path: a, values: {2: forest}}", "'forest' is not a class"),
+        ("data.train.labels={path: a, priority: [forest]}", "'forest' is not a class"),
         ("task.classes=[]", "the task has no classes"),
         ("task.head=softmx", "did you mean softmax?"),
         ("task.classes.1.name=x", "task.classes is a list of 1, numbered from 0; found 1"),
@@ -133,24 +144,30 @@ def test_a_misspelt_key_is_met_with_the_right_one(recipe, part, place):
         ("train=3", "train: found 3; must be keys with values"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(recipe, override, said):
+def test_errors_are_one_line_that_names_the_key(recipe, override, expected):
     message = refused(recipe, override)
-    assert said in message
+    assert expected in message
     assert override in message
 
 
 def test_multilabel_rules(recipe):
     many = "task={type: multilabel, classes: [{name: a, value: 1}, {name: b, value: 2}]}"
-    assert "overlap, none wins" in refused(recipe, many, "data.train.labels={path: p, priority: [a]}")
+    assert "classes of a multilabel task may overlap" in refused(
+        recipe, many, "data.train.labels={path: p, priority: [a]}"
+    )
     loaded = Recipe.load(recipe, [many, "data.train.labels={path: p, values: {x: background, y: null, 3: b}}"])
     (source,) = loaded.data.train.label_sources
     assert source.values == {"x": "background", "y": None, "3": "b"}
 
 
-def test_without_background_nothing_is_called_background(recipe):
+def test_without_background_no_label_may_be_background(recipe):
     full = "task={type: multiclass, background: false, classes: [{name: a, value: 1}, {name: b, value: 2}]}"
-    assert "outside is background" in refused(recipe, full, "data.train.labels={path: p, outside: background}")
-    assert "'background' is no class" in refused(recipe, full, "data.train.labels={path: p, values: {x: background}}")
+    assert "outside_polygons is background" in refused(
+        recipe, full, "data.train.labels={path: p, outside_polygons: background}"
+    )
+    assert "'background' is not a class" in refused(
+        recipe, full, "data.train.labels={path: p, values: {x: background}}"
+    )
     assert Recipe.load(recipe, [full, "data.ignore=[0]"]).data.ignore == (0,)
 
 
@@ -159,9 +176,9 @@ def test_an_error_of_the_file_names_the_file(recipe):
     assert refused(recipe, "name=other").startswith(f"{recipe} --set name=other: train.epoch: unknown key")
 
 
-def test_yaml_without_surprises(recipe):
+def test_duplicate_keys_aliases_and_broken_yaml_are_refused(recipe):
     recipe.write_text(MINIMAL + "train: {seed: 1,\n  seed: 2}\n")
-    assert "line 6: the key 'seed' stands twice" in refused(recipe)
+    assert "line 6: the key 'seed' is given twice" in refused(recipe)
     recipe.write_text(MINIMAL.replace("small", "&n small") + "train: {strategy: *n}\n")
     assert "aliases" in refused(recipe)
     for broken in ("[1, 2]", "", "a: [", "!!python/object/apply:os.getcwd []", "\x00", "[" * 5000):
@@ -185,12 +202,12 @@ def test_scalars_are_those_of_yaml_1_2():
 
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none()))
-def test_what_json_writes_yaml_reads(value):
+def test_yaml_reads_what_json_writes(value):
     found = parse_yaml(json.dumps(value), "")
     assert (found, type(found)) == (value, type(value))
 
 
-def test_paths_start_where_they_are_written(recipe, tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_recipe_or_the_current_directory(recipe, tmp_path, monkeypatch):
     shell = tmp_path / "shell"
     shell.mkdir()
     monkeypatch.chdir(shell)
@@ -213,59 +230,63 @@ def test_paths_start_where_they_are_written(recipe, tmp_path, monkeypatch):
     assert changed.model.encoder_weights == "imagenet"
     assert changed.data.train.images[0] == loaded.data.train.images[0]
     whole = Recipe.load(recipe, ["data.val={images: v, labels: /abs/l}"])
-    assert whole.data.val == Source(images=f"{shell}/v", labels="/abs/l")
+    assert whole.data.val == DatasetSource(images=f"{shell}/v", labels="/abs/l")
 
 
 def test_overrides_reach_lists_and_keys_that_are_not_there_yet(recipe):
     loaded = Recipe.load(
-        recipe, ["task.classes.0.name=field", "train.loss={pixel: 1}", "train.steps=7", "train.steps="]
+        recipe,
+        ["task.classes.0.name=field", "train.loss={pixel: 1}", "train.steps_per_epoch=7", "train.steps_per_epoch="],
     )
     assert loaded.task.classes[0].name == "field"
     assert loaded.train.loss == {"pixel": 1.0}
-    assert loaded.train.steps is None
+    assert loaded.train.steps_per_epoch is None
 
 
-def test_a_recipe_does_not_change(recipe):
+def test_a_recipe_is_frozen(recipe):
     loaded = Recipe.load(recipe)
     with pytest.raises(ValidationError, match="frozen"):
         loaded.train.epochs = 3
 
 
 def test_short_labels_are_a_label_source():
-    assert Source(images="a", labels=("b", "c")).label_sources == (LabelSource(path=("b", "c")),)
-    assert Source(images="a", labels="b").label_sources == (LabelSource(path="b"),)
-    assert Source(images="a").label_sources == ()
+    assert DatasetSource(images="a", labels=("b", "c")).label_sources == (LabelSource(path=("b", "c")),)
+    assert DatasetSource(images="a", labels="b").label_sources == (LabelSource(path="b"),)
+    assert DatasetSource(images="a").label_sources == ()
     several = LabelSource(path="b"), LabelSource(path="c", classes=("cleared",))
-    assert Source(images="a", labels=several).label_sources == several
-    assert Source(images="a", labels=several[0]).label_sources == several[:1]
+    assert DatasetSource(images="a", labels=several).label_sources == several
+    assert DatasetSource(images="a", labels=several[0]).label_sources == several[:1]
 
 
 def test_only_a_table_names_labels_that_have_no_path():
     without = LabelSource(values={"1": "cleared"})
-    assert Source(table="a", labels=(without, LabelSource(path="b"))).label_sources[0].paths == ()
-    for source, said in (
+    assert DatasetSource(table="a", labels=(without, LabelSource(path="b"))).label_sources[0].paths == ()
+    for source, expected in (
         ({"images": "a", "labels": without}, "labels have no path; give one, or a table"),
-        ({"table": "a", "labels": (without, without)}, "2 of the labels have no path; only one can be"),
+        (
+            {"table": "a", "labels": (without, without)},
+            "2 label sources have no path, but the table names the files of only one",
+        ),
     ):
-        with pytest.raises(ValidationError, match=said):
-            Source(**source)
+        with pytest.raises(ValidationError, match=expected):
+            DatasetSource(**source)
 
 
 @pytest.mark.parametrize(
     ("override", "kind"),
     [
-        ("data.val={by: scene, fold: 1/3}", Split),
-        ("data.val={images: a, labels: b}", Source),
-        ("data.val={column: use, val: [dev]}", Rows),
+        ("data.val={by: scene, fold: 1/3}", SpatialSplit),
+        ("data.val={images: a, labels: b}", DatasetSource),
+        ("data.val={column: use, val: [dev]}", TableSplit),
     ],
 )
-def test_what_validates_is_one_of_several(recipe, override, kind):
+def test_validation_is_one_of_several_kinds(recipe, override, kind):
     loaded = Recipe.load(recipe, ["data.train={table: scenes.csv}", override])
     assert isinstance(loaded.data.val, kind)
     assert Recipe.from_dict(loaded.to_dict()) == loaded
 
 
-@pytest.mark.parametrize("part", [Split, Rows, Source, LabelSource, Data, Model, Train])
+@pytest.mark.parametrize("part", [SpatialSplit, TableSplit, DatasetSource, LabelSource, Data, Model, Train])
 def test_the_pages_have_every_key_with_its_default(part):
     docs = ROOT / "docs"
     lines = [line for page in ("recipe.md", "labels.md") for line in (docs / page).read_text().splitlines()]
@@ -275,3 +296,76 @@ def test_the_pages_have_every_key_with_its_default(part):
         expected = "required" if field.is_required() else "a split" if (part, key) == (Data, "val") else default
         rows = [line.split(" | ")[1].strip("`") for line in lines if line.startswith(f"| `{key}` |")]
         assert expected in [yaml.safe_load(row) for row in rows], key
+
+
+OLD_TRAIN = "train: {steps: 7, oversample: 0.5, keep: last}\n"
+OLD = (
+    MINIMAL.replace(
+        "labels: labels", "labels: [{path: a, outside: ignore}, {path: b, fractions: true, whole: 100}]"
+    ).replace("data: {", "data: {scaled: true, ")
+    + OLD_TRAIN
+)
+
+
+def test_old_keys_of_a_file_work_with_a_warning(recipe):
+    recipe.write_text(OLD)
+    with pytest.warns(UserWarning, match="is now called") as caught:
+        loaded = Recipe.load(recipe)
+    assert {str(one.message) for one in caught} == {
+        "data.scaled is now called data.apply_scale_offset",
+        "labels.outside is now called labels.outside_polygons",
+        "labels.whole is now called labels.full_value",
+        "train.steps is now called train.steps_per_epoch",
+        "train.oversample is now called train.class_balanced_sampling",
+        "train.keep is now called train.checkpoint",
+    }
+    train = loaded.train
+    assert (train.steps_per_epoch, train.class_balanced_sampling, train.checkpoint) == (7, 0.5, "last")
+    assert loaded.data.apply_scale_offset
+    first, second = loaded.data.train.label_sources
+    assert (first.outside_polygons, second.full_value) == ("ignore", 100)
+
+
+def test_overrides_take_old_and_new_keys(recipe):
+    for key in ("train.checkpoint", "train.keep"):
+        recipe.write_text(MINIMAL + "train: {checkpoint: best}\n")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert Recipe.load(recipe, [f"{key}=last"]).train.checkpoint == "last"
+            assert Recipe.load(recipe, [f"train={{{key[6:]}: last}}"]).train.checkpoint == "last"
+        assert len(caught) == (2 if key == "train.keep" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.* is now called")
+def test_a_key_under_both_names_is_an_error(recipe):
+    recipe.write_text(MINIMAL + "train: {checkpoint: best, keep: last}\n")
+    assert "train.keep is the old name of train.checkpoint; remove one of them" in refused(recipe)
+    recipe.write_text(MINIMAL)
+    found = refused(recipe, "train.checkpoint=last", "train.keep=last")
+    assert found == "--set train.keep=last: train.keep is the old name of train.checkpoint; remove one of them"
+    assert "data.train.labels.outside is the old name" in refused(
+        recipe, "data.train.labels={path: a, outside: ignore, outside_polygons: ignore}"
+    )
+
+
+def test_a_misspelt_old_key_suggests_the_new_one(recipe):
+    assert "train.keeps: unknown key; did you mean checkpoint?" in refused(recipe, "train.keeps=last")
+    assert "did you mean outside_polygons?" in refused(recipe, "data.train.labels={path: a, outsde: ignore}")
+
+
+def test_recipes_that_segkit_0_2_stored_load_without_a_warning(recipe):
+    raw = Recipe.load(recipe).to_dict()
+    names = {"steps_per_epoch": "steps", "class_balanced_sampling": "oversample", "checkpoint": "keep"}
+    raw["train"] = {names.get(key, key): value for key, value in raw["train"].items()}
+    raw["data"]["scaled"] = raw["data"].pop("apply_scale_offset")
+    recipe.write_text(yaml.safe_dump(raw, sort_keys=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Recipe.load(recipe) == Recipe.from_dict(raw)
+
+
+def test_the_schema_lists_new_keys_only():
+    text = json.dumps(schema())
+    assert '"checkpoint"' in text
+    for key in ("keep", "oversample", "scaled", "whole", "outside", "steps"):
+        assert f'"{key}"' not in text

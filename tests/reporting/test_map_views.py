@@ -7,21 +7,21 @@ import torch
 from rasterio.windows import Window
 from synthetic import patches, place, recipe_for, segmenter, write_pair, write_raster
 
-from segkit.data.area import whole
-from segkit.data.pairing import resolve
-from segkit.data.split import divide
-from segkit.evaluation.decisions import Decider, map_task
-from segkit.evaluation.worst_windows import Piece
+from segkit.data.area import full_areas
+from segkit.data.pairing import open_samples
+from segkit.data.split import train_val_split
+from segkit.evaluation.decisions import ModelPredictor, map_task
+from segkit.evaluation.worst_windows import RankedWindow
 from segkit.inference.predict import predict
-from segkit.inference.settings import Options
+from segkit.inference.settings import PredictOptions
 from segkit.io.scene import Scene
 from segkit.reporting import map_views as maps
-from segkit.reporting.decision_maps import Kept
-from segkit.reporting.map_views import ShownMap, States, narrowed, overview, scenery
-from segkit.reporting.viewer import FIRST_STATE, NOT_KNOWN, NOTHING
-from segkit.task.task import IGNORE, LandClass, Task
+from segkit.reporting.decision_maps import DecisionMapWriter
+from segkit.reporting.map_views import PixelStates, ReportMap, read_overview, scene_layers, select_display_bands
+from segkit.reporting.viewer import FIRST_STATE, NODATA, UNLABELLED
+from segkit.task import IGNORE, LandCoverClass, Task
 
-FAST = Options(device="cpu", precision="fp32", tile=64, overlap=8)
+FAST = PredictOptions(device="cpu", precision="fp32", tile=64, overlap=8)
 HEIGHT, WIDTH = 67, 90
 
 
@@ -31,13 +31,13 @@ def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     write_pair(folder, request.param, "a", height=HEIGHT, width=WIDTH)
     model = segmenter(folder, request.param)
-    model._reach = 40
+    model._receptive_field = 40
     files = folder / "map.tif", folder / "chances.tif"
     predict(model, folder / "images" / "a.tif", files[0], probabilities=files[1], device="cpu", precision="fp32")
     recipe = recipe_for(folder, request.param)
-    (area,) = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
-    scene, view = narrowed(area.sample.scene, [500.0] * 3, [50.0] * 3)
-    return ShownMap("a", files[0], model.task, Window(0, 0, WIDTH, HEIGHT), scene, view, area, files[1]), model, area
+    (area,) = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
+    scene, view = select_display_bands(area.sample.scene, [500.0] * 3, [50.0] * 3)
+    return ReportMap("a", files[0], model.task, Window(0, 0, WIDTH, HEIGHT), scene, view, area, files[1]), model, area
 
 
 def with_steps(step):
@@ -47,22 +47,22 @@ def with_steps(step):
 
 @pytest.mark.parametrize("step", [1, 2, 5])
 @pytest.mark.parametrize("side", [16, 2048])
-def test_an_overview_holds_every_so_many_pixels_and_counts_all(case, monkeypatch, step, side):
+def test_an_overview_samples_cells_and_counts_all_pixels(case, monkeypatch, step, side):
     """Oracle: the map as rasterio reads it, and means with numpy, cell by cell."""
     shown, _, area = case
-    monkeypatch.setattr(maps, "_READ", side)
-    seen = overview(shown, with_steps(step))
+    monkeypatch.setattr(maps, "_READ_SIZE_PX", side)
+    seen = read_overview(shown, with_steps(step))
     assert seen.step == step
     with rasterio.open(shown.path) as dataset:
         values, nodata = dataset.read(), dataset.nodata
     rows, columns = (np.minimum(np.arange(0, n, step) + step // 2, n - 1) for n in (HEIGHT, WIDTH))
     sampled = values[np.ix_(range(len(values)), rows, columns)]
     written = shown.task.map_values(
-        np.where(seen.planes == IGNORE, 0, seen.planes), (seen.planes != IGNORE).all(axis=0)
+        np.where(seen.decided == IGNORE, 0, seen.decided), (seen.decided != IGNORE).all(axis=0)
     )
     np.testing.assert_array_equal(written, sampled)
     tile = area.sample.scene.read()
-    truth = area.truth(area.sample.scene.grid.whole, tile.valid)
+    truth = area.read_truth(area.sample.scene.grid.full_window, tile.valid)
     np.testing.assert_array_equal(seen.truth, truth[np.ix_(range(len(truth)), rows, columns)])
     for row in range(0, HEIGHT, step):
         for column in range(0, WIDTH, step):
@@ -73,32 +73,32 @@ def test_an_overview_holds_every_so_many_pixels_and_counts_all(case, monkeypatch
                 expected = [band[cell][known].mean() for band in tile.pixels]
                 np.testing.assert_allclose(seen.pixels[:, row // step, column // step], expected, rtol=1e-5)
     assert seen.counts["valid"] == (values != nodata).all(axis=0).sum()
-    for (name, plane, category), row in zip(shown.task.scored, shown.task.legend, strict=True):
-        value = category if shown.task.planes > 1 else row["value"]
-        assert seen.counts["pixels"][name] == (values[plane] == value).sum()
+    for (name, target, category), row in zip(shown.task.scored_categories, shown.task.legend, strict=True):
+        value = category if shown.task.n_targets > 1 else row["value"]
+        assert seen.counts["pixels"][name] == (values[target] == value).sum()
     a, b = seen.grid.transform @ (0, 0), seen.grid.transform @ (1, 1)
     assert a == (place("a"), 9_000_000)
     assert b == (place("a") + 10 * step, 9_000_000 - 10 * step)
 
 
-def test_means_leave_out_what_is_no_data_whatever_it_holds():
+def test_means_ignore_nodata():
     pixels = np.array([[[1, 3, 7], [900, 5, np.nan]]], np.float32)
     valid = np.array([[True, True, False], [False, True, True]])
-    means, known = maps._means(pixels, valid, 2)
+    means, known = maps._block_means(pixels, valid, 2)
     np.testing.assert_array_equal(means, [[[3, np.nan]]])
     np.testing.assert_array_equal(known, [[True, True]])
 
 
-def test_confidence_is_the_probability_of_what_was_decided(case):
+def test_confidence_is_the_probability_of_the_predicted_class(case):
     """Oracle: the task's own, of the model's probabilities."""
     shown, model, _ = case
     window = Window(3, 5, 40, 30)
-    planes = shown.planes(window)
+    targets = shown.read_decided(window)
     with rasterio.open(shown.probabilities) as dataset:
         chances = dataset.read(window=window).astype(np.float32) * dataset.scales[0]
-    valid = (planes != IGNORE).all(axis=0)
-    expected = model.task.confidence(torch.from_numpy(chances)[None], torch.from_numpy(np.maximum(planes, 0))[None])[0]
-    found = shown.confidence(window, planes)
+    valid = (targets != IGNORE).all(axis=0)
+    expected = model.task.confidence(torch.from_numpy(chances)[None], torch.from_numpy(np.maximum(targets, 0))[None])[0]
+    found = shown.read_confidence(window, targets)
     np.testing.assert_allclose(found[:, valid], expected[:, valid], atol=1e-6)
     assert np.isnan(found[:, ~valid]).all()
     assert valid.any()
@@ -106,8 +106,8 @@ def test_confidence_is_the_probability_of_what_was_decided(case):
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-def test_background_without_a_band_has_what_the_highest_probability_leaves(tmp_path, head):
-    task = Task("multiclass", [LandClass("water", 3), LandClass("forest", 9)], head=head)
+def test_probability_of_background_without_a_band(tmp_path, head):
+    task = Task("multiclass", [LandCoverClass("water", 3), LandCoverClass("forest", 9)], head=head)
     write_raster(tmp_path / "map.tif", np.array([[0, 3, 9, 255]], np.uint8), nodata=255)
     bands = [(0.25, 0.75), (0.5, 0.125), (0.125, 0.5), (0, 0)]
     names = ("water", "forest")
@@ -116,31 +116,31 @@ def test_background_without_a_band_has_what_the_highest_probability_leaves(tmp_p
     write_raster(tmp_path / "chances.tif", np.array(bands, np.float32).T[:, None])
     with rasterio.open(tmp_path / "chances.tif", "r+") as dataset:
         dataset.descriptions = names
-    shown = ShownMap("x", tmp_path / "map.tif", task, Window(0, 0, 4, 1), probabilities=tmp_path / "chances.tif")
-    planes = shown.planes(shown.window)
+    shown = ReportMap("x", tmp_path / "map.tif", task, Window(0, 0, 4, 1), probabilities=tmp_path / "chances.tif")
+    targets = shown.read_decided(shown.window)
     none = 0.75 if head == "softmax" else 0.25
-    np.testing.assert_array_equal(shown.confidence(shown.window, planes), [[[none, 0.5, 0.5, np.nan]]])
+    np.testing.assert_array_equal(shown.read_confidence(shown.window, targets), [[[none, 0.5, 0.5, np.nan]]])
 
 
-def test_a_part_of_a_map_is_what_all_of_it_is_there(case):
+def test_a_window_of_a_map_equals_that_part_of_the_whole(case):
     shown, _, area = case
-    part = ShownMap("part", shown.path, shown.task, Window(20, 11, 33, 40), shown.scene, shown.view, area)
-    seen, all_of_it = overview(part, 10**6), overview(shown, 10**6)
+    part = ReportMap("part", shown.path, shown.task, Window(20, 11, 33, 40), shown.scene, shown.rendering, area)
+    seen, all_of_it = read_overview(part, 10**6), read_overview(shown, 10**6)
     here = (slice(None), *part.window.toslices())
-    np.testing.assert_array_equal(seen.planes, all_of_it.planes[here])
+    np.testing.assert_array_equal(seen.decided, all_of_it.decided[here])
     np.testing.assert_array_equal(seen.truth, all_of_it.truth[here])
     np.testing.assert_array_equal(seen.pixels, all_of_it.pixels[here])
-    assert seen.grid == all_of_it.grid.part(part.window)
+    assert seen.grid == all_of_it.grid.subgrid(part.window)
     assert seen.confidence is None
 
 
-def test_what_is_kept_of_a_run_is_what_prediction_writes(case, tmp_path):
+def test_decision_maps_equal_the_output_of_predict(case, tmp_path):
     """Oracle: `segkit.predict` of the whole scene, of which validation has a part."""
     shown, model, area = case
     recipe = recipe_for(area.sample.scene.paths[0].parent.parent, shown.task.type)
-    _, (validating,) = divide(recipe, [area.sample], ())
-    with Kept(tmp_path, model) as kept:
-        for part in Decider(model, FAST)(validating):
+    _, (validating,) = train_val_split(recipe, [area.sample], ())
+    with DecisionMapWriter(tmp_path, model) as kept:
+        for part in ModelPredictor(model, FAST)(validating):
             kept.add(validating, part)
     (found,) = kept.maps
     inside = np.zeros((HEIGHT, WIDTH), dtype=bool)
@@ -158,12 +158,12 @@ def test_what_is_kept_of_a_run_is_what_prediction_writes(case, tmp_path):
     assert map_task(found.path).legend == model.task.legend
 
 
-def test_what_was_not_finished_is_not_taken_for_a_map(case, tmp_path):
+def test_no_maps_are_left_after_an_error(case, tmp_path):
     _, model, area = case
 
     def stopped():
-        with Kept(tmp_path, model) as kept:
-            kept.add(area, next(Decider(model, FAST)(area)))
+        with DecisionMapWriter(tmp_path, model) as kept:
+            kept.add(area, next(ModelPredictor(model, FAST)(area)))
             raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
@@ -171,73 +171,73 @@ def test_what_was_not_finished_is_not_taken_for_a_map(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_look_is_cut_from_map_labels_and_imagery(case):
+def test_a_window_view_shows_map_labels_and_imagery(case):
     shown, _, area = case
     window = Window(0, 0, 30, 24)
-    look = shown.look(Piece(area, window, 10, 1))
+    look = shown.read_window_view(RankedWindow(area, window, 10, 1))
     tile = area.sample.scene.read(window)
-    np.testing.assert_array_equal(look.planes, shown.planes(window))
-    np.testing.assert_array_equal(look.truth, area.truth(window, (look.planes != IGNORE).any(axis=0)))
-    np.testing.assert_array_equal(look.image, shown.view.image(tile.pixels, tile.valid))
+    np.testing.assert_array_equal(look.decided, shown.read_decided(window))
+    np.testing.assert_array_equal(look.truth, area.read_truth(window, (look.decided != IGNORE).any(axis=0)))
+    np.testing.assert_array_equal(look.image, shown.rendering.render(tile.pixels, tile.valid))
 
 
-def test_states_say_what_a_pixel_is():
-    exclusive = Task("multiclass", [LandClass("water", 3, "#0000ff"), LandClass("dry_forest", 9, "#008000")])
-    states = States()
-    planes = np.array([[[0, 1, 2, IGNORE, 1]]], np.int16)
-    found = states.of(planes, exclusive, np.array([[True, True, True, True, False]]))
+def test_pixel_states():
+    exclusive = Task("multiclass", [LandCoverClass("water", 3, "#0000ff"), LandCoverClass("dry_forest", 9, "#008000")])
+    states = PixelStates()
+    targets = np.array([[[0, 1, 2, IGNORE, 1]]], np.int16)
+    found = states.encode(targets, exclusive, np.array([[True, True, True, True, False]]))
     named = [state.name for state in states.states]
     assert named == ["background", "water", "dry forest"]
-    assert found.tolist() == [[FIRST_STATE, FIRST_STATE + 1, FIRST_STATE + 2, NOT_KNOWN, NOTHING]]
+    assert found.tolist() == [[FIRST_STATE, FIRST_STATE + 1, FIRST_STATE + 2, UNLABELLED, NODATA]]
     assert states.states[1].color == "#0000ff"
     assert [state.background for state in states.states] == [True, False, False]
 
-    overlapping = Task("multilabel", [LandClass("water", 1, "#0000ff"), LandClass("forest", 2, "#00ff00")])
-    states = States()
-    planes = np.array([[[1, 1, 0, IGNORE, IGNORE]], [[0, 1, 0, 1, IGNORE]]], np.int16)
-    found = states.of(planes, overlapping, np.ones((1, 5), bool))
+    overlapping = Task("multilabel", [LandCoverClass("water", 1, "#0000ff"), LandCoverClass("forest", 2, "#00ff00")])
+    states = PixelStates()
+    targets = np.array([[[1, 1, 0, IGNORE, IGNORE]], [[0, 1, 0, 1, IGNORE]]], np.int16)
+    found = states.encode(targets, overlapping, np.ones((1, 5), bool))
     named = {place + FIRST_STATE: state.name for place, state in enumerate(states.states)}
     assert [named.get(place, place) for place in found[0].tolist()] == [
-        "water", "water + forest", "none of the classes", "forest (others not known)", NOT_KNOWN
+        "water", "water + forest", "no class", "forest (others unlabelled)", UNLABELLED
     ]  # fmt: skip
     assert {state.name: state.color for state in states.states}["water + forest"] == "#008080"
 
 
-def test_a_scene_is_what_its_overview_is(case):
+def test_scene_layers_equal_the_overview(case):
     shown, _, _ = case
-    seen, states = overview(shown, 10**6), States()
+    seen, states = read_overview(shown, 10**6), PixelStates()
     drawn = np.random.default_rng(0).random(seen.confidence.shape, np.float32)
     seen = replace(seen, confidence=np.where(np.isnan(seen.confidence), np.nan, drawn).astype(np.float32))
-    found = scenery(shown, seen, states, "A note.")
+    found = scene_layers(shown, seen, states, "A note.")
     names = ["nothing", "not known", *(state.name for state in states.states)]
     for row, column in ((0, 0), (20, 30), (HEIGHT - 1, WIDTH - 1), (40, 70)):
-        planes = seen.planes[:, row, column]
+        targets = seen.decided[:, row, column]
         said = names[found.decided[row, column]]
-        if (planes == IGNORE).all():
+        if (targets == IGNORE).all():
             assert said == "nothing"
             assert np.isnan(found.confidence[row, column])
         else:
-            there = [name for name, plane, category in shown.task.scored if planes[plane] == category]
-            assert said == (" + ".join(there) or "none of the classes")
+            there = [name for name, target, category in shown.task.scored_categories if targets[target] == category]
+            assert said == (" + ".join(there) or "no class")
             assert found.confidence[row, column] == seen.confidence[:, row, column].min()
     assert found.note.startswith("A note.")
-    assert set(found.polygons["class"]) <= {name for name, _, _ in shown.task.scored}
+    assert set(found.polygons["class"]) <= {name for name, _, _ in shown.task.scored_categories}
     assert found.polygons["mean_conf"].between(0, 1).all()
     assert found.image.shape == (HEIGHT, WIDTH, 3)
 
 
-def test_polygons_from_afar_are_few_and_it_says_so(tmp_path, monkeypatch):
-    task = Task("binary", [LandClass("cleared", 7)])
+def test_polygons_of_a_reduced_map_are_simplified_with_a_note(tmp_path, monkeypatch):
+    task = Task("binary", [LandCoverClass("cleared", 7)])
     file = write_raster(tmp_path / "map.tif", (7 * patches(HEIGHT, WIDTH, 0)).astype(np.uint8), nodata=255)
-    shown = ShownMap("a", file, task, Window(0, 0, WIDTH, HEIGHT))
-    monkeypatch.setattr(maps, "_MOST_POLYGONS", 1)
-    near = scenery(shown, overview(shown, 10**6), States())
+    shown = ReportMap("a", file, task, Window(0, 0, WIDTH, HEIGHT))
+    monkeypatch.setattr(maps, "_MAX_POLYGONS", 1)
+    near = scene_layers(shown, read_overview(shown, 10**6), PixelStates())
     assert len(near.polygons) == 1
     assert "the 1 largest of" in near.note
-    monkeypatch.setattr(maps, "_MOST_POLYGONS", 10**6)
-    far = scenery(shown, overview(shown, with_steps(3)), States())
-    assert "One of 3 x 3 pixels" in far.note
-    assert "less than 36 pixels" in far.note
+    monkeypatch.setattr(maps, "_MAX_POLYGONS", 10**6)
+    far = scene_layers(shown, read_overview(shown, with_steps(3)), PixelStates())
+    assert "one pixel of 3 x 3" in far.note
+    assert "smaller than 36 pixels" in far.note
     assert (far.polygons["pixels"] >= 36).all()
 
 
@@ -245,15 +245,15 @@ def test_polygons_from_afar_are_few_and_it_says_so(tmp_path, monkeypatch):
 def test_only_the_bands_that_are_shown_are_read(tmp_path, bands, kept):
     random = np.random.default_rng(0)
     file = write_raster(tmp_path / "a.tif", random.normal(5, 1, (bands, 12, 14)).astype(np.float32))
-    scene = Scene.of(file)
-    part, view = narrowed(scene, tuple(range(bands)), (1.0,) * bands)
+    scene = Scene.from_files(file)
+    part, view = select_display_bands(scene, tuple(range(bands)), (1.0,) * bands)
     assert part.bands == kept
     assert view.mean == tuple(band - 1 for band in kept)
     tile, all_of_it = part.read(), scene.read()
-    from segkit.plots.images import View
+    from segkit.plots.images import BandRendering
 
-    whole_view = View.of(scene.band_names, tuple(range(bands)), (1.0,) * bands)
+    whole_view = BandRendering.from_statistics(scene.band_names, tuple(range(bands)), (1.0,) * bands)
     np.testing.assert_array_equal(
-        view.image(tile.pixels, tile.valid), whole_view.image(all_of_it.pixels, all_of_it.valid)
+        view.render(tile.pixels, tile.valid), whole_view.render(all_of_it.pixels, all_of_it.valid)
     )
-    assert narrowed(scene)[1] is None
+    assert select_display_bands(scene)[1] is None

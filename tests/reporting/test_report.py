@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from html.parser import HTMLParser
 
@@ -17,7 +16,7 @@ from segkit.assess import estimate, write_estimate
 from segkit.cli import app as cli
 from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
 from segkit.reporting.report import report
-from segkit.reporting.sections import Story, _kept
+from segkit.reporting.sections import ReportBuilder, _saved_epoch
 
 pytest_plugins = ["browser"]
 
@@ -33,7 +32,7 @@ def made(tmp_path_factory):
         write_pair(root, "binary", name, height=64, width=80, seed=seed)
     task = TASKS["binary"] | {"classes": [{"name": MARKUP, "value": 7, "color": "#d7301f"}]}
     split = {"val": {"by": "scene", "fraction": 0.5}}
-    recipe = recipe_for(root, "binary", task=task, data=split, train={"epochs": 6, "steps": 8})
+    recipe = recipe_for(root, "binary", task=task, data=split, train={"epochs": 6, "steps_per_epoch": 8})
     run = segkit.train(recipe, root / "run")
     scene, labels = root / "images" / "a.tif", root / "labels" / "a.tif"
     segkit.predict(run.model, scene, root / "map.tif", probabilities=root / "chances.tif", device="cpu")
@@ -67,10 +66,10 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
 
-def test_a_run_is_told_scored_and_shown(made, tmp_path):
+def test_report_of_a_run(made, tmp_path):
     result = report(made / "run", tmp_path / "run.html", png=tmp_path / "png", device="cpu")
     page = Page(result.path)
-    assert page.headings == ["binary", "Map", "Validation", "Worst and best windows", "Training"]
+    assert page.headings == ["binary", "Map", "Validation", "Tiles with most and fewest errors", "Training"]
     assert all(load.startswith("data:") for load in page.loads)
     assert "b" not in page.tags
     assert MARKUP in page.told
@@ -90,13 +89,13 @@ def test_a_run_is_told_scored_and_shown(made, tmp_path):
     assert result.path.stat().st_size < 15e6
 
 
-def test_a_map_alone_tells_its_areas_as_what_they_are(made, tmp_path):
+def test_report_of_a_map(made, tmp_path):
     page = Page(report(made / "map.tif", tmp_path / "map.html").path)
-    assert page.headings == ["map", "Map", "Mapped: map"]
+    assert page.headings == ["map", "Map", "Areas on the map"]
     with rasterio.open(made / "map.tif") as dataset:
         decided = int((dataset.read(1) != dataset.nodata).sum())
     assert f"{decided:,}" in page.told
-    assert "biased estimate of area" in page.told
+    assert "biased estimate" in page.told
 
 
 def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
@@ -111,8 +110,8 @@ def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
         objects="12px",
     )
     found = Page(page.path)
-    assert "boundaries are 20m wide, objects have 12px or more" in found.told
-    assert found.headings[2:] == ["Mapped: map", "Scores of map", "Worst and best windows of map"]
+    assert "boundary width 20m, minimum object size 12px" in found.told
+    assert found.headings[2:] == ["Areas on the map", "Scores of map", "Tiles with most and fewest errors of map"]
     scores = segkit.evaluate(made / "map.tif", None, made / "labels" / "a.tif", ignore=[255])
     for key in ("overall_accuracy", "mean_iou", "macro_f1"):
         assert f"{scores[key]:.3f}" in found.told
@@ -131,11 +130,11 @@ def test_scores_alone(made, tmp_path, name):
 def test_areas_with_their_intervals(made, tmp_path):
     page = Page(report([made / "areas.json"], tmp_path / "areas.html").path)
     row = json.loads((made / "areas.json").read_text())["per_class"][MARKUP]
-    assert f"{row['area_ha']:.1f} ± {row['area_ha_ci95']:.1f}" in page.told
+    assert f"{row['area_ha']:.0f} ± {row['area_ha_ci95']:.1f}" in page.told
     assert f"{row['users']:.3f} ± {row['users_ci95']:.3f}" in page.told
 
 
-def test_areas_that_nobody_knows_are_no_numbers(tmp_path):
+def test_undefined_intervals(tmp_path):
     found = estimate([[9, 0], [0, 1]], [90.0, 10.0])  # one sample has no variance
     write_estimate(found, tmp_path / "areas.json")
     page = Page(report(tmp_path / "areas.json", tmp_path / "areas.html").path)
@@ -143,36 +142,39 @@ def test_areas_that_nobody_knows_are_no_numbers(tmp_path):
     assert "nan" not in page.told.lower()
 
 
-def test_all_of_it_on_one_page(made, tmp_path):
+def test_all_sources_in_one_report(made, tmp_path):
     sources = [made / "run", made / "map.tif", made / "scores.json", made / "areas.json"]
     page = Page(report(sources, tmp_path / "all.html", device="cpu").path)
     assert page.headings == [
-        "binary", "Map", "Validation", "Worst and best windows", "Training", "Mapped: map", "Scores: scores",
-        "Areas: areas",
+        "binary", "Map", "Validation", "Tiles with most and fewest errors", "Training", "Areas on the map",
+        "Scores: scores", "Estimated areas: areas",
     ]  # fmt: skip
+    assert re.search(r"Training run, map, scores and estimated areas, \d+ [A-Z][a-z]+ \d{4}", page.told)
 
 
-def test_a_run_without_validation_is_told_too(made, tmp_path):
-    recipe = recipe_for(made, "binary", data={"val": None}, train={"epochs": 1, "steps": 1, "keep": "last"})
+def test_a_run_without_validation(made, tmp_path):
+    recipe = recipe_for(
+        made, "binary", data={"val": None}, train={"epochs": 1, "steps_per_epoch": 1, "checkpoint": "last"}
+    )
     segkit.train(recipe, tmp_path / "run")
     page = Page(report(tmp_path / "run", tmp_path / "run.html").path)
     assert page.headings == ["binary", "Training"]
-    assert "validated on nothing" in page.told
+    assert "validation data none" in page.told
 
 
-def test_a_run_whose_scenes_have_gone_says_what_is_left(made, tmp_path):
-    for folder in ("images", "labels"):
-        shutil.copytree(made / folder, tmp_path / folder)
-    recipe = recipe_for(tmp_path, "binary", train={"epochs": 1, "steps": 1})
-    segkit.train(recipe, tmp_path / "run")
-    shutil.rmtree(tmp_path / "images")
-    with pytest.raises(DataError, match=r"images.*name .*metrics\.json instead for its scores alone"):
-        report(tmp_path / "run", tmp_path / "run.html")
-    assert not (tmp_path / "run.html").exists()
-    report(tmp_path / "run" / "metrics.json", tmp_path / "run.html")
+def test_a_run_whose_scenes_are_missing(made, tmp_path):
+    """The message says what can still be reported."""
+    (made / "images").rename(made / "moved")
+    try:
+        with pytest.raises(DataError, match=r"images.*for a report of its scores only, give .*metrics\.json"):
+            report(made / "run", tmp_path / "run.html")
+        assert not (tmp_path / "run.html").exists()
+        report(made / "run" / "metrics.json", tmp_path / "run.html")
+    finally:
+        (made / "moved").rename(made / "images")
 
 
-def test_sources_that_are_none(made, tmp_path):
+def test_invalid_sources_are_errors(made, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "broken.json").write_text("{")
@@ -183,9 +185,9 @@ def test_sources_that_are_none(made, tmp_path):
         (tmp_path / "no.tif", MissingFileError, "no such map"),
         (tmp_path / "no.json", MissingFileError, "no such file of scores"),
         (tmp_path / "no", MissingFileError, "no such source"),
-        (tmp_path / "empty", DataError, r"holds no model\.safetensors, so it is no finished run"),
-        (tmp_path / "a.txt", UsageError, "a report is made of runs"),
-        (tmp_path / "broken.json", DataError, "is no JSON"),
+        (tmp_path / "empty", DataError, r"has no model\.safetensors, so it is not a finished run"),
+        (tmp_path / "a.txt", UsageError, "not a source of a report"),
+        (tmp_path / "broken.json", DataError, "not JSON"),
         (tmp_path / "other.json", DataError, "holds neither scores nor areas"),
         ([made / "run", made / "run"], UsageError, "one run, not 2"),
         ([made / "map.tif"] * 2, UsageError, "one map, not 2"),
@@ -213,7 +215,7 @@ def test_outputs_are_checked_before_the_work(made, tmp_path):
     assert (tmp_path / "png" / "mine.png").read_text() == "mine"
 
 
-def test_what_lies_beside_a_map_lies_on_its_grid(made, tmp_path):
+def test_files_of_a_map_must_be_on_its_grid(made, tmp_path):
     with pytest.raises(GridError, match="different grids"):
         report(made / "map.tif", tmp_path / "map.html", images=made / "images" / "b.tif")
     other = write_raster(tmp_path / "chances.tif", np.zeros((2, 64, 80), np.float32))
@@ -221,22 +223,23 @@ def test_what_lies_beside_a_map_lies_on_its_grid(made, tmp_path):
         dataset.transform = dataset.transform @ dataset.transform.translation(1, 0)
     with pytest.raises(GridError, match="different grids"):
         report(made / "map.tif", tmp_path / "map.html", probabilities=other)
-    with pytest.raises(UsageError, match="--images: belongs to a map"):
+    with pytest.raises(UsageError, match="--images: only for a map"):
         report(made / "run", tmp_path / "run.html", images=made / "images" / "a.tif")
 
 
-def test_the_kept_epoch_is_the_one_that_was_kept(made):
+def test_saved_epoch(made):
     recipe = recipe_for(made, "binary")
     rows = [{"epoch": epoch, "val_iou": iou} for epoch, iou in ((1, 0.5), (2, 0.7), (3, float("nan")), (4, 0.7))]
-    assert _kept(rows, recipe) == 2
-    assert _kept([{"epoch": 1}, {"epoch": 2}], recipe) == 2
-    assert _kept(rows, recipe_for(made, "binary", train={"keep": "last"})) == 4
+    assert _saved_epoch(rows, recipe) == 2
+    assert _saved_epoch([{"epoch": 1}, {"epoch": 2}], recipe) == 2
+    assert _saved_epoch(rows, recipe_for(made, "binary", train={"checkpoint": "last"})) == 4
 
 
 def test_of_many_scenes_the_worst_and_the_best_are_shown(made, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys.modules[Story.__module__], "_MOST_SCENES", 2)
-    recipe = recipe_for(made, "binary", data={"val": {"by": "scene", "fraction": 0.75}}, train={"epochs": 1})
-    segkit.train(recipe, tmp_path / "run")
+    monkeypatch.setattr(sys.modules[ReportBuilder.__module__], "_MAX_SCENES", 2)
+    monkeypatch.setattr(sys.modules[ReportBuilder.__module__], "_N_TILES", 1)  # drawing them is slow
+    split, train = {"val": {"by": "scene", "fraction": 0.75}}, {"epochs": 1, "steps_per_epoch": 1}
+    segkit.train(recipe_for(made, "binary", data=split, train=train), tmp_path / "run")
     result = report(tmp_path / "run", png=tmp_path / "png", device="cpu")
     found = segkit.evaluate(
         tmp_path / "run" / "model.safetensors", made / "images", made / "labels", device="cpu"
@@ -289,7 +292,7 @@ def point_at(browser, row, column):
     return " ".join(browser.until(said, f"row {row} ").split())
 
 
-def test_in_a_browser_it_shows_what_the_map_says(made, tmp_path, browser):
+def test_the_readout_in_a_browser_equals_the_map(made, tmp_path, browser):
     """A person's way through the page: no error, nothing from the network, and what is pointed at is named."""
     path = report(
         [made / "map.tif", made / "scores.json"],
@@ -303,7 +306,7 @@ def test_in_a_browser_it_shows_what_the_map_says(made, tmp_path, browser):
     browser.until(READY)
     with rasterio.open(made / "map.tif") as dataset, rasterio.open(made / "labels" / "a.tif") as labels:
         decided, truth = dataset.read(1), labels.read(1)
-    names = {0: "background", 7: MARKUP, 255: "not known"}
+    names = {0: "background", 7: MARKUP, 255: "unlabelled"}
     for row, column in ((40, 20), (20, 60), (60, 70), (30, 78)):
         readout = point_at(browser, row, column)
         assert names[int(decided[row, column])] in readout

@@ -17,14 +17,23 @@ from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 
 from segkit.io.grid import Grid
-from segkit.reporting.viewer import FIRST_STATE, NOT_KNOWN, NOTHING, WRONG_COLOR, Scenery, State, scripts, viewer
+from segkit.reporting.viewer import (
+    ERROR_COLOR,
+    FIRST_STATE,
+    NODATA,
+    UNLABELLED,
+    PixelState,
+    SceneLayers,
+    bokeh_scripts,
+    render_viewer,
+)
 
 pytest_plugins = ["browser"]
 
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'> & \"'`$$x$$ @area {{1}}"
-STATES = [State("forest", "#1b7837"), State("water", "#4682b4"), State(HOSTILE, "#c0392b")]
-STATES += [State(f"mix {number}", f"#{number:02x}{number:02x}40") for number in range(3, 256)]
-STATES += [State("far away", "#8c6bb1")]
+STATES = [PixelState("forest", "#1b7837"), PixelState("water", "#4682b4"), PixelState(HOSTILE, "#c0392b")]
+STATES += [PixelState(f"mix {number}", f"#{number:02x}{number:02x}40") for number in range(3, 256)]
+STATES += [PixelState("far away", "#8c6bb1")]
 FOREST, WATER, MARKUP, FAR = FIRST_STATE, FIRST_STATE + 1, FIRST_STATE + 2, FIRST_STATE + 256
 H, W = 20, 30
 UTM = Grid(H, W, Affine(10, 0, 600_000, 0, -10, 9_000_000), CRS.from_epsg(32722))
@@ -48,21 +57,21 @@ def full(**changed):
     """A scene with everything: water in the left half is taken for forest above row 10; its corners are special."""
     decided, truth = np.full((H, W), FOREST, np.uint16), np.full((H, W), FOREST, np.uint16)
     decided[10:, :15], truth[:, :15] = WATER, WATER
-    decided[12, 20] = NOTHING
-    truth[:, 25:], decided[:, 25:] = NOT_KNOWN, MARKUP
+    decided[12, 20] = NODATA
+    truth[:, 25:], decided[:, 25:] = UNLABELLED, MARKUP
     decided[0, 0], truth[0, 0] = FAR, FAR - 1
-    decided[H - 1, W - 1], truth[H - 1, W - 1] = FAR, NOTHING
+    decided[H - 1, W - 1], truth[H - 1, W - 1] = FAR, NODATA
     confidence = np.full((H, W), 0.5, np.float32)
     confidence[3, 7] = 0.876
     confidence[0, 0], confidence[0, W - 1], confidence[H - 1, W - 1] = 1, 0.004, np.nan
     valid = np.ones((H, W), bool)
     valid[H - 1, 0] = valid[10, 20] = False
-    decided[~valid], truth[~valid], confidence[~valid] = NOTHING, NOTHING, np.nan
+    decided[~valid], truth[~valid], confidence[~valid] = NODATA, NODATA, np.nan
     hollow = rectangle(2, 12, 12, 18) - rectangle(5, 14, 9, 16)
     polygons = layer(("water", 1234.56, 0.876, hollow), (HOSTILE, 3.14159, np.nan, rectangle(26, 2, 29, 6)))
     parts = {"image": np.broadcast_to(np.array(RED, np.uint8), (H, W, 3)), "valid": valid, "truth": truth}
     parts |= {"decided": decided, "confidence": confidence, "polygons": polygons, "note": f"every pixel {HOSTILE}"}
-    return Scenery(**{"title": f"first {HOSTILE}", "grid": UTM} | parts | changed)
+    return SceneLayers(**{"title": f"first {HOSTILE}", "grid": UTM} | parts | changed)
 
 
 def bare(**changed):
@@ -70,7 +79,7 @@ def bare(**changed):
     grid = Grid(8, 4, Affine.identity(), None)
     decided = np.full((8, 4), WATER, np.uint16)
     parts = dict.fromkeys(("image", "truth", "confidence", "polygons")) | {"decided": decided}
-    return Scenery(**{"title": "second", "grid": grid, "valid": np.ones((8, 4), bool)} | parts | changed)
+    return SceneLayers(**{"title": "second", "grid": grid, "valid": np.ones((8, 4), bool)} | parts | changed)
 
 
 def page(fragment, *, last=""):
@@ -97,7 +106,7 @@ class Elements(HTMLParser):
 
 
 def sent(*scenes):
-    return Elements(viewer(scenes, STATES)).data
+    return Elements(render_viewer(scenes, STATES)).data
 
 
 def unpack(text, shape):
@@ -105,7 +114,7 @@ def unpack(text, shape):
     return raw[0] if len(raw) == 1 else raw[0] + 256 * raw[1]
 
 
-def test_states_and_confidence_arrive_as_they_were():
+def test_states_and_confidence_are_embedded_exactly():
     scene = full()
     (found,) = sent(scene)
     for name in ("valid", "truth", "decided"):
@@ -116,7 +125,7 @@ def test_states_and_confidence_arrive_as_they_were():
     assert (percent[~known] == 255).all()
 
 
-def test_the_photo_is_a_good_jpeg():
+def test_the_image_is_a_good_jpeg():
     rng = np.random.default_rng(0)
     image = np.stack([gaussian_filter(rng.uniform(0, 2000, (H, W)) - 900, 3) for _ in range(3)], -1).clip(0, 255)
     (found,) = sent(full(image=image.astype(np.uint8)))
@@ -127,23 +136,24 @@ def test_the_photo_is_a_good_jpeg():
 
 
 def test_names_are_text_and_nothing_is_loaded():
-    fragment = viewer([full(), bare()], STATES)
+    fragment = render_viewer([full(), bare()], STATES)
     found = Elements(fragment)
     assert not {"img", "link", "iframe", "object", "embed"} & set(found.tags)
     assert found.tags.count("script") == 4  # setup, two scenes, the program
     assert not [attributes for attributes in found.attributes if attributes.keys() & {"src", "href", "onerror"}]
     assert not re.search(r"https?://|@import|url\(", fragment)
-    assert not re.search(r'src=|href="', re.sub(r"<script>.*", "", scripts(), flags=re.DOTALL))
-    assert scripts().count("<script") == scripts().count("</script>")
+    assert not re.search(r'src=|href="', re.sub(r"<script>.*", "", bokeh_scripts(), flags=re.DOTALL))
+    assert bokeh_scripts().count("<script") == bokeh_scripts().count("</script>")
 
 
 def test_a_large_noisy_scene_stays_small():
-    rng, side = np.random.default_rng(0), 1500
+    """At most 2.7 bytes per pixel, all layers together: 6 MB for the largest scene of a report."""
+    rng, side = np.random.default_rng(0), 700
     shape = (side, side)
     cover = np.argmax([gaussian_filter(rng.normal(size=shape), 6) for _ in range(6)], axis=0)
     speckled = np.where(rng.random(shape) < 0.03, rng.integers(0, 6, shape), cover)
     texture = gaussian_filter(rng.normal(size=(*shape, 3)), (1, 1, 0)) * 60
-    scene = Scenery(
+    scene = SceneLayers(
         title="noise",
         grid=Grid(side, side, UTM.transform, UTM.crs),
         image=(30 * cover[..., None] + 40 + texture).clip(0, 255).astype(np.uint8),
@@ -153,7 +163,7 @@ def test_a_large_noisy_scene_stays_small():
         confidence=(1 - np.abs(rng.normal(size=shape)) * 0.05 * (1 + (speckled != cover))).astype(np.float32),
         polygons=None,
     )
-    assert len(viewer([scene], STATES)) < 6e6
+    assert len(render_viewer([scene], STATES)) < 2.67 * side**2
 
 
 def test_outlines_lie_in_the_pixels_of_the_grid():
@@ -173,18 +183,18 @@ def test_outlines_lie_in_the_pixels_of_the_grid():
     assert found["polygons"] == {
         "name": ["forest", "moss"],
         "color": ["#1b7837", "#333333"],
-        "area": ["12.3 ha", "not known"],
-        "confidence": ["50 %", "not known"],
+        "area": ["12.3 ha", "-"],
+        "confidence": ["50.0 %", "-"],
     }
 
 
 @pytest.mark.parametrize(
-    ("hectares", "told"),
-    [(0.0012, "less than 0.01 ha"), (0.456, "0.46 ha"), (45.67, "45.7 ha"), (12345.6, "12,346 ha")],
+    ("hectares", "text"),
+    [(0.0012, "0.0012 ha"), (0.456, "0.456 ha"), (45.67, "45.7 ha"), (12345.6, "12,346 ha")],
 )
-def test_areas_have_sensible_digits(hectares, told):
+def test_areas_have_three_digits(hectares, text):
     (found,) = sent(full(polygons=layer(("water", hectares, 0.5, rectangle(0, 0, 1, 1)))))
-    assert found["polygons"]["area"] == [told]
+    assert found["polygons"]["area"] == [text]
 
 
 def test_pixels_have_their_shape_on_the_ground():
@@ -213,10 +223,10 @@ def legend(text):
 
 
 def test_the_legend_names_what_occurs():
-    assert legend(viewer([bare()], STATES)) == ["water"]
-    names = legend(viewer([bare(), full()], STATES))
+    assert legend(render_viewer([bare()], STATES)) == ["water"]
+    names = legend(render_viewer([bare(), full()], STATES))
     assert names[:2] == ["forest", "water"]
-    assert names[-3:] == ["not known", "wrong", "confidence 0 %  100 %"]
+    assert names[-3:] == ["unlabelled", "error", "confidence 0 %  100 %"]
     assert "mix 3" not in names
 
 
@@ -226,7 +236,7 @@ def test_the_legend_names_what_occurs():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(page(scripts() + viewer([full(), bare()], STATES)), encoding="utf-8")
+    path.write_text(page(bokeh_scripts() + render_viewer([full(), bare()], STATES)), encoding="utf-8")
     return path
 
 
@@ -332,7 +342,7 @@ def span(browser):
     return browser.run("const {start, end} = Bokeh.index.roots[0].model.x_range; return end - start")
 
 
-def test_the_page_asks_nobody_for_anything(shown):
+def test_the_page_makes_no_requests(shown):
     assert {address.partition(":")[0] for address in shown.requests()} <= {"file", "data", "blob"}
     entries = shown.run("return performance.getEntriesByType('resource').map(entry => entry.name.slice(0, 5))")
     assert set(entries) <= {"data:", "blob:", "file:"}
@@ -358,27 +368,27 @@ def test_each_box_switches_its_layer(shown):
     switch(shown, "truth", "confidence")
     until_color(shown, 5, 20, mixed(RED, "#7d7c78", 0.6), near=4)
     until_color(shown, H - 1, W - 1, RED)
-    switch(shown, "confidence", "wrong")
-    until_color(shown, 5, 5, WRONG_COLOR)
-    until_color(shown, 0, 0, WRONG_COLOR)
+    switch(shown, "confidence", "errors")
+    until_color(shown, 5, 5, ERROR_COLOR)
+    until_color(shown, 0, 0, ERROR_COLOR)
     for row, column in ((15, 3), (5, 20), (12, 20), (10, 25), (H - 1, W - 1)):
         until_color(shown, row, column, RED)
     switch(shown, "image")
     until_color(shown, 5, 20, paper)
 
 
-def test_background_is_seen_through_where_there_is_an_image(browser, tmp_path):
-    states = [State("none", "#123456", background=True), State("water", "#4682b4")]
+def test_background_is_transparent_over_an_image(browser, tmp_path):
+    states = [PixelState("none", "#123456", background=True), PixelState("water", "#4682b4")]
     decided = np.full((H, W), FIRST_STATE, np.uint16)
     decided[10:, :15] = FIRST_STATE + 1
     covering = full(decided=decided, truth=None, polygons=None)
-    (tmp_path / "page.html").write_text(page(viewer([covering], states), last=scripts()), encoding="utf-8")
+    (tmp_path / "page.html").write_text(page(render_viewer([covering], states), last=bokeh_scripts()), encoding="utf-8")
     browser.open(tmp_path / "page.html")
     browser.until(READY)
     until_color(browser, 5, 20, RED)
     until_color(browser, 15, 5, mixed(RED, "#4682b4", 0.6))
     without = bare(decided=np.full((8, 4), FIRST_STATE, np.uint16))
-    (tmp_path / "page.html").write_text(page(viewer([without], states), last=scripts()), encoding="utf-8")
+    (tmp_path / "page.html").write_text(page(render_viewer([without], states), last=bokeh_scripts()), encoding="utf-8")
     browser.open(tmp_path / "page.html")
     browser.until(READY)
     until_middle(browser, "#123456")
@@ -389,11 +399,11 @@ def test_outlines_are_switched_with_their_tooltips(shown):
     switch(shown, "prediction")
     until_color(shown, *edge, "#4682b4", near=60)
     shown.point(*place(shown, 13, 3))
-    until_tooltip(shown, "water", "1,235 ha", "mean confidence 88 %")
+    until_tooltip(shown, "water", "1,235 ha", "mean confidence 87.6 %")
     shown.point(*place(shown, 15, 7))  # the hole
     until_tooltip(shown)
     shown.point(*place(shown, 13, 3))
-    until_tooltip(shown, "water", "1,235 ha", "mean confidence 88 %")
+    until_tooltip(shown, "water", "1,235 ha", "mean confidence 87.6 %")
     casing = "return Bokeh.documents[0].get_model_by_name('casing').visible"
     assert shown.run(casing)
     switch(shown, "polygons")
@@ -403,9 +413,9 @@ def test_outlines_are_switched_with_their_tooltips(shown):
     until_tooltip(shown)
 
 
-def test_names_are_shown_as_they_are(shown):
+def test_names_are_escaped(shown):
     shown.point(*place(shown, 4, 27))
-    until_tooltip(shown, HOSTILE, "3.14 ha", "mean confidence not known")
+    until_tooltip(shown, HOSTILE, "3.14 ha", "mean confidence -")
     assert f"prediction {HOSTILE}" in read(shown, 3, 27)
     assert shown.run("return document.querySelector('option').textContent") == f"first {HOSTILE}"
     assert HOSTILE in shown.find(".map-legend").text
@@ -417,8 +427,8 @@ def test_names_are_shown_as_they_are(shown):
     ("row", "column", "x", "y", "facts"),
     [
         (0, 0, 600_005, 8_999_995, "prediction far away confidence 100 % truth mix 255"),
-        (0, W - 1, 600_295, 8_999_995, f"prediction {HOSTILE} confidence 0 % truth not known"),
-        (H - 1, 0, 600_005, 8_999_805, "prediction no data confidence none truth no data"),
+        (0, W - 1, 600_295, 8_999_995, f"prediction {HOSTILE} confidence 0 % truth unlabelled"),
+        (H - 1, 0, 600_005, 8_999_805, "prediction nodata confidence none truth nodata"),
         (H - 1, W - 1, 600_295, 8_999_805, "prediction far away confidence none truth none"),
         (3, 7, 600_075, 8_999_965, "prediction forest confidence 88 % truth water"),
     ],
@@ -428,13 +438,13 @@ def test_the_readout_follows_the_pointer(shown, row, column, x, y, facts):
     assert told == f"row {row} column {column} x, y {x}, {y} (EPSG:32722) {facts}"
 
 
-def test_another_scene_is_shown_with_what_it_has(shown):
+def test_another_scene_with_fewer_layers(shown):
     switch(shown, "truth")
     shown.run("document.querySelector('select').value = 'second'")
     shown.run("document.querySelector('select').dispatchEvent(new Event('change'))")
     shown.until("return document.querySelector('.map-note').textContent === '' && " + READY[7:])
     off = shown.run("return [...document.querySelectorAll('[data-layer]:disabled')].map(box => box.dataset.layer)")
-    assert off == ["image", "truth", "confidence", "wrong", "polygons"]
+    assert off == ["image", "truth", "confidence", "errors", "polygons"]
     assert shown.find("label:has([data-layer=truth])").text.split() == ["Truth", "(none)"]
     assert shown.find("output").text == "100 %"
     scale = "return Bokeh.documents[0].get_model_by_name('scale').visible"
@@ -471,7 +481,7 @@ def test_the_slider_fades_classes(shown):
     assert shown.find("output").text == "100 %"
 
 
-def test_the_wheel_scrolls_the_page_until_the_map_is_meant(shown):
+def test_the_wheel_scrolls_the_page_until_the_map_has_focus(shown):
     x, y = place(shown, 5, 20)
     before = span(shown)
     shown.point(x, y, "mouseWheel", deltaX=0, deltaY=120)
@@ -527,7 +537,7 @@ def test_a_phone_fits_and_one_finger_scrolls(browser, report):
     x, y = place(browser, 3, 27)
     browser.touch("touchStart", (x, y))
     browser.touch("touchEnd")
-    until_tooltip(browser, HOSTILE, "3.14 ha", "mean confidence not known")
+    until_tooltip(browser, HOSTILE, "3.14 ha", "mean confidence -")
     assert browser.find(".map-readout").text.startswith("row 3\n")
     start = "const {x_range, y_range} = Bokeh.index.roots[0].model; return [x_range.start, y_range.start]"
     before, began, top = span(browser), browser.run(start), browser.run("return scrollY")
@@ -561,7 +571,7 @@ def test_the_map_keeps_its_shape_when_the_window_changes(shown):
         shown.until(aspect)
 
 
-def test_what_is_seen_is_printed(shown):
+def test_the_visible_map_is_printed(shown):
     until_color(shown, 5, 20, mixed(RED, "#1b7837", 0.6))
     shown.run("window.dispatchEvent(new Event('beforeprint'))")
     painted = shown.run(
@@ -580,10 +590,10 @@ def test_what_is_seen_is_printed(shown):
     shown.command("Emulation.setEmulatedMedia", media="")
 
 
-def test_two_maps_stand_in_one_page_and_one_in_what_is_folded(browser, tmp_path):
+def test_two_maps_in_one_page_one_of_them_folded(browser, tmp_path):
     path = tmp_path / "two.html"
-    folded = f"<details><summary>more</summary>{viewer([full()], STATES)}</details>"
-    path.write_text(page(viewer([bare()], STATES) + folded, last=scripts()), encoding="utf-8")
+    folded = f"<details><summary>more</summary>{render_viewer([full()], STATES)}</details>"
+    path.write_text(page(render_viewer([bare()], STATES) + folded, last=bokeh_scripts()), encoding="utf-8")
     browser.open(path)
     browser.until("return [...document.querySelectorAll('.map-viewer')].every(map => map.dataset.state === 'ready')")
     browser.find("summary").click()
@@ -596,10 +606,10 @@ def test_two_maps_stand_in_one_page_and_one_in_what_is_folded(browser, tmp_path)
     assert browser.errors() == []
 
 
-def test_a_map_that_cannot_be_drawn_says_so(browser, report, tmp_path):
+def test_a_map_that_cannot_be_drawn_shows_the_reason(browser, report, tmp_path):
     path = tmp_path / "broken.html"
     text = report.read_text(encoding="utf-8")
     path.write_text(text.replace("<section", "<script>delete window.DecompressionStream</script><section", 1), "utf-8")
     browser.open(path)
     browser.until("return document.querySelector('.map-viewer').dataset.state === 'failed'")
-    assert browser.find(".map-status").text == "The map cannot be drawn: this browser is too old"
+    assert browser.find(".map-status").text == "The map cannot be drawn: this browser is too old; use a current one"

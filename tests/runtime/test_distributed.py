@@ -1,103 +1,37 @@
 """Training in two processes against one with the same global batch."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-import timm.layers
+import segkit_command
 import torch
 import yaml
+from halves import LAYERS, learned, loss_cases, work
+from quick import skip_measurements
 from safetensors.torch import load_file
 from synthetic import recipe_for, write_pair
-from torch import distributed, nn
 
-from segkit.data.area import whole
-from segkit.data.areas import labelled_samples
+from segkit.data.area import full_areas
+from segkit.data.areas import open_labelled_samples
 from segkit.errors import RecipeError, UsageError
 from segkit.models.run_folder import read_log
 from segkit.runtime import distributed as processes
-from segkit.task.task import IGNORE
-from segkit.training.loaders import shared_out
-from segkit.training.losses import LOSSES
+from segkit.training.loaders import split_among_processes
 from segkit.training.train import train
 
-# Parts of one process.
-
-LAYERS = {
-    "plain": lambda: nn.BatchNorm2d(3),
-    "cumulative": lambda: nn.BatchNorm2d(3, momentum=None),
-    "bare": lambda: nn.BatchNorm2d(3, affine=False, track_running_stats=False),
-    "with its activation": lambda: timm.layers.BatchNormAct2d(3),
-}
-
-
-def loss_cases():
-    """{name: (loss, task, logits, planes, weights)}; the first half of a batch has far fewer known pixels."""
-    random = torch.Generator().manual_seed(0)
-    cases = {}
-    for kind in ("binary", "multiclass", "multilabel"):
-        task = recipe_for(Path(), kind).task
-        logits = torch.randn(4, task.channels, 12, 12, generator=random)
-        planes = torch.randint(0, len(task.categories) // task.planes, (4, task.planes, 12, 12), generator=random)
-        planes[:2, :, 4:] = IGNORE
-        planes[:2, -1] = IGNORE  # of the last class only the second half knows something
-        for name, loss in LOSSES.items():
-            for weights in (None, [1.0 + channel for channel in range(task.channels)]):
-                cases[f"{kind} {name} {weights}"] = loss, task, logits, planes, weights
-    return cases
-
-
-def learned(part, share):
-    """What the losses and layers give for a part of the batches: values, gradients and running statistics."""
-    found = {}
-    for name, (loss, task, logits, planes, weights) in loss_cases().items():
-        mine = logits[part].clone().requires_grad_()
-        value = loss(task, mine, planes[part], weights)
-        value.backward()
-        found[name] = value.detach(), mine.grad * share
-    random = torch.Generator().manual_seed(1)
-    values = 10 + torch.randn(4, 3, 5, 7, generator=random) * torch.tensor([0.1, 1.0, 10.0]).view(1, 3, 1, 1)
-    slopes = torch.randn(values.shape, generator=random)
-    for name, make in LAYERS.items():
-        layer = make()
-        for number, weight in enumerate(layer.parameters()):
-            weight.data += torch.arange(3) / 10 + number
-        mine = values[part].clone().requires_grad_()
-        for _ in range(2):
-            with processes.batch_norm():
-                out = layer(mine)
-            (out * slopes[part]).sum().backward()
-        sums = [processes.total(weight.grad) for weight in layer.parameters()]
-        found[name] = out.detach(), mine.grad, *sums, *(one.clone() for one in layer.buffers())
-        layer.eval()
-        with processes.batch_norm():
-            found[f"{name}, evaluated"] = (layer(mine).detach(),)
-    return found
-
-
-def work(rank, folder):
-    """One of two processes."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    found = learned(slice(2 * rank, 2 * rank + 2), 1 / 2)  # DDP takes the mean of the gradients
-    found["told"] = (torch.tensor(processes.teller()(5 + rank)),)
-    torch.save(found, f"{folder}/{rank}.pt")
+# Losses and layers.
 
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("halves")
-    both = [multiprocessing.get_context("spawn").Process(target=work, args=(rank, folder)) for rank in range(2)]
+    both = [segkit_command.SERVER.Process(target=work, args=(rank, folder)) for rank in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -132,33 +66,19 @@ def test_a_layer_normalises_as_with_the_global_batch(halves, together, name):
 
 
 def test_the_first_process_tells_the_others(halves):
-    assert [half["told"][0].item() for half in halves] == [5, 5]
-    assert processes.teller()("alone") == "alone"
+    assert [half["broadcast"][0].item() for half in halves] == [5, 5]
+    assert processes.broadcaster()("alone") == "alone"
 
 
 # Whole trainings.
 
 # With a high learning rate AdamW would blow rounding up to what a test sees; so does another order of a batch.
-SETUP = {"epochs": 2, "steps": 4, "learning_rate": 2e-4}
+SETUP = {"epochs": 2, "steps_per_epoch": 4, "learning_rate": 2e-4}
 MODELS = {
     # Stages that are built and not used; layers that contain their activation.
     "binary": {"encoder": "resnet18", "options": {"encoder_depth": 2, "decoder_channels": [16, 8]}},
     "multilabel": {},
 }
-# Records the crops that a process draws; dies before the second epoch where it is told to.
-SCRIPT = """
-import os, signal, sys
-from segkit.cli import main
-from segkit.data.datasets import TrainTiles
-from segkit.training.train import _Training
-
-drawn = open(f"crops-{os.environ.get('NODE_RANK', 0)}-{os.environ.get('LOCAL_RANK', 0)}", "a")
-own = TrainTiles.__getitem__
-TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn, flush=True), own(tiles, number))[1]
-if os.environ.get("STRIKE"):
-    _Training.on_train_epoch_start = lambda self: self.current_epoch and os.kill(os.getpid(), signal.SIGKILL)
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -183,21 +103,31 @@ def recipe(data, kind, **setup):
 def alone(data, tmp_path_factory):
     """{kind: folder of the run of one process}."""
     folder = tmp_path_factory.mktemp("alone")
-    return {kind: train(recipe(data, kind, batch_size=8), folder / kind).folder for kind in MODELS}
+    with pytest.MonkeyPatch.context() as patch:
+        skip_measurements(patch.setattr)
+        return {kind: train(recipe(data, kind, batch_size=8), folder / kind).folder for kind in MODELS}
 
 
 def start(folder, *options, **environment):
     """Start `segkit train` in a folder of its own; its temporary files go there, too."""
-    command = [sys.executable, "../script.py", "train", "../recipe.yaml", "-o", "run", *options]
     variables = {"USE_LIBUV": "0", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    return subprocess.Popen(
-        command, cwd=folder, env=os.environ | variables | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    return segkit_command.start(
+        folder, "../script.py", "train", "../recipe.yaml", "-o", "run", *options, **variables, **environment
+    )
+
+
+def output(process, folder, code=0):
+    """Wait for a command; return what it wrote to stdout and stderr."""
+    process.join(300)
+    texts = [(folder / f"{name}.txt").read_text() for name in ("stdout", "stderr")]
+    assert process.exitcode == code, texts[1]
+    for name in ("stdout", "stderr"):
+        (folder / f"{name}.txt").unlink()
+    return texts
 
 
 def prepared(root, recipe, *names):
-    (root / "script.py").write_text(SCRIPT)
+    (root / "script.py").write_text(segkit_command.SCRIPT)
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     for name in names:
         (root / name).mkdir()
@@ -206,29 +136,23 @@ def prepared(root, recipe, *names):
 
 @pytest.fixture(scope="module")
 def devices(data, tmp_path_factory):
-    """Where two devices of one machine trained, were killed after an epoch and resumed, and what they said then."""
+    """Folder in which two devices trained, were killed after an epoch and resumed; and the output of the latter."""
     (folder,) = prepared(tmp_path_factory.mktemp("devices"), recipe(data, "binary", devices=2), "place")
-    killed = start(folder, STRIKE="yes")
-    _, said = killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL, said
-    resumed = start(folder, "--resume")
-    told, said = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, said
-    return folder, told, said
+    output(start(folder, STRIKE="yes"), folder, -signal.SIGKILL)
+    return folder, *output(start(folder, "--resume"), folder)
 
 
 @pytest.fixture(scope="module")
 def machines(data, tmp_path_factory):
-    """Where the first and the second of two machines work, each in a folder that the other does not know."""
+    """Folders of the first and the second of two machines, each of which knows only its own."""
     folders = prepared(tmp_path_factory.mktemp("machines"), recipe(data, "multilabel", num_nodes=2), "first", "second")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = [start(folder, NODE_RANK=str(rank), **where) for rank, folder in enumerate(folders)]
-    for process in both:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    for process, folder in zip(both, folders, strict=True):
+        output(process, folder)
     return folders
 
 
@@ -283,18 +207,18 @@ def test_a_run_is_resumed_on_as_many_devices(data, alone, devices, tmp_path):
     shutil.copytree(alone["binary"], tmp_path / "run")
     last = tmp_path / "run/checkpoints/last.ckpt"
     torch.save(torch.load(last, weights_only=True) | {"devices": 2}, last)
-    with pytest.raises(UsageError, match="was started on 2 devices, here are 1; resume it on as many"):
+    with pytest.raises(UsageError, match=r"was started with 2 devices, now there are 1; set train\.devices to 2"):
         train(recipe(data, "binary", batch_size=8), tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 150])
 def test_every_pixel_is_validated_once_by_however_many(data, world, monkeypatch):
-    monkeypatch.setattr(sys.modules["segkit.training.train"], "_PIECE", 50)
+    monkeypatch.setattr("segkit.training.loaders._WINDOW_SIZE", 50)
     recipe_ = recipe(data, "multilabel")
-    areas = whole(labelled_samples(recipe_.data.train, recipe_.data, recipe_.task, "data.train"))
+    areas = full_areas(open_labelled_samples(recipe_.data.train, recipe_.data, recipe_.task, "data.train"))
     times = {id(area): np.zeros(area.sample.scene.grid.shape, dtype=int) for area in areas}
     for rank in range(world):
-        for area, windows in shared_out(areas, rank, world):
+        for area, windows in split_among_processes(areas, rank, world):
             for window in area.windows if windows is None else windows:
                 times[id(area)][window.toslices()] += 1
     assert len(times) == 2

@@ -14,11 +14,11 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 FAULTS = """
 import resource, sys, threading
-from segkit.runtime.memory import keep_freed
+from segkit.runtime.memory import retain_freed_memory
 
 def work():
     if "keep" in sys.argv:
-        keep_freed()
+        retain_freed_memory()
     import torch
     rounds = []
     for _ in range(6):
@@ -63,18 +63,18 @@ def test_a_thread_with_a_heap_of_its_own_gets_large_pages():
 HOLES = """
 import sys
 from pathlib import Path
-from segkit.runtime.memory import keep_freed, return_memory
+from segkit.runtime.memory import retain_freed_memory, trim_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 
 if "keep" in sys.argv:
-    keep_freed()
+    retain_freed_memory()
 pieces = [bytearray(100_000) for _ in range(2000)]
 full = resident()
 del pieces[:-1]  # the last one holds the heap's end
 before = resident()
-return_memory()
+trim_memory()
 print(full - before, full - resident())
 """
 
@@ -102,22 +102,22 @@ def test_other_allocators_are_left_alone(monkeypatch, platform):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(ctypes, "CDLL", load)
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    memory.return_memory()
-    memory.keep_freed()
+    memory.trim_memory()
+    memory.retain_freed_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 def test_what_the_user_has_set_stays(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    monkeypatch.setattr(memory, "_glibc", lambda name: lambda *_: 1)
+    monkeypatch.setattr(memory, "_glibc_function", lambda name: lambda *_: 1)
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
-    memory.keep_freed()
+    memory.retain_freed_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    memory.keep_freed()
+    memory.retain_freed_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
-    thread = threading.Thread(target=memory.keep_freed)
+    thread = threading.Thread(target=memory.retain_freed_memory)
     thread.start()
     thread.join()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from segkit.runtime.prefetch import ahead, behind
+from segkit.runtime.prefetch import background_writer, prefetch
 
 
 def test_ahead_keeps_order_and_its_distance():
@@ -14,7 +14,7 @@ def test_ahead_keeps_order_and_its_distance():
             made.append(number)
             yield number
 
-    for number in ahead(numbers(), depth=3):
+    for number in prefetch(numbers(), depth=3):
         time.sleep(0.001)
         assert made[-1] <= number + 4
     assert made == list(range(20))
@@ -28,7 +28,7 @@ def test_behind_keeps_order_and_one_waits():
         time.sleep(0.001)
         done.append((number, threading.get_ident()))
 
-    with behind(work) as put:
+    with background_writer(work) as put:
         for number in range(20):
             put(number)
             assert len(done) >= number - 1
@@ -45,7 +45,7 @@ def test_behind_tells_what_went_wrong(broken):
     taken = []
 
     def hand_over_all():
-        with behind(work) as put:
+        with background_writer(work) as put:
             for number in range(5):
                 put(number)
                 taken.append(number)

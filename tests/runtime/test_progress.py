@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that pass only when a test says so."""
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 10.0)
+    monkeypatch.setattr(module, "_LINE_INTERVAL_S", 10.0)
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now

@@ -5,21 +5,21 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import confusion_matrix
 from synthetic import place, read_whole, recipe_for, write_pair, write_raster
 
-from segkit.data.area import whole
-from segkit.data.pairing import resolve
-from segkit.data.split import split
-from segkit.task.task import IGNORE
+from segkit.data.area import full_areas
+from segkit.data.pairing import open_samples
+from segkit.data.split import spatial_split
+from segkit.task import IGNORE
 from segkit.training.baselines import LinearDiscriminant
 
 
 def pixels_of(areas):
-    """Known pixels (n, bands) and their categories (P, n), by whole reads."""
+    """Known pixels (n, bands) and their categories (T, n), by whole reads."""
     pixels, categories = [], []
     for area in areas:
-        tile, planes, counted = read_whole(area)
-        here = counted & (planes != IGNORE).all(axis=0)
+        tile, targets, counted = read_whole(area)
+        here = counted & (targets != IGNORE).all(axis=0)
         pixels.append(tile.pixels[:, here].T)
-        categories.append(planes[:, here])
+        categories.append(targets[:, here])
     return np.concatenate(pixels), np.concatenate(categories, axis=1)
 
 
@@ -35,17 +35,17 @@ def test_decides_as_sklearn_does(tmp_path, kind):
         pixels[2] += 20 * codes[0]
         write_raster(tmp_path / "images" / f"{name}.tif", pixels.astype(np.float32), left=place(name))
     recipe = recipe_for(tmp_path, kind)
-    samples = resolve(recipe.data.train, recipe.data, recipe.task).samples
-    train, validation = split(samples, recipe.task, recipe.data.val)
+    samples = open_samples(recipe.data.train, recipe.data, recipe.task).samples
+    train, validation = spatial_split(samples, recipe.task, recipe.data.val)
     (fitted, known), (tested, true) = pixels_of(train), pixels_of(validation)
     confusion = LinearDiscriminant.fit(train, recipe.task).score(validation, recipe.task)
     assert confusion.counts.sum() == true.size
-    for plane in range(recipe.task.planes):
-        oracle = LinearDiscriminantAnalysis(solver="svd").fit(fitted.astype(np.float64), known[plane])
-        expected = confusion_matrix(true[plane], oracle.predict(tested.astype(np.float64)))
+    for target in range(recipe.task.n_targets):
+        oracle = LinearDiscriminantAnalysis(solver="svd").fit(fitted.astype(np.float64), known[target])
+        expected = confusion_matrix(true[target], oracle.predict(tested.astype(np.float64)))
         assert 0.55 < np.trace(expected) / expected.sum() < 0.98  # neither chance nor certainty
         # scikit-learn divides the covariance by n, Hastie et al. by n - k: a pixel on the line may change sides.
-        assert np.abs(confusion.counts[plane] - expected).sum() <= 2 * max(1, 1e-4 * expected.sum())
+        assert np.abs(confusion.counts[target] - expected).sum() <= 2 * max(1, 1e-4 * expected.sum())
 
 
 def test_a_category_that_training_never_showed_is_never_decided(tmp_path):
@@ -54,7 +54,7 @@ def test_a_category_that_training_never_showed_is_never_decided(tmp_path):
     labels = np.zeros((96, 96), np.uint8)
     labels[:, :40] = 9
     write_raster(tmp_path / "labels" / "a.tif", labels)
-    areas = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
     confusion = LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task)
     assert confusion.counts[0, :, 1].sum() == 0
 
@@ -63,13 +63,13 @@ def test_bands_that_say_the_same_do_no_harm(tmp_path):
     """A covariance that cannot be inverted: a band stands twice, another is constant."""
     write_pair(tmp_path, "binary", "a")
     recipe = recipe_for(tmp_path, "binary")
-    areas = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
     alone = LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task).counts
     tile = areas[0].sample.scene.read()
     pixels = np.nan_to_num(tile.pixels[[0, 1, 2, 0, 0]])
     pixels[4] = np.where(tile.valid, 7, 0)
     write_raster(tmp_path / "images" / "a.tif", pixels, nodata=0)
-    areas = whole(resolve(recipe.data.train, recipe.data, recipe.task).samples)
+    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
     np.testing.assert_array_equal(LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task).counts, alone)
 
 
@@ -83,7 +83,7 @@ def test_cover_fractions_count_as_what_covers_most(tmp_path):
     soft = {"images": str(tmp_path / "images"), "labels": {"path": str(tmp_path / "shares"), "fractions": True}}
     counts = []
     for each in (recipe, recipe_for(tmp_path, "binary", data={"train": soft})):
-        areas = whole(resolve(each.data.train, each.data, each.task).samples)
+        areas = full_areas(open_samples(each.data.train, each.data, each.task).samples)
         counts.append(LinearDiscriminant.fit(areas, each.task).score(areas, each.task).counts)
     assert counts[0].sum() > 8000
     np.testing.assert_array_equal(*counts)

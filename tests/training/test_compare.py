@@ -1,8 +1,9 @@
 import csv
-import importlib
 import itertools
 import json
+import os
 import statistics
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,16 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from synthetic import read_whole, recipe_for, write_pairs
 
-from segkit.data.areas import areas
+from segkit.data.areas import open_areas
 from segkit.errors import OutputExistsError, RecipeError, SegkitError, UsageError
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
-from segkit.task.task import IGNORE
-from segkit.training.compare import compare
+from segkit.task import IGNORE
+from segkit.training.agreement import measure_agreement
+from segkit.training.compare import _measure_time, compare
 from segkit.training.comparison import MEASURES, Measure
-from segkit.training.variants import parse_vary
+from segkit.training.variants import _folder_names, parse_vary
 
-MODULE = importlib.import_module("segkit.training.compare")  # segkit.compare is also the function
 HEADS = {"heads": ["softmax", "sigmoid"]}
 RATES = {"vary": {"train.learning_rate": [0.001, 0.01]}}
 SCORES = ("mean_iou", "macro_f1", "overall_accuracy")
@@ -54,7 +55,7 @@ class _Training:
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.running_var.uniform_(0.05, 0.3)
-        model._reach = 40  # takes a second to measure
+        model._receptive_field = 40  # takes a second to measure
         scores = np.random.default_rng(len(self.calls)).random(len(SCORES)).tolist()
         (folder / "metrics.json").write_text(json.dumps(dict(zip(SCORES, scores, strict=True))))
         model.save(folder / "model.safetensors")
@@ -68,7 +69,7 @@ class _Training:
 @pytest.fixture
 def training(monkeypatch):
     stand_in = _Training()
-    monkeypatch.setattr(MODULE, "train", stand_in)
+    monkeypatch.setattr("segkit.training.compare.train", stand_in)
     return stand_in
 
 
@@ -80,18 +81,18 @@ def no_agreement(monkeypatch):
         count = len({plan.variant for plan in plans})
         return ((None,) * count,) * count
 
-    monkeypatch.setattr(MODULE, "_agreement", none)
+    monkeypatch.setattr("segkit.training.compare.measure_agreement", none)
 
 
 def known_decisions(folder, recipe):
-    """Oracle: what one pass over each whole scene decides, (P, pixels); not known where it is not to be compared."""
+    """Oracle: what one pass over each whole scene decides, (T, pixels); not known where it is not to be compared."""
     model, decided = load(folder / "model.safetensors"), []
-    for area in areas(recipe)[1]:
+    for area in open_areas(recipe)[1]:
         tile, truth, counted = read_whole(area)
         with torch.inference_mode():
             logits = model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
-        planes = model.task.decide(model.task.probabilities(logits))[0].numpy()
-        decided.append(np.where(counted & (truth != IGNORE), planes, IGNORE).reshape(len(planes), -1))
+        targets = model.task.decide(model.task.probabilities(logits))[0].numpy()
+        decided.append(np.where(counted & (truth != IGNORE), targets, IGNORE).reshape(len(targets), -1))
     return np.concatenate(decided, axis=1)
 
 
@@ -132,8 +133,8 @@ def test_variants_are_compared_within_a_seed_and_seeds_within_a_variant(tmp_path
         alike = [counts[id(mine[one]), id(mine[other])] for one, other in pairs]
         return np.array(alike), np.full(len(alike), 1000)
 
-    monkeypatch.setattr(MODULE, "_count_alike", count)
-    found = MODULE._agreement(tmp_path, plans, None, show_progress=False)
+    monkeypatch.setattr("segkit.training.agreement._count_agreement", count)
+    found = measure_agreement(tmp_path, plans, None, show_progress=False)
     expected = {pair: [] for pair in itertools.product("abc", repeat=2)}
     for one, other in itertools.combinations(plans, 2):
         if one.fold == other.fold and (one.variant == other.variant or one.seed == other.seed):
@@ -160,9 +161,9 @@ def test_the_table_is_mean_and_spread_of_the_trials(data, tmp_path, training):
             measure = row.measures[key]
             assert measure.values == tuple(stored)
             assert measure.mean == pytest.approx(np.mean(stored), rel=1e-12)
-            assert measure.spread == pytest.approx(np.std(stored, ddof=1), rel=1e-12)
-            assert (float(line[key]), float(line[f"{key}_spread"])) == (measure.mean, measure.spread)
-            assert entry["measures"][key] == {"mean": measure.mean, "spread": measure.spread, "values": stored}
+            assert measure.std == pytest.approx(np.std(stored, ddof=1), rel=1e-12)
+            assert (float(line[key]), float(line[f"{key}_spread"])) == (measure.mean, measure.std)
+            assert entry["measures"][key] == {"mean": measure.mean, "spread": measure.std, "values": stored}
     assert told["agreement"] == {
         "labels": ["softmax", "sigmoid"],
         "matrix": [list(line) for line in result.agreement],
@@ -173,16 +174,16 @@ def test_the_table_is_mean_and_spread_of_the_trials(data, tmp_path, training):
 
 def test_a_measure():
     values = [0.3, 0.7, 0.1, 0.9]
-    found = Measure.of([*values, None])
+    found = Measure.from_values([*values, None])
     assert (found.mean, found.values) == (pytest.approx(statistics.mean(values)), tuple(values))
-    assert found.spread == pytest.approx(statistics.stdev(values))
-    assert Measure.of([0.5, None]) == Measure(0.5, None, (0.5,))
-    assert Measure.of([None]) == Measure(None, None, ())
+    assert found.std == pytest.approx(statistics.stdev(values))
+    assert Measure.from_values([0.5, None]) == Measure(0.5, None, (0.5,))
+    assert Measure.from_values([None]) == Measure(None, None, ())
 
 
 def test_one_seed_has_no_spread_and_no_diagonal(data, tmp_path, training):
     result = compare(recipe_for(data["binary"], "binary"), tmp_path / "out", **HEADS, seeds=[1])
-    assert all(row.measures["mean_iou"].spread is None for row in result.rows)
+    assert all(row.measures["mean_iou"].std is None for row in result.rows)
     assert result.agreement[0][0] is result.agreement[1][1] is None
     assert result.agreement[0][1] == result.agreement[1][0] is not None
     alone = compare(recipe_for(data["binary"], "binary"), tmp_path / "alone", seeds=[1])
@@ -209,18 +210,18 @@ def test_every_combination_is_trained_with_its_own_recipe(data, tmp_path, traini
 
 
 BASE = {"data": {}, "train": {}}
-NO_VAL = {"data": {"val": None}, "train": {"keep": "last"}}
+NO_VAL = {"data": {"val": None}, "train": {"checkpoint": "last"}}
 REFUSED = {
     "softmax for classes that overlap": ("multilabel", BASE, HEADS, "task.head=softmax: task: softmax makes classes"),
     "unknown head": ("binary", BASE, {"heads": ["tanh"]}, "task.head=tanh: task.head: found"),
     "misspelt key": ("binary", BASE, {"vary": {"train.epoch": [3]}}, "train.epoch=3: train.epoch: unknown key; did"),
-    "no such place": ("binary", BASE, {"vary": {"name.x": [3]}}, "name.x=3: the recipe has no such place"),
+    "no such place": ("binary", BASE, {"vary": {"name.x": [3]}}, "name.x=3: the recipe has no such key"),
     "bad value": ("binary", BASE, {"vary": {"train.epochs": [3, "x"]}}, 'train.epochs=x: train.epochs: found "x"'),
     "bad seed": ("binary", BASE, {"seeds": [-1]}, "train.seed=-1: train.seed: found -1"),
     "unknown encoder": ("binary", BASE, {"vary": {"model.encoder": ["tu-resnet10t", "resnet19"]}}, "'resnet19' is not"),
-    "a value twice": ("binary", BASE, {"seeds": [1, 1]}, "seeds: 1 stands twice"),
-    "no value": ("binary", BASE, {"vary": {"train.epochs": []}}, "train.epochs: no value is given"),
-    "no seed": ("binary", BASE, {"seeds": []}, "seeds: no value is given"),
+    "a value twice": ("binary", BASE, {"seeds": [1, 1]}, "seeds: 1 is given twice"),
+    "no value": ("binary", BASE, {"vary": {"train.epochs": []}}, "train.epochs: has no value"),
+    "no seed": ("binary", BASE, {"seeds": []}, "seeds: has no value"),
     "other validation": ("binary", BASE, {"vary": {"data.val.seed": [0, 5]}}, "validates on other pixels or classes"),
     "other truth": ("binary", BASE, {"vary": {"data.ignore": [[255], [254, 255]]}}, "validates on other pixels or"),
     "no fold": ("binary", BASE, {"folds": ["3/3"]}, "fold 3/3"),
@@ -278,7 +279,7 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(data, tmp_path, train
     compare(recipe_for(data["binary"], "binary"), tmp_path / "out", **HEADS, seeds=[0])
     other = recipe_for(data["binary"], "binary", train={"epochs": 9})
     training.again()
-    with pytest.raises(OutputExistsError, match=r"softmax/seed0: holds a run of another recipe; --overwrite trains"):
+    with pytest.raises(OutputExistsError, match=r"softmax/seed0: holds a run of another recipe; replace it \("):
         compare(other, tmp_path / "out", **HEADS, seeds=[0])
     assert not training.calls
     training.stop_at = 1
@@ -290,18 +291,18 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(data, tmp_path, train
 
 def test_what_was_spent_before_a_stop_counts(tmp_path, monkeypatch):
     times, cores = iter([10.0, 13.0, 100.0, 107.0]), iter([1.0, 2.0, 50.0, 55.0])
-    monkeypatch.setattr(MODULE.time, "monotonic", lambda: next(times))
-    monkeypatch.setattr(MODULE.os, "times", lambda: (next(cores), 0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(os, "times", lambda: (next(cores), 0.0, 0.0, 0.0, 0.0))
     spent = tmp_path / "spent.json"
-    with pytest.raises(KeyboardInterrupt), MODULE._clocked(spent, resume=False):
+    with pytest.raises(KeyboardInterrupt), _measure_time(spent, resume=False):
         raise KeyboardInterrupt
-    with MODULE._clocked(spent, resume=True):
+    with _measure_time(spent, resume=True):
         assert not spent.exists()
     assert json.loads(spent.read_text()) == {"seconds": 3 + 7, "cpu_seconds": 1 + 5}
 
 
 def test_what_a_killed_process_spent_is_not_known(tmp_path):
-    with MODULE._clocked(tmp_path / "spent.json", resume=True):
+    with _measure_time(tmp_path / "spent.json", resume=True):
         pass
     assert not (tmp_path / "spent.json").exists()
 
@@ -322,13 +323,13 @@ def test_the_picture_shows_every_trial_and_the_agreement(data, tmp_path, trainin
         assert means == [row.measures[key].mean for row in result.rows]
         for container, row in zip(ax.containers, result.rows, strict=True):
             (low, _), (high, _) = container.lines[2][0].get_segments()[0]
-            assert high - low == pytest.approx(2 * row.measures[key].spread)
+            assert high - low == pytest.approx(2 * row.measures[key].std)
     np.testing.assert_array_equal(matrix.images[0].get_array(), np.array(result.agreement))
 
 
 def test_names_of_folders_are_different_on_every_file_system():
     names = ["a, b={x: 1}", "a, b={x; 1}", "A, b={x: 1}", "../..", "x" * 300, ""]
-    slugs = MODULE._slugs(names)
+    slugs = _folder_names(names)
     assert len({slug.casefold() for slug in slugs.values()}) == len(names)
     for slug in slugs.values():
         assert slug.strip(".")
@@ -348,7 +349,7 @@ def test_varied_keys_are_read_as_yaml():
     for text in ("train.epochs", "train.epochs=", "=3", "a..b=3"):
         with pytest.raises(UsageError, match="write it as key=value,value"):
             parse_vary([text])
-    with pytest.raises(UsageError, match="stands twice"):
+    with pytest.raises(UsageError, match="is given twice"):
         parse_vary(["a=1", "a=2"])
     with pytest.raises(RecipeError, match=r"--vary a=\{1"):
         parse_vary(["a={1"])
@@ -356,7 +357,7 @@ def test_varied_keys_are_read_as_yaml():
 
 def test_models_are_those_of_a_training(data, tmp_path):
     """No stand-in: what compare tells is what `train` alone finds."""
-    recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps": 2})
+    recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps_per_epoch": 2})
     result = compare(recipe, tmp_path / "out", **HEADS, seeds=[3])
     for trial in result.trials:
         model = load(trial.folder / "model.safetensors")

@@ -64,7 +64,7 @@ def test_polygons_without_georeference_lie_on_the_image_in_qgis(tmp_path):
     codes[1:3, 4:9] = 1
     with pytest.warns(NotGeoreferencedWarning):
         write_raster(path, codes, transform=None, crs=None)
-    with pytest.warns(UserWarning, match="pixels as QGIS shows them: x = column, y = -row"):
+    with pytest.warns(UserWarning, match="pixels as in QGIS: x = column, y = -row"):
         frame = polygons(path, background=True)
     frame = frame[frame["class_id"] == 1]
     assert frame.crs is None
@@ -147,7 +147,7 @@ def test_choosing_classes_does_not_change_their_polygons(exclusive):
 def test_a_foreign_map_names_classes_by_code_and_0_is_background_which_is_said(tmp_path):
     path = write_raster(tmp_path / "foreign.tif", CODES.astype(np.int32) * 1000, nodata=NODATA * 1000)
     share = (CODES == 0).sum() / (CODES != NODATA).sum()
-    with pytest.warns(UserWarning, match=rf"foreign\.tif: value 0 \({share:.1%} of what .*keep it \(--background\)"):
+    with pytest.warns(UserWarning, match=rf"foreign\.tif: value 0 \({share:.1%} of the .*keep it \(--background\)"):
         found = polygons(path)
     assert set(found["class"]) == {"1000", "2000", "5000"}
     # Pixels are those of the map, before small regions went to their neighbours.
@@ -196,12 +196,12 @@ def test_a_south_up_map_lies_where_its_pixels_lie(tmp_path):
 
 def test_without_a_crs_areas_are_null_and_that_is_said(tmp_path):
     path = write_raster(tmp_path / "map.tif", CODES, crs=None)
-    with pytest.warns(UserWarning, match="area_ha and perim_m stay empty: without a CRS") as warned:
+    with pytest.warns(UserWarning, match="area_ha and perim_m are empty: without a CRS") as warned:
         frame = polygons(path, background=True)
     assert warned[0].filename == __file__
     assert frame["area_ha"].isna().all()
     assert frame["perim_m"].isna().all()
-    with pytest.warns(UserWarning, match="area_ha and perim_m stay empty"):
+    with pytest.warns(UserWarning, match="area_ha and perim_m are empty"):
         summary = vectorize(path, tmp_path / "out.shp", background=True)
     assert summary.hectares is None
     assert read(tmp_path / "out.shp")["area_ha"].isna().all()
@@ -212,12 +212,16 @@ def test_without_a_crs_areas_are_null_and_that_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("bands", "options", "message"),
     [
-        (CODES.astype(np.float32), {}, "band 1 is float32; a map holds class codes"),
+        (CODES.astype(np.float32), {}, "band 1 is float32; a map holds class values"),
         (np.stack([CODES, CODES]), {}, "has 2 bands; a map has one band"),
-        (np.stack([CODES, CODES]), {"multilabel": True, "legend": [FOREST]}, "2 bands but lists 1 classes"),
-        (CODES, {"legend": [{"value": 1}]}, "tag segkit_classes is no list"),
-        (CODES, {"legend": 3}, "tag segkit_classes is no list"),
-        (CODES.astype(np.uint32) * 2**30, {"nodata": None}, "holds the code"),
+        (
+            np.stack([CODES, CODES]),
+            {"multilabel": True, "legend": [FOREST]},
+            "bands: 2, listed classes: 1",
+        ),
+        (CODES, {"legend": [{"value": 1}]}, "tag segkit_classes is not a list"),
+        (CODES, {"legend": 3}, "tag segkit_classes is not a list"),
+        (CODES.astype(np.uint32) * 2**30, {"nodata": None}, "has the value"),
     ],
 )
 def test_what_is_no_map_is_refused(tmp_path, bands, options, message):
@@ -347,7 +351,7 @@ def test_a_file_holds_what_the_frame_holds_however_it_is_batched(tmp_path, monke
     path, probabilities, _, _ = noise(tmp_path)
     expected = polygons(path, probabilities=probabilities, **OPTIONS)
     assert shapely.coverage_is_valid(polygons(path, background=True, **OPTIONS).geometry)
-    monkeypatch.setattr("segkit.vector.tracing.pipeline._BATCH_POLYGONS", 2)
+    monkeypatch.setattr("segkit.vector.tracing.pipeline._MIN_BATCH_POLYGONS", 2)
     monkeypatch.setattr("segkit.vector.tracing.runs._WORK_PIXELS", 1)
     assert_frame_equal(polygons(path, probabilities=probabilities, **OPTIONS), expected)
     summary = vectorize(path, tmp_path / "out.gpkg", probabilities=probabilities, **OPTIONS)
@@ -410,7 +414,7 @@ def test_sizes_and_distances_have_units(exclusive, tmp_path, option):
     nowhere = write_raster(tmp_path / "nowhere.tif", CODES, crs=None)
     with (
         pytest.warns(UserWarning, match="without a CRS"),
-        pytest.raises(UsageError, match=f"{option}: .* write pixels"),
+        pytest.raises(UsageError, match=f"{option}: .* give pixels"),
     ):
         polygons(nowhere, **{option: "1km" if option == "simplify" else "1ha"})
     with pytest.warns(UserWarning, match="without a CRS"):
@@ -458,7 +462,7 @@ def test_an_empty_map_is_an_empty_layer(tmp_path, ending):
 
 def test_an_unknown_ending_is_refused_before_any_work(tmp_path):
     with pytest.raises(
-        UsageError, match=r"not written as \.kml; use one of \.shp, \.gpkg, \.parquet, \.fgb, \.geojson"
+        UsageError, match=r"cannot be written as \.kml; use one of \.shp, \.gpkg, \.parquet, \.fgb, \.geojson"
     ):
         vectorize(tmp_path / "missing.tif", tmp_path / "out.kml")
 
@@ -476,15 +480,15 @@ def test_an_existing_output_is_kept_unless_it_may_be_overwritten(exclusive, tmp_
 @pytest.mark.parametrize("call", [lambda path: vectorize(path, path.with_suffix(".gpkg")), polygons])
 def test_whoever_reads_a_map_is_done_before_it_is_closed(tmp_path, monkeypatch, call):
     path = write_raster(tmp_path / "map.tif", np.random.default_rng(0).integers(1, 5, (64, 64), dtype=np.uint8))
-    monkeypatch.setattr("segkit.vector.tracing.pipeline._BATCH_POLYGONS", 1)
+    monkeypatch.setattr("segkit.vector.tracing.pipeline._MIN_BATCH_POLYGONS", 1)
     monkeypatch.setattr("segkit.vector.tracing.runs._WORK_PIXELS", 64)  # many parts are left to read
 
     def refuse(*arguments, **options):
         raise ValueError("no more")
 
-    for name in ("table", "shapes"):
+    for name in ("to_arrow", "geometries"):
         monkeypatch.setattr(f"segkit.vector.batch.Batch.{name}", refuse)
-    monkeypatch.setattr("segkit.vector.batch.joined", lambda batches: batches)
+    monkeypatch.setattr("segkit.vector.batch.merge_batches", lambda batches: batches)
     before = threading.active_count()
     with pytest.raises(ValueError, match="no more") as caught:
         call(path)

@@ -1,1 +1,5 @@
-"""Labels of a scene: rasters of codes or fractions, and polygons, read as target planes."""
+"""Labels of a scene, read as targets.
+
+`open` chooses the reader: `codes` (class codes and masks), `fractions` or `polygons`; `merge` combines several sources.
+A new kind of label source goes here.
+"""

@@ -1,4 +1,4 @@
-"""What all labels of a scene have: a window of them is read as target planes."""
+"""Base classes of labels: labels of a scene, read window by window as targets."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.io.grid import Grid
-from segkit.task.task import IGNORE, Task
+from segkit.task import IGNORE, Task
 
-COUNT_WINDOW = 2048  # pixels along a side
+COUNT_WINDOW_PX = 2048  # side of the windows in which whole files are counted
 
 
 @dataclass(frozen=True, eq=False)
 class Labels(ABC):
-    """Labels of one scene, read window by window; holds no open file, so it can go to another process.
+    """Labels of one scene, read window by window. Holds no open file, so it can be sent to another process.
 
     Parameters
     ----------
     name
-        The files, as errors name them.
+        The files, for messages.
     grid
-        The scene's grid, which is the labels' too.
+        The grid of the scene and of the labels.
     task
-        Whose target planes are read.
+        Defines the targets.
     notes
-        What was met on opening and dealt with: geometries repaired or skipped, a missing georeference.
+        Messages about what was fixed on opening: geometries repaired or skipped, a missing georeference.
     soft
-        Whether planes are soft: shares of the channels' categories, instead of categories.
+        Whether targets are soft: fractions of the channels' categories, instead of categories.
     doubts
-        What may be wrong until somebody says which way it is meant: files that declare the value of a class, or of
-        background, as no data. Until then it counts as not known.
+        Messages about files that declare the code of a class or of background as no data. Such pixels are unlabelled
+        until `labels.nodata` is set.
     """
 
     name: str
@@ -42,28 +42,28 @@ class Labels(ABC):
     task: Task
     notes: tuple[str, ...]
     soft: bool
-    doubts: tuple[str, ...] = field(default=(), kw_only=True)
+    ambiguities: tuple[str, ...] = field(default=(), kw_only=True)
 
     def read(self, window: Window) -> NDArray[Any]:
-        """Read the target planes of a window; `IGNORE` where not known, and outside the scene.
+        """Read the targets of a window; `IGNORE` where unlabelled, and outside the scene.
 
         Returns
         -------
-        int16 (P, H, W), or float32 (C, H, W) where labels are soft; see `segkit.task.task`
+        int16 (T, H, W), or float32 (C, H, W) if labels are soft; see `segkit.task.task`
 
         Raises
         ------
         LabelError
-            A code the task does not know, a number that is no code or no fraction, an overlap of classes that exclude
-            each other, or sources that contradict each other.
+            An undefined code, a number that is not a code or fraction, an overlap of mutually exclusive classes, or
+            sources that contradict each other.
         RasterError
-            The file is damaged there.
+            The file is damaged in this window.
         """
         row, column, height, width = (int(i) for i in (window.row_off, window.col_off, window.height, window.width))
         if row >= 0 and column >= 0 and row + height <= self.grid.height and column + width <= self.grid.width:
             return self._read(window)
-        planes, dtype = (self.task.channels, np.float32) if self.soft else (self.task.planes, np.int16)
-        target = np.full((planes, height, width), IGNORE, dtype=dtype)
+        targets, dtype = (self.task.channels, np.float32) if self.soft else (self.task.n_targets, np.int16)
+        target = np.full((targets, height, width), IGNORE, dtype=dtype)
         top, bottom = max(0, row), min(self.grid.height, row + height)
         left, right = max(0, column), min(self.grid.width, column + width)
         if top < bottom and left < right:
@@ -73,20 +73,20 @@ class Labels(ABC):
 
     @abstractmethod
     def _read(self, window: Window) -> NDArray[Any]:
-        """Read a window that lies inside the scene."""
+        """Read a window inside the scene."""
 
 
 @dataclass(frozen=True, eq=False)
 class PartialLabels(Labels):
-    """Labels as their files hold them."""
+    """Labels that cover some or all classes, and can be merged with others."""
 
     def _read(self, window: Window) -> NDArray[Any]:
-        return self.task.encode_masks(self._claims(window), ignore=[IGNORE], source=self.name)
+        return self.task.encode_masks(self._partial_labels(window), ignore=[IGNORE], source=self.name)
 
     @abstractmethod
-    def _claims(self, window: Window) -> NDArray[Any]:
-        """Say of each class what is known of it in a window inside the scene.
+    def _partial_labels(self, window: Window) -> NDArray[Any]:
+        """Read partial labels of a window inside the scene.
 
-        int16 (k, H, W): 1 it is there, 0 it is not, `IGNORE` these labels do not say. Or, of fractions, float64
-        (k + 1, H, W): its share and at last that of background, NaN where they do not say.
+        int16 (k, H, W), per class: 1 present, 0 absent, `IGNORE` unlabelled. Or, of fractions, float64 (k + 1, H, W):
+        the fraction of each class, then of background; NaN where unlabelled.
         """

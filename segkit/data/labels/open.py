@@ -1,8 +1,8 @@
-"""Labels: rasters of codes, masks or fractions, and polygons, read as a task's target planes on a scene's grid.
+"""Open the labels of a scene: rasters of codes, masks or fractions, and polygons.
 
-Every label pixel is a class, background, or not known (`IGNORE`). What each source says is written as *claims*: of each
-class whether it is there (or how much of it), or nothing. So several sources are joined before the `Task`, which knows
-what planes it has and which classes exclude each other, turns claims into planes.
+Every label pixel is a class, background, or unlabelled (`IGNORE`). Each source is read as *partial labels*: of each
+class whether it is present (or its fraction), or unlabelled. So several sources can be merged before the `Task` turns
+partial labels into targets.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segkit.data.labels.base import Labels, PartialLabels
-from segkit.data.labels.codes import label_file, open_codes
+from segkit.data.labels.codes import inspect_label_file, open_codes
 from segkit.data.labels.fractions import open_fractions
 from segkit.data.labels.merge import MergedLabels
 from segkit.data.labels.polygons import open_polygons
 from segkit.errors import LabelError
 from segkit.io.grid import Grid
-from segkit.io.remote import located
+from segkit.io.remote import as_path
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
 from segkit.recipe.schema import LabelSource
-from segkit.task.task import BACKGROUND, Task
+from segkit.task import BACKGROUND, Task
 
 
 def open_labels(
@@ -33,53 +33,53 @@ def open_labels(
 ) -> Labels | None:
     """Open the labels of a scene.
 
-    Where there are several sources, each class is known where one that speaks for it knows it. Classes that exclude
-    each other deny each other: where one is there, no other is, and background is where all are denied.
+    With several sources, a class is labelled where a source that covers it is labelled. With mutually exclusive
+    classes, one that is present makes all others absent, and a pixel is background if all classes are absent.
 
     Parameters
     ----------
     source
         One or several; the `path` of each is one raster file, or one or more vector files.
     task
-        Whose codes, names and planes they have.
+        Defines codes, names and targets.
     grid
-        The scene's.
+        The grid of the scene.
     ignore
-        Codes that mean "not known".
+        Codes of unlabelled pixels.
     resample
-        Whether a raster on another grid is brought to `grid` by nearest neighbour.
+        Whether to warp rasters on another grid to `grid` by nearest neighbour.
 
     Returns
     -------
-    The labels, or None where no polygon meets the scene, and there are no others.
+    The labels, or None if no polygon intersects the scene and there are no other labels.
 
     Raises
     ------
     MissingFileError
-        A file is not there.
+        A file does not exist.
     GridError
-        The labels lie on another grid, or in no known place on it.
+        The labels are on another grid, or only one of labels and scene has a CRS.
     LabelError
-        A layer, field, value or geometry that cannot be used, or instructions that contradict each other.
+        A layer, field, value or geometry cannot be used, or options contradict each other.
     """
     sources = [source] if isinstance(source, LabelSource) else source
     if len({one.fractions for one in sources}) > 1:
-        some, others = (next(one for one in sources if one.fractions is soft) for soft in (True, False))
+        fractions, codes = (next(one for one in sources if one.fractions is soft) for soft in (True, False))
         raise LabelError(
-            f"{_paths(some)[0]} holds fractions, {_paths(others)[0]} does not; the labels of a scene are all "
-            "fractions, or none of them is"
+            f"{_paths(fractions)[0]} holds fractions, {_paths(codes)[0]} does not; either all labels of a scene are "
+            "fractions, or none"
         )
     opened = [_open(one, task, grid, ignore, resample) for one in sources]
     parts = tuple(part for part in opened if part is not None)
     if len(parts) < 2:
         return parts[0] if parts else None
     names, notes = " and ".join(part.name for part in parts), tuple(note for part in parts for note in part.notes)
-    doubts = tuple(doubt for part in parts for doubt in part.doubts)
-    return MergedLabels(names, grid, task, notes, parts[0].soft, parts, doubts=doubts)
+    ambiguities = tuple(ambiguity for part in parts for ambiguity in part.ambiguities)
+    return MergedLabels(names, grid, task, notes, parts[0].soft, parts, ambiguities=ambiguities)
 
 
 def _paths(source: LabelSource) -> list[Path]:
-    return [located(path) for path in source.paths]
+    return [as_path(path) for path in source.paths]
 
 
 def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> PartialLabels | None:
@@ -87,38 +87,36 @@ def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], re
     classes = _covered_classes(source, task, paths[0])
     if all(is_vector(path) for path in paths):
         if source.fractions:
-            raise LabelError(f"{paths[0]}: fractions is for rasters of one band per class; remove it")
+            raise LabelError(f"{paths[0]}: fractions is only for rasters with one band per class; remove it")
         if source.nodata is not None:
-            raise LabelError(f"{paths[0]}: nodata is for label rasters; remove it")
+            raise LabelError(f"{paths[0]}: nodata is only for label rasters; remove it")
         return open_polygons(paths, source, task, grid, ignore, classes)
     if len(paths) > 1:
-        raise LabelError(f"{paths[0]} and {paths[1]}: a scene has one label raster, or vector files; name one file")
-    for key in ("layer", "field", "priority", "outside"):
-        if getattr(source, key) is not None and not (key == "outside" and source.fractions):
-            raise LabelError(f"{paths[0]}: {key} is for vector labels ({', '.join(VECTOR_SUFFIXES)}); remove it")
-    file, notes = label_file(paths[0], grid, len(classes), resample=resample)
+        raise LabelError(f"{paths[0]} and {paths[1]}: a scene has one label raster, or vector files; give one file")
+    for key in ("layer", "field", "priority", "outside_polygons"):
+        if getattr(source, key) is not None and not (key == "outside_polygons" and source.fractions):
+            raise LabelError(f"{paths[0]}: {key} is only for vector labels ({', '.join(VECTOR_SUFFIXES)}); remove it")
+    file, notes = inspect_label_file(paths[0], grid, len(classes), resample=resample)
     return (open_fractions if source.fractions else open_codes)(file, source, task, ignore, classes, notes)
 
 
 def _covered_classes(source: LabelSource, task: Task, path: Path) -> tuple[str, ...]:
-    """Return the classes that a source speaks for, in its order; refuse names that the task does not have."""
+    """Return the classes that a source covers, in its order; refuse names that are not classes of the task."""
     names = [one.name for one in task.classes]
     classes = tuple(names) if source.classes is None else source.classes
-    own = names + [BACKGROUND] * bool(source.fractions and task.background)
+    allowed = names + [BACKGROUND] * bool(source.fractions and task.background)
     for key, found, known in (
-        ("classes", classes, own),
+        ("classes", classes, allowed),
         ("priority", source.priority or (), [*classes, BACKGROUND]),
         (
             "values",
             [name for name in (source.values or {}).values() if name],
-            [*classes] + [BACKGROUND] * task.has_none,
+            [*classes] + [BACKGROUND] * task.allows_no_class,
         ),
     ):
         for name in found:
             if name not in known:
-                raise LabelError(
-                    f"{path}: labels.{key} names {name!r}, these labels speak for {', '.join(known)}; correct it"
-                )
+                raise LabelError(f"{path}: labels.{key} lists {name!r}; possible names are {', '.join(known)}")
     if len(set(classes)) < len(classes):
-        raise LabelError(f"{path}: labels.classes names a class twice ({', '.join(classes)}); name each once")
+        raise LabelError(f"{path}: labels.classes lists a class twice ({', '.join(classes)}); list each once")
     return classes

@@ -1,4 +1,4 @@
-"""Labels that are polygons."""
+"""Labels in vector files of polygons."""
 
 from __future__ import annotations
 
@@ -15,54 +15,65 @@ from rasterio.windows import Window
 from segkit.data.labels.base import PartialLabels
 from segkit.errors import DataError, LabelError
 from segkit.io.grid import Grid
-from segkit.io.polygons import Polygons, on_grid, rasterised, read_polygons
+from segkit.io.polygons import Polygons, project_to_grid, rasterize_shapes, read_polygons
 from segkit.recipe.schema import LabelSource
-from segkit.task.task import BACKGROUND, IGNORE, Task
+from segkit.task import BACKGROUND, IGNORE, Task
 
 
 @dataclass(frozen=True, eq=False)
 class _VectorLabels(PartialLabels):
-    """Polygons in pixel coordinates of the grid; a pixel is in a polygon that holds its centre.
+    """Polygons in pixel coordinates of the grid; a pixel is in the polygon that contains its centre.
 
-    `kinds` says what each polygon is: a class's position, k for "none of the classes", k + 1 for "not known".
+    Parameters
+    ----------
+    polygons, class_indices
+        The polygons and the class of each: the position of a class, k for background, k + 1 for unlabelled.
+    tree
+        Spatial index of the polygons.
+    priority
+        Class indices, highest first.
+    outside_is_background
+        Whether pixels outside all polygons are labelled, with all classes absent.
+    covered
+        Positions of the classes that these labels cover.
     """
 
     polygons: NDArray[Any]
-    kinds: NDArray[np.intp]
+    class_indices: NDArray[np.intp]
     tree: shapely.STRtree
     priority: tuple[int, ...]
-    outside_known: bool
-    spoken: tuple[int, ...]
+    outside_is_background: bool
+    covered: tuple[int, ...]
 
-    def _claims(self, window: Window) -> NDArray[np.int16]:
+    def _partial_labels(self, window: Window) -> NDArray[np.int16]:
         k = len(self.task.classes)
         top, left, shape = window.row_off, window.col_off, (window.height, window.width)
-        covered = np.zeros((k + 2, *shape), dtype=bool)
+        masks = np.zeros((k + 2, *shape), dtype=bool)
         near = self.tree.query(shapely.box(left, top, left + window.width, top + window.height))
-        for kind in np.unique(self.kinds[near]):
-            covered[kind] = rasterised(self.polygons[near[self.kinds[near] == kind]], window)
-        known = ~covered[k + 1] & (covered.any(axis=0) | self.outside_known)
-        claims = covered[: k + 1]
-        if self.task.planes == 1:
-            self._settle(claims, known)
-        spoken = np.isin(np.arange(k), self.spoken)[:, None, None]
-        return np.where(known & spoken, claims[:k], IGNORE).astype(np.int16)
+        for index in np.unique(self.class_indices[near]):
+            masks[index] = rasterize_shapes(self.polygons[near[self.class_indices[near] == index]], window)
+        labelled = ~masks[k + 1] & (masks.any(axis=0) | self.outside_is_background)
+        present = masks[: k + 1]
+        if self.task.n_targets == 1:
+            self._resolve_overlaps(present, labelled)
+        covered = np.isin(np.arange(k), self.covered)[:, None, None]
+        return np.where(labelled & covered, present[:k], IGNORE).astype(np.int16)
 
-    def _settle(self, claims: NDArray[np.bool_], known: NDArray[np.bool_]) -> None:
-        """Leave each pixel to one claim, in place."""
-        taken = np.zeros_like(known)
-        for kind in (*self.priority, *(kind for kind in range(len(claims)) if kind not in self.priority)):
-            claims[kind] &= ~taken
-            if kind in self.priority:
-                taken |= claims[kind]
-        disputed = known & (claims.sum(axis=0) > 1)
-        if disputed.any():
+    def _resolve_overlaps(self, present: NDArray[np.bool_], labelled: NDArray[np.bool_]) -> None:
+        """Keep one class per pixel by priority, in place; refuse other overlaps."""
+        taken = np.zeros_like(labelled)
+        for index in (*self.priority, *(index for index in range(len(present)) if index not in self.priority)):
+            present[index] &= ~taken
+            if index in self.priority:
+                taken |= present[index]
+        overlap = labelled & (present.sum(axis=0) > 1)
+        if overlap.any():
             names = [one.name for one in self.task.classes] + [BACKGROUND]
-            those = [name for name, claim in zip(names, claims, strict=True) if (claim & disputed).any()]
+            listed = [name for name, mask in zip(names, present, strict=True) if (mask & overlap).any()]
             raise LabelError(
-                f"{self.name}: polygons of {' and '.join(those)} overlap on {int(disputed.sum())} pixels, classes of a "
-                f"{self.task.type} task exclude each other; list the winners first under labels.priority, correct the "
-                "polygons, or use type multilabel"
+                f"{self.name}: polygons of {' and '.join(listed)} overlap in {int(overlap.sum())} pixels, which a "
+                f"{self.task.type} task does not allow; rank the classes in labels.priority, correct the polygons, or "
+                "use type multilabel"
             )
 
 
@@ -74,73 +85,81 @@ def open_polygons(
     ignore: Sequence[int],
     classes: tuple[str, ...],
 ) -> _VectorLabels | None:
-    """Open polygon files as labels on a grid; None if none of their polygons lies on it.
+    """Open polygon files as labels on a grid; None if no polygon intersects it.
 
     Raises
     ------
     LabelError
-        A file cannot be read as labels of the task.
+        A file cannot be used as labels of the task.
     """
     k = len(task.classes)
-    kinds = {BACKGROUND: k} if task.has_none else {}
-    kinds |= {one.name: position for position, one in enumerate(task.classes)}
-    polygons, meanings, notes = [], [], []
+    indices = {BACKGROUND: k} if task.allows_no_class else {}
+    indices |= {one.name: position for position, one in enumerate(task.classes)}
+    polygons, class_indices, notes = [], [], []
     for path in paths:
         try:
             layer = read_polygons(path, source.layer, option="labels.layer")
-            values = None if source.field is None else layer.texts(source.field)
+            values = None if source.field is None else layer.field_values(source.field)
         except DataError as error:
             raise LabelError(str(error)) from error
-        meaning = _meanings(layer, values, source, task, kinds, ignore, classes)
-        shapes, near, repaired = on_grid(layer, grid)
+        of_layer = _polygon_classes(layer, values, source, task, indices, ignore, classes)
+        shapes, near, repaired = project_to_grid(layer, grid)
         polygons.append(shapes)
-        meanings.append(meaning[near])
+        class_indices.append(of_layer[near])
         if layer.skipped:
-            notes.append(f"{path}: {layer.skipped} features have no geometry; skipped")
+            notes.append(f"{path}: {layer.skipped} features without geometry were skipped")
         if repaired:
-            notes.append(f"{path}: {repaired} polygons on this scene were invalid; repaired")
-    shapes, meaning = np.concatenate(polygons), np.concatenate(meanings)
+            notes.append(f"{path}: {repaired} invalid polygons on this scene were repaired")
+    shapes = np.concatenate(polygons)
     if not shapes.size:
         return None
     name = ", ".join(str(path) for path in paths)
-    ranks = tuple(kinds[one] for one in source.priority or ())
-    known = source.outside != "ignore"
-    spoken = tuple(kinds[name] for name in classes)
-    tree = shapely.STRtree(shapes)
-    return _VectorLabels(name, grid, task, tuple(notes), False, shapes, meaning, tree, ranks, known, spoken)
+    return _VectorLabels(
+        name,
+        grid,
+        task,
+        tuple(notes),
+        soft=False,
+        polygons=shapes,
+        class_indices=np.concatenate(class_indices),
+        tree=shapely.STRtree(shapes),
+        priority=tuple(indices[one] for one in source.priority or ()),
+        outside_is_background=source.outside_polygons != "ignore",
+        covered=tuple(indices[one] for one in classes),
+    )
 
 
-def _meanings(
+def _polygon_classes(
     layer: Polygons,
     values: tuple[str | None, ...] | None,
     source: LabelSource,
     task: Task,
-    kinds: dict[str, int],
+    indices: dict[str, int],
     ignore: Iterable[int],
     classes: Sequence[str],
 ) -> NDArray[np.intp]:
-    """Say what each polygon of a layer is, as `_VectorLabels.kinds` does."""
-    path, not_known = layer.path, len(task.classes) + 1
+    """Return the class of each polygon of a layer, as `_VectorLabels.class_indices`."""
+    path, unlabelled = layer.path, len(task.classes) + 1
     if values is None:
         if len(classes) > 1:
-            whose = "the task has" if source.classes is None else "these labels speak for"
+            what = "the task has" if source.classes is None else "these labels cover"
             raise LabelError(
-                f"{path}: {whose} {len(classes)} classes; name the field that tells them apart under "
-                f"labels.field (there are {', '.join(map(str, layer.attributes)) or 'none'})"
+                f"{path}: {what} {len(classes)} classes; set labels.field to the field with the class (fields: "
+                f"{', '.join(map(str, layer.attributes)) or 'none'})"
             )
-        return np.full(len(layer.shapes), kinds[classes[0]], dtype=np.intp)
+        return np.full(len(layer.shapes), indices[classes[0]], dtype=np.intp)
     if source.values is not None:
-        table = {value: not_known if name is None else kinds[name] for value, name in source.values.items()}
+        table = {value: unlabelled if name is None else indices[name] for value, name in source.values.items()}
     else:
-        own = {name: kind for name, kind in kinds.items() if name in (*classes, BACKGROUND)}
-        table = {str(code): not_known for code in ignore}
-        table |= {str(task.background_value): kinds[BACKGROUND]} if BACKGROUND in kinds else {}
-        table |= {str(one.value): kinds[one.name] for one in task.classes if one.name in classes} | own
+        by_name = {name: index for name, index in indices.items() if name in (*classes, BACKGROUND)}
+        table = {str(code): unlabelled for code in ignore}
+        table |= {str(task.background_value): indices[BACKGROUND]} if BACKGROUND in indices else {}
+        table |= {str(one.value): indices[one.name] for one in task.classes if one.name in classes} | by_name
     unknown = [value for value in values if value not in table]
     if unknown:
         counts = ", ".join(f"{value!r} ({unknown.count(value)} polygons)" for value in list(dict.fromkeys(unknown))[:5])
         raise LabelError(
-            f"{path}: field {source.field!r} holds {counts}, known are {', '.join(table)}; say under labels.values "
-            "which class each is (null: not known)"
+            f"{path}: field {source.field!r} has undefined values: {counts}; defined are {', '.join(table)}; map them "
+            "in labels.values (null: unlabelled)"
         )
     return np.array([table[value] for value in values if value is not None], dtype=np.intp)

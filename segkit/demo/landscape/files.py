@@ -1,4 +1,4 @@
-"""The landscape as files: imagery, label rasters and polygons."""
+"""Write the landscape as files: imagery, label rasters and polygons."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from numpy.typing import NDArray
 from rasterio import features
 from rasterio.windows import Window
 
-from segkit.demo.landscape.canvas import Canvas, Cover, Frame, Mask
+from segkit.demo.landscape.canvas import Canvas, Frame, LandCover, Mask
 from segkit.demo.landscape.sensor import NODATA
 from segkit.demo.landscape.spectra import BANDS
-from segkit.io.cog import telling
-from segkit.io.files import staged
+from segkit.io.cog import gdal_as_output_error
+from segkit.io.files import atomic_write
 from segkit.io.grid import Grid
 
-UNKNOWN = 255
+UNLABELLED = 255
 OVERLAPPING = ("tree_canopy", "built_up", "flooded")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Files of one part of the landscape, all on one grid.
+class SceneFiles:
+    """Files of one part of the landscape, all on the same grid.
 
     Parameters
     ----------
     scene_2019, scene_2024
-        uint16, the six `BANDS` as reflectance x 10000, no data 0.
+        uint16: the six `BANDS` as reflectance x 10000; 0 is nodata.
     deforestation
-        uint8: 1 where forest was cleared between the dates, else 0; 255 not known.
+        uint8: 1 where forest was cleared between the dates, else 0; 255 is unlabelled.
     landcover
-        uint8: codes of `Cover` in 2024; 255 not known.
+        uint8: codes of `LandCover` in 2024; 255 is unlabelled.
     overlapping
-        Polygons of 2024 with one of the `OVERLAPPING` classes in the field `class`; a place may lie in several.
+        Polygons of 2024 with one of the `OVERLAPPING` classes in the field `class`; polygons of different classes
+        overlap.
     """
 
     scene_2019: Path
@@ -49,12 +50,12 @@ class Part:
     overlapping: Path
 
 
-_UNLABELLED = 6  # places that nobody looked at
+_UNLABELLED_PLACES = 6  # number of unlabelled patches
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """What is known about 2024: code rasters, and a mask per overlapping class."""
+    """The labels of 2024: code rasters, and a mask per overlapping class."""
 
     deforestation: NDArray[np.uint8]
     landcover: NDArray[np.uint8]
@@ -62,40 +63,40 @@ class _Labels:
 
 
 def make_labels(rng: Generator, canvas: Canvas, seen: Mask) -> _Labels:
-    """Return the labels of what was `seen` on both dates, but for a few places that nobody looked at."""
+    """Return labels of the pixels `seen` on both dates, except for a few unlabelled patches."""
     frame = canvas.frame
     outline = frame.noise(rng, 30 * frame.unit)
-    known = seen.copy()
-    for row, column in rng.uniform(size=(_UNLABELLED, 2)) * frame.shape:
-        known &= ~frame.blob(complex(column, row), rng.uniform(15, 40) * frame.unit, outline)
+    labelled = seen.copy()
+    for row, column in rng.uniform(size=(_UNLABELLED_PLACES, 2)) * frame.shape:
+        labelled &= ~frame.rasterize_blob(complex(column, row), rng.uniform(15, 40) * frame.unit, outline)
 
     def raster(attribute: str) -> NDArray[np.uint8]:
-        return np.array([getattr(patch, attribute) for patch in canvas.patches], np.uint8)[canvas.numbers]
+        return np.array([getattr(patch, attribute) for patch in canvas.patches], np.uint8)[canvas.patch_indices]
 
     landcover = raster("cover")
     masks = {
         "tree_canopy": raster("canopy") > 0,
-        "built_up": landcover == Cover.URBAN,
+        "built_up": landcover == LandCover.URBAN,
         "flooded": raster("flooded") > 0,
     }
     return _Labels(
-        np.where(known, raster("deforested"), np.uint8(UNKNOWN)),
-        np.where(known, landcover, np.uint8(UNKNOWN)),
+        np.where(labelled, raster("deforested"), np.uint8(UNLABELLED)),
+        np.where(labelled, landcover, np.uint8(UNLABELLED)),
         {name: masks[name] & seen for name in OVERLAPPING},
     )
 
 
-def write_part(
+def write_scene_files(
     folder: Path,
     frame: Frame,
     window: Window,
     scenes: Sequence[NDArray[np.uint16]],
     labels: _Labels,
-    about: dict[str, str],
-) -> Part:
+    tags: dict[str, str],
+) -> SceneFiles:
     """Write the five files of one window of the landscape."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = Part(
+    files = SceneFiles(
         scene_2019=folder / "scene_2019.tif",
         scene_2024=folder / "scene_2024.tif",
         deforestation=folder / "deforestation.tif",
@@ -104,12 +105,12 @@ def write_part(
     )
     grid = frame.grid(window)
     rows, columns = window.toslices()
-    for path, scene in zip((part.scene_2019, part.scene_2024), scenes, strict=True):
-        _write_raster(path, grid, scene[:, rows, columns], NODATA, BANDS, about)
-    for path, codes in ((part.deforestation, labels.deforestation), (part.landcover, labels.landcover)):
-        _write_raster(path, grid, codes[None, rows, columns], UNKNOWN, (path.stem,), about)
-    _write_polygons(part.overlapping, grid, {name: mask[rows, columns] for name, mask in labels.overlapping.items()})
-    return part
+    for path, scene in zip((files.scene_2019, files.scene_2024), scenes, strict=True):
+        _write_raster(path, grid, scene[:, rows, columns], NODATA, BANDS, tags)
+    for path, codes in ((files.deforestation, labels.deforestation), (files.landcover, labels.landcover)):
+        _write_raster(path, grid, codes[None, rows, columns], UNLABELLED, (path.stem,), tags)
+    _write_polygons(files.overlapping, grid, {name: mask[rows, columns] for name, mask in labels.overlapping.items()})
+    return files
 
 
 def _write_raster(
@@ -118,19 +119,23 @@ def _write_raster(
     bands: NDArray[np.uint8] | NDArray[np.uint16],
     nodata: int,
     names: Sequence[str],
-    about: dict[str, str],
+    tags: dict[str, str],
 ) -> None:
     profile = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
     profile |= {"predictor": 2, "nodata": nodata, "dtype": bands.dtype, "count": len(bands)}
     profile |= {"height": grid.height, "width": grid.width, "transform": grid.transform, "crs": grid.crs}
-    with staged(path) as unfinished, telling(path), rasterio.open(unfinished, "w", **profile) as raster:
+    with (
+        atomic_write(path) as unfinished,
+        gdal_as_output_error(path),
+        rasterio.open(unfinished, "w", **profile) as raster,
+    ):
         raster.write(bands)
         raster.descriptions = names
-        raster.update_tags(**about)
+        raster.update_tags(**tags)
 
 
 def _write_polygons(path: Path, grid: Grid, masks: dict[str, Mask]) -> None:
-    codes = {name: _smoothed(mask) for name, mask in masks.items()}
+    codes = {name: _majority_filter(mask) for name, mask in masks.items()}
     outlines = [
         (name, shapely.make_valid(shapely.geometry.shape(outline)))
         for name, image in codes.items()
@@ -138,11 +143,11 @@ def _write_polygons(path: Path, grid: Grid, masks: dict[str, Mask]) -> None:
     ]
     names, geometries = zip(*outlines, strict=True)
     layer = gpd.GeoDataFrame({"class": names}, geometry=list(geometries), crs=grid.crs)
-    with staged(path) as unfinished:
+    with atomic_write(path) as unfinished:
         layer.explode(ignore_index=True).to_file(unfinished, engine="pyogrio")
 
 
-def _smoothed(mask: Mask) -> NDArray[np.uint8]:
-    """Give every pixel the majority of its 3 x 3 neighbours, which drops specks, as uint8 0 or 1."""
+def _majority_filter(mask: Mask) -> NDArray[np.uint8]:
+    """Return the majority of the 3 x 3 neighbourhood of each pixel, uint8 0 or 1; this removes single pixels."""
     votes = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1, mode="edge"), (3, 3)).sum(axis=(2, 3))
     return np.asarray(votes > 4, np.uint8)

@@ -1,4 +1,4 @@
-"""Two acquisitions of the landscape: light, haze, clouds of no data and noise."""
+"""Simulate two satellite images of the landscape: illumination, haze, swath edges and sensor noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NODATA = 0
 
 
 def acquire_scenes(rng: Generator, canvas: Canvas) -> list[NDArray[np.uint16]]:
-    """Return what the satellite saw on each date, uint16 (6, height, width)."""
+    """Return the image of each date, uint16 (6, height, width)."""
     frame = canvas.frame
     land_rng, *date_rngs = rng.spawn(1 + len(_DATES))
     hills = -np.abs(frame.noise(land_rng, 70)) + 0.12 * frame.noise(land_rng, 20)  # ridges between sharp valleys
@@ -25,29 +25,29 @@ def acquire_scenes(rng: Generator, canvas: Canvas) -> list[NDArray[np.uint16]]:
     scenes = []
     for date, date_rng in zip(_DATES, date_rngs, strict=True):
         surfaces = [getattr(patch, date.surface) for patch in canvas.patches]
-        # The same trees stand on both dates, but no two images of them are the same.
+        # Most crown texture is the same on both dates, some of it differs.
         light = 0.8 * crowns + 0.6 * frame.noise(date_rng, 2.5)
         land = _reflectance(date_rng, canvas, surfaces, light, slopes / slopes.std())
-        scenes.append(_observed(date_rng, frame, land, date))
+        scenes.append(_observe(date_rng, frame, land, date))
     return scenes
 
 
 @dataclass(frozen=True)
 class _Acquisition:
-    """What differs between two images of the same land.
+    """The properties of one image.
 
     Parameters
     ----------
     surface
-        The attribute of a patch that is seen.
+        The attribute of a patch with its surface on this date.
     season
-        Factor per band: the dry season takes near infrared and adds short-wave infrared.
+        Factor per band: the dry season lowers near infrared and raises short-wave infrared.
     haze
         Reflectance of the thickest haze in the blue band.
     light
-        How much brighter the east is than the west.
+        Relative difference of brightness between east and west.
     swath
-        Pixels by which the edges of the swath lie further east.
+        Shift of the swath's edges to the east, in pixels.
     """
 
     surface: str
@@ -71,24 +71,25 @@ _SCALE = 10_000
 
 def _reflectance(rng: Generator, canvas: Canvas, surfaces: Sequence[Surface], light: Floats, slopes: Floats) -> Floats:
     """Return the land's reflectance, float32 (6, height, width)."""
-    numbers = canvas.numbers
+    patch_indices = canvas.patch_indices
     ground, spots = (np.stack([getattr(surface, name) for surface in surfaces], axis=1) for name in ("ground", "spots"))
     share, grain = (
         np.array([getattr(surface, name) for surface in surfaces], np.float32) for name in ("share", "grain")
     )
-    # A share of the pixels is where a uniform number falls below it; the logistic curve makes normal numbers uniform.
+    # The logistic function makes the normal noise uniform; a share of uniform values is below the threshold `share`.
     clumps = 1 / (1 + np.exp(-1.7 * canvas.frame.noise(rng, 7)))
-    spotted = ((1.2 * share[numbers] - clumps) / 0.2).clip(0, 1)
-    brightness = 1 + grain[numbers] * light + _HILLSHADE * (grain > 0)[numbers] * slopes
+    spotted = ((1.2 * share[patch_indices] - clumps) / 0.2).clip(0, 1)
+    brightness = 1 + grain[patch_indices] * light + _HILLSHADE * (grain > 0)[patch_indices] * slopes
     brightness = brightness.clip(0.3, None)
     land = [
-        (low[numbers] + spotted * (high - low)[numbers]) * brightness for low, high in zip(ground, spots, strict=True)
+        (low[patch_indices] + spotted * (high - low)[patch_indices]) * brightness
+        for low, high in zip(ground, spots, strict=True)
     ]
     return np.stack(land).astype(np.float32)
 
 
-def _observed(rng: Generator, frame: Frame, land: Floats, date: _Acquisition) -> NDArray[np.uint16]:
-    """Return digital numbers: season, light, haze, the optics' blur, noise and the edges of the swath."""
+def _observe(rng: Generator, frame: Frame, land: Floats, date: _Acquisition) -> NDArray[np.uint16]:
+    """Return digital numbers: season, light, haze, optics and noise are applied; nodata outside of the swath."""
     east = np.linspace(-0.5, 0.5, frame.width, dtype=np.float32)
     gain = 1 + date.light * east + 0.02 * frame.noise(rng, 300)
     haze = date.haze * (0.5 + 0.4 * frame.noise(rng, 250)).clip(0, 2)
@@ -98,14 +99,14 @@ def _observed(rng: Generator, frame: Frame, land: Floats, date: _Acquisition) ->
     seen = (offset >= corner) & (offset < frame.width + _SWATH_SLANT * frame.height - corner)
     image = np.zeros(land.shape, np.uint16)
     for band, reflectance in enumerate(land):
-        sensed = _blurred(reflectance * np.float32(date.season[band]) * gain + haze * np.float32(_HAZE_BY_BAND[band]))
+        sensed = _blur(reflectance * np.float32(date.season[band]) * gain + haze * np.float32(_HAZE_BY_BAND[band]))
         sensed += _NOISE * rng.standard_normal(frame.shape, dtype=np.float32)
         image[band] = np.where(seen, np.rint(sensed * _SCALE).clip(NODATA + 1, 2**16 - 1), NODATA)
     return image
 
 
-def _blurred(image: Floats) -> Floats:
-    """Spread every pixel over its neighbours, 1 2 1 along rows and columns: the optics of a 10 m sensor."""
+def _blur(image: Floats) -> Floats:
+    """Blur with the kernel 1 2 1 along rows and columns, like the optics of a 10 m sensor."""
     padded = np.pad(image, 1, mode="edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16, np.float32)

@@ -1,4 +1,4 @@
-"""How surfaces look: spectra of grounds, and surfaces mixed of them."""
+"""Reflectance spectra, and surfaces mixed from them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 BANDS = ("blue", "green", "red", "nir", "swir1", "swir2")
-# Typical surface reflectances as Sentinel-2 sees them in BANDS. Leaves are dark but for the near infrared, and the
-# wetter, the darker in the short-wave infrared; soil and dry matter rise steadily with wavelength; water does the
-# opposite and is nearly black beyond the red.
+# Typical Sentinel-2 surface reflectances in BANDS. Leaves are dark except in the near infrared, and in the short-wave
+# infrared darker the wetter they are; reflectance of soil and dry matter increases with wavelength; that of water
+# decreases, to almost 0 beyond the red.
 _SPECTRA = {
     "forest": (0.022, 0.042, 0.025, 0.290, 0.135, 0.055),
     "gap": (0.012, 0.024, 0.013, 0.190, 0.085, 0.032),  # shade between crowns
@@ -38,14 +38,14 @@ _SPECTRA = {
 
 
 def _mix(**shares: float) -> Floats:
-    """Return the spectrum of an area shared by several grounds."""
+    """Return the spectrum of a mixture of grounds, {name: share}."""
     mixed = sum(share * np.array(_SPECTRA[name]) for name, share in shares.items())
     return np.asarray(mixed, np.float32)
 
 
 @dataclass(frozen=True)
 class Surface:
-    """How a patch looks on one date: a ground, spots of something else, and relief.
+    """The appearance of a patch on one date: a ground, spots of another material, and relief.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Surface:
     share
         Share of the spots, 0 to 1.
     grain
-        Standard deviation of brightness from crown to crown, furrow to furrow or roof to roof.
+        Standard deviation of brightness between crowns, furrows or roofs.
     """
 
     ground: Floats
@@ -62,8 +62,8 @@ class Surface:
     share: float = 0.0
     grain: float = 0.03
 
-    def varied(self, rng: Generator) -> Surface:
-        """Return this surface as it looks in some other place."""
+    def vary(self, rng: Generator) -> Surface:
+        """Return this surface with random variation."""
         shade = np.exp(rng.normal(0, 0.07) + rng.normal(0, 0.02, len(BANDS))).astype(np.float32)
         return replace(self, ground=self.ground * shade, share=self.share * rng.uniform(0.6, 1.4))
 

@@ -1,1 +1,5 @@
-"""Vector files that are written: one module for each family of formats, and the writer of all."""
+"""Writers of vector files.
+
+`writer` has the table of formats and writes, verifies and renames files. `ogr`, `geoparquet` and `geojson` each write
+one family of formats, given a `base.FileSpec`. `qgis_style` writes the QGIS style.
+"""

@@ -1,4 +1,4 @@
-"""Plan: what a format is to write, and what of it is found afterwards."""
+"""What a format has to write (`FileSpec`), and what is read back (`WrittenLayer`)."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Sink = Callable[["Table", str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a format is to write.
+class FileSpec:
+    """What a format has to write.
 
     Parameters
     ----------
     path
         The unfinished file.
     schema
-        Columns, the geometry (WKB) last.
+        Columns; the geometry (WKB) is the last one.
     crs
-        Of the polygons as they are written.
+        CRS of the written polygons.
     geometry_type
-        "Polygon" or "MultiPolygon", which every polygon is; or "Unknown".
+        "Polygon" or "MultiPolygon" if all geometries have this type, otherwise "Unknown".
     layers
-        Their names.
-    about
-        Where the polygons come from.
+        Names of the layers.
+    metadata
+        Provenance of the polygons.
     style
-        Returns a layer's style, after all polygons are written.
+        Returns the QGIS style of a layer; called after all polygons are written.
     """
 
     path: Path
@@ -44,21 +44,21 @@ class Plan:
     crs: pyproj.CRS | None
     geometry_type: str
     layers: tuple[str, ...]
-    about: Mapping[str, str]
+    metadata: Mapping[str, str]
     style: Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a layer of a written file is when it is opened again."""
+class WrittenLayer:
+    """Content of a layer of a written file, read back."""
 
     polygons: int
     columns: tuple[str, ...]
     crs: Any
 
 
-def parts(table: Table, size: int) -> Iterator[Table]:
-    """Cut a table into parts of some `size` bytes of geometries, of one row at least; an empty one has none."""
+def split_table(table: Table, size: int) -> Iterator[Table]:
+    """Yield parts of a table with about `size` bytes of geometries each and at least one row."""
     import pyarrow.compute as pc
 
     if not table.num_rows:
@@ -70,6 +70,6 @@ def parts(table: Table, size: int) -> Iterator[Table]:
         yield table.slice(start, end - start)
 
 
-def geometries(table: Table) -> NDArray[np.object_]:
-    """Return polygons as WKB, (rows,)."""
+def wkb_array(table: Table) -> NDArray[np.object_]:
+    """Return a table's geometries as WKB, (rows,)."""
     return table["geometry"].to_numpy()  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Style: the colours of a map's classes as QGIS reads them (.qml)."""
+"""QGIS styles (.qml) with the colours of a map's classes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from segkit.io.class_table import MapClass
+from segkit.io.class_table import MapClass, parse_color
 from segkit.io.geopackage import STYLE_MARK
 
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _MARK = f"{STYLE_MARK}\n"
-# What XML 1.0 cannot hold, not even escaped.
+# Characters that XML 1.0 does not allow, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def qml(classes: Iterable[MapClass], *, see_through: bool = False) -> str:
-    """Return the style of a layer whose `class_id` says which class a polygon is.
+def qml(classes: Iterable[MapClass], *, translucent: bool = False) -> str:
+    """Return the style of a layer with the column `class_id`.
 
     Parameters
     ----------
     classes
-        In the order of the legend. One without a colour gets one that depends on its value alone.
-    see_through
+        In the order of the legend. A class without a colour gets one that depends on its value only.
+    translucent
         For polygons that overlap.
     """
     root = Element("qgis", version="3.22.0", styleCategories="Symbology")
@@ -35,27 +35,27 @@ def qml(classes: Iterable[MapClass], *, see_through: bool = False) -> str:
     )
     categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
     for number, one in enumerate(classes):
-        told = {"value": str(one.value), "label": _NOT_XML.sub("\ufffd", one.name), "symbol": str(number)}
-        SubElement(categories, "category", told, render="true", type="long")
-        alpha = "0.6" if see_through else "1"
+        attributes = {"value": str(one.value), "label": _NOT_XML.sub("\ufffd", one.name), "symbol": str(number)}
+        SubElement(categories, "category", attributes, render="true", type="long")
+        alpha = "0.6" if translucent else "1"
         symbol = SubElement(symbols, "symbol", type="fill", name=str(number), alpha=alpha, clip_to_extent="1")
         layer = SubElement(symbol, "layer", {"class": "SimpleFill"}, enabled="1", locked="0")
         color = ",".join(map(str, _rgb(one))) + ",255"
-        # A thin outline of the same colour hides the seams that smoothed edges show between neighbours.
+        # A thin outline of the same colour hides the gaps that antialiasing shows between neighbours.
         options = {"color": color, "style": "solid", "outline_color": color, "outline_width": "0.1"}
-        options |= {"outline_style": "no"} if see_through else {"outline_style": "solid", "outline_width_unit": "MM"}
+        options |= {"outline_style": "no"} if translucent else {"outline_style": "solid", "outline_width_unit": "MM"}
         map_ = SubElement(layer, "Option", type="Map")
         for name, value in options.items():
             SubElement(map_, "Option", type="QString", name=name, value=value)
-        for name, value in options.items():  # as QGIS before 3.24 reads it
+        for name, value in options.items():  # for QGIS before 3.24
             SubElement(layer, "prop", k=name, v=value)
     SubElement(root, "layerGeometryType").text = "2"
     ElementTree.indent(root)
     return _DOCTYPE + _MARK + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def is_ours(path: Path) -> bool:
-    """Say whether a style file is one that segkit wrote and nobody changed in QGIS."""
+def is_written_by_segkit(path: Path) -> bool:
+    """Return whether segkit wrote a style file and it was not changed in QGIS."""
     try:
         with path.open("rb") as file:
             return _MARK.encode() in file.read(len(_DOCTYPE) + len(_MARK) + 8)
@@ -65,7 +65,7 @@ def is_ours(path: Path) -> bool:
 
 def _rgb(one: MapClass) -> tuple[int, int, int]:
     if one.color is not None:
-        return int(one.color[1:3], 16), int(one.color[3:5], 16), int(one.color[5:7], 16)
-    # Steps of the golden ratio around the colour wheel keep any number of values apart.
+        return parse_color(one.color)
+    # Steps of the golden ratio around the colour wheel give distinct colours for any number of values.
     red, green, blue = colorsys.hsv_to_rgb(one.value * _GOLDEN % 1, 0.55, 0.85)
     return round(red * 255), round(green * 255), round(blue * 255)

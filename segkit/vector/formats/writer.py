@@ -1,4 +1,4 @@
-"""Polygons -> files, in batches. A format is one row of `FORMATS`."""
+"""Write polygons to files in batches. A format is one row of `FORMATS`."""
 
 from __future__ import annotations
 
@@ -8,125 +8,127 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from glob import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segkit.errors import OutputError, OutputExistsError, UsageError, ways
+from segkit.errors import OutputError, OutputExistsError, UsageError, suggest
 from segkit.io.class_table import Legend, MapClass
-from segkit.io.files import check_output, hindrance, staged, writing_to
-from segkit.io.geopackage import begin, verify
+from segkit.io.files import as_output_error, atomic_write, check_output, describe_obstacle
+from segkit.io.geopackage import copy_without_layers, verify_copy
 from segkit.io.grid import Grid
-from segkit.io.raster import PathLike
-from segkit.vector.formats.base import Found, Plan, Sink, geometries, parts
-from segkit.vector.formats.geojson import geojson
-from segkit.vector.formats.geoparquet import geoparquet, look_geoparquet
+from segkit.io.paths import PathLike
+from segkit.runtime.version import VERSION
+from segkit.vector.formats.base import FileSpec, Sink, WrittenLayer, split_table, wkb_array
+from segkit.vector.formats.geojson import geojson_sink
+from segkit.vector.formats.geoparquet import geoparquet_sink, inspect_geoparquet
 from segkit.vector.formats.ogr import (
-    flatgeobuf,
-    geopackage,
-    look_flatgeobuf,
-    look_geopackage,
-    look_ogr,
-    look_shapefile,
-    shapefile,
+    flatgeobuf_sink,
+    geopackage_sink,
+    inspect_flatgeobuf,
+    inspect_geopackage,
+    inspect_ogr,
+    inspect_shapefile,
+    shapefile_sink,
 )
-from segkit.vector.formats.qgis_style import is_ours, qml
+from segkit.vector.formats.qgis_style import is_written_by_segkit, qml
 
 if TYPE_CHECKING:
     import pyproj
     from geopandas import GeoDataFrame
     from pyarrow import Schema, Table
 
-# Bytes of geometries that are converted at a time.
+# Bytes of geometries to convert at a time.
 _PART_BYTES = 2**25
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is written.
+    """A vector format.
 
     Parameters
     ----------
     sink
-        Called with a plan, gives a function that takes polygons and their layer's name; it refuses, before writing,
-        what the format cannot hold. On leaving, the file is complete.
-    look
-        Opens a written layer again, called with its path and name.
-    layered
+        Context manager: takes a file spec and yields a function that writes polygons to a layer. The function raises a
+        UsageError, before writing, if the format cannot hold the polygons. On exit the file is complete.
+    inspect
+        Reads back a written layer, given path and layer name.
+    has_layers
         Whether a file can hold several layers.
-    lonlat
-        Whether the format holds longitude and latitude (WGS 84) with seven decimals and nothing else.
+    lonlat_only
+        Whether the format holds only longitude and latitude (WGS 84), with seven decimals.
     siblings
-        Endings of other files that it is made of.
+        Extensions of the other files of the format.
     companions
-        Endings of files beside it that belong to it and would be wrong about a new one.
+        Extensions of files beside it that would be wrong for a new file, such as indexes; they are removed.
     """
 
-    sink: Callable[[Plan], AbstractContextManager[Sink]]
-    look: Callable[[Path, str], Found]
-    layered: bool = False
-    lonlat: bool = False
+    sink: Callable[[FileSpec], AbstractContextManager[Sink]]
+    inspect: Callable[[Path, str], WrittenLayer]
+    has_layers: bool = False
+    lonlat_only: bool = False
     siblings: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
 
 
 FORMATS = {
     ".shp": Format(
-        shapefile,
-        look_shapefile,
+        shapefile_sink,
+        inspect_shapefile,
         siblings=(".dbf", ".shx", ".prj", ".cpg"),
         companions=(".prj", ".qix", ".sbn", ".sbx", ".shp.xml"),
     ),
-    ".gpkg": Format(geopackage, look_geopackage, layered=True, companions=(".gpkg-wal", ".gpkg-shm", ".gpkg-journal")),
-    ".parquet": Format(geoparquet, look_geoparquet),
-    ".fgb": Format(flatgeobuf, look_flatgeobuf),
-    ".geojson": Format(geojson, look_ogr, lonlat=True),
+    ".gpkg": Format(
+        geopackage_sink, inspect_geopackage, has_layers=True, companions=(".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
+    ),
+    ".parquet": Format(geoparquet_sink, inspect_geoparquet),
+    ".fgb": Format(flatgeobuf_sink, inspect_flatgeobuf),
+    ".geojson": Format(geojson_sink, inspect_ogr, lonlat_only=True),
 }
 
 
-def format_of(path: Path) -> Format:
-    """Return the format that a path's ending names.
+def find_format(path: Path) -> Format:
+    """Return the format of a path, by its extension.
 
     Raises
     ------
     UsageError
-        It names none.
+        The extension is unknown.
     """
     try:
         return FORMATS[path.suffix.lower()]
     except KeyError:
         raise UsageError(
-            f"{path}: polygons are not written as {path.suffix or 'a file without ending'}; "
+            f"{path}: polygons cannot be written as {path.suffix or 'a file without extension'}; "
             f"use one of {', '.join(FORMATS)}"
         ) from None
 
 
 def check_target(path: PathLike, *, overwrite: bool) -> tuple[Path, Format]:
-    """Return a path that can be written to and its format.
+    """Check that an output can be written; return its path and format.
 
     Raises
     ------
     UsageError, OutputExistsError
-        The output cannot be written, has an unknown ending, or it or one of its files is there and `overwrite` is
+        The output cannot be written, has an unknown extension, or it or one of its files exists and `overwrite` is
         false.
     """
     target = check_output(path, overwrite=overwrite)
-    form = format_of(target)
-    siblings = [ending.upper() if target.suffix.isupper() else ending for ending in form.siblings]
-    there = [file.name for ending in siblings if (file := target.with_suffix(ending)).exists()]
-    if there and not overwrite:
+    format_ = find_format(target)
+    siblings = [ending.upper() if target.suffix.isupper() else ending for ending in format_.siblings]
+    existing = [file.name for ending in siblings if (file := target.with_suffix(ending)).exists()]
+    if existing and not overwrite:
         raise OutputExistsError(
-            f"{target}: {', '.join(there)} would be replaced, too"
-            + ways("add --overwrite to do that", "name another file")
+            f"{target}: {', '.join(existing)} would be replaced, too"
+            + suggest("add --overwrite to do that", "name another file")
         )
-    return target, form
+    return target, format_
 
 
 @contextmanager
-def writing(
+def open_writer(
     path: PathLike,
     grid: Grid,
     legend: Legend,
@@ -138,31 +140,31 @@ def writing(
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Iterator[Writer]:
-    """Write a map's polygons in batches: under another name, re-opened and compared, renamed.
+    """Write a map's polygons in batches to a temporary file, verify it, and rename it.
 
-    When the block raises, nothing under the final name has changed. A style for QGIS (.qml) is put beside the file,
-    unless one is there that segkit did not write.
+    If the block raises, the output is unchanged. A QGIS style (.qml) is written beside the file, unless there is one
+    that segkit did not write.
 
     Parameters
     ----------
     path
-        Its ending names the format (see `FORMATS`).
+        Its extension selects the format (see `FORMATS`).
     grid
-        The map's: polygons come in its CRS.
+        The map's grid; the polygons are in its CRS.
     legend
-        The map's, for the style.
+        The map's legend, for the style.
     layers
-        Class names that each become a layer, empty or not, where the format has layers; in this order.
+        Class names, each of which becomes a layer, in this order, if the format has layers; a layer may be empty.
     confidence
         Whether batches have the column `mean_conf`.
     multi
         Whether batches hold multipolygons.
     to_crs
-        What polygons are transformed to, as PROJ reads it: "EPSG:4326". Areas and perimeters stay.
+        Target CRS in any form that PROJ accepts, such as "EPSG:4326". Areas and perimeters stay as they are.
     tags
-        The map's own metadata (`dataset.tags()`), for what the file says about where it comes from.
+        The map's metadata (`dataset.tags()`), for the provenance of the polygons.
     overwrite
-        Whether a file of this name is replaced; of a GeoPackage, only the layers that are written.
+        Replace an existing file; in a GeoPackage, only the written layers.
 
     Yields
     ------
@@ -172,48 +174,48 @@ def writing(
     Raises
     ------
     UsageError, OutputExistsError
-        The output cannot be written, has an unknown ending, or is there and `overwrite` is false; or its format cannot
+        The output cannot be written, has an unknown extension, or exists and `overwrite` is false; or its format cannot
         hold the polygons.
     GridError
-        A polygon has no place in `to_crs`.
+        A polygon has no coordinates in `to_crs`.
     OutputError
-        The file could not be written, or does not read back.
+        The file could not be written, or reads back differently.
     """
-    target, form = check_target(path, overwrite=overwrite)
-    move, crs, splits = _projection(target, form, grid, to_crs)
-    met = {one for one in legend.classes if not one.background}
+    target, format_ = check_target(path, overwrite=overwrite)
+    project, crs, splits = _projection(target, format_, grid, to_crs)
+    used_classes = {one for one in legend.classes if not one.background}
 
     def style(layer: str) -> str:
-        shown = [one for one in legend.classes if one in met]
-        shown += sorted(met.difference(shown), key=lambda one: one.value)
-        return qml((one for one in shown if layer in (one.name, target.stem)), see_through=legend.multilabel)
+        ordered = [one for one in legend.classes if one in used_classes]
+        ordered += sorted(used_classes.difference(ordered), key=lambda one: one.value)
+        return qml((one for one in ordered if layer in (one.name, target.stem)), translucent=legend.multilabel)
 
-    with staged(target) as named, ExitStack() as stack:
-        # GDAL knows some formats by an ending in small letters only.
+    with atomic_write(target) as named, ExitStack() as stack:
+        # For some formats GDAL needs an extension in lower case.
         part = named.with_suffix(named.suffix.lower())
-        names = tuple(layers) if form.layered and layers else (target.stem,)
-        kept = begin(target, part, names) if form.layered else {}
-        plan = Plan(
+        names = tuple(layers) if format_.has_layers and layers else (target.stem,)
+        other_contents = copy_without_layers(target, part, names) if format_.has_layers else {}
+        spec = FileSpec(
             part,
             _schema(confidence),
             crs,
-            "Unknown" if form.lonlat else "MultiPolygon" if multi or splits else "Polygon",
+            "Unknown" if format_.lonlat_only else "MultiPolygon" if multi or splits else "Polygon",
             names,
-            _about(legend, tags or {}),
+            _provenance(legend, tags or {}),
             style,
         )
-        with _told(target):
-            sink = stack.enter_context(form.sink(plan))
-        writer = Writer(plan, sink, legend, met, move)
+        with _as_write_error(target):
+            sink = stack.enter_context(format_.sink(spec))
+        writer = Writer(spec, sink, legend, used_classes, project)
         yield writer
-        with _told(target):
+        with _as_write_error(target):
             stack.close()
-            _verify(plan, form, writer.counts, target.name)
-            verify(part, names, kept)
-            beside = target.with_suffix(".qml")
-            if is_ours(beside) or not beside.exists():
+            _verify(spec, format_, writer.counts, target.name)
+            verify_copy(part, names, other_contents)
+            style_path = target.with_suffix(".qml")
+            if is_written_by_segkit(style_path) or not style_path.exists():
                 part.with_suffix(".qml").write_text(style(target.stem), encoding="utf-8")
-        companions = form.companions
+        companions = format_.companions
         if part != named:
             companions += tuple(ending.upper() for ending in companions)
             _rename(part, named)
@@ -223,7 +225,7 @@ def writing(
 
 
 def _rename(part: Path, named: Path) -> None:
-    """Give a file that was written with an ending in small letters the ending that was asked for, and so its set."""
+    """Give a file, and its siblings, the letter case of the requested extension."""
     for file in list(part.parent.glob(f"{escape(part.stem)}.*")):
         if file != part and named.suffix.isupper() and file.suffix != ".qml":
             file.replace(file.with_suffix(file.suffix.upper()))
@@ -231,22 +233,22 @@ def _rename(part: Path, named: Path) -> None:
 
 
 class Writer:
-    """Takes polygons in batches; made by `writing`."""
+    """Takes polygons in batches; made by `open_writer`."""
 
     def __init__(
         self,
-        plan: Plan,
+        spec: FileSpec,
         sink: Sink,
         legend: Legend,
-        met: set[MapClass],
-        move: Callable[[NDArray[Any]], NDArray[Any]] | None,
+        used_classes: set[MapClass],
+        project: Callable[[NDArray[Any]], NDArray[Any]] | None,
     ) -> None:
-        self.counts = dict.fromkeys(plan.layers, 0)
-        self._plan = plan
+        self.counts = dict.fromkeys(spec.layers, 0)
+        self._spec = spec
         self._sink = sink
         self._legend = legend
-        self._met = met
-        self._move = move
+        self._used_classes = used_classes
+        self._project = project
 
     def write(self, batch: GeoDataFrame | Table, layer: str | None = None) -> None:
         """Write polygons.
@@ -255,36 +257,38 @@ class Writer:
         ----------
         batch
             Columns class_id (int32), class (str), area_ha, pixels (int64), perim_m, mean_conf (with `confidence`) and
-            geometry, in any order. Outer rings run counter-clockwise, holes clockwise. A GeoDataFrame, or, which is
-            faster, a pyarrow Table whose `geometry` is WKB (binary) and whose nulls stand for NaN. Memory holds two
-            batches or so: some ten thousand polygons each are quick and small.
+            geometry, in any order. Outer rings are counter-clockwise, holes clockwise. A GeoDataFrame or, faster, a
+            pyarrow Table whose `geometry` is WKB (binary) and whose nulls stand for NaN. Memory holds about two
+            batches; some ten thousand polygons per batch are fast and small.
         layer
-            One of `layers`, where they were given. Batches of one layer should follow each other.
+            One of `layers`, if given. Batches of one layer should follow each other.
         """
         import pyarrow.compute as pc
 
-        if len(self._plan.layers) == 1:
-            layer = self._plan.layers[0]
+        if len(self._spec.layers) == 1:
+            layer = self._spec.layers[0]
         if layer not in self.counts:
-            raise ValueError(f"{layer!r} is no layer of {self._plan.path.name}; it has {', '.join(self.counts)}")
-        table = _as_table(batch, self._plan.schema)
+            raise ValueError(f"{layer!r} is not a layer of {self._spec.path.name}; it has {', '.join(self.counts)}")
+        table = _as_table(batch, self._spec.schema)
         if not self._legend.multilabel:
-            self._met.update(self._legend.class_of(1, value) for value in pc.unique(table["class_id"]).to_pylist())
-        for part in parts(table, _PART_BYTES):
-            if self._move is not None or self._plan.geometry_type == "MultiPolygon":
-                part = self._moved(part)
-            with _told(self._plan.path):
+            self._used_classes.update(
+                self._legend.class_of(1, value) for value in pc.unique(table["class_id"]).to_pylist()
+            )
+        for part in split_table(table, _PART_BYTES):
+            if self._project is not None or self._spec.geometry_type == "MultiPolygon":
+                part = self._project_table(part)
+            with _as_write_error(self._spec.path):
                 self._sink(part, layer)
             self.counts[layer] += part.num_rows
 
-    def _moved(self, table: Table) -> Table:
+    def _project_table(self, table: Table) -> Table:
         import pyarrow as pa
         import shapely
 
-        polygons = shapely.from_wkb(geometries(table))
-        if self._move is not None:
-            polygons = self._move(polygons)
-        if self._plan.geometry_type == "MultiPolygon":
+        polygons = shapely.from_wkb(wkb_array(table))
+        if self._project is not None:
+            polygons = self._project(polygons)
+        if self._spec.geometry_type == "MultiPolygon":
             single = shapely.get_type_id(polygons) == shapely.GeometryType.POLYGON
             polygons[single] = shapely.multipolygons(polygons[single][:, None])
         return table.set_column(table.num_columns - 1, "geometry", pa.array(shapely.to_wkb(polygons), pa.binary()))
@@ -299,7 +303,7 @@ def _schema(confidence: bool) -> Schema:
 
 
 def _as_table(batch: GeoDataFrame | Table, schema: Schema) -> Table:
-    """Bring a batch into a schema; NaN becomes null."""
+    """Convert a batch to a schema; NaN becomes null."""
     import pyarrow as pa
     import shapely
 
@@ -319,12 +323,12 @@ def _as_table(batch: GeoDataFrame | Table, schema: Schema) -> Table:
 
 
 def _projection(
-    target: Path, form: Format, grid: Grid, to_crs: str | None
+    target: Path, format_: Format, grid: Grid, to_crs: str | None
 ) -> tuple[Callable[[NDArray[Any]], NDArray[Any]] | None, pyproj.CRS | None, bool]:
-    """Return what moves polygons (None where they stay), their CRS, and whether they may come out in several parts."""
+    """Return a function that transforms polygons (None: no change), their CRS, and whether it may split polygons."""
     from segkit.vector.reproject import Projection, crs_of
 
-    if form.lonlat:
+    if format_.lonlat_only:
         if grid.crs is None:
             raise UsageError(
                 f"{target.name}: GeoJSON holds longitude and latitude, and the map has no CRS; "
@@ -335,44 +339,45 @@ def _projection(
         to_crs = "EPSG:4326"
     if to_crs is None:
         return None, crs_of(grid), False
-    projection = Projection(grid, to_crs, decimals=7 if form.lonlat else None)
+    projection = Projection(grid, to_crs, decimals=7 if format_.lonlat_only else None)
     return projection, projection.crs, projection.splits
 
 
-def _about(legend: Legend, tags: Mapping[str, str]) -> dict[str, str]:
-    """Say where polygons come from."""
-    about = {"segkit_map": Path(legend.map_name).name}
-    about |= {key: tags[key] for key in ("segkit_model",) if key in tags}
+def _provenance(legend: Legend, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the provenance of the polygons."""
+    metadata = {"segkit_map": Path(legend.map_name).name}
+    metadata |= {key: tags[key] for key in ("segkit_model",) if key in tags}
     if "segkit_date" in tags:
-        about["segkit_map_date"] = tags["segkit_date"]
-    return about | {"segkit_version": version("segkit"), "segkit_date": datetime.now(UTC).isoformat(timespec="seconds")}
+        metadata["segkit_map_date"] = tags["segkit_date"]
+    return metadata | {"segkit_version": VERSION, "segkit_date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn what libraries raise while they write into one error of ours."""
+def _as_write_error(path: Path) -> Iterator[None]:
+    """Raise errors of the libraries that write as OutputError."""
     from pyarrow import ArrowException
 
-    with writing_to(
+    with as_output_error(
         path, RuntimeError, ArrowException, sqlite3.Error, name=path.name
     ):  # pyogrio's errors are RuntimeErrors
         yield
 
 
-def _verify(plan: Plan, form: Format, counts: Mapping[str, int], name: str) -> None:
-    """Open a written file again and compare it with what was to be written."""
-    columns = tuple(plan.schema.names[:-1])
+def _verify(spec: FileSpec, format_: Format, counts: Mapping[str, int], name: str) -> None:
+    """Read back a written file and compare it with its spec."""
+    columns = tuple(spec.schema.names[:-1])
     for layer, count in counts.items():
-        found = form.look(plan.path, layer)
+        found = format_.inspect(spec.path, layer)
         if found.polygons != count:
             raise OutputError(
-                f"{name}: {count} polygons were written and {found.polygons} read back{hindrance(plan.path.parent)}"
+                f"{name}: {count} polygons were written and {found.polygons} read back"
+                + describe_obstacle(spec.path.parent)
             )
         if count and found.columns != columns:
             raise OutputError(f"{name}: the columns {', '.join(columns)} read back as {', '.join(found.columns)}")
-        if plan.crs is not None and not _same_crs(plan.crs, found.crs):
+        if spec.crs is not None and not _same_crs(spec.crs, found.crs):
             raise OutputError(
-                f"{name}: the CRS {plan.crs.name} does not read back" + ways("write another format", "use --to-crs")
+                f"{name}: the CRS {spec.crs.name} does not read back" + suggest("write another format", "use --to-crs")
             )
 
 
@@ -382,5 +387,5 @@ def _same_crs(expected: pyproj.CRS, found: Any) -> bool:
     if found is None:
         return False
     crs = pyproj.CRS.from_user_input(found)
-    # A shapefile keeps what Esri's WKT says, which is less than all.
+    # A shapefile has Esri's WKT, which holds less than the CRS.
     return bool(crs.equals(expected, ignore_axis_order=True)) or crs.to_wkt("WKT1_ESRI") == expected.to_wkt("WKT1_ESRI")

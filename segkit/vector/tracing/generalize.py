@@ -1,4 +1,4 @@
-"""Finished arcs: simplified, smoothed, and forgotten when both of their regions are written."""
+"""Simplify and smooth finished arcs; remove them when both of their regions are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from segkit.vector.tracing.jit import compiled
 from segkit.vector.tracing.pixel_measures import area_at, length_at, metric_at
-from segkit.vector.tracing.simplify import CUT, FAR, NEAR, OWN, WHOLE, can_be_smooth, drop_vertices
+from segkit.vector.tracing.simplify import CUT, FAR, NEAR, OWN, WHOLE, can_smooth, drop_vertices
 from segkit.vector.tracing.tables import (
     AFTER,
     ARC,
@@ -22,19 +22,19 @@ from segkit.vector.tracing.tables import (
     FOUR,
     HEAD,
     LAST_SIDE,
+    MAX_VERTICES,
     NEXT,
     OF_ARC,
     OF_NODE,
     OF_VERTEX,
     OUTSIDE,
     PERIMETER,
-    SEEN,
+    REGIONS_LEFT,
     SIDE,
     SMOOTH,
-    SPACE,
     TAIL,
     TOUCHES_FOUR,
-    USES,
+    VISITED,
     X,
     Y,
     free_row,
@@ -45,14 +45,14 @@ from segkit.vector.tracing.union_find import root
 
 @dataclass(frozen=True)
 class Generalisation:
-    """How borders between regions are simplified; the edge of what has data stays as it is.
+    """Generalisation of borders between regions; the outline of nodata does not change.
 
     Parameters
     ----------
     tolerance
-        How far they may move, in pixels, or in metres where `metres`; None for no simplification.
+        Maximum distance that a border may move, in pixels, or in metres if `metres`; None for no simplification.
     smooth
-        Whether corners are rounded.
+        Round corners.
     """
 
     tolerance: float | None = None
@@ -60,14 +60,14 @@ class Generalisation:
     smooth: bool = False
 
     @property
-    def wanted(self) -> bool:
-        """Whether anything is done."""
+    def enabled(self) -> bool:
+        """Whether borders change at all."""
         return self.smooth or self.tolerance is not None
 
 
 @compiled
-def finish_arc(t, finished, squares, bits, band, generalise, smooth, tolerance, metres):  # type: ignore[no-untyped-def]
-    """Record the arcs that end on a line, generalise them, and hand them to their regions."""
+def finish_arc(t, finished, pixel_measures, bits, band, generalise, smooth, tolerance, metres):
+    """Record the arcs that end on a line, generalise them, and add them to their regions."""
     vertex, arc, node, region, free = t.vertex, t.arc, t.node, t.region, t.free
     arcs = np.empty(len(finished), dtype=np.int32)
     longest = 0
@@ -76,40 +76,42 @@ def finish_arc(t, finished, squares, bits, band, generalise, smooth, tolerance, 
         a = arcs[k] = take_row(arc, free, OF_ARC)
         loop = end < 0
         head = -2 - end if loop else end
-        # Follow it: a loop from its corner upwards, which has the north-west on its left.
-        before, at, many, seen = head, vertex[head, BEFORE], 1, 0
+        # Follow the arc and order its vertices; a loop starts upwards at its corner, with the north-west on its left.
+        before, at, count, flags = head, vertex[head, BEFORE], 1, 0
         while at != head and vertex[at, AFTER] >= -1:
             after = vertex[at, AFTER] if vertex[at, BEFORE] == before else vertex[at, BEFORE]
             vertex[at, BEFORE], vertex[at, AFTER], vertex[at, SMOOTH] = before, after, 0
             before, at = at, after
-            many += 1
+            count += 1
         if loop:
             vertex[head, AFTER] = vertex[head, BEFORE]
             vertex[head, BEFORE] = before
         else:
-            many += 1
+            count += 1
             for code, which in ((-2 - vertex[head, AFTER], 0), (-2 - vertex[at, AFTER], 1)):
                 node[code >> 2, ARC + (code & 3)] = 2 * a + which
                 if node[code >> 2, EDGES] == FOUR:
-                    seen = TOUCHES_FOUR
+                    flags = TOUCHES_FOUR
             code = -2 - vertex[head, AFTER]
             left, right = node[code >> 2, AROUND + (code & 3)], node[code >> 2, AROUND + ((code + 1) & 3)]
         vertex[head, SMOOTH] = vertex[at, SMOOTH] = 0
-        arc[a, HEAD], arc[a, TAIL], arc[a, COUNT], arc[a, SEEN] = head, at, many, seen
+        arc[a, HEAD], arc[a, TAIL], arc[a, COUNT], arc[a, VISITED] = head, at, count, flags
         arc[a, SIDE], arc[a, SIDE + 1] = left, right
-        arc[a, USES] = (left >= 0) + (right >= 0)
-        longest = max(longest, many)
+        arc[a, REGIONS_LEFT] = (left >= 0) + (right >= 0)
+        longest = max(longest, count)
     if generalise and len(finished):
         x, y = np.empty(longest, dtype=np.int64), np.empty(longest, dtype=np.int64)
         before, after = np.empty(longest, dtype=np.int64), np.empty(longest, dtype=np.int64)
-        own = np.empty(longest, dtype=np.int32)
+        rows = np.empty(longest, dtype=np.int32)
         heap = (
             np.empty(3 * longest, dtype=np.int64), np.empty(3 * longest, dtype=np.int64),
             np.empty(3 * longest, dtype=np.int64),
         )  # fmt: skip
         for a in arcs:
             if arc[a, SIDE] != OUTSIDE and arc[a, SIDE + 1] != OUTSIDE and arc[a, COUNT] > 2:
-                _generalise(t, a, squares, bits, band, smooth, tolerance, metres, x, y, before, after, own, heap)
+                _generalise(
+                    t, a, pixel_measures, bits, band, smooth, tolerance, metres, x, y, before, after, rows, heap
+                )
     for a in arcs:
         for side in range(2):
             if arc[a, SIDE + side] < 0:
@@ -122,26 +124,26 @@ def finish_arc(t, finished, squares, bits, band, generalise, smooth, tolerance, 
                 last = region[k, LAST_SIDE]
                 arc[last >> 1, NEXT + (last & 1)] = 2 * a + side
             region[k, LAST_SIDE] = 2 * a + side
-            # Each smoothed corner is up to four points; and a ring, at most one for each arc, is closed.
-            region[k, SPACE] += (4 if smooth else 1) * arc[a, COUNT] + 1
-        if arc[a, USES] == 0:
+            # A smoothed corner has up to four points, and each ring (at most one per arc) repeats its first point.
+            region[k, MAX_VERTICES] += (4 if smooth else 1) * arc[a, COUNT] + 1
+        if arc[a, REGIONS_LEFT] == 0:
             forget_arc(t, a)
 
 
 @compiled
-def _generalise(t, a, squares, bits, band, smooth, tolerance, metres, x, y, before, after, own, heap):  # type: ignore[no-untyped-def]
-    """Simplify and smooth an arc, and correct what its regions measure."""
+def _generalise(t, a, pixel_measures, bits, band, smooth, tolerance, metres, x, y, before, after, rows, heap):
+    """Simplify and smooth an arc, and correct the areas and perimeters of its regions."""
     vertex, arc = t.vertex, t.arc
     head, n = arc[a, HEAD], arc[a, COUNT]
     loop = arc[a, TAIL] == head
     at = head
     for k in range(n):
-        own[k], x[k], y[k] = at, vertex[at, X], vertex[at, Y]
+        rows[k], x[k], y[k] = at, vertex[at, X], vertex[at, Y]
         at = vertex[at, AFTER] if k > 0 or loop else vertex[at, BEFORE]
     if tolerance >= 0:
-        metric = metric_at(squares, float(x[n // 2]), float(y[n // 2])) if metres else (1.0, 0.0, 1.0)
-        least = _least(t, a, loop)
-        arc[a, COUNT] = drop_vertices(x, y, n, loop, least, tolerance, metric, bits, band, before, after, heap)
+        metric = metric_at(pixel_measures, float(x[n // 2]), float(y[n // 2])) if metres else (1.0, 0.0, 1.0)
+        min_vertices = _min_vertices(t, a, loop)
+        arc[a, COUNT] = drop_vertices(x, y, n, loop, min_vertices, tolerance, metric, bits, band, before, after, heap)
     else:
         for k in range(n):
             before[k], after[k] = k - 1, k + 1
@@ -156,7 +158,7 @@ def _generalise(t, a, squares, bits, band, smooth, tolerance, metres, x, y, befo
         if q < 0:
             break
         if (q - p) % n > 1:
-            more, longer = _chord(squares, x, y, p, q, n)
+            more, longer = _chord(pixel_measures, x, y, p, q, n)
             area += more
             perimeter += longer
         p = q
@@ -166,43 +168,50 @@ def _generalise(t, a, squares, bits, band, smooth, tolerance, metres, x, y, befo
         v = first
         while True:
             p, q = before[v], after[v]
-            if p >= 0 and q >= 0 and can_be_smooth(bits, band, x[p], y[p], x[v], y[v], x[q], y[q]):
-                vertex[own[v], SMOOTH] = 1
-                more, longer = _rounding(squares, x[p], y[p], x[v], y[v], x[q], y[q])
+            if p >= 0 and q >= 0 and can_smooth(bits, band, x[p], y[p], x[v], y[v], x[q], y[q]):
+                vertex[rows[v], SMOOTH] = 1
+                more, longer = _rounding(pixel_measures, x[p], y[p], x[v], y[v], x[q], y[q])
                 area += more
                 perimeter += longer
             v = q
             if v < 0 or v == first:
                 break
-    # `area` is what goes from the left to the right.
+    # `area` moves from the left region to the right one.
     for side in range(2):
         if arc[a, SIDE + side] >= 0:
             k = root(t.region, arc[a, SIDE + side])
             t.total[k, AREA] += area if side else -area
             t.total[k, PERIMETER] += perimeter
+    _relink(t, rows, n, first, before, after)
+    arc[a, HEAD] = rows[first]
+    if loop:
+        arc[a, TAIL] = rows[first]
+
+
+@compiled
+def _relink(t, rows, n, first, before, after):
+    """Free the removed vertices of an arc and link the remaining ones."""
+    vertex = t.vertex
     for k in range(n):
         if after[k] == -2:
-            free_row(vertex, t.free, OF_VERTEX, own[k])
+            free_row(vertex, t.free, OF_VERTEX, rows[k])
     v = first
     while True:
         p, q = before[v], after[v]
         if p >= 0 and q >= 0:
-            vertex[own[v], BEFORE], vertex[own[v], AFTER] = own[p], own[q]
+            vertex[rows[v], BEFORE], vertex[rows[v], AFTER] = rows[p], rows[q]
         elif p < 0:
-            vertex[own[v], BEFORE] = own[q]
+            vertex[rows[v], BEFORE] = rows[q]
         else:
-            vertex[own[v], BEFORE] = own[p]
+            vertex[rows[v], BEFORE] = rows[p]
         v = q
         if v < 0 or v == first:
             break
-    arc[a, HEAD] = own[first]
-    if loop:
-        arc[a, TAIL] = own[first]
 
 
 @compiled
-def _least(t, a, loop):  # type: ignore[no-untyped-def]
-    """How many vertices an arc must keep, so that it neither vanishes nor lies upon another one."""
+def _min_vertices(t, a, loop):
+    """Return the minimum number of vertices of an arc, so that it neither vanishes nor coincides with another one."""
     if loop:
         return 3
     node, arc, vertex = t.node, t.arc, t.vertex
@@ -223,37 +232,37 @@ def _least(t, a, loop):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _chord(squares, x, y, p, q, n):  # type: ignore[no-untyped-def]
-    """Return what a straight line instead of the path from p to q adds: to the area on its right, and to its length."""
+def _chord(pixel_measures, x, y, p, q, n):
+    """Return the changes of the area on the right and of the length if a straight line replaces the path p to q."""
     twice = 0
     length, middlex, middley = 0.0, 0.0, 0.0
     k = p
     while k != q:
         m = k + 1 if k + 1 < n else 0
-        own = (x[k] - x[p]) * (y[m] - y[p]) - (x[m] - x[p]) * (y[k] - y[p])
-        twice += own
-        middlex += own * (x[p] + x[k] + x[m]) / 3
-        middley += own * (y[p] + y[k] + y[m]) / 3
-        length -= length_at(squares, (x[k] + x[m]) / 2, (y[k] + y[m]) / 2, x[m] - x[k], y[m] - y[k])
+        cross = (x[k] - x[p]) * (y[m] - y[p]) - (x[m] - x[p]) * (y[k] - y[p])
+        twice += cross
+        middlex += cross * (x[p] + x[k] + x[m]) / 3
+        middley += cross * (y[p] + y[k] + y[m]) / 3
+        length -= length_at(pixel_measures, (x[k] + x[m]) / 2, (y[k] + y[m]) / 2, x[m] - x[k], y[m] - y[k])
         k = m
-    # A pixel's area changes so little between p and q that it does so evenly.
+    # Between p and q, pixel area is almost a linear function of position.
     x0, y0 = (x[p] + x[q]) / 2, (y[p] + y[q]) / 2
-    pixel = area_at(squares, x0, y0)
+    pixel = area_at(pixel_measures, x0, y0)
     area = twice * pixel
-    area += (middlex - twice * x0) * (area_at(squares, x0 + 0.5, y0) - area_at(squares, x0 - 0.5, y0))
-    area += (middley - twice * y0) * (area_at(squares, x0, y0 + 0.5) - area_at(squares, x0, y0 - 0.5))
-    # What bulges to the left belongs to the right, and a line that cuts it off gives it to the left.
-    return -area / 2, length + length_at(squares, x0, y0, x[q] - x[p], y[q] - y[p])
+    area += (middlex - twice * x0) * (area_at(pixel_measures, x0 + 0.5, y0) - area_at(pixel_measures, x0 - 0.5, y0))
+    area += (middley - twice * y0) * (area_at(pixel_measures, x0, y0 + 0.5) - area_at(pixel_measures, x0, y0 - 0.5))
+    # A bulge to the left belongs to the right region; a line that cuts it off moves it to the left region.
+    return -area / 2, length + length_at(pixel_measures, x0, y0, x[q] - x[p], y[q] - y[p])
 
 
 @compiled
-def _rounding(squares, px, py, vx, vy, qx, qy):  # type: ignore[no-untyped-def]
-    """Return what smoothing the corner v between p and q adds: to the area on its right, and to its length."""
+def _rounding(pixel_measures, px, py, vx, vy, qx, qy):
+    """Return the changes of the area on the right and of the length if the corner v between p and q is smoothed."""
     twice = (vx - px) * (qy - py) - (qx - px) * (vy - py)
-    area = -CUT * twice / 2 * area_at(squares, (px + 4 * vx + qx) / 6, (py + 4 * vy + qy) / 6)
-    length = -length_at(squares, (px + 3 * vx) / 4, (py + 3 * vy) / 4, (vx - px) / 2, (vy - py) / 2)
-    length -= length_at(squares, (qx + 3 * vx) / 4, (qy + 3 * vy) / 4, (qx - vx) / 2, (qy - vy) / 2)
-    e, f, g = metric_at(squares, (px + 6 * vx + qx) / 8, (py + 6 * vy + qy) / 8)
+    area = -CUT * twice / 2 * area_at(pixel_measures, (px + 4 * vx + qx) / 6, (py + 4 * vy + qy) / 6)
+    length = -length_at(pixel_measures, (px + 3 * vx) / 4, (py + 3 * vy) / 4, (vx - px) / 2, (vy - py) / 2)
+    length -= length_at(pixel_measures, (qx + 3 * vx) / 4, (qy + 3 * vy) / 4, (qx - vx) / 2, (qy - vy) / 2)
+    e, f, g = metric_at(pixel_measures, (px + 6 * vx + qx) / 8, (py + 6 * vy + qy) / 8)
     for dx, dy in (
         # From the middle of p-v to the first point, on to the second, and to the middle of v-q, in pixels / `WHOLE`.
         (NEAR * px + OWN * vx + FAR * qx - 9 * (px + vx), NEAR * py + OWN * vy + FAR * qy - 9 * (py + vy)),
@@ -265,8 +274,8 @@ def _rounding(squares, px, py, vx, vy, qx, qy):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def forget_arc(t, a):  # type: ignore[no-untyped-def]
-    """Give the rows of an arc and its vertices back."""
+def forget_arc(t, a):
+    """Free the rows of an arc and its vertices."""
     vertex, arc, node, free = t.vertex, t.arc, t.node, t.free
     head, tail = arc[a, HEAD], arc[a, TAIL]
     free_row(arc, free, OF_ARC, a)
@@ -274,16 +283,16 @@ def forget_arc(t, a):  # type: ignore[no-untyped-def]
         free_row(vertex, free, OF_VERTEX, vertex[head, BEFORE])
         free[2 * OF_VERTEX] = head
         return
-    for own, other in ((head, tail), (tail, head)):
-        code = -2 - vertex[own, AFTER]
+    for end, other in ((head, tail), (tail, head)):
+        code = -2 - vertex[end, AFTER]
         n, direction = code >> 2, code & 3
         node[n, ARC + direction] = -1
-        if len(t.straight) and vertex[own, BEFORE] == other:
+        if len(t.straight) and vertex[end, BEFORE] == other:
             t.straight[n, 2 * direction], t.straight[n, 2 * direction + 1] = vertex[other, X], vertex[other, Y]
         node[n, ARCS] -= 1
         if node[n, ARCS] == 0:
             free_row(node, free, OF_NODE, n)
-    # Its vertices are chained already, but for the first one.
+    # All vertices but the first are already chained.
     vertex[head, AFTER] = vertex[head, BEFORE]
     free_row(vertex, free, OF_VERTEX, tail)
     free[2 * OF_VERTEX] = head

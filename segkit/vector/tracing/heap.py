@@ -1,4 +1,4 @@
-"""Heap: the smallest of many first, for the kernels. Three arrays hold size, order among equals, and number."""
+"""A binary min-heap for compiled functions: three arrays with size, order among equal sizes, and number."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from segkit.vector.tracing.jit import compiled
 
 
 @compiled
-def push(heap, count, size, order, number):  # type: ignore[no-untyped-def]
-    """Put one into a heap of `count`; return the new count."""
+def push(heap, count, size, order, number):
+    """Add an item to a heap with `count` items; return the new count."""
     sizes, orders, numbers = heap
     at = count
     while at > 0:
@@ -21,8 +21,8 @@ def push(heap, count, size, order, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def pop(heap, count):  # type: ignore[no-untyped-def]
-    """Take the first out of a heap of `count`; return the new count."""
+def pop(heap, count):
+    """Remove the first item of a heap with `count` items; return the new count."""
     sizes, orders, numbers = heap
     count -= 1
     size, order, number = sizes[count], orders[count], numbers[count]

@@ -1,8 +1,8 @@
-"""Kernel: how functions are compiled that work on single pixels, corners or vertices.
+"""Compile functions that process single pixels, corners or vertices, with numba.
 
-By numba, once: what was compiled is kept where numba keeps it ($NUMBA_CACHE_DIR, beside the source, or in the user's
-cache folder), and where none of these can be written in the system's folder for temporary files. They take arrays and
-numbers, and free other threads while they run. Dividing by zero gives what it gives in numpy.
+Compiled code is cached where numba caches it ($NUMBA_CACHE_DIR, beside the source, or in the user's cache folder). If
+none of these is writable, it is cached in the system's folder for temporary files. Compiled functions take arrays and
+numbers and release the GIL. Division by zero behaves as in numpy.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from segkit.io.files import private_folder
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function when it is first called with arguments of some types.
+    """Return a function that is compiled at the first call with each combination of argument types.
 
-    Without any folder that can be written, every process compiles it anew.
+    Without a writable folder, every process compiles it again.
     """
-    found = numba.njit(nogil=True, error_model="numpy")(function)
-    if hasattr(found, "_cache"):  # not where NUMBA_DISABLE_JIT is set
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    if hasattr(dispatcher, "_cache"):  # false if NUMBA_DISABLE_JIT is set
         try:
-            found._cache = _Cache(function)
-        except RuntimeError:  # numba has no folder
+            dispatcher._cache = _Cache(function)
+        except RuntimeError:  # numba found no writable folder
             if (folder := private_folder()) is not None:
                 with _numba_cache(folder / "numba"), suppress(RuntimeError):
-                    found._cache = _Cache(function)
-    return found
+                    dispatcher._cache = _Cache(function)
+    return dispatcher
 
 
 @contextmanager
 def _numba_cache(folder: Path) -> Iterator[None]:
-    """Let numba keep what it compiles in a folder while the block lasts."""
+    """Set numba's cache folder while the block runs."""
     config: Any = numba.config
     before = config.CACHE_DIR
     config.CACHE_DIR = str(folder)
@@ -49,21 +49,25 @@ def _numba_cache(folder: Path) -> Iterator[None]:
 
 
 class _Cache(FunctionCache):
-    """The compiled forms of a function on the disk; one that cannot be stored is compiled again by the next process."""
+    """Compiled versions of a function on disk. If they cannot be stored, the next process compiles them again."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)  # type: ignore[no-untyped-call]
-        # What was compiled holds the functions that it calls, but numba looks only for changes of the file it is in.
+        super().__init__(function)
+        # Compiled code contains the functions that it calls, but numba only checks the file of the function itself. The
+        # version comes first in a cache file; of another version, numba does not unpickle types that may be gone.
         self._cache_file._source_stamp = _sources()
+        self._cache_file._version = f"{numba.__version__} {_sources()}"
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(OSError):  # a full disk must not stop the work
-            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        with suppress(OSError):  # a full disk is not an error here
+            super().save_overload(sig, data)
 
 
 @functools.cache
 def _sources() -> str:
+    """Return a checksum of the modules with compiled functions."""
+    folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in [*sorted(folder.glob("*.py")), folder.parent / "geometry.py"]:
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Pipeline: a band of a map -> its polygons, in batches, from top to bottom.
+"""Trace a band of a map: from pixels to batches of polygons, from top to bottom.
 
-What a band goes through: runs of equal pixels (`runs`), without small regions and holes where that is wanted (`sieve`),
-with the probabilities inside (`confidence`); regions and the arcs between them, simplified (`arcs`, `simplify`) and
-measured (`pixel_measures`).
+Steps: runs of equal pixels (`runs`); small regions and holes removed if requested (`sieve`); probabilities summed
+(`confidence`); regions and the arcs between them (`sweep`), simplified (`generalize`, `simplify`) and measured
+(`pixel_measures`); rings (`rings`).
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from segkit.io import quantities
 from segkit.io.class_table import MapClass
 from segkit.io.grid import Grid
 from segkit.io.quantities import Quantity
-from segkit.io.raster import grid_of
-from segkit.runtime.prefetch import ahead
-from segkit.vector.geometry import joined
-from segkit.vector.tracing.confidence import Chances, Confidence
+from segkit.io.raster import read_grid
+from segkit.runtime.prefetch import prefetch
+from segkit.vector.geometry import concatenate_polygons
+from segkit.vector.tracing.confidence import Confidence, ConfidenceSums
 from segkit.vector.tracing.generalize import Generalisation
-from segkit.vector.tracing.pixel_measures import Squares, length_at, measure_runs
+from segkit.vector.tracing.pixel_measures import PixelMeasures, length_at, measure_runs
 from segkit.vector.tracing.rings import Polygons
 from segkit.vector.tracing.runs import Codes, Runs, plain_nodata, read_runs
 from segkit.vector.tracing.sieve import Sieve
 from segkit.vector.tracing.tracer import Tracer
 
-# A batch has at least as many polygons or vertices, but for the last one.
-_BATCH_POLYGONS = 20_000
-_BATCH_VERTICES = 2_000_000
-# Parts of a map that are read ahead.
-_AHEAD = 4
-# Areas are compared in square centimetres, as whole numbers, so that their sums do not depend on the order.
-_PER_SQUARE_METRE = 10_000
-# The sides of a pixel are compared with three digits.
-_SIDE = 1000
+# A batch is complete when it has this many polygons or vertices.
+_MIN_BATCH_POLYGONS = 20_000
+_MIN_BATCH_VERTICES = 2_000_000
+# Parts of a map to read ahead.
+_PREFETCH_DEPTH = 4
+# Areas are compared as integers in square centimetres, so that sums do not depend on the order.
+_CM2_PER_M2 = 10_000
+# Lengths of pixel sides are compared as integers; the longer side is 1000.
+_SIDE_SCALE = 1000
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a map's regions are generalised; by default not at all.
+class VectorizeOptions:
+    """Generalisation of a map's regions; by default none.
 
     Parameters
     ----------
     min_area
-        Smaller regions become part of a neighbour.
+        Smaller regions are merged into a neighbour.
     fill_holes
-        Smaller holes become part of what is around them.
+        Smaller holes are filled.
     simplify
-        How far a border may move.
+        Maximum distance by which a border may move.
     smooth
-        Whether corners are rounded.
+        Round corners.
     """
 
     min_area: Quantity | None = None
@@ -65,69 +65,74 @@ class Options:
     smooth: bool = False
 
     @classmethod
-    def of(cls, *, min_area: str | None, fill_holes: str | None, simplify: str | None, smooth: bool) -> Options:
-        """Read sizes and distances with their units.
+    def from_text(
+        cls, *, min_area: str | None, fill_holes: str | None, simplify: str | None, smooth: bool
+    ) -> VectorizeOptions:
+        """Parse areas and distances with their units.
 
         Raises
         ------
         UsageError
-            One has none.
+            One is invalid or has no unit.
         """
         return cls(
-            None if min_area is None else quantities.area(min_area, "min_area"),
-            None if fill_holes is None else quantities.area(fill_holes, "fill_holes"),
-            None if simplify is None else quantities.length(simplify, "simplify"),
+            None if min_area is None else quantities.parse_area(min_area, "min_area"),
+            None if fill_holes is None else quantities.parse_area(fill_holes, "fill_holes"),
+            None if simplify is None else quantities.parse_length(simplify, "simplify"),
             smooth,
         )
 
-    def check(self, *, placed: bool) -> None:
-        """Raise a UsageError where something is in metres and the map has no place on the ground."""
+    def check(self, *, has_areas: bool) -> None:
+        """Raise a UsageError if a value is in metres or hectares and the map's pixels have no true areas."""
         for name in ("min_area", "fill_holes", "simplify"):
             quantity: Quantity | None = getattr(self, name)
-            if quantity is not None and not quantity.pixels and not placed:
+            if quantity is not None and not quantity.pixels and not has_areas:
                 raise UsageError(
-                    f"{name}: the map has no place on the ground, so nothing has a size there; write pixels: 12px"
+                    f"{name}: the map has no CRS to measure areas or lengths in; give pixels, such as 12px"
                 )
 
 
 @dataclass
-class Kinds:
-    """The classes of a band, in the order in which their codes turn up, and how many pixels have them."""
+class BandClasses:
+    """The classes of a band, in the order in which their codes first occur, with their pixel counts.
+
+    The position of a class is its class index. `choose` returns the class of a code, or None if it is not selected.
+    """
 
     choose: Callable[[int], MapClass | None]
     codes: list[int] = field(default_factory=list)
     classes: list[MapClass | None] = field(default_factory=list)
     pixels: list[int] = field(default_factory=list)
 
-    def meet(self, code: int) -> None:
-        """Take up a new code."""
+    def add_code(self, code: int) -> None:
+        """Add a code that occurs for the first time."""
         self.codes.append(code)
         self.classes.append(self.choose(code))
         self.pixels.append(0)
 
     def count(self, runs: Runs) -> None:
         """Count the pixels of runs."""
-        there = runs.kind >= 0
-        counts = np.bincount(runs.kind[there], runs.lengths()[there], minlength=len(self.codes))
-        for kind, number in enumerate(counts.tolist()):
-            self.pixels[kind] += int(number)
+        valid = runs.class_index >= 0
+        counts = np.bincount(runs.class_index[valid], runs.lengths()[valid], minlength=len(self.codes))
+        for class_index, count in enumerate(counts.tolist()):
+            self.pixels[class_index] += int(count)
 
     def share(self, code: int) -> float:
-        """Return the share of a code among the pixels that hold data."""
+        """Return the share of a code among the valid pixels."""
         return self.pixels[self.codes.index(code)] / sum(self.pixels)
 
     @property
-    def wanted(self) -> NDArray[np.bool_]:
-        """Whether polygons of each kind are."""
+    def selected(self) -> NDArray[np.bool_]:
+        """Whether each class is selected, bool (classes,)."""
         return np.array([one is not None for one in self.classes], dtype=bool)
 
 
 def trace_band(
     dataset: DatasetReader,
     band: int,
-    kinds: Kinds,
-    squares: Squares,
-    options: Options,
+    band_classes: BandClasses,
+    pixel_measures: PixelMeasures,
+    options: VectorizeOptions,
     confidence: Confidence | None,
     advance: Callable[[float], None],
     *,
@@ -137,100 +142,109 @@ def trace_band(
 
     Parameters
     ----------
-    kinds
-        Is filled with what turns up, before the first polygons of it come; these count in it.
-    squares
-        What the map's pixels measure on the ground.
+    band_classes
+        Filled with the classes of the band; a class is added before its first polygons are yielded.
+    pixel_measures
+        Areas and side lengths of the map's pixels on the ground.
     advance
-        Called with the rows done.
+        Called with the number of rows done.
     block
-        Rows and columns that are read at once. It does not change the result.
+        Rows and columns to read at once. This does not change the result.
 
     Raises
     ------
     DataError
-        A value is no 32-bit number, or a class has no probabilities.
+        A value does not fit into 32 bits, or a class has no probabilities.
     RasterError
         A file is damaged.
     """
-    grid = grid_of(dataset)
-    codes = Codes(plain_nodata(dataset, band), kinds.meet)
-    form = Generalisation(smooth=options.smooth)
+    grid = read_grid(dataset)
+    codes = Codes(plain_nodata(dataset, band), band_classes.add_code)
+    generalisation = Generalisation(smooth=options.smooth)
     if options.simplify is not None:
-        form = Generalisation(options.simplify.number, not options.simplify.pixels, options.smooth)
-    # Read and unpacked in a thread of its own, which ends before anybody closes the map.
-    with closing(ahead(read_runs(dataset, band, codes, block=block), depth=_AHEAD)) as reading:
-        runs = _told(reading, kinds, advance)
+        generalisation = Generalisation(options.simplify.number, not options.simplify.pixels, options.smooth)
+    # Another thread reads and decompresses; it ends before the map is closed.
+    with closing(prefetch(read_runs(dataset, band, codes, block=block), depth=_PREFETCH_DEPTH)) as reading:
+        runs = _count_pixels(reading, band_classes, advance)
         for quantity, holes in ((options.min_area, False), (options.fill_holes, True)):
             if quantity is not None:
-                runs = _sifted(runs, grid, squares, quantity, kinds, holes=holes)
-        tracer = Tracer(grid.width, grid.transform, squares, form)
+                runs = _apply_sieve(runs, grid, pixel_measures, quantity, band_classes, holes=holes)
+        tracer = Tracer(grid.width, grid.transform, pixel_measures, generalisation)
         parts = (
-            ((some, None) for some in runs) if confidence is None else confidence.along(runs, kinds.classes, advance)
+            ((part, None) for part in runs)
+            if confidence is None
+            else confidence.along(runs, band_classes.classes, advance)
         )
-        yield from _batches(_traced(tracer, parts, kinds, grid.height))
+        yield from _batches(_trace_parts(tracer, parts, band_classes, grid.height))
 
 
-def _told(runs: Iterator[Runs], kinds: Kinds, advance: Callable[[float], None]) -> Iterator[Runs]:
-    for some in runs:
-        kinds.count(some)
-        yield some
-        advance(some.height)
+def _count_pixels(runs: Iterator[Runs], band_classes: BandClasses, advance: Callable[[float], None]) -> Iterator[Runs]:
+    for part in runs:
+        band_classes.count(part)
+        yield part
+        advance(part.height)
 
 
-def _traced(
-    tracer: Tracer, parts: Iterator[tuple[Runs, Chances | None]], kinds: Kinds, height: int
+def _trace_parts(
+    tracer: Tracer, parts: Iterator[tuple[Runs, ConfidenceSums | None]], band_classes: BandClasses, height: int
 ) -> Iterator[Polygons]:
-    for some, chances in parts:
-        yield tracer.trace(some, kinds.wanted, chances)
+    for runs, confidence_sums in parts:
+        yield tracer.trace(runs, band_classes.selected, confidence_sums)
     yield tracer.finish(height)
 
 
-def _batches(some: Iterator[Polygons]) -> Iterator[Polygons]:
+def _batches(parts: Iterator[Polygons]) -> Iterator[Polygons]:
+    """Concatenate parts into batches of the minimum size."""
     waiting: list[Polygons] = []
-    for polygons in some:
+    for polygons in parts:
         waiting.append(polygons)
         if (
-            sum(len(one.kind) for one in waiting) >= _BATCH_POLYGONS
-            or sum(len(one.vertices) for one in waiting) >= _BATCH_VERTICES
+            sum(len(one.class_index) for one in waiting) >= _MIN_BATCH_POLYGONS
+            or sum(len(one.vertices) for one in waiting) >= _MIN_BATCH_VERTICES
         ):
-            yield joined(waiting)
+            yield concatenate_polygons(waiting)
             waiting = []
     if waiting:
-        yield joined(waiting)
+        yield concatenate_polygons(waiting)
 
 
-def _sifted(
-    runs: Iterator[Runs], grid: Grid, squares: Squares, quantity: Quantity, kinds: Kinds, *, holes: bool
+def _apply_sieve(
+    runs: Iterator[Runs],
+    grid: Grid,
+    pixel_measures: PixelMeasures,
+    quantity: Quantity,
+    band_classes: BandClasses,
+    *,
+    holes: bool,
 ) -> Iterator[Runs]:
-    """Yield rows without small regions, or without small holes."""
+    """Yield rows without small regions, or with `holes` without small holes."""
     if quantity.pixels:
-        least, smallest = math.ceil(quantity.number), 1.0
+        min_size, smallest = math.ceil(quantity.number), 1.0
     else:
-        least = round(quantity.number * _PER_SQUARE_METRE)
-        # Of the places where squares were measured, and perhaps half of that between them.
-        areas = squares.field[:, 0, 0, 0] * _PER_SQUARE_METRE / 2
+        min_size = round(quantity.number * _CM2_PER_M2)
+        # Half the smallest area at the origins of the squares: a lower bound for the pixels between them.
+        areas = pixel_measures.field[:, 0, 0, 0] * _CM2_PER_M2 / 2
         smallest = float(np.min(areas, where=np.isfinite(areas), initial=np.inf))
-    rows = grid.height if smallest <= 0 else min(grid.height, math.ceil(least / smallest))
-    sieve = Sieve(grid.width, least, _sides(grid, squares), holes=holes, rows=rows)
+    rows = grid.height if smallest <= 0 else min(grid.height, math.ceil(min_size / smallest))
+    sieve = Sieve(grid.width, min_size, _relative_sides(grid, pixel_measures), holes=holes, rows=rows)
     done = 0
-    for some in runs:
-        sizes = some.lengths()
+    for part in runs:
+        sizes = part.lengths()
         if not quantity.pixels:
-            area = measure_runs(squares, some).area * _PER_SQUARE_METRE
-            # What has no size is not small.
-            sizes = np.where(np.isnan(area), least, np.rint(np.nan_to_num(area))).astype(np.int64)
-        done += some.height
-        sifted = sieve.sift(some, sizes, np.array(kinds.codes, dtype=np.int32), end=done == grid.height)
+            area = measure_runs(pixel_measures, part).area * _CM2_PER_M2
+            # A run without a known area is not small.
+            sizes = np.where(np.isnan(area), min_size, np.rint(np.nan_to_num(area))).astype(np.int64)
+        done += part.height
+        sifted = sieve.sift(part, sizes, np.array(band_classes.codes, dtype=np.int32), end=done == grid.height)
         if sifted.height:
             yield sifted
 
 
-def _sides(grid: Grid, squares: Squares) -> tuple[int, int]:
-    """Return the lengths of a pixel's upper and left side in the middle of the map, by which borders are compared."""
+def _relative_sides(grid: Grid, pixel_measures: PixelMeasures) -> tuple[int, int]:
+    """Return the relative lengths of a pixel's upper and left side in the middle of the map, to compare borders."""
     middle = grid.width / 2, grid.height / 2
-    upper, left = length_at(squares, *middle, 1.0, 0.0), length_at(squares, *middle, 0.0, 1.0)
+    upper, left = length_at(pixel_measures, *middle, 1.0, 0.0), length_at(pixel_measures, *middle, 0.0, 1.0)
     if not (math.isfinite(upper) and math.isfinite(left)):
         upper, left = grid.pixel_size
     longest = max(upper, left)
-    return max(1, round(upper / longest * _SIDE)), max(1, round(left / longest * _SIDE))
+    return max(1, round(upper / longest * _SIDE_SCALE)), max(1, round(left / longest * _SIDE_SCALE))

@@ -1,4 +1,4 @@
-"""Closed regions as rings of vertices: `Polygons`."""
+"""Write closed regions as rings of vertices (`Polygons`)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from segkit.vector.tracing.tables import (
     HEAD,
     NEXT,
     NEXT_IN_REGION,
+    NOT_SELECTED,
     OF_REGION,
-    SEEN,
+    REGIONS_LEFT,
     SMOOTH,
     TAIL,
     TOUCHES_FOUR,
-    UNWANTED,
-    USES,
+    VISITED,
     X,
     Y,
     free_row,
@@ -37,38 +37,38 @@ from segkit.vector.tracing.union_find import root
 
 @dataclass(frozen=True)
 class Polygons:
-    """Regions as closed rings, in CRS coordinates, and what is known about them.
+    """Regions as closed rings in CRS coordinates, with their attributes.
 
-    Outer rings run counter-clockwise and holes clockwise, x to the right and y upwards.
+    Outer rings are counter-clockwise and holes clockwise, with x to the right and y upwards.
 
     Parameters
     ----------
     vertices
-        float64 (vertices, 2): each ring's first vertex is repeated as its last.
+        float64 (vertices, 2): the first vertex of each ring is repeated as its last.
     ring
-        int64 (rings + 1,): where each ring's vertices start.
+        int64 (rings + 1,): start of each ring's vertices.
     polygon
-        int64 (polygons + 1,): where each one's rings start, its outer ring first.
-    kind
-        int32 (polygons,)
-    pixels, known
-        int64 (polygons,): how many it has, and of how many the probability is known.
-    area, perimeter, chance
-        float64 (polygons,): square metres and metres on the ground, and the sum of known probabilities.
+        int64 (polygons + 1,): start of each polygon's rings; the outer ring is the first one.
+    class_index
+        int32 (polygons,): index in `pipeline.BandClasses`.
+    pixels, confidence_count
+        int64 (polygons,): number of pixels, and of pixels with a probability.
+    area, perimeter, confidence_sum
+        float64 (polygons,): m2 and m on the ground, and the sum of the probabilities.
     """
 
     vertices: NDArray[np.float64]
     ring: NDArray[np.int64]
     polygon: NDArray[np.int64]
-    kind: NDArray[np.int32]
+    class_index: NDArray[np.int32]
     pixels: NDArray[np.int64]
-    known: NDArray[np.int64]
+    confidence_count: NDArray[np.int64]
     area: NDArray[np.float64]
     perimeter: NDArray[np.float64]
-    chance: NDArray[np.float64]
+    confidence_sum: NDArray[np.float64]
 
-    def some(self, start: int, end: int) -> Polygons:
-        """Return the polygons from number `start` to `end`."""
+    def take(self, start: int, end: int) -> Polygons:
+        """Return the polygons from index `start` up to `end`."""
         first, last = self.polygon[start], self.polygon[end]
         vertices = slice(self.ring[first], self.ring[last])
         columns = {field.name: getattr(self, field.name)[start:end] for field in fields(self)[3:]}
@@ -81,8 +81,8 @@ class Polygons:
 
 
 @compiled
-def write_rings(t, closed, transform, turned, vertices, ring, polygon):  # type: ignore[no-untyped-def]
-    """Write the rings of regions and forget these; return how many vertices and rings there are."""
+def write_rings(t, closed, transform, flipped, vertices, ring, polygon):
+    """Write the rings of regions and free the regions; return the numbers of vertices and rings."""
     arc, region = t.arc, t.region
     n = rings = 0
     for number in range(closed.size):
@@ -91,10 +91,10 @@ def write_rings(t, closed, transform, turned, vertices, ring, polygon):  # type:
         outer = rings
         code = region[k, FIRST_SIDE]
         while code >= 0:
-            if not arc[code >> 1, SEEN] >> (code & 1) & 1:
+            if not arc[code >> 1, VISITED] >> (code & 1) & 1:
                 ring[rings] = n
-                n, outside = _walk(t, k, code, transform, vertices, n)
-                if not turned:
+                n, outside = _walk_ring(t, k, code, transform, vertices, n)
+                if not flipped:
                     low, high = ring[rings], n - 1
                     while low < high:
                         for axis in range(2):
@@ -108,11 +108,11 @@ def write_rings(t, closed, transform, turned, vertices, ring, polygon):  # type:
         first = polygon[number]
         if outer > first:
             start, middle, end = ring[first], ring[outer], ring[outer + 1]
-            own = vertices[middle:end].copy()
+            outer_vertices = vertices[middle:end].copy()
             for m in range(middle - 1, start - 1, -1):
                 vertices[m + end - middle, 0], vertices[m + end - middle, 1] = vertices[m, 0], vertices[m, 1]
             for m in range(end - middle):
-                vertices[start + m, 0], vertices[start + m, 1] = own[m, 0], own[m, 1]
+                vertices[start + m, 0], vertices[start + m, 1] = outer_vertices[m, 0], outer_vertices[m, 1]
             for m in range(outer, first, -1):
                 ring[m] = ring[m - 1] + end - middle
     polygon[closed.size] = rings
@@ -123,41 +123,41 @@ def write_rings(t, closed, transform, turned, vertices, ring, polygon):  # type:
 
 
 @compiled
-def _forget_region(t, k):  # type: ignore[no-untyped-def]
+def _forget_region(t, k):
     arc, node, region, vertex = t.arc, t.node, t.region, t.vertex
     code = region[k, FIRST_SIDE]
     while code >= 0:
         a = code >> 1
         code = arc[a, NEXT + (code & 1)]
-        if arc[a, SEEN] & TOUCHES_FOUR:
+        if arc[a, VISITED] & TOUCHES_FOUR:
             for end in (arc[a, HEAD], arc[a, TAIL]):
                 n = (-2 - vertex[end, AFTER]) >> 2
                 if node[n, EDGES] != FOUR:
-                    continue  # it is not asked what is around it, and may name regions that are gone
+                    continue  # its neighbours are not needed, and may be freed regions
                 for m in range(AROUND, AROUND + 4):
                     if node[n, m] >= 0 and root(region, node[n, m]) == k:
-                        node[n, m] = UNWANTED  # its number will be another region's
-        arc[a, USES] -= 1
-        if arc[a, USES] == 0:
+                        node[n, m] = NOT_SELECTED  # the row will be reused by another region
+        arc[a, REGIONS_LEFT] -= 1
+        if arc[a, REGIONS_LEFT] == 0:
             forget_arc(t, a)
-    kin = region[k, NEXT_IN_REGION]
-    while kin != k:
-        after = region[kin, NEXT_IN_REGION]
-        free_row(region, t.free, OF_REGION, kin)
-        kin = after
+    merged = region[k, NEXT_IN_REGION]
+    while merged != k:
+        after = region[merged, NEXT_IN_REGION]
+        free_row(region, t.free, OF_REGION, merged)
+        merged = after
     free_row(region, t.free, OF_REGION, k)
 
 
 @compiled
-def _walk(t, k, code, transform, vertices, n):  # type: ignore[no-untyped-def]
-    """Write a ring around region k, which lies on the right; return the end of it and whether it is the outer one."""
+def _walk_ring(t, k, code, transform, vertices, n):
+    """Write a ring around region k, which is on the right; return its end and whether it is the outer ring."""
     arc, node, vertex = t.arc, t.node, t.vertex
     start, start_code = n, code
     twice = 0.0
     while True:
         a, side = code >> 1, code & 1
-        arc[a, SEEN] |= 1 << side
-        # An arc runs with its right side on the right.
+        arc[a, VISITED] |= 1 << side
+        # Forwards, the arc has its right side on the right.
         forward = side == 1
         at, end = (arc[a, HEAD], arc[a, TAIL]) if forward else (arc[a, TAIL], arc[a, HEAD])
         onwards, back = (AFTER, BEFORE) if forward else (BEFORE, AFTER)
@@ -191,10 +191,10 @@ def _walk(t, k, code, transform, vertices, n):  # type: ignore[no-untyped-def]
         m = -2 - vertex[end, AFTER]
         m, heading = m >> 2, ((m & 3) + 2) & 3
         edges, right, left = node[m, EDGES], (heading + 1) & 3, (heading + 3) & 3
-        ahead = node[m, AROUND + heading]
-        # Where the region meets itself diagonally, ahead on the left, turning right would join its outer ring and a
-        # hole into one ring that touches itself.
-        if edges == FOUR and ahead >= 0 and root(t.region, ahead) == k:
+        region_ahead = node[m, AROUND + heading]
+        # If the region touches itself diagonally, ahead on the left, a right turn would merge its outer ring and a hole
+        # into one ring that touches itself.
+        if edges == FOUR and region_ahead >= 0 and root(t.region, region_ahead) == k:
             direction = left
         elif edges >> right & 1:
             direction = right
@@ -202,7 +202,7 @@ def _walk(t, k, code, transform, vertices, n):  # type: ignore[no-untyped-def]
             direction = heading
         else:
             direction = left
-        # From its tail an arc runs backwards, with its left side on the right.
+        # From its tail, the arc is followed backwards, with its left side on the right.
         code = node[m, ARC + direction] ^ 1
         if code == start_code:
             break
@@ -211,7 +211,7 @@ def _walk(t, k, code, transform, vertices, n):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _point(vertices, n, x, y, share, transform):  # type: ignore[no-untyped-def]
+def _point(vertices, n, x, y, share, transform):
     x, y = x / share, y / share
     vertices[n, 0] = transform[0] * x + transform[1] * y + transform[2]
     vertices[n, 1] = transform[3] * x + transform[4] * y + transform[5]

@@ -1,10 +1,9 @@
-"""Simplification: fewer vertices and softer corners in an arc, without ever touching another one.
+"""Remove vertices of an arc and test its corners for smoothing, so that arcs never touch.
 
-An arc's border is moved for both regions at once, so they stay neighbours. What keeps the map a valid coverage is a
-guard: a vertex v between p and q goes only if no other vertex that is still there lies in the closed triangle p, v, q.
-An edge that would be crossed by the new one, from p to q, enters the triangle there and cannot leave it again except
-over p-v or v-q, which nothing crosses; so it ends inside. Vertices are corners of the pixel grid, so one bit for each
-corner tells where there are some.
+An arc is changed for both of its regions at once, so they stay neighbours. One rule keeps the map a valid coverage: a
+vertex v between p and q is removed only if no other remaining vertex lies in the closed triangle p, v, q. An edge that
+crosses the new edge p-q enters the triangle there and could leave it only across p-v or v-q, which nothing crosses; so
+it would end inside. Vertices are corners of the pixel grid, so one bit per corner shows where they are.
 """
 
 from __future__ import annotations
@@ -16,39 +15,39 @@ from segkit.vector.tracing.jit import compiled
 
 # A smoothed corner v between p and q becomes the two points (4 p + 13 v + q) / 18 and (p + 13 v + 4 q) / 18, those at a
 # third and two thirds of the parabola from the middle of p-v to the middle of v-q that has v as its control point.
-# These parabolas, one after the other, are a quadratic B-spline, where Chaikin's corner cutting ends (Chaikin 1974;
-# Riesenfeld 1975). Each lies in the triangle of v and the two middles.
+# These parabolas together are a quadratic B-spline, the limit of Chaikin's corner cutting (Chaikin 1974; Riesenfeld
+# 1975). Each lies in the triangle of v and the two midpoints.
 FAR, OWN, NEAR, WHOLE = 1, 13, 4, 18
-# What is cut off, as a share of the triangle p, v, q.
+# Area that is cut off, as a share of the triangle p, v, q.
 CUT = 11 / 108
 
 
 @compiled
-def drop_vertices(x, y, n, loop, least, tolerance, metric, bits, top, before, after, heap):  # type: ignore[no-untyped-def]
-    """Drop vertices of an arc, those that make the smallest triangle with their neighbours first.
+def drop_vertices(x, y, n, loop, min_vertices, tolerance, metric, bits, top, before, after, heap):
+    """Remove vertices of an arc, those with the smallest triangle with their neighbours first.
 
-    That order is Visvalingam and Whyatt's (1993). No vertex that was dropped lies further than `tolerance` from the
-    edge that takes its place.
+    This is the order of Visvalingam and Whyatt (1993). No removed vertex is further than `tolerance` from the edge that
+    replaces it.
 
     Parameters
     ----------
     x, y
-        int (n,) columns and rows of the arc's vertices, of which the first and the last stay where it is no loop.
-    least
-        How many vertices must stay.
+        int (n,): columns and rows of the arc's vertices. Unless the arc is a loop, the first and the last one stay.
+    min_vertices
+        Minimum number of vertices that stay.
     metric
         (e, f, g): the squared length of (dx, dy) is e dx dx + 2 f dx dy + g dy dy, in the unit of the tolerance.
     bits
-        uint64 (rows, words): a bit for each corner of the grid from row `top` on that is a vertex.
+        uint64 (rows, words): one bit per corner of the grid from row `top` on, set if it is a vertex.
     before, after
-        int (n,): filled with each remaining vertex's neighbours, -1 beyond an end; `after` is -2 where one was dropped.
+        int (n,): filled with the neighbours of each remaining vertex, -1 beyond an end; `after` is -2 if it is removed.
     heap
         Three int64 arrays (3 n,).
 
     Returns
     -------
     int
-        How many vertices are left.
+        Number of remaining vertices.
     """
     for k in range(n):
         before[k], after[k] = k - 1, k + 1
@@ -57,7 +56,7 @@ def drop_vertices(x, y, n, loop, least, tolerance, metric, bits, top, before, af
     else:
         after[n - 1] = -1
     left = n
-    if left <= least:
+    if left <= min_vertices:
         return left
     # Twice the area of each vertex's triangle, as last computed.
     current = np.empty(n, dtype=np.int64)
@@ -66,7 +65,7 @@ def drop_vertices(x, y, n, loop, least, tolerance, metric, bits, top, before, af
         if before[v] >= 0 and after[v] >= 0:
             current[v] = _triangle(x, y, before[v], v, after[v])
             waiting = push(heap, waiting, current[v], v + (2 << 32), v)
-    while waiting > 0 and left > least:
+    while waiting > 0 and left > min_vertices:
         area, v = heap[0][0], heap[2][0]
         waiting = pop(heap, waiting)
         if after[v] == -2 or area != current[v]:
@@ -80,27 +79,28 @@ def drop_vertices(x, y, n, loop, least, tolerance, metric, bits, top, before, af
         for w in (p, q):
             if before[w] >= 0 and after[w] >= 0:
                 current[w] = _triangle(x, y, before[w], w, after[w])
-                # Of equal ones first what has dropped least, so that none is long before the others.
+                # Among equal triangles, the one that replaces the fewest vertices comes first, so that all edges grow
+                # evenly.
                 span = (after[w] - before[w]) % n
                 waiting = push(heap, waiting, current[w], w + (span << 32), w)
     return left
 
 
 @compiled
-def can_be_smooth(bits, top, px, py, vx, vy, qx, qy):  # type: ignore[no-untyped-def]
-    """Say whether nothing else lies in the triangle of a corner and the middles of its edges."""
+def can_smooth(bits, top, px, py, vx, vy, qx, qy):
+    """Return whether the triangle of a corner and the midpoints of its edges contains no other vertex."""
     return not _holds_vertex(bits, top, px + vx, py + vy, 2 * vx, 2 * vy, vx + qx, vy + qy, 2)
 
 
 @compiled
-def _triangle(x, y, p, v, q):  # type: ignore[no-untyped-def]
-    """Twice the area."""
+def _triangle(x, y, p, v, q):
+    """Return twice the area of a triangle."""
     return abs((x[v] - x[p]) * (y[q] - y[p]) - (x[q] - x[p]) * (y[v] - y[p]))
 
 
 @compiled
-def _strays(x, y, p, q, n, tolerance, metric):  # type: ignore[no-untyped-def]
-    """Say whether a vertex between p and q lies too far from their edge."""
+def _strays(x, y, p, q, n, tolerance, metric):
+    """Return whether a vertex between p and q is further than the tolerance from the edge p-q."""
     e, f, g = metric
     dx, dy = float(x[q] - x[p]), float(y[q] - y[p])
     length = e * dx * dx + 2 * f * dx * dy + g * dy * dy
@@ -118,18 +118,18 @@ def _strays(x, y, p, q, n, tolerance, metric):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def mark(bits, top, x, y, there):  # type: ignore[no-untyped-def]
-    """Note that a corner of the grid is a vertex, or is none any more."""
+def mark(bits, top, x, y, is_vertex):
+    """Set or clear the bit of a grid corner."""
     bit = np.uint64(1) << np.uint64(x & 63)
-    if there:
+    if is_vertex:
         bits[y - top, x >> 6] |= bit
     else:
         bits[y - top, x >> 6] &= ~bit
 
 
 @compiled
-def _holds_vertex(bits, top, ax, ay, bx, by, cx, cy, scale):  # type: ignore[no-untyped-def]
-    """Say whether the closed triangle a, b, c, in parts of a pixel, holds a vertex that is none of its own corners."""
+def _holds_vertex(bits, top, ax, ay, bx, by, cx, cy, scale):
+    """Return whether the closed triangle a, b, c, in 1 / scale pixels, contains a vertex other than its corners."""
     low, high = min(ay, by, cy), max(ay, by, cy)
     for row in range(-(-low // scale), high // scale + 1):
         y = row * scale

@@ -1,4 +1,4 @@
-"""From rows of runs to regions and the arcs between them."""
+"""Sweep over rows of runs: label regions and build the arcs between them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from segkit.vector.tracing.tables import (
     AROUND,
     BAND_ROWS,
     BEFORE,
-    CHANCE,
+    CLASS_INDEX,
+    CONFIDENCE_COUNT,
+    CONFIDENCE_SUM,
     EAST,
     EDGES,
     END,
     FIRST_SIDE,
     HORIZONTAL,
-    KIND,
-    KNOWN,
     LAST,
     LAST_SIDE,
+    MAX_VERTICES,
     NEXT,
     NEXT_IN_REGION,
     NORTH,
+    NOT_SELECTED,
     OF_NODE,
     OF_REGION,
     OF_VERTEX,
@@ -35,9 +37,7 @@ from segkit.vector.tracing.tables import (
     PERIMETER,
     PIXELS,
     SOUTH,
-    SPACE,
     START,
-    UNWANTED,
     VERTICAL,
     WEST,
     X,
@@ -48,14 +48,14 @@ from segkit.vector.tracing.union_find import PARENT, root
 
 
 @compiled
-def _join(t, a, b):  # type: ignore[no-untyped-def]
-    """Make one region of two; the one that starts first goes first, whatever their numbers are."""
+def _join(t, a, b):
+    """Join two regions; the result keeps the row of the one that starts first."""
     region = t.region
     if t.number[b, START] < t.number[a, START]:
         a, b = b, a
     region[b, PARENT] = a
     region[a, LAST] = max(region[a, LAST], region[b, LAST])
-    region[a, SPACE] += region[b, SPACE]
+    region[a, MAX_VERTICES] += region[b, MAX_VERTICES]
     region[a, NEXT_IN_REGION], region[b, NEXT_IN_REGION] = region[b, NEXT_IN_REGION], region[a, NEXT_IN_REGION]
     if region[b, FIRST_SIDE] >= 0:
         if region[a, FIRST_SIDE] < 0:
@@ -72,24 +72,26 @@ def _join(t, a, b):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def sweep_rows(  # type: ignore[no-untyped-def]
-    t, hanging, bits, squares, measures, row, first, kind, label, chance, known, wanted, top, width, generalise, smooth,
-    tolerance, metres, closed,
+def sweep_rows(
+    t, hanging, bits, pixel_measures, run_measures, row, first, class_index, label, confidence_sum, confidence_count,
+    selected, top, width, generalise, smooth, tolerance, metres, closed,
 ):  # fmt: skip
-    """Take rows 1 and on of `row` (row 0 is the one before); list the regions that are closed and return how many."""
+    """Process the rows of `row` from 1 on (row 0 is the previous one); list the closed regions, return their number."""
     region, vertex, node, free = t.region, t.vertex, t.node, t.free
     longest = 0
     for r in range(row.size - 1):
         longest = max(longest, row[r + 1] - row[r])
-    # Arcs that are finished along the line: an end, or for a loop -2 less a vertex of it; and the regions on the left
-    # and on the right of a loop.
+    # Arcs that are finished on the line: an end vertex, or for a loop -2 minus one of its vertices; and the regions on
+    # the left and right of a loop.
     finished = np.empty((4 * (2 * longest + 2), 3), dtype=np.int32)
-    around = np.empty(4, dtype=np.int32)
+    labels_around = np.empty(4, dtype=np.int32)
     closings = 0
     for r in range(1, row.size - 1):
         line = top + r - 1
         start, i_end, end = row[r - 1], row[r], row[r + 1]
-        _label(t, measures, row, first, kind, label, chance, known, wanted, r, line, width)
+        _label(
+            t, run_measures, row, first, class_index, label, confidence_sum, confidence_count, selected, r, line, width
+        )
 
         # The corners on the line above the row.
         band = (line - 1) // BAND_ROWS * BAND_ROWS if line > 0 else 0
@@ -105,16 +107,16 @@ def sweep_rows(  # type: ignore[no-untyped-def]
             south = first[j] if j < end else width
             c = min(north, south)
             here = (
-                measures.upper[j]
+                run_measures.upper[j]
                 if south < width and south == c
-                else (measures.lower[i] if c < width else measures.end[r - 1, 1])
+                else (run_measures.lower[i] if c < width else run_measures.end[r - 1, 1])
             )
             ne, se, ne_label, se_label = nw, sw, nw_label, sw_label
             if north == c:
-                ne, ne_label = (kind[i], label[i]) if i < i_end else (OUTSIDE, OUTSIDE)
+                ne, ne_label = (class_index[i], label[i]) if i < i_end else (OUTSIDE, OUTSIDE)
                 i += 1
             if south == c:
-                se, se_label = (kind[j], label[j]) if j < end else (OUTSIDE, OUTSIDE)
+                se, se_label = (class_index[j], label[j]) if j < end else (OUTSIDE, OUTSIDE)
                 j += 1
             if nw != sw:
                 if nw_label >= 0:
@@ -123,19 +125,20 @@ def sweep_rows(  # type: ignore[no-untyped-def]
                     t.total[sw_label, PERIMETER] += here - along
             along = here
             edges = (ne != se) << EAST | (sw != se) << SOUTH | (nw != sw) << WEST | (nw != ne) << NORTH
-            many = (ne != se) + (sw != se) + (nw != sw) + (nw != ne)
-            pinned = pinning and many == 2 and sw != se and sw >= 0 and se >= 0
-            if (many == 2 and edges != HORIZONTAL and edges != VERTICAL) or many > 2 or pinned:
+            degree = (ne != se) + (sw != se) + (nw != sw) + (nw != ne)
+            pinned = pinning and degree == 2 and sw != se and sw >= 0 and se >= 0
+            if (degree == 2 and edges != HORIZONTAL and edges != VERTICAL) or degree > 2 or pinned:
                 if generalise:
                     mark(bits, band, c, line, True)
-                if many > 2 or pinned:
+                if degree > 2 or pinned:
                     n = take_row(node, free, OF_NODE)
-                    around[0], around[1], around[2], around[3] = ne_label, se_label, sw_label, nw_label
+                    labels_around[0], labels_around[1] = ne_label, se_label
+                    labels_around[2], labels_around[3] = sw_label, nw_label
                     for k in range(4):
-                        node[n, ARC + k], node[n, AROUND + k] = -1, around[k]
+                        node[n, ARC + k], node[n, AROUND + k] = -1, labels_around[k]
                         if generalise:
                             t.straight[n, 2 * k] = -1
-                    node[n, EDGES], node[n, ARCS] = edges, many
+                    node[n, EDGES], node[n, ARCS] = edges, degree
                 else:
                     n = -1
                 v = -1
@@ -160,7 +163,7 @@ def sweep_rows(  # type: ignore[no-untyped-def]
                             count += 1
             nw, sw, nw_label, sw_label = ne, se, ne_label, se_label
 
-        finish_arc(t, finished[:count], squares, bits, band, generalise, smooth, tolerance, metres)
+        finish_arc(t, finished[:count], pixel_measures, bits, band, generalise, smooth, tolerance, metres)
         if pinning:
             for word in range(bits.shape[1]):
                 bits[0, word] = bits[BAND_ROWS, word]
@@ -178,57 +181,57 @@ def sweep_rows(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _label(t, measures, row, first, kind, label, chance, known, wanted, r, line, width):  # type: ignore[no-untyped-def]
-    """Label the runs of a row with their regions and add what they measure."""
+def _label(t, run_measures, row, first, class_index, label, confidence_sum, confidence_count, selected, r, line, width):
+    """Label the runs of a row with their regions and add their measures."""
     region = t.region
     i, i_end, j, end = row[r - 1], row[r], row[r], row[r + 1]
     for k in range(j, end):
-        label[k] = OUTSIDE if kind[k] < 0 else UNWANTED
+        label[k] = OUTSIDE if class_index[k] < 0 else NOT_SELECTED
     while i < i_end and j < end:
-        if kind[i] == kind[j] and label[i] >= 0:
+        if class_index[i] == class_index[j] and label[i] >= 0:
             above = root(region, label[i])
             if label[j] < 0:
                 label[j] = above
             else:
-                own = root(region, label[j])
-                if own != above:
-                    label[j] = _join(t, own, above)
+                current = root(region, label[j])
+                if current != above:
+                    label[j] = _join(t, current, above)
         north = first[i + 1] if i + 1 < i_end else width
         south = first[j + 1] if j + 1 < end else width
         i += north <= south
         j += south <= north
     for j in range(row[r], end):
-        left = measures.left[j]
+        left = run_measures.left[j]
         if j > row[r] and label[j - 1] >= 0:
             t.total[label[j - 1], PERIMETER] += left
-        if kind[j] < 0 or not wanted[kind[j]]:
+        if class_index[j] < 0 or not selected[class_index[j]]:
             continue
         if label[j] < 0:
             k = take_row(region, t.free, OF_REGION)
             region[k, PARENT] = region[k, NEXT_IN_REGION] = k
             region[k, FIRST_SIDE] = region[k, LAST_SIDE] = -1
-            region[k, KIND], region[k, SPACE] = kind[j], 0
-            t.number[k, START], t.number[k, PIXELS], t.number[k, KNOWN] = line * width + first[j], 0, 0
-            t.total[k, AREA] = t.total[k, PERIMETER] = t.total[k, CHANCE] = 0.0
+            region[k, CLASS_INDEX], region[k, MAX_VERTICES] = class_index[j], 0
+            t.number[k, START], t.number[k, PIXELS], t.number[k, CONFIDENCE_COUNT] = line * width + first[j], 0, 0
+            t.total[k, AREA] = t.total[k, PERIMETER] = t.total[k, CONFIDENCE_SUM] = 0.0
             label[j] = k
         else:
             label[j] = root(region, label[j])
         k = label[j]
         region[k, LAST] = line
         t.number[k, PIXELS] += (first[j + 1] if j + 1 < end else width) - first[j]
-        t.total[k, AREA] += measures.area[j]
+        t.total[k, AREA] += run_measures.area[j]
         t.total[k, PERIMETER] += left
-        if chance.size:
+        if confidence_sum.size:
             at = j - row[1]
-            t.total[k, CHANCE] += chance[at]
-            t.number[k, KNOWN] += known[at]
+            t.total[k, CONFIDENCE_SUM] += confidence_sum[at]
+            t.number[k, CONFIDENCE_COUNT] += confidence_count[at]
     if label[end - 1] >= 0:
-        t.total[label[end - 1], PERIMETER] += measures.end[r - 1, 0]
+        t.total[label[end - 1], PERIMETER] += run_measures.end[r - 1, 0]
 
 
 @compiled
-def _link(vertex, u, v):  # type: ignore[no-untyped-def]
-    """Join two ends of arcs. Return an end where that finishes an arc, -2 - v where it closes a loop at v, else -1."""
+def _link(vertex, u, v):
+    """Join two ends of arcs. Return an end if this finishes an arc, -2 - v if it closes a loop at v, otherwise -1."""
     if vertex[u, BEFORE] == -1:
         vertex[u, BEFORE] = v
     else:

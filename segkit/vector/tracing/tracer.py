@@ -1,13 +1,12 @@
-"""Polygons of runs: regions, the borders between them (arcs), and the rings that these make up.
+"""Trace runs to polygons: regions, the arcs between them, and the rings that arcs generalisation.
 
-`Tracer` takes a map row by row and looks at two rows at a time. A *corner* is a point of the pixel grid, (column, row),
-where the border between regions does not run straight on. Where three or four edges meet it is a *node*; an *arc* runs
-from node to node, or around in a loop, and has one region on either side. Arcs are kept once, so neighbours share each
-vertex of their border and polygons are an exact coverage; points between corners lie on straight edges and are left
-out.
+`Tracer` takes a map row by row and compares two rows at a time. A *corner* is a point of the pixel grid, (column, row),
+where a border between regions turns. A corner with three or four edges is a *node*. An *arc* is a border from node to
+node, or a loop, with one region on each side. Each arc is stored once, so neighbours share all vertices of their border
+and the polygons are an exact coverage. Points between corners lie on straight edges and are left out.
 
-Memory holds what is open: regions that reach into the last row, the arcs around them, and no more. A region is done
-when a row has none of it.
+Memory holds only the regions that reach the last row and the arcs around them. A region is complete when a row has no
+pixel of it.
 """
 
 from __future__ import annotations
@@ -16,119 +15,141 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from segkit.vector.tracing.confidence import Chances
+from segkit.vector.tracing.confidence import ConfidenceSums
 from segkit.vector.tracing.generalize import Generalisation
-from segkit.vector.tracing.pixel_measures import Measures, Squares, measure_runs
+from segkit.vector.tracing.pixel_measures import PixelMeasures, RunMeasures, measure_runs
 from segkit.vector.tracing.rings import Polygons, write_rings
 from segkit.vector.tracing.runs import Runs
 from segkit.vector.tracing.sweep import sweep_rows
-from segkit.vector.tracing.tables import BAND_ROWS, COLUMNS, KIND, KNOWN, OF_REGION, OUTSIDE, PIXELS, SPACE, Tables
+from segkit.vector.tracing.tables import (
+    BAND_ROWS,
+    CLASS_INDEX,
+    COLUMNS,
+    CONFIDENCE_COUNT,
+    MAX_VERTICES,
+    OF_REGION,
+    OUTSIDE,
+    PIXELS,
+    Tables,
+)
 
 
 class Tracer:
-    """Makes polygons of runs, which come from top to bottom.
+    """Traces runs, from top to bottom, to polygons.
 
     Parameters
     ----------
     width
-        Pixels in a row.
+        Pixels per row.
     transform
         From (column, row) to CRS coordinates.
-    squares
-        What pixels measure on the ground.
+    pixel_measures
+        Areas and side lengths of pixels on the ground.
     """
 
     def __init__(
-        self, width: int, transform: Affine, squares: Squares, generalisation: Generalisation | None = None
+        self, width: int, transform: Affine, pixel_measures: PixelMeasures, generalisation: Generalisation | None = None
     ) -> None:
         self._width = width
         self._transform = np.array(transform[:6], dtype=np.float64)
-        self._turned = transform.determinant > 0
-        self._squares = squares
-        self._form = generalisation or Generalisation()
+        self._flipped = transform.determinant > 0
+        self._pixel_measures = pixel_measures
+        self._generalisation = generalisation or Generalisation()
         sizes = {name: np.empty((0, columns), dtype=np.int32) for name, columns in COLUMNS.items()}
         free = np.array([-1, 0] * len(COLUMNS), dtype=np.int64)
         straight = np.empty((0, 8), dtype=np.int32)
         self._tables = Tables(
             **sizes, straight=straight, number=np.empty((0, 3), dtype=np.int64), total=np.empty((0, 3)), free=free
         )
-        # The last row seen: runs, their labels, and how far each lies along its lower side.
+        # The last row: start, class and label of its runs, and their distance along its lower side.
         outside = np.full(1, OUTSIDE, dtype=np.int32)
         self._last = np.zeros(1, dtype=np.int32), outside, outside, np.zeros(1)
-        # The vertex that hangs in each column, from which an edge leads down.
+        # For each column, the vertex from which an edge leads down.
         self._hanging = np.full(width + 1, -1, dtype=np.int32)
-        words = (width + 64) // 64 if self._form.wanted else 0
+        words = (width + 64) // 64 if self._generalisation.enabled else 0
         self._bits = np.zeros((BAND_ROWS + 1 if words else 0, words), dtype=np.uint64)
 
-    def trace(self, runs: Runs, wanted: NDArray[np.bool_], chances: Chances | None = None) -> Polygons:
-        """Take the next rows and return the polygons that are done.
+    def trace(self, runs: Runs, selected: NDArray[np.bool_], confidence_sums: ConfidenceSums | None = None) -> Polygons:
+        """Take the next rows and return the polygons that are complete.
 
-        They are in the order of the rows, and then of the columns, where they end; however the rows are parted.
+        Polygons are ordered by the row and then the column where they end; the order does not depend on the strips.
 
         Parameters
         ----------
-        wanted
-            Whether polygons of a kind are.
-        chances
-            What is known about the probabilities in each run.
+        selected
+            Whether each class is traced, bool (classes,).
+        confidence_sums
+            Sums of probabilities of each run.
         """
-        first, kind, label, lower = self._last
-        measures = measure_runs(self._squares, runs)
+        first, class_index, label, lower = self._last
+        run_measures = measure_runs(self._pixel_measures, runs)
         row = np.concatenate(([0], runs.row + first.size))
-        first, kind = np.concatenate((first, runs.first)), np.concatenate((kind, runs.kind))
+        first, class_index = np.concatenate((first, runs.first)), np.concatenate((class_index, runs.class_index))
         label = np.concatenate((label, np.empty(runs.first.size, dtype=np.int32)))
         padding = np.full(row[1], np.nan)
-        measures = Measures(
-            np.concatenate((padding, measures.area)),
-            np.concatenate((padding, measures.left)),
-            np.concatenate((padding, measures.upper)),
-            np.concatenate((lower, measures.lower)),
-            measures.end,
+        run_measures = RunMeasures(
+            np.concatenate((padding, run_measures.area)),
+            np.concatenate((padding, run_measures.left)),
+            np.concatenate((padding, run_measures.upper)),
+            np.concatenate((lower, run_measures.lower)),
+            run_measures.end,
         )
-        chances = chances or Chances(np.empty(0), np.empty(0, dtype=np.int64))
-        # Corners lie where a run starts in the row above or below, and at the end of the row.
+        confidence_sums = confidence_sums or ConfidenceSums(np.empty(0), np.empty(0, dtype=np.int64))
+        # Corners are at the starts of runs in the row above or below, and at the end of the row.
         corners = 2 * first.size + runs.height
         self._reserve(vertex=4 * corners, arc=4 * corners, node=corners, region=first.size)
-        form = self._form
+        generalisation = self._generalisation
         closed = np.empty(self._tables.free[2 * OF_REGION + 1] + first.size, dtype=np.int32)
         count = sweep_rows(
-            self._tables, self._hanging, self._bits, self._squares, measures, row, first, kind, label,
-            chances.total, chances.known, wanted, runs.top, runs.width, form.wanted, form.smooth,
-            -1.0 if form.tolerance is None else form.tolerance, form.metres, closed,
+            self._tables, self._hanging, self._bits, self._pixel_measures, run_measures, row, first, class_index, label,
+            confidence_sums.total, confidence_sums.count, selected, runs.top, runs.width,
+            generalisation.enabled, generalisation.smooth,
+            -1.0 if generalisation.tolerance is None else generalisation.tolerance, generalisation.metres, closed,
         )  # fmt: skip
         last = slice(row[-2], row[-1])
-        self._last = first[last].copy(), kind[last].copy(), label[last].copy(), measures.lower[last].copy()
-        return self._written(closed[:count])
+        self._last = first[last].copy(), class_index[last].copy(), label[last].copy(), run_measures.lower[last].copy()
+        return self._collect(closed[:count])
 
     def finish(self, height: int) -> Polygons:
-        """Return the polygons that reach the map's last row, of `height`."""
+        """Return the polygons that reach the last row of a map with `height` rows."""
         end = Runs(
             height, np.array([0, 1]), np.zeros(1, dtype=np.int32), np.full(1, OUTSIDE, dtype=np.int32), self._width
         )
         return self.trace(end, np.empty(0, dtype=bool))
 
     def _reserve(self, **more: int) -> None:
-        """Make room for more rows in the tables."""
+        """Enlarge the tables, if necessary, for more rows."""
         for number, name in enumerate(COLUMNS):
             used = self._tables.free[2 * number + 1]
-            beside = {"region": ("number", "total"), "node": ("straight",) if self._form.wanted else ()}
-            for table in (name, *beside.get(name, ())):
+            parallel = {"region": ("number", "total"), "node": ("straight",) if self._generalisation.enabled else ()}
+            for table in (name, *parallel.get(name, ())):
                 old = getattr(self._tables, table)
                 if used + more[name] > len(old):
-                    # Twice what is needed, but memory that is not written to costs nothing.
+                    # Twice the needed size; allocated memory that is never written to is free.
                     new = np.empty((2 * (used + more[name]), old.shape[1]), dtype=old.dtype)
                     new[:used] = old[:used]
                     self._tables = self._tables._replace(**{table: new})
 
-    def _written(self, closed: NDArray[np.int32]) -> Polygons:
+    def _collect(self, closed: NDArray[np.int32]) -> Polygons:
         tables = self._tables
-        space = tables.region[closed, SPACE].astype(np.int64)
+        space = tables.region[closed, MAX_VERTICES].astype(np.int64)
         vertices = np.empty((int(space.sum()), 2))
         ring = np.empty(int(space.sum()) // 4 + 1, dtype=np.int64)
         polygon = np.empty(closed.size + 1, dtype=np.int64)
-        kind, (pixels, known) = tables.region[closed, KIND], tables.number[closed][:, [PIXELS, KNOWN]].T
-        area, perimeter, chance = tables.total[closed].T
-        counts = write_rings(tables, closed, self._transform, self._turned, vertices, ring, polygon)
+        class_index, (pixels, confidence_count) = (
+            tables.region[closed, CLASS_INDEX],
+            tables.number[closed][:, [PIXELS, CONFIDENCE_COUNT]].T,
+        )
+        area, perimeter, confidence_sum = tables.total[closed].T
+        counts = write_rings(tables, closed, self._transform, self._flipped, vertices, ring, polygon)
         return Polygons(
-            vertices[: counts[0]], ring[: counts[1] + 1], polygon, kind, pixels, known, area, perimeter, chance
+            vertices[: counts[0]],
+            ring[: counts[1] + 1],
+            polygon,
+            class_index,
+            pixels,
+            confidence_count,
+            area,
+            perimeter,
+            confidence_sum,
         )

@@ -1,16 +1,16 @@
-"""Union: which regions have become one. Union-find over int32 tables, for the kernels."""
+"""Union-find over int32 tables of regions, for compiled functions."""
 
 from __future__ import annotations
 
 from segkit.vector.tracing.jit import compiled
 
-# The column of a table that names the region of which each is a part; its own number where it is none's.
+# Column with the parent of a region; a root is its own parent.
 PARENT = 0
 
 
 @compiled
-def root(region, k):  # type: ignore[no-untyped-def]
-    """Return the region that k is part of, and shorten the way there."""
+def root(region, k):
+    """Return the root of region k, and shorten the path to it."""
     while region[k, PARENT] != k:
         region[k, PARENT] = region[region[k, PARENT], PARENT]
         k = region[k, PARENT]

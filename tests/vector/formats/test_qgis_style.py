@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segkit.io.class_table import MapClass
-from segkit.vector.formats.qgis_style import is_ours, qml
+from segkit.vector.formats.qgis_style import is_written_by_segkit, qml
 
 FOREST = MapClass("forest", 1, color="#006d2c")
 SEA = MapClass('<sea> & "Água" ✓', -7, color="#3182bd")
@@ -53,7 +53,7 @@ def test_classes_without_a_colour_get_different_ones_that_stay():
 
 def test_overlapping_polygons_can_be_seen_through():
     alphas = {
-        see: [symbol.get("alpha") for symbol in ElementTree.fromstring(qml([FOREST], see_through=see)).iter("symbol")]
+        see: [symbol.get("alpha") for symbol in ElementTree.fromstring(qml([FOREST], translucent=see)).iter("symbol")]
         for see in (False, True)
     }
     assert alphas == {False: ["1"], True: ["0.6"]}
@@ -73,4 +73,4 @@ def test_any_name_makes_valid_xml(name):
 def test_a_style_that_somebody_changed_is_not_ours(tmp_path, content, ours):
     if content is not None:
         (tmp_path / "a.qml").write_text(content, encoding="utf-8")
-    assert is_ours(tmp_path / "a.qml") == ours
+    assert is_written_by_segkit(tmp_path / "a.qml") == ours

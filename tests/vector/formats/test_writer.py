@@ -32,7 +32,7 @@ from segkit.io.class_table import Legend, MapClass
 from segkit.io.grid import Grid
 from segkit.vector.formats import geoparquet, ogr
 from segkit.vector.formats.geoparquet import hilbert
-from segkit.vector.formats.writer import FORMATS, format_of, writing
+from segkit.vector.formats.writer import FORMATS, find_format, open_writer
 
 GRID = Grid(40, 40, Affine(10, 0, 300_000, 0, -10, 9_000_000), CRS.from_epsg(32722))
 FIJI = Grid(40, 40, Affine(5_000, 0, 720_000, 0, -5_000, 8_200_000), CRS.from_epsg(32760))
@@ -88,7 +88,7 @@ def table_of(frame):
 
 
 def write(path, frame, *, batch=7, grid=GRID, legend=LEGEND, confidence=True, table=False, **options):
-    with writing(path, grid, legend, confidence=confidence, **options) as out:
+    with open_writer(path, grid, legend, confidence=confidence, **options) as out:
         for start in range(0, len(frame), batch):
             part = frame.iloc[start : start + batch]
             out.write(table_of(part) if table else part)
@@ -225,7 +225,7 @@ def test_a_projected_crs_needs_no_parts(tmp_path):
 
 
 def test_what_cannot_be_projected_leaves_nothing(tmp_path):
-    with pytest.raises(GridError, match="torn or folded in EPSG:3857"):
+    with pytest.raises(GridError, match="becomes invalid in EPSG:3857"):
         write(tmp_path / "out.gpkg", frame_of(FIJI), grid=FIJI, to_crs="EPSG:3857")
     with pytest.raises(UsageError, match="EPSG:0"):
         write(tmp_path / "out.gpkg", frame_of(), to_crs="EPSG:0")
@@ -266,12 +266,12 @@ def test_geojson_holds_nothing_but_longitudes_and_latitudes(tmp_path):
 def test_layers_are_those_named_in_that_order(tmp_path):
     frame, path = frame_of(), tmp_path / "out.gpkg"
     named = ("none", *NAMES[:2], "nothing", NAMES[2], "last")
-    with writing(path, GRID, LEGEND, layers=named, confidence=True) as out:
+    with open_writer(path, GRID, LEGEND, layers=named, confidence=True) as out:
         for name in (*NAMES, *NAMES):  # each is left and gone on with
             rows = frame[frame["class"] == name]
             half = len(rows) // 2
             out.write(rows.iloc[half:] if out.counts[name] else rows.iloc[:half], name)
-        with pytest.raises(ValueError, match="'else' is no layer"):
+        with pytest.raises(ValueError, match="'else' is not a layer"):
             out.write(frame, "else")
     assert [name for name, kind in pyogrio.list_layers(path) if kind] == list(named)
     for name in named:
@@ -281,7 +281,7 @@ def test_layers_are_those_named_in_that_order(tmp_path):
 @pytest.mark.parametrize("ending", [ending for ending in FORMATS if ending != ".gpkg"])
 def test_layers_are_one_where_the_format_has_one(tmp_path, ending):
     frame, path = frame_of(), tmp_path / f"out{ending}"
-    with writing(path, GRID, LEGEND, layers=NAMES, confidence=True) as out:
+    with open_writer(path, GRID, LEGEND, layers=NAMES, confidence=True) as out:
         for name in NAMES:
             out.write(frame[frame["class"] == name], name)
     assert sorted(read(path)["class"]) == sorted(frame["class"])
@@ -290,7 +290,7 @@ def test_layers_are_one_where_the_format_has_one(tmp_path, ending):
 def test_layers_that_a_geopackage_takes_for_one_are_refused(tmp_path):
     with (
         pytest.raises(UsageError, match=r"cannot hold Tree and tree as layers.*GeoParquet"),
-        writing(tmp_path / "out.gpkg", GRID, LEGEND, layers=("Tree", "tree", "roof")),
+        open_writer(tmp_path / "out.gpkg", GRID, LEGEND, layers=("Tree", "tree", "roof")),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -310,7 +310,7 @@ def test_gdal_is_left_as_it_was(tmp_path):
 
 def test_a_geopackage_shows_its_colours_at_once(tmp_path):
     frame, path = frame_of(), tmp_path / "out.gpkg"
-    with writing(path, GRID, LEGEND, layers=NAMES, confidence=True) as out:
+    with open_writer(path, GRID, LEGEND, layers=NAMES, confidence=True) as out:
         for name in NAMES:
             out.write(frame[frame["class"] == name], name)
     with sqlite3.connect(path) as database:
@@ -423,7 +423,7 @@ def test_a_shapefile_is_utf8_whatever_the_system_prefers(tmp_path, monkeypatch):
     ("column", "value", "message"),
     [
         ("class", "é" * 128, "a class name takes 256 bytes, a shapefile holds 254"),
-        ("pixels", 2**53 + 1, r"pixels goes beyond 2\^53"),
+        ("pixels", 2**53 + 1, r"pixels exceeds 2\^53"),
     ],
 )
 def test_what_a_shapefile_would_cut_is_refused(tmp_path, column, value, message):
@@ -449,11 +449,11 @@ def test_a_shapefile_is_refused_before_it_passes_its_limit(tmp_path, monkeypatch
     write(tmp_path / "out.shp", frame)
     size = max((tmp_path / f"out{ending}").stat().st_size for ending in (".shp", ".dbf"))
     before = files_in(tmp_path)
-    monkeypatch.setattr(ogr, "_SHAPEFILE_BYTES", size * 0.9)
+    monkeypatch.setattr(ogr, "_SHAPEFILE_MAX_BYTES", size * 0.9)
     with pytest.raises(UsageError, match=r"the first \d+ polygons take .* a shapefile holds 2 GB; write a GeoPackage"):
         write(tmp_path / "out.shp", frame, overwrite=True)
     assert files_in(tmp_path) == before
-    monkeypatch.setattr(ogr, "_SHAPEFILE_BYTES", size * 1.2)
+    monkeypatch.setattr(ogr, "_SHAPEFILE_MAX_BYTES", size * 1.2)
     write(tmp_path / "out.shp", frame, overwrite=True)
 
 
@@ -463,7 +463,7 @@ def test_a_crs_that_a_shapefile_cannot_say_is_refused(tmp_path):
     )
     grid = Grid(40, 40, Affine(0.1, 0, 0, 0, -0.1, 5), turned)
     frame = frame_of(grid)
-    with pytest.raises(UsageError, match="a shapefile has no way to say this CRS; write a GeoPackage"):
+    with pytest.raises(UsageError, match="a shapefile cannot hold this CRS; write a GeoPackage"):
         write(tmp_path / "out.shp", frame, grid=grid)
     same(read(write(tmp_path / "out.fgb", frame, grid=grid)), frame)
 
@@ -502,9 +502,9 @@ def test_classes_that_the_map_does_not_list_are_in_the_style(tmp_path):
 
 def test_an_unknown_ending_is_refused(tmp_path):
     with pytest.raises(
-        UsageError, match=r"not written as \.kml; use one of \.shp, \.gpkg, \.parquet, \.fgb, \.geojson"
+        UsageError, match=r"cannot be written as \.kml; use one of \.shp, \.gpkg, \.parquet, \.fgb, \.geojson"
     ):
-        format_of(tmp_path / "out.kml")
+        find_format(tmp_path / "out.kml")
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -562,8 +562,10 @@ def test_what_fails_in_gdal_is_told_once_and_nobody_waits(tmp_path, monkeypatch,
 )
 def test_what_does_not_read_back_is_no_output(tmp_path, monkeypatch, ending, wrong, message):
     form = FORMATS[ending]
-    look = form.look
-    monkeypatch.setitem(FORMATS, ending, replace(form, look=lambda path, layer: replace(look(path, layer), **wrong)))
+    inspect = form.inspect
+    monkeypatch.setitem(
+        FORMATS, ending, replace(form, inspect=lambda path, layer: replace(inspect(path, layer), **wrong))
+    )
     with pytest.raises(OutputError, match=message):
         write(tmp_path / f"out{ending}", frame_of())
     assert not list(tmp_path.iterdir())
@@ -587,7 +589,7 @@ def test_a_kill_leaves_nothing_under_the_final_name(tmp_path, ending):
 
 def write_for_ever(path):
     frame = frame_of()
-    with writing(path, GRID, LEGEND, confidence=True, overwrite=True) as out:
+    with open_writer(path, GRID, LEGEND, confidence=True, overwrite=True) as out:
         for number in range(10**9):
             out.write(frame)
             if number == 20:
@@ -634,13 +636,13 @@ def write_until_full(path, vertices):
 @pytest.mark.parametrize("table", ["out", "rtree_out_geom_rowid"])
 def test_a_geopackage_that_misses_rows_is_seen(tmp_path, table):
     path = write(tmp_path / "out.gpkg", frame_of())
-    assert FORMATS[".gpkg"].look(path, "out").polygons == len(frame_of())
+    assert FORMATS[".gpkg"].inspect(path, "out").polygons == len(frame_of())
     with sqlite3.connect(path) as database:
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{name}"')
         database.execute(f"DELETE FROM {table} WHERE rowid = 7")
     with pytest.raises(OSError, match=f"{table} has {len(frame_of()) - 1} rows"):
-        FORMATS[".gpkg"].look(path, "out")
+        FORMATS[".gpkg"].inspect(path, "out")
 
 
 def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
@@ -655,7 +657,7 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
     monkeypatch.setattr(vector, "vectorize", lambda *args, **options: given.append((args, options)) or summary)
     line = (
         "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --classes a "
-        "--classes b --background --names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite"
+        "--classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite"
     )
     monkeypatch.setattr(sys, "argv", line.split())
     with pytest.raises(SystemExit) as end:

@@ -1,4 +1,5 @@
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,18 @@ def test_a_disk_that_is_full_stops_no_compiled_function(only_temporary, monkeypa
     monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
     assert compiled(add)(1, 2) == 3
     assert not list(only_temporary.rglob("*.nbc"))
+
+
+def test_a_cache_of_other_sources_is_not_unpickled(only_temporary):
+    """It may name types that no longer exist."""
+    assert compiled(add)(1, 2) == 3
+    for index in only_temporary.rglob("*.nbi"):
+        with index.open("rb") as file:
+            version = pickle.load(file)
+        index.write_bytes(pickle.dumps(f"{version} before") + b"cnowhere\nGone\n.")
+    again = compiled(add)
+    assert again(1, 2) == 3
+    assert again.stats.cache_misses
 
 
 AS_ANOTHER = """

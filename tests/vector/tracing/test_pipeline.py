@@ -21,12 +21,12 @@ from reference import (
     vertices,
 )
 
-from segkit.io.raster import grid_of, open_raster
+from segkit.io.raster import open_raster, read_grid
 from segkit.vector import polygons as polygons_of_map
-from segkit.vector.geometry import shapes
+from segkit.vector.geometry import to_shapely
 from segkit.vector.tracing.generalize import Generalisation
-from segkit.vector.tracing.pixel_measures import nowhere
-from segkit.vector.tracing.runs import Codes, Runs, read_runs, strips
+from segkit.vector.tracing.pixel_measures import unmeasured_pixels
+from segkit.vector.tracing.runs import Codes, Runs, iter_strips, read_runs
 from segkit.vector.tracing.sieve import Sieve
 from segkit.vector.tracing.tables import BAND_ROWS
 from segkit.vector.tracing.tracer import Tracer
@@ -36,7 +36,7 @@ def check(codes, **how):
     """State everything that must hold of the polygons of `codes`."""
     polygons, own = traced(codes, **how)
     image = labels(codes)
-    built = shapes(polygons)
+    built = to_shapely(polygons)
     regions = [image[codes_at(polygon, codes.shape)] for polygon in built]
     assert [len(set(region.tolist())) for region in regions] == [1] * len(built)
     numbers = [int(region[0]) for region in regions]
@@ -99,7 +99,7 @@ def test_what_is_left_out_does_not_change_the_rest(codes, how, wanted):
     chosen, chosen_codes = traced(codes, wanted=wanted, **how)
     keep = np.isin(own, list(wanted))
     assert chosen_codes.tolist() == own[keep].tolist()
-    assert [one.wkb for one in shapes(chosen)] == [one.wkb for one in shapes(everything)[keep]]
+    assert [one.wkb for one in to_shapely(chosen)] == [one.wkb for one in to_shapely(everything)[keep]]
     np.testing.assert_array_equal(chosen.pixels, everything.pixels[keep])
 
 
@@ -108,7 +108,7 @@ def test_a_border_that_is_gone_keeps_its_place():
     codes = np.array([[0, 0, 0, 0], [0, 1, 2, 0], [0, 0, 2, 0], [0, 0, 0, 0]], dtype=np.uint8)
     everything, own = traced(codes, simplify="10px")
     chosen, _ = traced(codes, simplify="10px", wanted={0, 1}, block=(1, 1))
-    assert [one.wkb for one in shapes(chosen)] == [one.wkb for one in shapes(everything)[own != 2]]
+    assert [one.wkb for one in to_shapely(chosen)] == [one.wkb for one in to_shapely(everything)[own != 2]]
 
 
 @settings(max_examples=100)
@@ -148,10 +148,10 @@ def test_memory_follows_what_is_open_and_not_the_map(form):
     wanted = np.array([True, True, False])
 
     def used(times):
-        tracer = Tracer(50, NORTH_UP, nowhere(), form)
+        tracer = Tracer(50, NORTH_UP, unmeasured_pixels(), form)
         for runs in runs_of(repeated(times), 10):
             tracer.trace(runs, wanted)
-        assert len(tracer.finish(40 * times).kind) == 0  # the last row is no data but for what is not wanted
+        assert len(tracer.finish(40 * times).class_index) == 0  # the last row is no data but for what is not wanted
         return tracer._tables.free[1::2].tolist()
 
     assert used(180) == used(60)
@@ -173,9 +173,9 @@ def test_borders_that_cross_bands_fit():
     how = {"simplify": "2px", "smooth": True}
     whole = traced(codes, **how)
     assert same_polygons(whole, traced(codes, block=(1000, 15), **how))
-    assert shapely.coverage_is_valid(shapes(whole[0]))
-    exact = shapes(traced(codes)[0])
-    assert shapely.union_all(shapes(whole[0])).equals(shapely.union_all(exact))
+    assert shapely.coverage_is_valid(to_shapely(whole[0]))
+    exact = to_shapely(traced(codes)[0])
+    assert shapely.union_all(to_shapely(whole[0])).equals(shapely.union_all(exact))
 
 
 @pytest.mark.parametrize("tolerance", ["3px", "30px"])
@@ -185,11 +185,11 @@ def test_what_lies_beyond_a_band_is_not_crossed(tolerance):
     columns = np.arange(walk.min() - 3, walk.max() + 6)
     codes = (columns > walk[:, None]).astype(np.uint8) + (columns > walk[:, None] + 3)
     polygons, own = traced(codes, simplify=tolerance)
-    built, exact = shapes(polygons), traced(codes)
+    built, exact = to_shapely(polygons), traced(codes)
     assert own.tolist() == exact[1].tolist()
     assert shapely.is_valid(built).all()
     assert shapely.coverage_is_valid(built)
-    assert shapely.union_all(built).equals(shapely.union_all(shapes(exact[0])))
+    assert shapely.union_all(built).equals(shapely.union_all(to_shapely(exact[0])))
 
 
 @pytest.mark.parametrize("seed", [176, 233, 310])
@@ -200,7 +200,7 @@ def test_what_lies_on_the_end_of_a_band_is_not_crossed(seed):
     drawn = random.integers(0, 2 + seed % 2, (30 // side + 2, 40 // side + 1))
     codes = np.zeros((BAND_ROWS + 16, 40), dtype=np.uint8)
     codes[BAND_ROWS - 10 :] = np.kron(drawn, np.ones((side, side), dtype=int))[:26, :40]
-    built = shapes(traced(codes, simplify=("2px", "5px", "20px")[seed % 3])[0])
+    built = to_shapely(traced(codes, simplify=("2px", "5px", "20px")[seed % 3])[0])
     assert shapely.is_valid(built).all()
     assert shapely.coverage_is_valid(built)
 
@@ -212,7 +212,7 @@ def test_codes_of_any_type(tmp_path, write_raster, dtype):
         met = []
         parts = list(read_runs(dataset, 1, Codes(3, met.append), block=(7, 33)))
     values = np.array([*met, 3])  # the last one stands for -1
-    found = np.concatenate([np.repeat(values[runs.kind], runs.lengths()).reshape(-1, 200) for runs in parts])
+    found = np.concatenate([np.repeat(values[runs.class_index], runs.lengths()).reshape(-1, 200) for runs in parts])
     np.testing.assert_array_equal(found, codes)
     assert sorted(met) == [0, 1, 100]
 
@@ -220,11 +220,11 @@ def test_codes_of_any_type(tmp_path, write_raster, dtype):
 def test_strips_are_whole_blocks(write_raster):
     path = write_raster("map.tif", np.zeros((100, 20000), dtype=np.uint8), tiled=True, blockxsize=64, blockysize=32)
     with open_raster(path) as dataset:
-        windows = list(strips(dataset))
+        windows = list(iter_strips(dataset))
     assert [window.height for window in windows] == [100]
     path = write_raster("wide.tif", np.zeros((100, 200_000), dtype=np.uint8), blockysize=8)
     with open_raster(path) as dataset:
-        windows = list(strips(dataset))
+        windows = list(iter_strips(dataset))
     assert [(window.row_off, window.height) for window in windows] == [
         *((top, 16) for top in range(0, 96, 16)),
         (96, 4),
@@ -253,7 +253,7 @@ def test_a_real_map(how, count):
     assert count is None or len(frame) == count
     assert shapely.is_valid(frame.geometry).all()
     with open_raster(NLCD) as dataset:
-        grid = grid_of(dataset)
+        grid = read_grid(dataset)
         codes = dataset.read(1)
     assert frame["pixels"].sum() == grid.height * grid.width
     if not how:

@@ -13,8 +13,8 @@ from reference import NODATA, labels, maps, traced
 
 from segkit.errors import GridError
 from segkit.io.grid import Grid
-from segkit.vector.geometry import shapes
-from segkit.vector.tracing.pixel_measures import area_at, ground_of, length_at, measure_runs, nowhere
+from segkit.vector.geometry import to_shapely
+from segkit.vector.tracing.pixel_measures import area_at, fit_pixel_measures, length_at, measure_runs, unmeasured_pixels
 from segkit.vector.tracing.runs import Runs
 
 PLACES = {
@@ -63,7 +63,7 @@ def test_areas_and_outlines_are_those_on_the_ellipsoid(place, how):
     step = 20 * transform.a / 1000
     # What a border gives is measured at a few places, which are far from each other where pixels are a kilometre.
     near = 5e-5 if how else 2e-6
-    for polygon, area, perimeter in zip(shapes(polygons), polygons.area, polygons.perimeter, strict=True):
+    for polygon, area, perimeter in zip(to_shapely(polygons), polygons.area, polygons.perimeter, strict=True):
         expected = on_the_globe(polygon, crs, step)
         assert area == pytest.approx(expected[0], rel=near)
         assert perimeter == pytest.approx(expected[1], rel=near)
@@ -87,7 +87,7 @@ def test_generalised_areas_are_those_of_the_new_outlines(codes, how):
     # In a CRS of equal area an area on the ground is one on paper; and what one region gives, others take.
     crs, transform = CRS.from_epsg(6933), Affine(100, 0, 1e6, 0, -100, 2e6)
     polygons, _ = traced(codes, transform=transform, crs=crs, **how)
-    np.testing.assert_allclose(polygons.area, shapely.area(shapes(polygons)), rtol=1e-7)
+    np.testing.assert_allclose(polygons.area, shapely.area(to_shapely(polygons)), rtol=1e-7)
     assert polygons.area.sum() == pytest.approx(np.count_nonzero(codes != NODATA) * 1e4, rel=1e-7)
 
 
@@ -124,7 +124,7 @@ def test_a_world_map():
 def test_squares_tell_what_pixels_measure_all_over_the_world(shape):
     size = 180 / shape[0]
     grid = Grid(*shape, Affine(size, 0, -180, 0, -size, 90), CRS.from_epsg(4326))
-    squares = ground_of(grid)
+    squares = fit_pixel_measures(grid)
     assert len(squares.place) < 2000
     rows = np.unique(np.linspace(0, shape[0] - 1, 50).astype(int))
     column = grid.hectares(Window(7, 0, 1, shape[0]))[:, 0] * 10_000
@@ -135,7 +135,7 @@ def test_squares_tell_what_pixels_measure_all_over_the_world(shape):
 def test_runs_are_measured_wherever_they_lie():
     # A map of many squares, in one of which nothing has a place.
     grid = Grid(200, 300, Affine(120_000, 0, -18e6, 0, -90_000, 9e6), CRS.from_string("+proj=moll +datum=WGS84"))
-    squares = ground_of(grid)
+    squares = fit_pixel_measures(grid)
     assert len(squares.place) > 20
     random = np.random.default_rng(0)
     firsts = [np.unique(np.append(0, random.integers(0, 300, 5))) for _ in range(200)]
@@ -161,15 +161,15 @@ def test_a_polygon_around_a_pole_has_no_area_and_its_neighbours_do():
 @pytest.mark.parametrize("crs", [None, CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')], ids=["none", "local"])
 def test_no_place_on_the_ground_means_no_area(crs):
     with pytest.raises(GridError):
-        ground_of(Grid(2, 2, Affine(1, 0, 0, 0, -1, 0), crs))
-    assert np.isnan(area_at(nowhere(), 0.0, 0.0))
-    assert np.isnan(length_at(nowhere(), 0.0, 0.0, 1.0, 1.0))
+        fit_pixel_measures(Grid(2, 2, Affine(1, 0, 0, 0, -1, 0), crs))
+    assert np.isnan(area_at(unmeasured_pixels(), 0.0, 0.0))
+    assert np.isnan(length_at(unmeasured_pixels(), 0.0, 0.0, 1.0, 1.0))
 
 
 def test_small_pixels_are_measured_as_well_as_large_ones():
     crs = CRS.from_epsg(32633)
     large, small = (Grid(2000, 2000, Affine(size, 0, 4e5, 0, -size, 7.2e6), crs) for size in (10, 0.1))
-    large, small = ground_of(large), ground_of(small)
+    large, small = fit_pixel_measures(large), fit_pixel_measures(small)
     assert area_at(small, 1000.0, 1000.0) * 1e4 == pytest.approx(area_at(large, 10.0, 10.0), rel=2e-9)
     for x, y in ((1.0, 0.0), (0.0, 1.0), (3.0, -2.0)):
         on_large = length_at(large, 10.0, 10.0, x, y)

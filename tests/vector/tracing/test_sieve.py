@@ -10,7 +10,7 @@ from rasterio.crs import CRS
 from reference import NODATA, PATTERNS, contacts, filled, image_of, labels, maps, merged, traced
 
 from segkit.io.grid import Grid
-from segkit.vector.geometry import shapes
+from segkit.vector.geometry import to_shapely
 
 blocks = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
@@ -47,14 +47,14 @@ def small_rings(polygons, codes, least):
 def unknown(codes):
     """Squares of the pixels without data."""
     polygons, own = traced(np.where(codes == NODATA, 1, 0).astype(np.uint8))
-    return shapes(polygons)[own == 1]
+    return to_shapely(polygons)[own == 1]
 
 
 @settings(max_examples=150)
 @given(maps(14), st.integers(1, 14), st.integers(1, 14))
 def test_nothing_small_is_left(codes, least, hole):
     polygons, own = traced(codes, min_area=f"{least}px", fill_holes=f"{hole}px")
-    built = shapes(polygons)
+    built = to_shapely(polygons)
     image = labels(image_of((polygons, own), codes))
     alone = [region for region, others in contacts(image).items() if set(others) == {-1}]
     small = [region for region in np.unique(image[image >= 0]) if np.count_nonzero(image == region) < least]
@@ -101,8 +101,8 @@ def test_sizes_are_those_on_the_ground(size, count):
     crs, transform = CRS.from_epsg(32633), Affine(10, 0, 5e5, 0, -10, 5e6)
     area = Grid(*codes.shape, transform, crs).hectares()[2, 1:6].sum()
     assert 0.05003 < area < 0.05005
-    assert len(traced(codes, crs=crs, transform=transform, min_area=size)[0].kind) == count
-    assert len(traced(codes, crs=crs, transform=transform, fill_holes=size)[0].kind) == count
+    assert len(traced(codes, crs=crs, transform=transform, min_area=size)[0].class_index) == count
+    assert len(traced(codes, crs=crs, transform=transform, fill_holes=size)[0].class_index) == count
 
 
 def test_in_degrees_a_region_counts_more_towards_the_equator():
@@ -118,7 +118,7 @@ def test_where_nothing_has_a_size_nothing_is_small():
     codes = np.zeros((8, 8), dtype=np.uint8)
     codes[4, 4] = 1
     crs, transform = CRS.from_string("+proj=moll +datum=WGS84"), Affine(1e3, 0, 5e7, 0, -1e3, 0)
-    assert len(traced(codes, crs=crs, transform=transform, min_area="10000km2")[0].kind) == 2
+    assert len(traced(codes, crs=crs, transform=transform, min_area="10000km2")[0].class_index) == 2
 
 
 def test_no_data_takes_nothing_and_is_not_filled():
@@ -127,4 +127,4 @@ def test_no_data_takes_nothing_and_is_not_filled():
     codes[2, 2] = NODATA
     polygons, _ = traced(codes, min_area="1000px", fill_holes="1000px")
     assert polygons.pixels.tolist() == [8]
-    assert shapely.get_num_interior_rings(shapes(polygons)).tolist() == [1]
+    assert shapely.get_num_interior_rings(to_shapely(polygons)).tolist() == [1]

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from reference import NORTH_UP, PATTERNS, image_of, labels, maps, nodes, options, traced
 
-from segkit.vector.geometry import shapes
+from segkit.vector.geometry import to_shapely
 
 
 def check(codes, **how):
     """State what must hold of a map that was generalised in this way, against the same one without simplification."""
     polygons, own = traced(codes, **how)
     exact, exact_codes = traced(codes, **(how | {"simplify": None, "smooth": False}))
-    built, before = shapes(polygons), shapes(exact)
+    built, before = to_shapely(polygons), to_shapely(exact)
     assert own.tolist() == exact_codes.tolist()  # no region is lost
     np.testing.assert_array_equal(polygons.pixels, exact.pixels)
     assert shapely.is_valid(built).all()

@@ -1,0 +1,31 @@
+"""Skip what takes most of the time of a tiny training, and is checked by tests of its own."""
+
+from segkit.models.receptive_field import measure_receptive_field
+
+_radii = {}
+
+
+def skip_measurements(patch):
+    """Predict in fp32, as on a machine without bf16, and measure the receptive field once per architecture.
+
+    Parameters
+    ----------
+    patch
+        Called with a dotted name and its replacement, like pytest's `monkeypatch.setattr`.
+    """
+    patch("segkit.inference.device._has_bf16", lambda device: False)
+    patch("segkit.models.segmenter.measure_receptive_field", _measure_once)
+
+
+def skip_pictures(patch):
+    """Do not draw curves.png and worst.png; see `skip_measurements`."""
+    patch("segkit.training.train.draw_worst_windows", lambda *_, **__: None)
+    patch("segkit.training.train.training_curves.curves", lambda log, epoch: f"{log} {epoch}")
+    patch("segkit.training.train.style.write_png", lambda text, path: path.write_text(text))
+
+
+def _measure_once(network, stride, bands):
+    key = str(network), stride, bands
+    if key not in _radii:
+        _radii[key] = measure_receptive_field(network, stride, bands)
+    return _radii[key]

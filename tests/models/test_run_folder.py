@@ -1,0 +1,23 @@
+import yaml
+from synthetic import recipe_for
+
+from segkit.models.run_folder import RECIPE, is_run_of, recipe_text, stored_recipe_text
+
+OLD_KEYS = {"steps_per_epoch": "steps", "class_balanced_sampling": "oversample", "checkpoint": "keep"}
+
+
+def test_a_run_of_segkit_0_2_is_recognised(tmp_path):
+    recipe = recipe_for(tmp_path, "binary")
+    raw = recipe.to_dict()
+    raw["train"] = {OLD_KEYS.get(key, key): value for key, value in raw["train"].items()}
+    (tmp_path / RECIPE).write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert stored_recipe_text(tmp_path) == recipe_text(recipe)
+    assert is_run_of(tmp_path, recipe)
+    assert not is_run_of(tmp_path, recipe_for(tmp_path, "binary", train={"epochs": 9}))
+
+
+def test_a_damaged_recipe_is_not_of_this_run(tmp_path):
+    recipe = recipe_for(tmp_path, "binary")
+    for text in ("a: [", "train: {keep: last, checkpoint: best}", ""):
+        (tmp_path / RECIPE).write_text(text)
+        assert not is_run_of(tmp_path, recipe)

@@ -1,0 +1,99 @@
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import numpy as np
+import pytest
+from house import modules
+from maps import write_map
+from places import ROOT
+
+from segkit.runtime.extras import EXTRA_OF_PACKAGE, describe_missing_package
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# A user who installed no extra.
+LIGHT = """
+import sys
+from segkit.runtime.extras import EXTRA_OF_PACKAGE
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in set(EXTRA_OF_PACKAGE) - {"PIL"}:  # matplotlib installs it
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def names(requirements):
+    """Names of distributions, as the package index compares them."""
+    return {re.split(r"[\\[<>=, ]", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+def imported():
+    """Names of the packages that segkit's source imports, anywhere in it."""
+    lines = "\n".join(file.read_text() for file in modules().values())
+    return set(re.findall(r"^\s*(?:from|import) (\w+)", lines, re.MULTILINE)) - sys.stdlib_module_names - {"segkit"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_pinned():
+    declared = names(PROJECT["dependencies"])
+    extras = {extra: names(more) for extra, more in PROJECT["optional-dependencies"].items()}
+    found = packages_distributions()
+    for package in imported() - {"node"}:  # a word of a docstring
+        distributions = {name.lower().replace("_", "-") for name in found[package]}
+        if package in EXTRA_OF_PACKAGE:
+            assert distributions & extras[EXTRA_OF_PACKAGE[package]], package
+        else:
+            assert distributions & declared, package
+    pinned = names((ROOT / "constraints.txt").read_text().splitlines())
+    assert declared | set().union(*extras.values()) - {"landcover-segkit"} <= pinned
+
+
+def run_light(code, *arguments, folder):
+    return subprocess.run(
+        [sys.executable, "-c", LIGHT + code, *map(str, arguments)], cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_finished_maps_need_no_extra(tmp_path):
+    values = np.random.default_rng(0).integers(1, 3, (40, 40)).astype(np.uint8)
+    for name in ("a.tif", "b.tif"):
+        write_map(tmp_path / name, values)
+    (tmp_path / "names.csv").write_text("value,name\n1,water\n2,forest\n")
+    code = """
+import segkit
+segkit.vectorize("a.tif", "a.gpkg")
+segkit.change("a.tif", "b.tif", "c.tif")
+segkit.assess.design("a.tif", "points.gpkg", samples=100, names="names.csv")
+from segkit.cli import main
+sys.argv = ["segkit", "schema"]
+main()
+"""
+    done = run_light(code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"a.gpkg", "c.tif", "points.gpkg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_missing_extra_is_named_by_command_and_by_function(tmp_path):
+    code = """
+import segkit
+try:
+    segkit.train
+except ModuleNotFoundError as error:
+    print(error)
+from segkit.cli import main
+main()
+"""
+    for name in ("m.safetensors", "a.tif"):
+        (tmp_path / name).write_text("anything")
+    done = run_light(code, "predict", "m.safetensors", "a.tif", "-o", "b.tif", folder=tmp_path)
+    line = 'which is not installed; install the extra: pip install "landcover-segkit[predict]"\n'
+    assert done.returncode == 1
+    assert re.fullmatch(rf"segkit: this needs \w+, {re.escape(line)}", done.stderr)
+    assert re.fullmatch(r'segkit\.train: this needs \w+, .*"landcover-segkit\[\w+\]"\n', done.stdout)
+
+
+@pytest.mark.parametrize("name", ["numpy", "segkit.nothing", None])
+def test_other_modules_are_not_of_an_extra(name):
+    assert describe_missing_package(ModuleNotFoundError("no", name=name)) is None

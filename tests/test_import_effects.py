@@ -1,0 +1,72 @@
+"""Importing segkit changes nothing in the process of a host program."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Set by lightning, torch and OpenCV themselves.
+OF_LIBRARIES = {"PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "LD_LIBRARY_PATH"}
+IMPORTS = """
+import importlib, json, os, pkgutil
+before = dict(os.environ)
+import segkit
+
+for name in segkit.__all__:
+    getattr(segkit, name)
+for module in pkgutil.walk_packages(segkit.__path__, "segkit."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+after = dict(os.environ)
+print(json.dumps([name for name in {**before, **after} if before.get(name) != after.get(name)]))
+"""
+ALLOCATOR = """
+import ctypes
+from pathlib import Path
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+size = 2**27
+start = resident()
+block = libc.malloc(size)
+ctypes.memset(block, 1, size)
+full = resident()
+libc.free(block)
+print(full - start > 0.9 * size, resident() - start < 0.1 * size)
+"""
+CACHE = """
+import rasterio.env
+print(rasterio.env.get_gdal_config("GDAL_CACHEMAX") > 2**28)
+"""
+
+
+def output(script, **environment):
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_", "GDAL_CACHE"))}
+    own.pop("NO_ALBUMENTATIONS_UPDATE", None)
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=own | environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_imports_leave_the_environment_as_it_was():
+    assert set(json.loads(output(IMPORTS))) <= OF_LIBRARIES
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_imports_leave_the_allocator_as_it_was():
+    """Large blocks are returned to the system as soon as they are freed."""
+    assert output(IMPORTS + ALLOCATOR).splitlines()[-1] == "True True"
+    changed = IMPORTS + "from segkit.runtime.memory import retain_freed_memory\nretain_freed_memory()\n" + ALLOCATOR
+    assert output(changed).splitlines()[-1] != "True True"
+
+
+def test_imports_leave_gdals_cache_as_it_was():
+    """By default GDAL takes 5 % of the memory, which is more than segkit's limit on any machine of 6 GB or more."""
+    if output(CACHE) == "True\n":
+        assert output(IMPORTS + CACHE).splitlines()[-1] == "True"
