@@ -82,7 +82,7 @@ def read_header(path: PathLike) -> Header:
         raise ModelFileError(f"{file}: not a model file (.safetensors), or damaged: {error}") from error
     if text is None:
         raise ModelFileError(
-            f"{file}: is a safetensors file without a recipe, so no model of segkit; give a file that segkit train wrote"
+            f"{file}: is a safetensors file without a recipe, so no model of segkit; give one that segkit train wrote"
         )
     try:
         fields = dict(json.loads(text))
