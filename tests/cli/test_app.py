@@ -495,7 +495,8 @@ def wait(path: str) -> None:
     with atomic_write(path) as part:
         part.write_text("half")
         print("at work", flush=True)
-        time.sleep(60)
+        for _ in range(600):  # a signal that comes just before one long sleep would be handled after it
+            time.sleep(0.1)
 
 cli.main()
 """
