@@ -55,7 +55,7 @@ def main() -> None:
     warnings.showwarning = _warn
     with _ended_by_signals() as received:
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-        code = _run(_with_new_names(arguments), debug=debug)
+        code = _run(arguments, debug=debug)
         if received:
             code = _SIGNALLED + received[0]
         if code == _INTERRUPTED or received:  # typer makes this code of Ctrl-C itself
@@ -67,6 +67,7 @@ def main() -> None:
 def _run(arguments: list[str], *, debug: bool) -> int:
     """Run a command, print what went wrong in one line, and return the exit code."""
     options = _options(arguments)
+    arguments = _with_new_names(arguments, options)
     try:
         with limit_suggestions(options):
             return app(args=arguments, prog_name="segkit", standalone_mode=False) or 0
@@ -87,9 +88,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         return _fail(_unforeseen(error), 1)
 
 
-def _with_new_names(arguments: list[str]) -> list[str]:
-    """Replace options of segkit 0.2 that were renamed, with a hint."""
-    options, renamed = _options(arguments), []
+def _with_new_names(arguments: list[str], options: set[str]) -> list[str]:
+    """Replace options of segkit 0.2 that the command has under another name, with a hint."""
+    renamed = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
         new = RENAMED_OPTIONS.get(name)

@@ -33,7 +33,7 @@ from segkit.io.paths import PathLike
 from segkit.io.remote import (
     Remote,
     as_path,
-    clear_cache,
+    clear_gdal_cache,
     error_text,
     from_gdal_name,
     gdal_name,
@@ -223,7 +223,7 @@ def _open_uncached(file: Remote, drivers: Sequence[str]) -> DatasetReader:
     def attempt() -> DatasetReader:
         with _in_use_lock:
             if _in_use[os.getpid(), os.fspath(file)] <= 1:
-                clear_cache(file)
+                clear_gdal_cache(file)
         return DatasetReader(gdal_name(file), driver=list(drivers))
 
     with ignore_not_georeferenced(), rasterio.Env(**gdal_options()):

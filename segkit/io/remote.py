@@ -199,7 +199,7 @@ def read_version(path: PathLike) -> str:
     )
 
 
-def clear_cache(path: PathLike) -> None:
+def clear_gdal_cache(path: PathLike) -> None:
     """Clear GDAL's cache of a remote file, in particular that it could not be opened."""
     if clear := _gdal_function("VSICurlPartialClearCache", None):
         clear(gdal_name(path).encode())

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 
-def format_table(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns of text: the first one to the left, the others, numbers, to the right.
 
     Lines are as long as the table needs, so that it reads the same in a file and on a terminal of any width.
@@ -15,8 +15,8 @@ def format_table(header: Sequence[str] | None, rows: Sequence[Sequence[str]]) ->
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=header is not None)
-    for number, name in enumerate(header or rows[0]):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(header):
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True, header_style="none")
     for row in rows:
         table.add_row(*map(Text, row))

@@ -676,10 +676,14 @@ def test_a_renamed_option_works_with_a_hint(monkeypatch, old, new):
         for form in ([old, "x"], [f"{old}=x"]):
             hints = []
             monkeypatch.setattr(cli, "_warn", hints.append)
-            assert cli._with_new_names([*command, *form]) == [*command, form[0].replace(old, new), *form[1:]]
+            assert cli._with_new_names([*command, *form], cli._options(command)) == [
+                *command,
+                form[0].replace(old, new),
+                *form[1:],
+            ]
             assert hints == [f"{old} is now called {new}; the old name goes with segkit 0.4"]
             monkeypatch.undo()
-    assert cli._with_new_names(["demo", old]) == ["demo", old]
+    assert cli._with_new_names(["demo", old], cli._options(["demo"])) == ["demo", old]
     assert all(old not in cli._options(command) for command in commands)
 
 
