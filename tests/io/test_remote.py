@@ -504,3 +504,18 @@ def test_threads_may_read_one_url_at_a_time_each(server, cog):
         thread.join()
     assert len(found) == 4
     assert all(same(each, expected) for each in found)
+
+
+def test_gdals_cache_of_a_url_is_not_cleared_while_it_is_read(server, cog, monkeypatch):
+    """Otherwise what another thread reads fails."""
+    url, cleared = server.url(cog.name), []
+    monkeypatch.setattr(raster, "clear_gdal_cache", lambda file: cleared.append(str(file)))
+    with open_raster(url) as first:
+        assert cleared == [url]
+        with open_raster(url) as second:
+            assert cleared == [url]
+            np.testing.assert_array_equal(first.read(), second.read())
+    raster._open_remotes.clear()
+    with open_raster(url):
+        assert cleared == [url, url]
+    assert not raster._in_use
