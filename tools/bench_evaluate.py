@@ -62,7 +62,7 @@ def measured(folder: Path, boundary: str) -> dict[str, Any]:
 
     started, before = time.perf_counter(), peak()
     names = folder / "names.csv"
-    found = evaluate(folder / "map.tif", None, folder / "truth.tif", names=names, boundary=boundary)
+    found = evaluate(folder / "map.tif", None, folder / "truth.tif", class_names=names, boundary_width=boundary)
     return {
         "seconds": time.perf_counter() - started,
         "peak": peak(),

@@ -55,7 +55,13 @@ class Design:
         return float(np.sqrt((variance / np.maximum(n - 1, 1)).sum()))
 
 
-@renamed_keywords(error="target_se", minimum="min_per_stratum", expected="expected_users_accuracy", of="class_name")
+@renamed_keywords(
+    error="target_se",
+    minimum="min_per_stratum",
+    expected="expected_users_accuracy",
+    of="class_name",
+    names="class_names",
+)
 def design(
     map_path: PathLike,
     output: PathLike,
@@ -67,7 +73,7 @@ def design(
     expected_users_accuracy: Mapping[str, float] | None = None,
     buffer: tuple[str, float] | None = None,
     class_name: str | None = None,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     seed: int = 0,
     show_map: bool = False,
     overwrite: bool = False,
@@ -97,7 +103,7 @@ def design(
         omitted deforestation lies along the edges of mapped deforestation.
     class_name
         The class to assess, for multilabel maps only.
-    names
+    class_names
         A file of class names, as for `segkit.vectorize`.
     seed
         The same seed draws the same points.
@@ -116,10 +122,10 @@ def design(
     if target.suffix.lower() != ".gpkg":
         raise UsageError(f"{target}: sample points are written as a GeoPackage; give a file name that ends in .gpkg")
     check_layers(target, LAYERS)
-    check_distinct([target], [map_path, names])
+    check_distinct([target], [map_path, class_names])
     if (samples is None) == (target_se is None):
         raise UsageError("give either the number of samples or the target standard error of the overall accuracy")
-    with open_class_map(map_path, names=names, class_name=class_name, buffer=buffer) as source:
+    with open_class_map(map_path, class_names=class_names, class_name=class_name, buffer=buffer) as source:
         strata = source.stratum_totals()
         given = expected_users_accuracy or {}
         if unknown := [name for name in given if name not in source.strata]:

@@ -18,13 +18,13 @@ from segkit.maps.class_map import ClassMap, open_class_map
 from segkit.runtime.deprecation import renamed_keywords
 
 
-@renamed_keywords(of="class_name", correct_finite="finite_population_correction")
+@renamed_keywords(of="class_name", names="class_names", correct_finite="finite_population_correction")
 def estimate_sample(
     map_path: PathLike,
     points: PathLike,
     *,
     class_name: str | None = None,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     finite_population_correction: bool = False,
 ) -> Estimate:
     """Estimate accuracy and areas of a map from a sample.
@@ -38,7 +38,7 @@ def estimate_sample(
         other points with that column, drawn at random in each class of the map or in the whole map: the strata are the
         map's classes. Or a count matrix as CSV: a row per map class, a column per reference class, both with names, in
         any order.
-    class_name, names
+    class_name, class_names
         As for `segkit.assess.design`.
     finite_population_correction
         Whether to apply it to the variances. It matters if a large part of a stratum was sampled.
@@ -54,11 +54,11 @@ def estimate_sample(
     file = require_file(points, "file of points")
     correct = finite_population_correction
     if file.suffix.lower() == ".csv":
-        with open_class_map(map_path, names=names, class_name=class_name) as source:
+        with open_class_map(map_path, class_names=class_names, class_name=class_name) as source:
             return _estimate_from_counts(source, file, correct=correct)
     interpreted = read_points(file)
     drawn = read_table(file, DESIGN) if file.suffix.lower() == ".gpkg" else None
-    with open_class_map(map_path, names=names, class_name=class_name) as source:
+    with open_class_map(map_path, class_names=class_names, class_name=class_name) as source:
         if drawn is not None:
             return _estimate_from_design(source, file, interpreted, drawn, correct=correct)
         return _estimate_from_points(source, file, interpreted, correct=correct)

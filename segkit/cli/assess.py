@@ -40,7 +40,7 @@ def assess_design(
         typer.Option(metavar="CLASS:METRES", help="Add a stratum of pixels within a distance of a class: clearing:60."),
     ] = None,
     class_: OverlappingClass = None,
-    names: ClassNames = None,
+    class_names: ClassNames = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed draws the same points.")] = 0,
     show_map: Annotated[bool, typer.Option("--show-map", help="Show the map's class to the interpreter.")] = False,
     overwrite: Overwrite = False,
@@ -58,7 +58,7 @@ def assess_design(
         expected_users_accuracy=dict(_share(one) for one in expect or ()),
         buffer=None if buffer is None else _near(buffer),
         class_name=class_,
-        names=names,
+        class_names=class_names,
         seed=seed,
         show_map=show_map,
         overwrite=overwrite,
@@ -101,7 +101,7 @@ def assess_estimate(
         list[Path] | None, typer.Option("-o", "--output", help=".json, .csv or .png. Repeatable.")
     ] = None,
     class_: OverlappingClass = None,
-    names: ClassNames = None,
+    class_names: ClassNames = None,
     finite: Annotated[
         bool, typer.Option("--finite-population-correction", help="For samples of a large part of a stratum.")
     ] = False,
@@ -113,8 +113,10 @@ def assess_estimate(
     from segkit.io.files import check_distinct
 
     targets = [check_estimate_output(one, overwrite=overwrite) for one in output or ()]
-    check_distinct(targets, [map_, points, names])
-    found = estimate_sample(map_, points, class_name=class_, names=names, finite_population_correction=finite)
+    check_distinct(targets, [map_, points, class_names])
+    found = estimate_sample(
+        map_, points, class_name=class_, class_names=class_names, finite_population_correction=finite
+    )
 
     def number(value: float, half: float, digits: int) -> str:
         if value != value:

@@ -47,10 +47,10 @@ def evaluate(
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: LabelField = None,
     nodata: LabelNoData = None,
-    boundary: BoundaryWidth = "2px",
-    objects: MinObjectArea = "1px",
+    boundary_width: BoundaryWidth = "2px",
+    min_object_area: MinObjectArea = "1px",
     ignore: IgnoredCodes = None,
-    names: ClassNames = None,
+    class_names: ClassNames = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the scores (.json).")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -67,7 +67,7 @@ def evaluate(
         raise typer.BadParameter("a model needs scenes", param_hint="--images")
     if not is_model and images:
         raise typer.BadParameter(f"{model} is a map, which needs no images; leave it out", param_hint="--images")
-    if is_model and (ignore or names):
+    if is_model and (ignore or class_names):
         raise typer.BadParameter(
             "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
         )
@@ -77,10 +77,10 @@ def evaluate(
         None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
         _labels(labels, field, nodata),
         output,
-        boundary=boundary,
-        objects=objects,
+        boundary_width=boundary_width,
+        min_object_area=min_object_area,
         ignore=ignore or (),
-        names=names,
+        class_names=class_names,
         tile=tile,
         overlap=overlap,
         precision=precision.value,
@@ -128,7 +128,9 @@ def predict(
     aoi_layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of --aoi, if it has several.")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
-    batch: Annotated[int | None, typer.Option("--batch-size", help="Windows per batch (default: automatic).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Windows per batch (default: automatic).")
+    ] = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
     exact: Annotated[bool, typer.Option("--exact", help="The same result as without tiling, in fp32; slower.")] = False,
@@ -164,7 +166,7 @@ def predict(
                 aoi_layer=aoi_layer,
                 tile=tile,
                 overlap=overlap,
-                batch=batch,
+                batch_size=batch_size,
                 precision=precision.value,
                 device=device.value,
                 exact=exact,
@@ -201,7 +203,7 @@ def vectorize(
     dissolve: Annotated[bool, typer.Option("--dissolve", help="One multipolygon per class.")] = False,
     classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). Repeatable.")] = None,
     background: Annotated[bool, typer.Option("--background", help="Also write polygons of background.")] = False,
-    names: ClassNames = None,
+    class_names: ClassNames = None,
     probabilities: Annotated[
         Path | None, typer.Option(help="Probabilities of the map; fills the column mean_conf.")
     ] = None,
@@ -223,7 +225,7 @@ def vectorize(
         dissolve=dissolve,
         classes=classes,
         background=background,
-        names=names,
+        class_names=class_names,
         probabilities=probabilities,
         to_crs=to_crs,
         overwrite=overwrite,
@@ -256,10 +258,10 @@ def report(
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map, as predict writes them.")
     ] = None,
-    names: ClassNames = None,
+    class_names: ClassNames = None,
     ignore: IgnoredCodes = None,
-    boundary: BoundaryWidth = "2px",
-    objects: MinObjectArea = "1px",
+    boundary_width: BoundaryWidth = "2px",
+    min_object_area: MinObjectArea = "1px",
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
     overwrite: Overwrite = False,
@@ -277,10 +279,10 @@ def report(
         images=images,
         labels=labels if labels is None else _labels(labels, field, nodata),
         probabilities=probabilities,
-        names=names,
+        class_names=class_names,
         ignore=ignore or (),
-        boundary=boundary,
-        objects=objects,
+        boundary_width=boundary_width,
+        min_object_area=min_object_area,
         device=device.value,
         precision=precision.value,
         overwrite=overwrite,
@@ -301,13 +303,22 @@ def change(
     output: Annotated[Path, typer.Option("-o", "--output", help="Map of transitions (.tif).")],
     table: Annotated[Path | None, typer.Option(help="Also write the hectares of each transition (.csv).")] = None,
     class_: OverlappingClass = None,
-    names: ClassNames = None,
+    class_names: ClassNames = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare two maps: a map of transitions between classes, and their hectares."""
     from segkit.maps.change import change as run
 
-    result = run(old, new, output, class_name=class_, names=names, table=table, overwrite=overwrite, show_progress=True)
+    result = run(
+        old,
+        new,
+        output,
+        class_name=class_,
+        class_names=class_names,
+        table=table,
+        overwrite=overwrite,
+        show_progress=True,
+    )
     hectares = result.table()
     rows = [
         (str(name), *(f"{value:,.2f}" for value in row))

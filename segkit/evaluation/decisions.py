@@ -115,7 +115,7 @@ class ModelPredictor:
         region = area.region if windows is None else _Intersection(area.region, PixelRegion(tuple(windows)))
         settings, runner = self.prepare(area)
         tiling = settings.tiling(scene.grid, segmenter.stride)
-        batch = self._options.batch or default_batch_size(segmenter, settings, tiling, self._device)
+        batch = self._options.batch_size or default_batch_size(segmenter, settings, tiling, self._device)
         with closing(predict_blocks(runner, scene, tiling, batch=batch, region=region)) as blocks:
             for block in blocks:
                 if block.valid.any():
@@ -152,14 +152,14 @@ class MapReader:
                 yield PredictedBlock(window, decided, area.read_truth(window, tile.valid), tile.valid)
 
 
-def map_task(path: PathLike, names: PathLike | None = None) -> Task:
+def map_task(path: PathLike, class_names: PathLike | None = None) -> Task:
     """Return a task with the classes in a map's class table.
 
     Parameters
     ----------
     path
         A map, or a folder of maps with the same classes.
-    names
+    class_names
         A file of class names, for maps without a class table.
 
     Raises
@@ -171,7 +171,7 @@ def map_task(path: PathLike, names: PathLike | None = None) -> Task:
     if file.is_dir():
         file = expand_paths(file, "maps", RASTER_SUFFIXES)[0]
     with open_raster(file) as dataset:
-        legend = Legend.from_dataset(dataset, names)
+        legend = Legend.from_dataset(dataset, class_names)
     known = legend.classes or tuple(legend.value_table.values())
     none = [one for one in known if one.background]
     classes = tuple(LandCoverClass(one.name, one.value, one.color) for one in known if not one.background)

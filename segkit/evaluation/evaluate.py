@@ -25,14 +25,14 @@ from segkit.evaluation.metrics import Confusion, Reliability, disagreement
 from segkit.evaluation.objects import Objects
 from segkit.evaluation.thresholds import ThresholdFit
 from segkit.inference.settings import PredictOptions
-from segkit.io import quantities
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
-from segkit.io.quantities import Quantity
+from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Data, DatasetSource, LabelSource
+from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
 from segkit.task import Task
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures
@@ -41,16 +41,17 @@ _STRIP_PIXELS = 2**22
 _SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
 
 
+@renamed_keywords(names="class_names", boundary="boundary_width", objects="min_object_area")
 def evaluate(
     model: Segmenter | PathLike,
     images: PathLike | Sequence[PathLike | Sequence[PathLike]] | None,
     labels: PathLike | Sequence[PathLike] | LabelSource,
     output: PathLike | None = None,
     *,
-    boundary: str = "2px",
-    objects: str = "1px",
+    boundary_width: str = "2px",
+    min_object_area: str = "1px",
     ignore: Sequence[int] = (),
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     device: str = "auto",
@@ -69,13 +70,13 @@ def evaluate(
         are paired with the maps.
     output
         JSON file for the result.
-    boundary
+    boundary_width
         Boundary width: "10m" on the ground, "2px" in pixels.
-    objects
+    min_object_area
         Minimum object size: "0.5ha" on the ground, "12px" in pixels.
     ignore
         For maps: label codes that mean unlabelled. A model has its own.
-    names
+    class_names
         For maps: a file of class names, as for `segkit.vectorize`.
     tile, overlap, device, precision
         As for `segkit.predict`.
@@ -93,11 +94,12 @@ def evaluate(
         class and `LabelSource.nodata` does not say which it is.
     """
     target = None if output is None else check_output(output, overwrite=overwrite)
-    width, size = quantities.parse_length(boundary, "boundary"), quantities.parse_area(objects, "objects")
+    width = parse_length(boundary_width, "boundary width")
+    size = parse_area(min_object_area, "minimum object area")
     predictor: ModelPredictor | MapReader
     if images is None:
         assert not isinstance(model, Segmenter)
-        task = map_task(model, names=names)
+        task = map_task(model, class_names=class_names)
         source = DatasetSource.model_validate({"images": _paths_as_text(model), "labels": _paths_as_text(labels)})
         data = Data(train=source, ignore=tuple(ignore))
         samples = open_labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
@@ -110,7 +112,7 @@ def evaluate(
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )
-    check_distinct([target], [None if isinstance(model, Segmenter) else model, names, *source_files(source)])
+    check_distinct([target], [None if isinstance(model, Segmenter) else model, class_names, *source_files(source)])
     refuse_ambiguous_labels(samples)
     result = evaluate_areas(predictor, full_areas(samples), width, size, show_progress=show_progress)
     if target is not None:

@@ -38,7 +38,7 @@ __all__ = ["Summary", "predict"]
 _MAX_LISTED_SCENES = 3  # in a warning
 
 
-@renamed_keywords(crew="executor")
+@renamed_keywords(crew="executor", batch="batch_size")
 def predict(
     model: Segmenter | PathLike,
     scenes: PathLike | Sequence[PathLike | Sequence[PathLike]],
@@ -51,7 +51,7 @@ def predict(
     aoi_layer: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
     precision: str = "auto",
     device: str = "auto",
     exact: bool = False,
@@ -91,7 +91,7 @@ def predict(
     tile, overlap
         Maximum side of the windows of the network, and minimum overlap of neighbouring windows, in pixels. Defaults:
         1536 and 160; for networks that pool over their whole window, the tile size of their training.
-    batch
+    batch_size
         Windows per forward pass. Default: automatic.
     precision
         "fp32", "bf16", or "auto": bf16 if the device supports it natively and it gives the same classes as fp32 in the
@@ -141,7 +141,7 @@ def predict(
 
     retain_freed_memory()
     network = load(model) if isinstance(model, (str, os.PathLike)) else model
-    options = PredictOptions(tile, overlap, batch, device, precision, exact, tta)
+    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
     if polygons is not None:
         polygons.warn_of_repairs()
@@ -386,7 +386,7 @@ def _request(network: Segmenter, options: PredictOptions, polygons: Polygons | N
     # For an executor the device is resolved, and this machine may not have it.
     device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
     request = asdict(options) | {"device": device}
-    del request["batch"]
+    del request["batch_size"]
     return request | {
         "model": network.fingerprint(),
         "area of interest": None if polygons is None else aoi_fingerprint(polygons),

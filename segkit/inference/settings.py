@@ -45,7 +45,7 @@ class PredictOptions:
     ----------
     tile, overlap
         Maximum side of a window, and minimum overlap of neighbouring windows, in pixels.
-    batch
+    batch_size
         Windows per forward pass.
     device
         "auto", "cpu", "cuda" or "cuda:N".
@@ -59,7 +59,7 @@ class PredictOptions:
 
     tile: int | None = None
     overlap: int | None = None
-    batch: int | None = None
+    batch_size: int | None = None
     device: str = "auto"
     precision: str = "auto"
     exact: bool = False
@@ -74,8 +74,8 @@ class PredictOptions:
             An option is out of range, or not possible with the network or another option.
         """
         pick_precision(self.precision, pick_device(self.device))
-        if self.batch is not None and self.batch < 1:
-            raise UsageError(f"batch is {self.batch}; it must be at least 1")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
         if self.tta not in (None, "d4"):
             raise UsageError(f"tta {self.tta!r} is not known; use d4, or leave it out")
         if self.exact:

@@ -267,7 +267,7 @@ class PredictBand(WorkItem):
                 self.band,
                 entry.folder,
                 self.outputs,
-                batch=self.options.batch or self.settings.batch,
+                batch=self.options.batch_size or self.settings.batch,
                 region=context.region(self.scene.grid),
                 advance=advance,
             )

@@ -74,7 +74,7 @@ class Legend:
     value_table: Mapping[int, MapClass] = field(default_factory=dict)
 
     @classmethod
-    def from_dataset(cls, dataset: DatasetReader, names: PathLike | None = None) -> Legend:
+    def from_dataset(cls, dataset: DatasetReader, class_names: PathLike | None = None) -> Legend:
         """Read the legend of an open map.
 
         A class's name and colour come from the first of these sources that has them: the CSV file, segkit's own list in
@@ -82,7 +82,7 @@ class Legend:
 
         Parameters
         ----------
-        names
+        class_names
             A CSV file (comma, semicolon or tab). Its first line names the columns: value, name and, optionally, color
             (#rrggbb) and background (yes for the class of all pixels of no other class).
 
@@ -113,7 +113,7 @@ class Legend:
                 f"{dataset.name}: has {dataset.count} bands; a map has one band of class values, or is a multilabel "
                 "map of segkit: select a band (gdal_translate -b 1)"
             )
-        given = {} if names is None else _read_class_file(require_file(names, "file of class names"))
+        given = {} if class_names is None else _read_class_file(require_file(class_names, "file of class names"))
         facts: _Facts = {}
         for source in (given, listed, *([] if listed else _facts_from_raster(dataset))):
             for value, new in source.items():

@@ -62,14 +62,14 @@ class Change:
         return table.rename_axis("from \\ to")
 
 
-@renamed_keywords(of="class_name")
+@renamed_keywords(of="class_name", names="class_names")
 def change(
     old: PathLike,
     new: PathLike,
     output: PathLike,
     *,
     class_name: str | None = None,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     table: PathLike | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -86,7 +86,7 @@ def change(
         "forest to clearing". It can be given to `segkit.assess` as a map.
     class_name
         Class to compare in multilabel maps.
-    names
+    class_names
         A file of class names for both maps, as for `segkit.vectorize`.
     table
         CSV file for the hectares.
@@ -102,10 +102,10 @@ def change(
     """
     target = check_output(output, overwrite=overwrite)
     table_path = None if table is None else check_output(table, overwrite=overwrite)
-    check_distinct([target, table_path], [old, new, names])
+    check_distinct([target, table_path], [old, new, class_names])
     with (
-        open_class_map(old, names=names, class_name=class_name) as before,
-        open_class_map(new, names=names, class_name=class_name) as after,
+        open_class_map(old, class_names=class_names, class_name=class_name) as before,
+        open_class_map(new, class_names=class_names, class_name=class_name) as after,
     ):
         if difference := before.grid.describe_difference(after.grid):
             raise GridError(

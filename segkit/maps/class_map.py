@@ -223,7 +223,7 @@ def _totals(names: Sequence[str], tally: AreaTally, order: Sequence[int] | None 
 def open_class_map(
     path: PathLike,
     *,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     class_name: str | None = None,
     buffer: tuple[str, float] | None = None,
 ) -> Iterator[ClassMap]:
@@ -231,7 +231,7 @@ def open_class_map(
 
     Parameters
     ----------
-    names
+    class_names
         A file of class names, as for `segkit.vectorize`.
     class_name
         Class to read from a multilabel map.
@@ -248,7 +248,7 @@ def open_class_map(
         Its CRS is missing or does not locate the pixels on the ground.
     """
     with open_raster(path) as dataset:
-        legend = Legend.from_dataset(dataset, names)
+        legend = Legend.from_dataset(dataset, class_names)
         band = 1
         listed = [one.name for one in legend.classes]
         if legend.multilabel:

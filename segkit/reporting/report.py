@@ -15,6 +15,7 @@ from segkit.errors import OutputExistsError, SegkitError, UsageError, suggest
 from segkit.io.files import atomic_write, check_distinct, check_folder, check_output
 from segkit.io.paths import PathLike
 from segkit.io.remote import as_path
+from segkit.runtime.deprecation import renamed_keywords
 
 if TYPE_CHECKING:
     from segkit.recipe.schema import LabelSource
@@ -38,6 +39,7 @@ class Report:
     pictures: tuple[Path, ...]
 
 
+@renamed_keywords(names="class_names", boundary="boundary_width", objects="min_object_area")
 def report(
     sources: PathLike | Sequence[PathLike],
     output: PathLike | None = None,
@@ -46,10 +48,10 @@ def report(
     images: PathLike | Sequence[PathLike] | None = None,
     labels: PathLike | LabelSource | None = None,
     probabilities: PathLike | None = None,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     ignore: Sequence[int] = (),
-    boundary: str = "2px",
-    objects: str = "1px",
+    boundary_width: str = "2px",
+    min_object_area: str = "1px",
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
@@ -66,11 +68,11 @@ def report(
         The page (.html).
     png
         A folder for all charts, tiles and maps as PNG; it is created if its parent exists.
-    images, labels, probabilities, names, ignore
+    images, labels, probabilities, class_names, ignore
         Files that belong to the map: imagery (one or more files whose bands are stacked), labels, a raster of
         probabilities with a band per class, and a CSV file of class names. `ignore`: label codes of unlabelled pixels.
         With labels the map is scored.
-    boundary, objects
+    boundary_width, min_object_area
         Boundary width and minimum object size, as for `segkit.evaluate`.
     device, precision
         For the run's model, as for `segkit.predict`.
@@ -92,14 +94,16 @@ def report(
     from segkit.reporting.sections import ReportBuilder
 
     inputs = ReportInputs.from_paths(paths)
-    files = [as_path(path) for path in (*paths, *_as_list(images), *_as_list(labels), probabilities, names) if path]
+    files = [
+        as_path(path) for path in (*paths, *_as_list(images), *_as_list(labels), probabilities, class_names) if path
+    ]
     if inputs.run is not None:
         files += _files_of_run(inputs.run)
     # The PNGs' names depend on the results, so none may have the name of an input.
     pngs = [] if folder is None else [folder / path.name for path in files if path.suffix.lower() == ".png"]
     check_distinct([target, *pngs], files)
-    width, size = parse_length(boundary, "boundary"), parse_area(objects, "objects")
-    of_map = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--class-names": names}
+    width, size = parse_length(boundary_width, "boundary width"), parse_area(min_object_area, "minimum object area")
+    of_map = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--class-names": class_names}
     if inputs.map is None and (extra := [option for option, value in of_map.items() if value is not None]):
         raise UsageError(f"{', '.join(extra)}: only for a map, and no map is given; give a map (.tif) or leave it out")
     with TemporaryDirectory(prefix="segkit-report-") as temporary_folder:
@@ -108,7 +112,7 @@ def report(
         if inputs.run is not None:
             builder.add_run(inputs.run)
         if inputs.map is not None:
-            builder.add_map(inputs.map, images, labels, probabilities, names, ignore)
+            builder.add_map(inputs.map, images, labels, probabilities, class_names, ignore)
         for result in inputs.evaluations:
             builder.add_scores(result.title, result.content)
         for result in inputs.estimates:

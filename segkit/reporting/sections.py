@@ -125,12 +125,12 @@ class ReportBuilder:
         images: PathLike | Sequence[PathLike] | None,
         labels: PathLike | LabelSource | None,
         probabilities: PathLike | None,
-        names: PathLike | None,
+        class_names: PathLike | None,
         ignore: Sequence[int],
     ) -> None:
         """Add a map and its areas, and its scores if there are labels."""
         self._start("map", path.stem)
-        task = map_task(path, names=names)
+        task = map_task(path, class_names=class_names)
         with open_raster(path) as dataset:
             grid, tags = read_grid(dataset), dataset.tags()
         scene = None if images is None else Scene.from_files(images)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from segkit.io.files import check_distinct
 from segkit.io.paths import PathLike
+from segkit.runtime.deprecation import renamed_keywords
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -41,6 +42,7 @@ class Summary:
     hectares: dict[str, float] | None
 
 
+@renamed_keywords(names="class_names")
 def vectorize(
     map_path: PathLike,
     output: PathLike,
@@ -54,7 +56,7 @@ def vectorize(
     smooth: bool = False,
     dissolve: bool = False,
     to_crs: str | None = None,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> Summary:
@@ -79,22 +81,27 @@ def vectorize(
     from segkit.vector.tracing.pipeline import VectorizeOptions
 
     target, _ = check_target(output, overwrite=overwrite)
-    check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, names])
+    check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, class_names])
     options = VectorizeOptions.from_text(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with ExitStack() as stack:
         source = stack.enter_context(
             open_map(
-                map_path, options, probabilities=probabilities, classes=classes, background=background, names=names
+                map_path,
+                options,
+                probabilities=probabilities,
+                classes=classes,
+                background=background,
+                class_names=class_names,
             )
         )
-        class_names, multilabel = [one.name for one in source.classes()], source.legend.multilabel
+        layers, multilabel = [one.name for one in source.classes()], source.legend.multilabel
         confidence = source.confidence is not None
         out = stack.enter_context(
             open_writer(
                 target,
                 source.grid,
                 source.legend,
-                layers=class_names if multilabel else (),
+                layers=layers if multilabel else (),
                 confidence=confidence,
                 multi=dissolve,
                 to_crs=to_crs,
@@ -102,7 +109,7 @@ def vectorize(
                 overwrite=overwrite,
             )
         )
-        counts, areas = dict.fromkeys(class_names, 0), dict.fromkeys(class_names, 0.0)
+        counts, areas = dict.fromkeys(layers, 0), dict.fromkeys(layers, 0.0)
         batches = stack.enter_context(closing(source.batches(dissolve=dissolve, show_progress=show_progress)))
         for batch in batches:
             for name, count, area in batch.totals_by_class():
@@ -113,6 +120,7 @@ def vectorize(
     return Summary(target, counts, None if any(map(math.isnan, areas.values())) else areas)
 
 
+@renamed_keywords(names="class_names")
 def polygons(
     map_path: PathLike,
     *,
@@ -125,7 +133,7 @@ def polygons(
     smooth: bool = False,
     dissolve: bool = False,
     to_crs: str | None = None,
-    names: PathLike | None = None,
+    class_names: PathLike | None = None,
     show_progress: bool = False,
 ) -> GeoDataFrame:
     """Convert a map to polygons: one for each region of pixels of one class that are connected by their sides.
@@ -159,7 +167,7 @@ def polygons(
         Return one row per class, a multipolygon of its regions.
     to_crs
         Target CRS, in any form that PROJ accepts. Areas and lengths remain those on the ground.
-    names
+    class_names
         A CSV file of class names (see `Legend.from_dataset`).
 
     Returns
@@ -193,7 +201,12 @@ def polygons(
     options = VectorizeOptions.from_text(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
     with (
         open_map(
-            map_path, options, probabilities=probabilities, classes=classes, background=background, names=names
+            map_path,
+            options,
+            probabilities=probabilities,
+            classes=classes,
+            background=background,
+            class_names=class_names,
         ) as source,
         closing(source.batches(dissolve=dissolve, show_progress=show_progress)) as batches,
     ):

@@ -134,7 +134,7 @@ def open_map(
     probabilities: PathLike | None,
     classes: Sequence[str | int] | None,
     background: bool,
-    names: PathLike | None,
+    class_names: PathLike | None,
 ) -> Iterator[MapSource]:
     """Open a map; the parameters are those of `polygons`.
 
@@ -146,7 +146,7 @@ def open_map(
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
         dataset = stack.enter_context(open_raster(map_path))
-        grid, legend = read_grid(dataset), Legend.from_dataset(dataset, names)
+        grid, legend = read_grid(dataset), Legend.from_dataset(dataset, class_names)
         confidence = None
         if probabilities is not None:
             probability_dataset = stack.enter_context(open_raster(probabilities))

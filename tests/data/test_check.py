@@ -381,10 +381,10 @@ def test_scores_against_ambiguous_labels_are_refused(place):
     map_ = write_raster(place / "maps" / "0.tif", codes(0))
     (place / "names.csv").write_text("value,name,background\n0,background,yes\n1,cleared,no\n")
     with pytest.raises(LabelError, match=r"0 as no data, which is also the code of background.*--nodata code"):
-        evaluate(map_, None, label, names=place / "names.csv")
+        evaluate(map_, None, label, class_names=place / "names.csv")
     for nodata, pixels in (("code", SIZE * SIZE), ("ignore", int(codes(0).sum()))):
         source = LabelSource(path=str(label), nodata=nodata)
-        assert evaluate(map_, None, source, names=place / "names.csv")["pixels"] == pixels
+        assert evaluate(map_, None, source, class_names=place / "names.csv")["pixels"] == pixels
 
 
 def test_tiles_too_small_for_the_network_are_a_warning(place, with_network):

@@ -106,8 +106,8 @@ def test_boundaries_are_those_of_whole_scenes(case, boundary, monkeypatch):
     expected = Boundaries(task, metres)
     for _, decided, truth in whole_scenes(case).values():
         expected.add(decided, truth, (10, 10))
-    result = run(case, boundary=boundary, tile=32, overlap=8)
-    whole = run(case, boundary=boundary)
+    result = run(case, boundary_width=boundary, tile=32, overlap=8)
+    whole = run(case, boundary_width=boundary)
     for name, scores in expected.per_class().items():
         for key, value in scores.items():
             assert whole["per_class"][name][key] == pytest.approx(value, abs=1e-3)
@@ -155,12 +155,14 @@ def test_maps_that_cannot_be_scored_are_told(tmp_path):
         evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif")
     (tmp_path / "names.csv").write_text("value,name\n1,a\n2,b\n")
     with pytest.raises(DataError, match="3"):
-        evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", names=tmp_path / "names.csv")
+        evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", class_names=tmp_path / "names.csv")
     (tmp_path / "names.csv").write_text("value,name\n1,a\n3,b\n")
-    scores = evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", names=tmp_path / "names.csv")
+    scores = evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", class_names=tmp_path / "names.csv")
     assert (scores["overall_accuracy"], scores["per_class"]["a"]["iou"], scores["intervals"]) == (1, None, None)
     with pytest.raises(UsageError, match="has no unit"):
-        evaluate(tmp_path / "map.tif", None, tmp_path / "labels.tif", boundary="3", names=tmp_path / "names.csv")
+        evaluate(
+            tmp_path / "map.tif", None, tmp_path / "labels.tif", boundary_width="3", class_names=tmp_path / "names.csv"
+        )
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(32, 8), (64, 16), (1024, 128)])

@@ -296,8 +296,8 @@ def pair(tmp_path):
 def test_a_map_against_labels(pair, monkeypatch, strip, objects, said, decided, true):
     """Of those that count, how many match."""
     monkeypatch.setattr(sys.modules["segkit.evaluation.evaluate"], "_STRIP_PIXELS", strip)
-    options = {"names": pair / "names.csv", "ignore": [255]}
-    result = evaluate(pair / "map.tif", None, pair / "truth.tif", objects=objects, **options)
+    options = {"class_names": pair / "names.csv", "ignore": [255]}
+    result = evaluate(pair / "map.tif", None, pair / "truth.tif", min_object_area=objects, **options)
     assert result["object_size"] == said
     scores = result["per_class"]["clearing"]
     assert (scores["objects_decided"], scores["objects"]) == (decided[1], true[1])
@@ -309,12 +309,12 @@ def test_a_map_against_labels(pair, monkeypatch, strip, objects, said, decided, 
 
 
 def test_sizes_that_mean_nothing_are_told(pair):
-    options = {"names": pair / "names.csv", "ignore": [255]}
-    with pytest.raises(UsageError, match=r"objects 3: has no unit; write 0\.5ha"):
-        evaluate(pair / "map.tif", None, pair / "truth.tif", objects="3", **options)
+    options = {"class_names": pair / "names.csv", "ignore": [255]}
+    with pytest.raises(UsageError, match=r"minimum object area 3: has no unit; write 0\.5ha"):
+        evaluate(pair / "map.tif", None, pair / "truth.tif", min_object_area="3", **options)
     for name in ("map.tif", "truth.tif"):
         with rasterio.open(pair / name) as file:
             codes = file.read()
         write_raster(pair / name, codes, crs=None)
     with pytest.raises(GridError, match="without a CRS there are no true areas"):
-        evaluate(pair / "map.tif", None, pair / "truth.tif", objects="1ha", **options)
+        evaluate(pair / "map.tif", None, pair / "truth.tif", min_object_area="1ha", **options)

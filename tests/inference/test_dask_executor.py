@@ -38,7 +38,7 @@ from segkit.inference.tasks import PredictBand
 from segkit.models.segmenter import load
 
 RASTERS = ("map", "probabilities", "confidence")
-TILINGS = [{"tile": 64, "overlap": 16}, {"tile": 48, "overlap": 8, "batch": 3}, {"exact": True}]
+TILINGS = [{"tile": 64, "overlap": 16}, {"tile": 48, "overlap": 8, "batch_size": 3}, {"exact": True}]
 FAST = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
 
 
@@ -115,7 +115,7 @@ def wait_and(seconds, task):
 )
 def test_pixels_are_those_of_one_process(made, tmp_path, executor, kind, tiling):
     area = write_area(tmp_path / "area.gpkg", placed(UTM, (20, 10), (190, 30), (90, 140)))
-    options = {"aoi": area if "batch" in tiling else None, "precision": "fp32", **tiling}
+    options = {"aoi": area if "batch_size" in tiling else None, "precision": "fp32", **tiling}
     [here] = mapped(made[kind], tmp_path / "here", **options)
     [there] = mapped(made[kind], tmp_path / "there", executor=executor, **options)
     assert_same(tmp_path / "there", tmp_path / "here")

@@ -100,7 +100,7 @@ def looks(model, scene):
 def test_augmentation_is_the_mean_over_the_turned_scenes(tmp_path):
     path = write_scene(tmp_path / "scene.tif", 48, 64)  # multiples of the stride: nothing lies beyond the rim
     model, scene = Directed(), Scene.from_files(path)
-    options = {"device": "cpu", "tile": 64, "exact": True, "batch": 1}
+    options = {"device": "cpu", "tile": 64, "exact": True, "batch_size": 1}
     each = list(looks(model, scene))
     assert all(np.abs(one - each[0]).max() > 0.1 for one in each[1:])
     valid = scene.read().valid

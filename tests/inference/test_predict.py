@@ -224,7 +224,7 @@ def test_outputs_are_checked_before_any_work(tmp_path):
     refused(UsageError, "need a folder", [scene, there], tmp_path / "maps.tif")
     refused(UsageError, "no scene", [], tmp_path / "maps")
     refused(UsageError, "half of it", scene, tmp_path / "map.tif", overlap=17)
-    refused(UsageError, "must be at least 1", scene, tmp_path / "map.tif", batch=0)
+    refused(UsageError, "must be at least 1", scene, tmp_path / "map.tif", batch_size=0)
     refused(UsageError, "not known", scene, tmp_path / "map.tif", device="gpu")
     refused(MissingFileError, "nothing.gpkg", scene, tmp_path / "map.tif", aoi=tmp_path / "nothing.gpkg")
     refused(MissingFileError, "nothing.tif", tmp_path / "nothing.tif", tmp_path / "map.tif")
@@ -250,7 +250,7 @@ def test_what_breaks_midway_leaves_nothing(tmp_path, error):
 
     scene, before = write_scene(tmp_path / "scene.tif"), threading.active_count()
     with pytest.raises(error if isinstance(error, type) else type(error)):
-        predict(Breaking(), scene, tmp_path / "map.tif", probabilities=tmp_path / "p.tif", batch=1, **FAST)
+        predict(Breaking(), scene, tmp_path / "map.tif", probabilities=tmp_path / "p.tif", batch_size=1, **FAST)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
     assert threading.active_count() == before
 
@@ -267,7 +267,7 @@ class Slow(Network):
         return super().forward(pixels, valid)
 model = Slow()
 try:
-    predict(model, "scene.tif", "map.tif", tile=16, overlap=4, batch=1, device="cpu")
+    predict(model, "scene.tif", "map.tif", tile=16, overlap=4, batch_size=1, device="cpu")
 except KeyboardInterrupt:
     print("stopped after", model.calls)
 """
@@ -292,13 +292,13 @@ def test_outside_the_area_of_interest_the_map_is_no_data(tmp_path, transform):
     apart = placed(transform, (100.2, 70.1), (140.3, 70.2), (120.4, 95.3))
     area = write_area(tmp_path / "area.gpkg", star, apart)
     model = Network()
-    predict(model, scene, tmp_path / "map.tif", aoi=area, batch=1, **FAST)
+    predict(model, scene, tmp_path / "map.tif", aoi=area, batch_size=1, **FAST)
     windows = model.calls
     values, _, valid = expected(model, scene)
     columns, rows = np.meshgrid(np.arange(120) + 0.5, np.arange(80) + 0.5)
     inside = shapely.contains_xy(shapely.union(star, apart), *(transform @ (columns, rows)))
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), np.where(inside & valid, values, 255))
-    predict(model, scene, tmp_path / "all.tif", batch=1, **FAST)
+    predict(model, scene, tmp_path / "all.tif", batch_size=1, **FAST)
     assert windows < model.calls - windows - 1
 
 

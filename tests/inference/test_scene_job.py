@@ -49,7 +49,7 @@ def mapped(model, scene, folder, **options):
     """Make all rasters of a scene in a folder; returns the summary."""
     folder.mkdir(exist_ok=True)
     rasters = {"output" if key == "map" else key: folder / name for key, name in RASTERS.items()}
-    [summary] = predict(model, scene, **rasters, batch=1, **FAST | options)
+    [summary] = predict(model, scene, **rasters, batch_size=1, **FAST | options)
     return summary
 
 
@@ -206,7 +206,7 @@ def test_batch_and_the_name_of_a_device_do_not_make_another_request(tmp_path, sc
         tmp_path / "map.tif",
         probabilities=tmp_path / "p.tif",
         confidence=tmp_path / "c.tif",
-        batch=3,
+        batch_size=3,
         **FAST,
     )
     assert summary.resumed == 1
@@ -321,7 +321,7 @@ def test_finished_scenes_are_skipped_and_failed_ones_tell_nothing_of_the_others(
     (tmp_path / "maps/d.tif").unlink()
     model = Fragile()
     with pytest.raises(ScenesError, match="2 of 4 scenes failed") as failed:
-        predict(model, scenes, tmp_path / "maps", batch=1, **FAST)
+        predict(model, scenes, tmp_path / "maps", batch_size=1, **FAST)
     assert f"{scenes[1]}: unexpected ZeroDivisionError: a fault" in str(failed.value)
     assert str(scenes[2]) in str(failed.value)
     assert names(tmp_path / "maps") == {"a.tif", "d.tif"}
@@ -330,7 +330,7 @@ def test_finished_scenes_are_skipped_and_failed_ones_tell_nothing_of_the_others(
     assert last.path.name == "d.tif"
     assert last.seconds > 0
     alone = Neighbours()
-    predict(alone, scenes[3], tmp_path / "alone.tif", batch=1, **FAST)
+    predict(alone, scenes[3], tmp_path / "alone.tif", batch_size=1, **FAST)
     assert model.calls == alone.calls, "the finished scene was not computed again"
     np.testing.assert_array_equal(read(tmp_path / "maps/d.tif"), read(tmp_path / "alone.tif"))
 
@@ -360,7 +360,7 @@ def test_every_valid_pixel_is_decided_as_in_one_pass_and_no_other_one(data, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "_MIN_BAND_PIXELS", data.draw(st.integers(1, 4000)))
         patch.setattr(plan, "_MAX_GROUP_COLUMNS", data.draw(st.integers(1, 90)))
-        options = {"tile": tile, "overlap": overlap, "batch": data.draw(st.integers(1, 3))}
+        options = {"tile": tile, "overlap": overlap, "batch_size": data.draw(st.integers(1, 3))}
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             [summary] = predict(model, scene, folder / "map.tif", probabilities=folder / "p.tif", **FAST | options)

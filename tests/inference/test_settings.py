@@ -277,7 +277,7 @@ def small_tiles(monkeypatch):
 def test_a_tile_that_memory_does_not_hold_is_halved_and_the_map_whole(tmp_path, small_tiles, after):
     scene = write_scene(tmp_path / "scene.tif")
     with pytest.warns(UserWarning, match="does not fit into the memory of the cpu; .*continuing with tile 32") as told:
-        [summary] = predict(Hungry(32, after), scene, tmp_path / "map.tif", batch=1, **FAST | {"tile": 64})
+        [summary] = predict(Hungry(32, after), scene, tmp_path / "map.tif", batch_size=1, **FAST | {"tile": 64})
     assert len(told) == 1
     assert (summary.choice.tile, summary.resumed) == (32, 0)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected(Network(), scene)[0])
@@ -288,7 +288,7 @@ def test_a_tile_that_memory_does_not_hold_is_halved_and_the_map_whole(tmp_path, 
 
 def test_the_smaller_tile_is_remembered(tmp_path, small_tiles):
     scene = write_scene(tmp_path / "scene.tif")
-    options = FAST | {"tile": 64, "batch": 1}
+    options = FAST | {"tile": 64, "batch_size": 1}
     breaking = Hungry(32, error=KeyboardInterrupt, breaks=9)
     with pytest.warns(UserWarning, match="continuing with tile 32"), pytest.raises(KeyboardInterrupt):
         predict(breaking, scene, tmp_path / "map.tif", **options)
@@ -332,7 +332,7 @@ def test_a_smaller_choice_is_half_and_keeps_room_for_the_overlap():
 def test_options_that_are_not_known_are_refused():
     for options, match in (
         (PredictOptions(tta="d8"), "d8"),
-        (PredictOptions(batch=0), "at least 1"),
+        (PredictOptions(batch_size=0), "at least 1"),
         (PredictOptions(precision="fp16"), "fp16"),
         (PredictOptions(device="gpu"), "gpu"),
         (PredictOptions(tile=0), "half of it|at least 1 pixel"),

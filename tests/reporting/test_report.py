@@ -106,8 +106,8 @@ def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
         labels=made / "labels" / "a.tif",
         probabilities=made / "chances.tif",
         ignore=[255],
-        boundary="20m",
-        objects="12px",
+        boundary_width="20m",
+        min_object_area="12px",
     )
     found = Page(page.path)
     assert "boundary width 20m, minimum object size 12px" in found.told

@@ -1,8 +1,10 @@
 import inspect
+import operator
 import warnings
 
 import pytest
 
+import segkit
 from segkit.runtime.deprecation import renamed_attribute, renamed_keywords
 
 
@@ -44,3 +46,35 @@ def test_a_renamed_attribute_gives_its_value_with_a_warning():
 
     with pytest.warns(DeprecationWarning, match="^attribute unfilled is now called unlabelled$"):
         assert Estimate().unfilled == 3
+
+
+NAMES = {"names": "class_names"}
+SCORES = NAMES | {"boundary": "boundary_width", "objects": "min_object_area"}
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed", "arguments"),
+    [
+        ("evaluate", SCORES, ("map.tif", None, "labels.tif")),
+        ("report", SCORES, ("map.tif", "report.html")),
+        ("vectorize", NAMES, ("map.tif", "out.gpkg")),
+        ("polygons", NAMES, ("map.tif",)),
+        ("change", NAMES, ("map.tif", "new.tif", "out.tif")),
+        ("assess.design", NAMES, ("map.tif", "out.gpkg")),
+        ("assess.estimate_sample", NAMES, ("map.tif", "points.gpkg")),
+        ("predict", {"crew": "executor", "batch": "batch_size"}, ("map.tif", "scene.tif", "out.tif")),
+    ],
+)
+def test_public_functions_take_old_names(tmp_path, monkeypatch, name, renamed, arguments):
+    monkeypatch.chdir(tmp_path)
+    function = operator.attrgetter(name)(segkit)
+    parameters = inspect.signature(function).parameters
+    for old, new in renamed.items():
+        assert new in parameters
+        assert old not in parameters
+        value = parameters[new].default
+        with (
+            pytest.warns(DeprecationWarning, match=f"^argument {old}= is now called {new}=$"),
+            pytest.raises((segkit.SegkitError, TypeError), match=r"no such|samples|map\.tif"),
+        ):
+            function(*arguments, **{old: value})

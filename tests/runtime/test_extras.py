@@ -65,7 +65,7 @@ def test_finished_maps_need_no_extra(tmp_path):
 import segkit
 segkit.vectorize("a.tif", "a.gpkg")
 segkit.change("a.tif", "b.tif", "c.tif")
-segkit.assess.design("a.tif", "points.gpkg", samples=100, names="names.csv")
+segkit.assess.design("a.tif", "points.gpkg", samples=100, class_names="names.csv")
 from segkit.cli import main
 sys.argv = ["segkit", "schema"]
 main()

@@ -157,7 +157,7 @@ def test_a_foreign_map_names_classes_by_code_and_0_is_background_which_is_said(t
     assert set(polygons(path, background=True)["class_id"]) == {0, 1000, 2000, 5000}
     assert set(polygons(path, classes=[2000])["class_id"]) == {2000}
     (tmp_path / "names.csv").write_text("value,name\n0,sea\n")
-    assert "sea" in set(polygons(path, names=tmp_path / "names.csv")["class"])
+    assert "sea" in set(polygons(path, class_names=tmp_path / "names.csv")["class"])
     assert len(polygons(write_raster(tmp_path / "ones.tif", np.ones_like(CODES)))) == 1
 
 
@@ -393,8 +393,8 @@ def test_names_from_a_file(tmp_path):
     path = write_raster(tmp_path / "map.tif", CODES)
     (tmp_path / "names.csv").write_text("value,name\n1,trees\n2,lake\n", encoding="utf-8")
     with pytest.warns(UserWarning, match="value 0 "):  # which the file does not name
-        assert set(polygons(path, names=tmp_path / "names.csv")["class"]) == {"trees", "lake", "5"}
-    summary = vectorize(path, tmp_path / "out.gpkg", names=tmp_path / "names.csv", classes=["trees"])
+        assert set(polygons(path, class_names=tmp_path / "names.csv")["class"]) == {"trees", "lake", "5"}
+    summary = vectorize(path, tmp_path / "out.gpkg", class_names=tmp_path / "names.csv", classes=["trees"])
     assert summary.polygons == {"trees": 3}
 
 

@@ -648,7 +648,7 @@ def test_a_geopackage_that_misses_rows_is_seen(tmp_path, table):
 def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
     asked = {
         "min_area": "1ha", "fill_holes": "2px", "simplify": "3m", "smooth": True, "dissolve": True,
-        "classes": ["a", "b"], "background": True, "names": Path("n.csv"), "probabilities": Path("p.tif"),
+        "classes": ["a", "b"], "background": True, "class_names": Path("n.csv"), "probabilities": Path("p.tif"),
         "to_crs": "EPSG:4326", "overwrite": True, "show_progress": True,
     }  # fmt: skip
     assert asked.keys() | {"map_path", "output"} == inspect.signature(vector.vectorize).parameters.keys()
