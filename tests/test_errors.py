@@ -42,9 +42,9 @@ def test_drawn_builtins_and_exit_codes_hold(error):
 @pytest.mark.parametrize("error", CLASSES, ids=lambda one: one.__name__)
 def test_errors_come_back_from_other_processes(error):
     """As Python sends them, and as Dask does, which makes them by `__new__` alone."""
-    told = error("one line")
-    make, values, *_ = tblib.pickling_support.pickle_exception(told)
-    for copy in (pickle.loads(pickle.dumps(told)), make(*values)):
+    messages = error("one line")
+    make, values, *_ = tblib.pickling_support.pickle_exception(messages)
+    for copy in (pickle.loads(pickle.dumps(messages)), make(*values)):
         assert type(copy) is error
         assert str(copy) == "one line"
-        assert vars(copy) == vars(told)
+        assert vars(copy) == vars(messages)

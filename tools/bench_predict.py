@@ -339,8 +339,8 @@ def _fork(target: Path) -> int:
     child = os.fork()
     if not child:
         try:
-            chances = target.with_name(f"{target.stem}-p.tif")
-            predict(Tiny(), "scene.tif", target, probabilities=chances, tile=128, overlap=32, precision="fp32")
+            probabilities = target.with_name(f"{target.stem}-p.tif")
+            predict(Tiny(), "scene.tif", target, probabilities=probabilities, tile=128, overlap=32, precision="fp32")
             os._exit(0)
         except Exception as error:  # noqa: BLE001 - a child says why it ends
             print(f"{target.name}: {type(error).__name__}: {error}", flush=True)

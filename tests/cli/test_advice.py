@@ -309,9 +309,9 @@ def test_check_advises_resampling_where_it_works(place, say, tmp_path, capsys):
             patch.setattr(sys, "argv", ["segkit", "check", str(tmp_path / "r.yaml")])
             with pytest.raises(SystemExit):
                 app.main()
-        told = capsys.readouterr().out
-        assert "on another grid than its image" in told
-        assert ("set data.resample: true" in told) == advised
+        messages = capsys.readouterr().out
+        assert "on another grid than its image" in messages
+        assert ("set data.resample: true" in messages) == advised
 
 
 def test_a_map_that_is_not_there_is_no_model_without_scenes(place, say):

@@ -222,7 +222,7 @@ def test_debug_shows_where(segkit, place, monkeypatch, capsys):
         assert capsys.readouterr().err == ""  # Python prints the traceback
 
 
-def test_a_surprise_is_told_in_one_line_too(segkit, place, monkeypatch):
+def test_a_surprise_is_reported_in_one_line_too(segkit, place, monkeypatch):
     def surprise(*_, **__):
         raise ZeroDivisionError("by zero\nand more")
 
@@ -442,7 +442,7 @@ def test_several_dates_are_one_scene_to_evaluate(segkit, place):
     assert "has 3 bands" in err
 
 
-def test_what_has_no_partner_is_told(segkit, place):
+def test_what_has_no_partner_is_reported(segkit, place):
     (place / "labels/b.tif").unlink()
     code, _, err = segkit("evaluate", "model.safetensors", "--images", "images", "--labels", "labels")
     assert code == 0
@@ -554,7 +554,7 @@ def test_handlers_of_a_host_process_stay(segkit):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no shell")
-def test_with_closed_streams_errors_are_told_and_no_file_gets_their_place(tmp_path):
+def test_with_closed_streams_errors_are_reported_and_no_file_gets_their_place(tmp_path):
     closed = (
         "import os, sys; from segkit.cli import app as cli; cli._open_streams(); print(open(os.devnull).fileno() > 2)"
     )
@@ -570,7 +570,7 @@ def test_with_closed_streams_errors_are_told_and_no_file_gets_their_place(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(28, "No space left on device", "a.tif"), "a.tif: No space left on device"),
         (MemoryError(), "not enough memory; free some"),
@@ -580,9 +580,9 @@ def test_with_closed_streams_errors_are_told_and_no_file_gets_their_place(tmp_pa
         (KeyError("a"), "unexpected KeyError: 'a'; run again with --debug"),
     ],
 )
-def test_only_what_is_a_fault_of_the_program_is_unexpected(error, told):
+def test_only_what_is_a_fault_of_the_program_is_unexpected(error, message):
     said = cli._unforeseen(error)
-    assert told in said
+    assert message in said
     assert ("unexpected" in said) == isinstance(error, KeyError)
 
 

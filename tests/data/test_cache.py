@@ -323,9 +323,9 @@ def test_a_damaged_entry_is_decoded_again_with_a_warning(tmp_path, kind, name, a
     for _ in range(5 if attack in (cut, flip) else 1):
         attack(mine / name, random, other)
         message = rf"a(\.tif)?: its cache entry is damaged \({mine}.*\); it is decoded again$"
-        with Cache.open(GIGABYTES) as own, pytest.warns(UserWarning, match=message) as told:
+        with Cache.open(GIGABYTES) as own, pytest.warns(UserWarning, match=message) as messages:
             anew = read("mine", own)
-        assert len(told) == 1
+        assert len(messages) == 1
         for one, same in zip(truth, anew, strict=True):
             np.testing.assert_array_equal(one, same)
         with Cache.open(GIGABYTES) as own:

@@ -52,9 +52,9 @@ def test_bars_are_the_shares_of_both_sides(data, tmp_path, drawn, kind):
     widths = np.array([bar.get_width() for bar in bars.patches]).reshape(2, -1)
     for row, part in zip(widths, open_areas(recipe), strict=True):
         np.testing.assert_allclose(row, list(shares(part, recipe.task).values()))
-    told = [text.get_text() for text in bars.texts]
-    assert told[0] == f"{widths[0, 0]:.1%}".replace("%", " %") + "  training"
-    assert told[-1] == f"{widths[1, -1]:.1%}".replace("%", " %") + "  validation"
+    messages = [text.get_text() for text in bars.texts]
+    assert messages[0] == f"{widths[0, 0]:.1%}".replace("%", " %") + "  training"
+    assert messages[-1] == f"{widths[1, -1]:.1%}".replace("%", " %") + "  validation"
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 
 

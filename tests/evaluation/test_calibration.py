@@ -26,12 +26,12 @@ def fitted(task, said, truth, *, parts=4):
     return fit.fit()
 
 
-def drawn(chances, seed=1):
+def drawn(probabilities, seed=1):
     """Categories (H, W) with the probabilities (C, H, W)."""
     return (
-        (np.random.default_rng(seed).random(chances.shape[1:]) > chances.cumsum(0).numpy())
+        (np.random.default_rng(seed).random(probabilities.shape[1:]) > probabilities.cumsum(0).numpy())
         .sum(0)
-        .clip(0, len(chances) - 1)
+        .clip(0, len(probabilities) - 1)
     )
 
 

@@ -64,32 +64,32 @@ def whole_scenes(case):
     for sample in open_samples(recipe.data.train, recipe.data, recipe.task).samples:
         tile, targets = sample.scene.read(), sample.labels.read(sample.scene.grid.full_window)
         with torch.inference_mode():
-            chances = model.task.probabilities(
+            probabilities = model.task.probabilities(
                 model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None]))
             )
         targets[:, ~tile.valid] = IGNORE
-        found[sample.scene.name] = chances[0].numpy(), model.task.decide(chances)[0].numpy(), targets
+        found[sample.scene.name] = probabilities[0].numpy(), model.task.decide(probabilities)[0].numpy(), targets
     return found
 
 
 def test_brier_scores_and_reliability_are_those_of_sklearn(case):
     task, result, scenes = case[1].task, run(case), whole_scenes(case).values()
-    said = np.concatenate([chances.reshape(len(chances), -1) for chances, _, _ in scenes], axis=1)
+    said = np.concatenate([probabilities.reshape(len(probabilities), -1) for probabilities, _, _ in scenes], axis=1)
     true = np.concatenate([targets.reshape(len(targets), -1) for _, _, targets in scenes], axis=1)
     squares = {}
-    for name, chances, (target, category) in zip(task.channel_names, said, task.channel_categories, strict=True):
+    for name, probabilities, (target, category) in zip(task.channel_names, said, task.channel_categories, strict=True):
         known = true[target] != IGNORE
         own = (true[target] == category)[known]
-        squares[name] = brier_score_loss(own, chances[known])
+        squares[name] = brier_score_loss(own, probabilities[known])
         found = result["calibration"][name]
         assert found["brier"] == pytest.approx(squares[name], rel=1e-5)
-        bins = np.minimum((chances[known] * 15).astype(int), 14)
+        bins = np.minimum((probabilities[known] * 15).astype(int), 14)
         curve = found["reliability"]
         # On another machine a pixel that lies on an edge may be in the bin beside it.
         np.testing.assert_allclose(curve["pixels"], np.bincount(bins, minlength=15), atol=5)
         for place in set(bins):
             assert curve["probability"][place] == pytest.approx(
-                chances[known][bins == place].mean(dtype=float), abs=2e-3
+                probabilities[known][bins == place].mean(dtype=float), abs=2e-3
             )
             assert curve["share"][place] == pytest.approx(own[bins == place].mean(), abs=0.02)
     together = sum if task.is_softmax else np.mean
@@ -115,7 +115,7 @@ def test_boundaries_are_those_of_whole_scenes(case, boundary, monkeypatch):
     assert whole["boundary_width"] == {"1px": "1px", "25m": "25m", "0.035km": "35m"}[boundary]
 
 
-def test_scenes_are_told_apart(case):
+def test_scenes_are_distinguished(case):
     result = run(case)
     scenes = whole_scenes(case)
     assert [one["scene"] for one in result["scenes"]] == sorted(scenes)
@@ -147,7 +147,7 @@ def test_a_map_scores_as_the_model_that_made_it(case, tmp_path):
     assert alone["pixels"] == found["scenes"][0]["pixels"]
 
 
-def test_maps_that_cannot_be_scored_are_told(tmp_path):
+def test_maps_that_cannot_be_scored_are_reported(tmp_path):
     codes = np.full((1, 20, 20), 3, dtype=np.uint8)
     write_raster(tmp_path / "map.tif", codes)
     write_raster(tmp_path / "labels.tif", codes)

@@ -308,7 +308,7 @@ def test_a_map_against_labels(pair, monkeypatch, strip, objects, said, decided, 
     assert result["per_class"]["background"]["object_f1"] is None
 
 
-def test_sizes_that_mean_nothing_are_told(pair):
+def test_sizes_that_mean_nothing_are_reported(pair):
     options = {"class_names": pair / "names.csv", "ignore": [255]}
     with pytest.raises(UsageError, match=r"minimum object area 3: has no unit; write 0\.5ha"):
         evaluate(pair / "map.tif", None, pair / "truth.tif", min_object_area="3", **options)

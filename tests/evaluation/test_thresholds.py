@@ -55,35 +55,36 @@ def of_each_class(task, p, truth):
 @pytest.mark.parametrize("seed", range(3))
 def test_no_other_threshold_is_better_by_more_than_a_bin(task, seed):
     p, truth = random_case(task, seed)
-    for found, (chances, there) in zip(fitted(task, (p, truth)), of_each_class(task, p, truth), strict=True):
+    for found, (probabilities, there) in zip(fitted(task, (p, truth)), of_each_class(task, p, truth), strict=True):
         assert 0 < found < 1
         assert (found / EDGE).is_integer()
-        score = f1(chances, there, found)
-        assert score >= max(f1(chances, there, edge * EDGE) for edge in range(1, 1024))
+        score = f1(probabilities, there, found)
+        assert score >= max(f1(probabilities, there, edge * EDGE) for edge in range(1, 1024))
         # A threshold inside a bin is at most its pixels better than the bin's edge.
-        every = {value: f1(chances, there, value) for value in np.unique(chances)}
+        every = {value: f1(probabilities, there, value) for value in np.unique(probabilities)}
         best = max(every, key=every.get)
-        inside = (np.floor(chances / EDGE) == np.floor(best / EDGE)).sum()
-        called = (chances >= best).sum()
+        inside = (np.floor(probabilities / EDGE) == np.floor(best / EDGE)).sum()
+        called = (probabilities >= best).sum()
         assert score >= every[best] * (1 - inside / (called + there.sum()))
-        assert score >= f1(chances, there, 0.5)
+        assert score >= f1(probabilities, there, 0.5)
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_size=40))
 def test_probabilities_at_edges_have_the_best_threshold_there_is(pixels):
-    chances, there = (np.array(one) for one in zip(*pixels, strict=True))
-    chances = (chances / 12 * 1024).round() * EDGE
+    probabilities, there = (np.array(one) for one in zip(*pixels, strict=True))
+    probabilities = (probabilities / 12 * 1024).round() * EDGE
     truth = there.astype("int16")[None, None]
-    (found,) = fitted(ONE, (chances[None, None], truth))
+    (found,) = fitted(ONE, (probabilities[None, None], truth))
     if there.all() or not there.any():
         assert found == 0.5
         return
-    score = f1(chances, there, found)
+    score = f1(probabilities, there, found)
     assert score == max(
-        f1(chances, there, value) for value in (*chances[(chances > 0) & (chances < 1)], EDGE, 1 - EDGE)
+        f1(probabilities, there, value)
+        for value in (*probabilities[(probabilities > 0) & (probabilities < 1)], EDGE, 1 - EDGE)
     )
     # The score is the same in a run of edges around it, whose middle it is.
-    called = chances >= np.arange(1, 1024)[:, None] * EDGE
+    called = probabilities >= np.arange(1, 1024)[:, None] * EDGE
     scores = 2 * (called & there).sum(axis=1) / (called.sum(axis=1) + there.sum())
     same = (np.flatnonzero(scores == score) + 1).tolist()
     low = high = round(found / EDGE)
@@ -167,6 +168,6 @@ def test_decisions_with_fitted_thresholds_have_the_best_scores(task):
     task = task.with_thresholds(fitted(task, (p, truth)))
     confusion = Confusion(task)
     confusion.add(task.decide(torch.from_numpy(p)[None])[0].numpy(), truth)
-    for one, (chances, there) in zip(task.classes, of_each_class(task, p, truth), strict=True):
-        best = max(f1(chances, there, edge * EDGE) for edge in range(1, 1024))
+    for one, (probabilities, there) in zip(task.classes, of_each_class(task, p, truth), strict=True):
+        best = max(f1(probabilities, there, edge * EDGE) for edge in range(1, 1024))
         assert confusion.per_class()[one.name]["f1"] == pytest.approx(best)

@@ -1,4 +1,4 @@
-"""A local HTTP server for rasters: serves ranges, counts what it is asked for, and fails as it is told.
+"""A local HTTP server for rasters: serves ranges, counts what it is asked for, and fails as asked.
 
 `/bucket/...` may be asked as S3 does: signatures are taken as they come.
 """
@@ -92,12 +92,12 @@ def serving(folder: Path) -> Iterator[Served]:
                 return
             file = served.folder / name
             if isinstance(how, int) or not file.is_file():
-                told = f"<Error><Code>{how or 404}</Code></Error>".encode()
+                reply = f"<Error><Code>{how or 404}</Code></Error>".encode()
                 self.send_response(how if isinstance(how, int) else 404)
-                self.send_header("Content-Length", str(len(told)))
+                self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()
                 if body:
-                    self.wfile.write(told)
+                    self.wfile.write(reply)
                 return
             facts = file.stat()
             size, start, stop_ = facts.st_size, 0, facts.st_size

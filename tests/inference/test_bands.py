@@ -156,7 +156,7 @@ def test_progress_is_the_rows_of_the_band(tmp_path, monkeypatch):
     assert sum(steps) == pytest.approx(70 * 90 / 1e6)
 
 
-def test_a_damaged_scene_is_told(tmp_path):
+def test_a_damaged_scene_is_reported(tmp_path):
     path = write_scene(tmp_path / "scene.tif")
     scene = Scene.from_files(path)
     path.write_bytes(path.read_bytes()[:700])

@@ -263,7 +263,7 @@ def test_the_scene_is_read_in_one_thread_of_its_own():
     assert threading.get_ident() not in scene.threads
 
 
-def test_a_damaged_file_is_told_and_the_thread_ends():
+def test_a_damaged_file_is_reported_and_the_thread_ends():
     scene = random_scene(100, 100)
     scene.broken_from = 5
     before = threading.active_count()
@@ -315,13 +315,13 @@ def test_a_window_without_finite_logits_is_refused_by_name(batch, precision, adv
     tiling = plan_tiling(scene.grid, 32, 0, 8)
     runner = Runner(Spoilt(8), torch.device("cpu"), precision)
     finished = []
-    with pytest.raises(NonFiniteLogitsError) as told:
+    with pytest.raises(NonFiniteLogitsError) as messages:
         finished.extend(predict_blocks(runner, scene, tiling, batch=batch))
-    assert str(told.value).startswith(
+    assert str(messages.value).startswith(
         f"scene.tif: in {precision} the network gives NaN or infinite values for the window of rows 16 to 39 and "
         "columns 48 to 69; "
     )
-    assert advice in str(told.value)
+    assert advice in str(messages.value)
     assert all(block.probabilities.isfinite().all() for block in finished)
     scene.pixels[0, 37, 66] = 0
     assert len(list(predict_blocks(runner, scene, tiling, batch=batch))) == 6

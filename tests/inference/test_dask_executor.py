@@ -267,10 +267,12 @@ def one_worker(folder, configuration):
 
 
 @pytest.mark.parametrize("dies", ["scheduler", "worker"])
-def test_what_is_lost_is_told_in_one_line_and_the_work_goes_on_without_it(made, tmp_path, dies):
+def test_what_is_lost_is_reported_in_one_line_and_the_work_goes_on_without_it(made, tmp_path, dies):
     """The cluster that loses its worker is encrypted; its scheduler has done its work without segkit."""
     mapped(made["binary"], tmp_path / "here", **FAST)
-    told = {"scheduler": "scheduler of the cluster is lost", "worker": "the cluster has had no worker for 2 s"}[dies]
+    messages = {"scheduler": "scheduler of the cluster is lost", "worker": "the cluster has had no worker for 2 s"}[
+        dies
+    ]
     configuration = encrypted(tmp_path) if dies == "worker" else {}
     with (
         one_worker(tmp_path, configuration) as (address, scheduler, worker),
@@ -288,7 +290,7 @@ def test_what_is_lost_is_told_in_one_line_and_the_work_goes_on_without_it(made, 
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with pytest.raises(ClusterError, match=f"{told}.* the same command resumes") as lost:
+        with pytest.raises(ClusterError, match=f"{messages}.* the same command resumes") as lost:
             mapped(made["binary"], tmp_path / "there", executor=slow, **FAST)
         killer.join()
         assert "\n" not in str(lost.value)
@@ -319,9 +321,9 @@ def test_a_model_that_was_replaced_is_refused_and_the_new_one_loaded(made, tmp_p
 
 
 def forget():
-    from segkit.inference import tasks as units
+    from segkit.inference import tasks
 
-    units._cached_context = None
+    tasks._cached_context = None
 
 
 def test_workers_send_few_heartbeats(executor):
@@ -410,7 +412,7 @@ def first_environment():
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "messages"),
     [
         ("tcp://10.0.0.1:8786", "anyone who reaches it can run any code"),
         ("tcp://example.org:8786", "--insecure"),
@@ -424,8 +426,8 @@ def first_environment():
         ("local:two", "local:4 starts"),
     ],
 )
-def test_an_address_that_is_none_or_open_to_others_is_refused(address, told, made, tmp_path):
-    with pytest.raises(UsageError, match=told), connect(address):
+def test_an_address_that_is_none_or_open_to_others_is_refused(address, messages, made, tmp_path):
+    with pytest.raises(UsageError, match=messages), connect(address):
         raise AssertionError
     words = ["predict", str(made["binary"] / "model.safetensors"), "a.tif", "-o", "m.tif", "--cluster", address]
     assert isinstance(CliRunner().invoke(cli.app, words).exception, UsageError)
@@ -434,11 +436,11 @@ def test_an_address_that_is_none_or_open_to_others_is_refused(address, told, mad
 @pytest.mark.parametrize(
     "options", [{"address": "tcp://127.0.0.1:1"}, {"address": "tcp://127.0.0.1:1", "insecure": True}]
 )
-def test_nobody_there_is_told_in_one_line(options):
+def test_nobody_there_is_reported_in_one_line(options):
     refused = pytest.raises(ClusterError, match=r"^tcp://127.0.0.1:1: no scheduler answers there")
-    with refused as told, connect(**options, patience=0.5):
+    with refused as messages, connect(**options, patience=0.5):
         raise AssertionError
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(messages.value)
 
 
 def test_without_dask_a_line_says_how_to_get_it(monkeypatch):

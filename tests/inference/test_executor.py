@@ -19,7 +19,7 @@ import segkit.models.segmenter
 from segkit.errors import ClusterError, ModelFileError, OutputError, RasterError, ScenesError, UsageError
 from segkit.inference import executor as executor_module
 from segkit.inference import settings as choice
-from segkit.inference import tasks as units
+from segkit.inference import tasks
 from segkit.inference import tiling as plan
 from segkit.inference.predict import predict
 from segkit.inference.runner import OutOfMemoryError
@@ -31,9 +31,9 @@ RASTERS = ("map", "probabilities", "confidence")
 class Executor:
     """Runs a random task whenever a result is asked for; `before` is called with each work item first."""
 
-    def __init__(self, seed=0, max_tasks=3, before=lambda unit: None):
+    def __init__(self, seed=0, max_tasks=3, before=lambda item: None):
         self.max_tasks, self.workers_per_host, self.before = max_tasks, 1, before
-        self.random, self.waiting, self.most, self.units, self.bytes = random.Random(seed), {}, 0, [], 0
+        self.random, self.waiting, self.most, self.items, self.bytes = random.Random(seed), {}, 0, [], 0
 
     def submit(self, task):
         content = pickle.dumps(task)
@@ -46,10 +46,10 @@ class Executor:
     def next_result(self):
         task_id = self.random.choice(list(self.waiting))
         task = self.waiting.pop(task_id)
-        unit = task.args[0]
-        self.units.append(unit)
+        item = task.args[0]
+        self.items.append(item)
         try:
-            self.before(unit)
+            self.before(item)
             return task_id, pickle.loads(pickle.dumps(task()))
         except Exception as error:  # noqa: BLE001 - what an executor does
             return task_id, pickle.loads(pickle.dumps(type(error)(*error.args)))  # not what it came from
@@ -58,8 +58,8 @@ class Executor:
 def fails(error, kind=PredictBand, index=1):
     """Makes the work item of a band fail."""
 
-    def before(unit):
-        if isinstance(unit, kind) and (kind is not PredictBand or unit.band.index == index):
+    def before(item):
+        if isinstance(item, kind) and (kind is not PredictBand or item.band.index == index):
             raise error
 
     return before
@@ -69,7 +69,7 @@ def fails(error, kind=PredictBand, index=1):
 def several_bands(monkeypatch):
     monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nobody pulls a plug here
-    monkeypatch.setattr(units, "_cached_context", None)
+    monkeypatch.setattr(tasks, "_cached_context", None)
 
 
 def load(path):
@@ -139,13 +139,13 @@ def test_what_passes_does_not_grow_with_the_scene(tmp_path):
         patch.setattr(segkit.models.segmenter, "load", lambda path: Network())
         [summary] = predict(model, tmp_path / "scene.tif", tmp_path / "map.tif", executor=executor, **FAST)
     assert summary.bands > 50
-    assert max(len(pickle.dumps(unit)) for unit in executor.units if isinstance(unit, PredictBand | MergeSeam)) < 4000
+    assert max(len(pickle.dumps(item)) for item in executor.items if isinstance(item, PredictBand | MergeSeam)) < 4000
 
 
 def test_relative_names_are_the_clients(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
-    def elsewhere(unit):
+    def elsewhere(item):
         monkeypatch.chdir("/")
 
     write_area(folder / "area.gpkg", placed(UTM, (3, 4), (60, 11), (31, 60)))
@@ -166,19 +166,19 @@ def test_scenes_are_worked_side_by_side_and_one_that_fails_stops_no_other(folder
     assert "images/x.tif: " in str(failed.value)
     assert [one.path.stem for one in failed.value.summaries] == ["a", "b", "c"]
     assert_same(folder, "there", "here")
-    order = [unit.name for unit in executor.units if isinstance(unit, PredictBand)]
+    order = [item.name for item in executor.items if isinstance(item, PredictBand)]
     assert order != sorted(order)
     assert executor.most == 7
     again = Executor()
     assert all(one.seconds == 0 for one in mapped(folder, "there", scenes, executor=again))
-    assert [type(unit).__name__ for unit in again.units] == ["CheckOptions"]
+    assert [type(item).__name__ for item in again.items] == ["CheckOptions"]
 
 
 def test_scenes_under_way_are_bounded(folder, monkeypatch):
     monkeypatch.setattr(executor_module, "_MAX_RUNNING_SCENES", 1)
     executor = Executor(max_tasks=20)
     mapped(folder, "there", [f"images/{name}.tif" for name in "abc"], executor=executor)
-    order = [unit.name for unit in executor.units if isinstance(unit, InspectScene | PredictBand)]
+    order = [item.name for item in executor.items if isinstance(item, InspectScene | PredictBand)]
     assert order == sorted(order)
 
 
@@ -196,16 +196,16 @@ def test_a_band_that_fails_is_set_aside_and_the_rest_finishes(folder, error):
     [here] = mapped(folder, "here")
     with pytest.raises(ClusterError) as failed:
         mapped(folder, "there", executor=Executor(before=fails(error)))
-    told = str(failed.value)
-    assert re.match(r"a: 1 of \d work items failed, .* the same command runs only these again:\n", told)
-    assert re.search(rf"\n  band 1, rows \d+ to \d+: .*{error}$", told)
+    messages = str(failed.value)
+    assert re.match(r"a: 1 of \d work items failed, .* the same command runs only these again:\n", messages)
+    assert re.search(rf"\n  band 1, rows \d+ to \d+: .*{error}$", messages)
     done = {f"band-{index:05d}" for index in range(here.bands) if index != 1}
     assert names(folder / "there") == {"map.tif.bands"}
     assert names(folder / "there/map.tif.bands") == {*done, "request.json", ".lock"}
     executor = Executor()
     [summary] = mapped(folder, "there", executor=executor)
     assert summary.resumed == here.bands - 1
-    assert [unit.band.index for unit in executor.units if isinstance(unit, PredictBand)] == [1]
+    assert [item.band.index for item in executor.items if isinstance(item, PredictBand)] == [1]
     assert_same(folder, "there", "here")
 
 
@@ -218,7 +218,7 @@ def test_work_goes_on_with_and_without_an_executor(folder, first):
         [summary] = mapped(folder, "found")
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(units, "merge_seam", lambda *_: 1 / 0)
+            patch.setattr(tasks, "merge_seam", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 mapped(folder, "found")
         [summary] = mapped(folder, "found", executor=Executor())
@@ -229,8 +229,8 @@ def test_work_goes_on_with_and_without_an_executor(folder, first):
 def test_a_window_that_memory_is_too_small_for_makes_all_smaller(folder, monkeypatch):
     monkeypatch.setattr(choice, "_MIN_TILE_PX", 16)
 
-    def before(unit):
-        if isinstance(unit, PredictBand) and unit.settings.tile == 32:
+    def before(item):
+        if isinstance(item, PredictBand) and item.settings.tile == 32:
             raise OutOfMemoryError("too large")
 
     with pytest.warns(UserWarning, match="too large; continuing with tile 16"):
@@ -248,7 +248,7 @@ class Lost(Executor):
         self.after = after
 
     def next_result(self):
-        if len(self.units) == self.after:
+        if len(self.items) == self.after:
             raise ClusterError("lost")
         return super().next_result()
 
@@ -263,9 +263,9 @@ def test_a_lost_executor_loses_nothing_and_leaves_no_lock(folder, after):
     assert_same(folder, "found", "right")
 
 
-def test_a_second_client_is_told(folder):
-    def before(unit):
-        if isinstance(unit, PredictBand):
+def test_a_second_client_is_reported(folder):
+    def before(item):
+        if isinstance(item, PredictBand):
             mapped(folder, "there")
 
     with pytest.raises(ClusterError, match="another segkit predict is writing it"):
@@ -277,12 +277,12 @@ def test_stragglers_do_no_harm(folder):
     mapped(folder, "right", tile=40)
     late = []
     with pytest.raises(ClusterError):
-        mapped(folder, "found", executor=Executor(before=lambda unit: late.append(unit) or fails(ValueError())(unit)))
-    late = [pickle.dumps(unit) for unit in late if isinstance(unit, PredictBand) and unit.band.index == 1]
+        mapped(folder, "found", executor=Executor(before=lambda item: late.append(item) or fails(ValueError())(item)))
+    late = [pickle.dumps(item) for item in late if isinstance(item, PredictBand) and item.band.index == 1]
     tools = WorkerContext(segkit.load(folder / "model.safetensors"))
 
-    def straggle(unit):
-        if isinstance(unit, FindFinished):  # nothing is there but what the other request has settled
+    def straggle(item):
+        if isinstance(item, FindFinished):  # nothing is there but what the other request has settled
             pickle.loads(late[0])(tools, lambda step: None)
 
     with warnings.catch_warnings(record=True) as caught:
@@ -310,8 +310,8 @@ def test_another_model_at_the_path_is_refused(real):
 def test_another_area_at_the_path_is_refused(folder):
     write_area(folder / "area.gpkg", placed(UTM, (3, 4), (60, 11), (31, 60)))
 
-    def before(unit):
-        units._cached_context = None
+    def before(item):
+        tasks._cached_context = None
         (folder / "area.gpkg").unlink(missing_ok=True)
         write_area(folder / "area.gpkg", placed(UTM, (3, 4), (50, 11), (31, 50)))
 
@@ -336,27 +336,27 @@ def test_polygons_are_made_by_the_executor(folder):
     executor = Executor()
     mapped(folder, "there", vector=folder / "layer.gpkg", executor=executor)
     assert (folder / "layer.gpkg").exists()
-    assert type(executor.units[-1]).__name__ == "Vectorize"
+    assert type(executor.items[-1]).__name__ == "Vectorize"
 
 
-def test_threads_are_those_that_were_settled(folder, monkeypatch):
+def test_threads_are_those_that_were_chosen(folder, monkeypatch):
     """A network may add up in another order with other threads; wherever a band is done, there are as many."""
-    seen, predict_band = [], units.predict_band
+    seen, predict_band = [], tasks.predict_band
 
     def watched(*arguments, **options):
         seen.append((torch.get_num_threads(), options["batch"]))
         return predict_band(*arguments, **options)
 
-    monkeypatch.setattr(units, "predict_band", watched)
+    monkeypatch.setattr(tasks, "predict_band", watched)
     before = torch.get_num_threads()
 
-    def other_machine(unit):
-        torch.set_num_threads(1 if isinstance(unit, PredictBand) else 3)
+    def other_machine(item):
+        torch.set_num_threads(1 if isinstance(item, PredictBand) else 3)
 
     try:
         with pytest.raises(ClusterError):
             mapped(
-                folder, "found", executor=Executor(before=lambda unit: other_machine(unit) or fails(ValueError())(unit))
+                folder, "found", executor=Executor(before=lambda item: other_machine(item) or fails(ValueError())(item))
             )
         torch.set_num_threads(2)
         [summary] = mapped(folder, "found")
@@ -370,11 +370,11 @@ def test_threads_are_those_that_were_settled(folder, monkeypatch):
 
 def test_tools_keep_one_network_and_one_region(folder):
     tools = WorkerInputs(folder / "model.safetensors", "test model").load_context()
-    scene, choice = InspectScene("a", (folder / "images/a.tif",), False, units.PredictOptions(), None)(tools, print)
+    scene, choice = InspectScene("a", (folder / "images/a.tif",), False, tasks.PredictOptions(), None)(tools, print)
     runner = partial(tools.runner, torch.device("cpu"))
     first = runner(choice, scene)
     assert runner(choice, None) is first
-    other = units.replace(choice, tta="d4")
+    other = tasks.replace(choice, tta="d4")
     assert runner(other, scene) is not first
     assert runner(other, scene) is runner(other, scene)
     assert tools.region(scene.grid) is None

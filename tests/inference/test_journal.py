@@ -159,8 +159,8 @@ def test_long_values_are_shown_where_they_differ(target):
     compute(target, {"scene": files})
     with pytest.raises(OutputExistsError) as caught, opened(target, {"scene": [*files[:40], "/x.tif", *files[41:]]}):
         pass
-    told = str(caught.value).split("(scene was ")[1].split(");")[0]
-    was, now = told.split(", is ")
+    messages = str(caught.value).split("(scene was ")[1].split(");")[0]
+    was, now = messages.split(", is ")
     assert was != now
     assert '"/data/senti' in was
     assert '"/x.tif"' in now
@@ -218,7 +218,7 @@ def test_what_a_system_leaves_in_any_folder_is_not_in_the_way(target, folder, tm
     assert not names(tmp_path)
 
 
-def test_a_file_in_the_journals_place_is_told(target, folder):
+def test_a_file_in_the_journals_place_is_reported(target, folder):
     folder.write_text("precious")
     with pytest.raises(OutputExistsError, match="is a file"), opened(target, overwrite=True):
         pass
@@ -254,8 +254,8 @@ def test_a_changed_byte_anywhere_is_found(target, folder, name):
             if is_right(journal, 0):  # white space of a record may change
                 assert json.loads(damaged) == json.loads(whole)
                 continue
-        (told,) = [str(one.message) for one in caught]
-        assert told.startswith(f"{target}: band 0 is damaged and is computed again: ")
+        (messages,) = [str(one.message) for one in caught]
+        assert messages.startswith(f"{target}: band 0 is damaged and is computed again: ")
         assert not file.parent.exists()
         assert compute(target, bands=1) == []
 
@@ -557,12 +557,12 @@ def fill_the_disk(target):
 
 
 @unix
-def test_a_full_disk_is_told_and_costs_only_the_band_in_work(target):
+def test_a_full_disk_is_reported_and_costs_only_the_band_in_work(target):
     alone(fill_the_disk, target)
 
 
 @unix
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     """Nobody but root may pass pytest's folders, and root may not when it is nobody."""
     tmp_path.chmod(0o555)
     root = os.geteuid() == 0

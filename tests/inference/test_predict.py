@@ -381,15 +381,15 @@ def test_a_folder_that_is_a_file_or_the_scene_s_own_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["only.tif"]
 
 
-def test_scenes_that_hold_no_data_are_told_in_one_warning(tmp_path):
+def test_scenes_that_hold_no_data_are_reported_in_one_warning(tmp_path):
     scenes = [write_scene(tmp_path / f"{name}.tif") for name in "abcdef"]
     for scene in scenes[1:]:
         with rasterio.open(scene, "r+") as dataset:
             dataset.write(np.zeros((2, *dataset.shape), dtype=np.uint16))
     listed = ", ".join(map(str, scenes[1:4]))
-    with pytest.warns(UserWarning, match="5 scenes without valid pixels") as told:
+    with pytest.warns(UserWarning, match="5 scenes without valid pixels") as messages:
         predict(Network(), scenes, tmp_path / "maps", **FAST)
-    assert [str(one.message) for one in told] == [
+    assert [str(one.message) for one in messages] == [
         (
             f"5 scenes without valid pixels, so the map is all no data: {listed} and 2 more; check the no-data "
             "value and the mask of the files"
@@ -397,9 +397,11 @@ def test_scenes_that_hold_no_data_are_told_in_one_warning(tmp_path):
     ]
     island = shapely.box(500_310, 8_999_600, 500_400, 8_999_640)  # of no data, in the first scene
     geopandas.GeoSeries([island], crs="EPSG:32622").to_file(tmp_path / "aoi.gpkg")
-    with pytest.warns(UserWarning, match=r"1 scene without valid pixels inside .*aoi.gpkg, .*: .*a.tif; check") as told:
+    with pytest.warns(
+        UserWarning, match=r"1 scene without valid pixels inside .*aoi.gpkg, .*: .*a.tif; check"
+    ) as messages:
         predict(Network(), scenes[0], tmp_path / "map.tif", aoi=tmp_path / "aoi.gpkg", **FAST)
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_no_map_is_made_of_logits_that_are_not_finite(tmp_path):

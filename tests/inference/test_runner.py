@@ -122,7 +122,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_that_remembered(lacking
 
 
 @pytest.mark.parametrize("lacking", SCARCE.values(), ids=SCARCE)
-def test_one_tile_that_memory_does_not_hold_is_told(lacking):
+def test_one_tile_that_memory_does_not_hold_is_reported(lacking):
     runner = Runner(Model(lambda pixels, valid, precision: lacking(pixels)), CPU, "fp32")
     with pytest.raises(
         OutOfMemoryError,
@@ -268,7 +268,7 @@ def test_a_compiled_network_says_the_same(tmp_path):
     torch.testing.assert_close(compiled([tile]), plain([tile]), rtol=0, atol=1e-5)
 
 
-def test_where_compiling_fails_it_is_told(tmp_path, monkeypatch):
+def test_where_compiling_fails_it_is_reported(tmp_path, monkeypatch):
     def refuse(network, **_):
         def forward(*_):
             raise Unsupported("no compiler")

@@ -18,7 +18,7 @@ from killing import alone, forked, names, unix
 from predicting import FAST, UTM, Neighbours, Network, expected, placed, read, write_area, write_scene
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError
-from segkit.inference import tasks as units
+from segkit.inference import tasks
 from segkit.inference import tiling as plan
 from segkit.inference.journal import Journal
 from segkit.inference.predict import predict
@@ -146,9 +146,9 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
         assembled.append(path)
         return build_cog(path, *arguments, **options)
 
-    build_cog = units.build_cog
+    build_cog = tasks.build_cog
     with monkeypatch.context() as patch:
-        patch.setattr(units, "build_cog", interrupted)
+        patch.setattr(tasks, "build_cog", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mapped(Neighbours(), scene, found)
     assert names(found) == {"map.tif.bands", *list(RASTERS.values())[:product]}
@@ -165,7 +165,7 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
 def test_a_damaged_band_is_computed_again_with_a_warning(tmp_path, scene, monkeypatch, band, name, redone):
     right, found = undisturbed(scene, tmp_path / "right"), tmp_path / "found"
     with monkeypatch.context() as patch:
-        patch.setattr(units, "build_cog", lambda *arguments, **options: 1 / 0)
+        patch.setattr(tasks, "build_cog", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             mapped(Neighbours(), scene, found)
     name = "probabilities.tif" if name == "p.tif" else name
@@ -265,8 +265,8 @@ def test_work_of_another_request_is_refused_by_name_and_started_afresh_on_overwr
         mapped(Neighbours(), scene, found)
     before = {path: path.read_bytes() for path in found.rglob("*") if path.is_file()}
     model, options = OTHERS[what](scene, tmp_path)
-    told = rf"another request .*\({what} was " if unfinished else rf"other settings \({what}\)"
-    with pytest.raises(OutputExistsError, match=f"{told}.*--overwrite"):
+    messages = rf"another request .*\({what} was " if unfinished else rf"other settings \({what}\)"
+    with pytest.raises(OutputExistsError, match=f"{messages}.*--overwrite"):
         mapped(model, scene, found, **options)
     assert model.calls == 0
     assert before == {path: path.read_bytes() for path in found.rglob("*") if path.is_file()}

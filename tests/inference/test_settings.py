@@ -138,9 +138,9 @@ def test_exact_is_refused_where_it_cannot_be_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 100), (5, 100), (32, 32), (70, 91)])
 def test_a_network_that_pools_is_given_the_windows_it_was_trained_with(tmp_path, shape):
     scene, model = write_scene(tmp_path / "scene.tif", *shape, seed=1), pooling()
-    with pytest.warns(UserWarning, match="pools over its whole window, so it gets windows of 32 pixels") as told:
+    with pytest.warns(UserWarning, match="pools over its whole window, so it gets windows of 32 pixels") as messages:
         [summary] = predict(model, scene, tmp_path / "map.tif", precision="fp32", device="cpu")
-    assert len(told) == 1
+    assert len(messages) == 1
     assert model.sizes == {(32, 32)}
     assert (summary.choice.tile, summary.choice.fixed) == (32, True)
     again = pooling()
@@ -276,9 +276,11 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_tile_that_memory_does_not_hold_is_halved_and_the_map_whole(tmp_path, small_tiles, after):
     scene = write_scene(tmp_path / "scene.tif")
-    with pytest.warns(UserWarning, match="does not fit into the memory of the cpu; .*continuing with tile 32") as told:
+    with pytest.warns(
+        UserWarning, match="does not fit into the memory of the cpu; .*continuing with tile 32"
+    ) as messages:
         [summary] = predict(Hungry(32, after), scene, tmp_path / "map.tif", batch_size=1, **FAST | {"tile": 64})
-    assert len(told) == 1
+    assert len(messages) == 1
     assert (summary.choice.tile, summary.resumed) == (32, 0)
     np.testing.assert_array_equal(read(tmp_path / "map.tif"), expected(Network(), scene)[0])
     with rasterio.open(tmp_path / "map.tif") as found:
@@ -303,10 +305,10 @@ def test_memory_that_does_not_hold_the_smallest_tile_is_one_clear_error(tmp_path
         pytest.warns(UserWarning, match="continuing with"),
         pytest.raises(
             OutOfMemoryError, match=r"a window of 16 x 16 pixels does not fit into the memory of the cpu"
-        ) as told,
+        ) as messages,
     ):
         predict(Hungry(4), scene, tmp_path / "map.tif", **FAST | {"tile": 64})
-    assert isinstance(told.value, SegkitError)
+    assert isinstance(messages.value, SegkitError)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
 

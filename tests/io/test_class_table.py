@@ -132,7 +132,7 @@ def test_a_file_of_names(legend_of, text):
     assert legend.class_of(1, 2) == MapClass("2", 2)
 
 
-def test_a_file_of_names_tells_the_background(legend_of):
+def test_a_file_of_names_sets_the_background(legend_of):
     legend = legend_of("value,name,background\n0,sea,no\n5,rest,Yes\n6,land,\n")
     assert [legend.class_of(1, code).background for code in (0, 5, 6)] == [False, True, False]
 

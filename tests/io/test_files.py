@@ -376,7 +376,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
         str(caught.value).encode()
 
 
-def test_a_full_disk_is_said_where_it_is_one_and_nowhere_else(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_where_it_is_one_and_nowhere_else(tmp_path, monkeypatch):
     assert (
         describe_error(OSError(28, "x"), tmp_path)
         == "No space left on device: free some space, or write to another disk"
@@ -395,8 +395,8 @@ def test_a_full_disk_is_said_where_it_is_one_and_nowhere_else(tmp_path, monkeypa
         raise OSError(28, "x")
 
     monkeypatch.setattr(os, "fsync", full)
-    told = describe_error(RuntimeError("GDAL says."), tmp_path)
-    assert told == "GDAL says; No space left on device: free some space, or write to another disk"
+    messages = describe_error(RuntimeError("GDAL says."), tmp_path)
+    assert messages == "GDAL says; No space left on device: free some space, or write to another disk"
     assert not list(tmp_path.iterdir())
 
 

@@ -141,7 +141,7 @@ def test_invalid_polygons_are_repaired_and_nulls_left_out(tmp_path, use):
     np.testing.assert_array_equal(use(path, tmp_path), inside)
 
 
-def test_what_is_repaired_and_left_out_is_said(tmp_path):
+def test_what_is_repaired_and_left_out_is_reported(tmp_path):
     bow = shapely.Polygon([(0, 0), (1, 1), (1, 0), (0, 1)])
     polygons = read_polygons(write(tmp_path / "p.gpkg", [bow, None, boxes(4326)[0]]))
     with pytest.warns(UserWarning, match=r"p\.gpkg: 1 ") as warned:

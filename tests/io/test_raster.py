@@ -269,7 +269,7 @@ def test_true_files_beside_a_raster_are_read(tmp_path, write_raster):
         Scene.from_files(path)
 
 
-def test_metadata_that_gdal_refuses_is_told(write_raster):
+def test_metadata_that_gdal_refuses_is_reported(write_raster):
     """GDAL's error comes later, as something that is no RasterioError."""
     path = write_raster("a.tif", COUNT)
     path.with_name("a.tif.aux.xml").write_text("<PAMDataset><SRS>/vsicurl/http://127.0.0.1:9/x</SRS></PAMDataset>")
@@ -278,7 +278,7 @@ def test_metadata_that_gdal_refuses_is_told(write_raster):
 
 
 @pytest.mark.parametrize("error", [CPLE_AppDefinedError(3, 1, "broken"), RasterioError("broken")])
-def test_any_error_of_gdal_while_a_raster_is_open_is_told(write_raster, error):
+def test_any_error_of_gdal_while_a_raster_is_open_is_reported(write_raster, error):
     with pytest.raises(RasterError, match=r"a\.tif: cannot be read: "), open_raster(write_raster("a.tif", COUNT)):
         raise error
 
@@ -988,8 +988,8 @@ def at_a_limit(folder, what, *kilobytes, **environment):
 @pytest.mark.parametrize("cache", ["128", "1"])  # MB; the larger one is emptied when the file is closed
 def test_a_full_disk_is_an_output_error_and_leaves_no_part(tmp_path, cache):
     done = at_a_limit(tmp_path, "part", 0, 50, 600, 1200, GDAL_CACHEMAX=cache)
-    told = [line.split()[0] for line in done.stdout.splitlines()]
-    assert told == ["0", "0", "50", "50", "600", "600", "1200", "1200"], done.stderr
+    messages = [line.split()[0] for line in done.stdout.splitlines()]
+    assert messages == ["0", "0", "50", "50", "600", "600", "1200", "1200"], done.stderr
     assert done.stdout.count("files here may not be that large") == 8
     assert not list((tmp_path / "bands").iterdir())
 

@@ -1,4 +1,4 @@
-"""Rasters behind URLs are read like files, in few requests; what fails is repeated, then told, and never zeros."""
+"""Rasters behind URLs are read like files, in few requests; what fails is repeated, then reported, and never zeros."""
 
 import json
 import os
@@ -249,7 +249,7 @@ def test_a_window_that_gdal_gives_up_is_read_once_more(server, cog, how, monkeyp
         ("stall", "not send all"),
     ],
 )  # fmt: skip
-def test_what_keeps_failing_is_told_and_can_be_had_later(server, how, said, compress, capfd, monkeypatch):
+def test_what_keeps_failing_is_reported_and_can_be_had_later(server, how, said, compress, capfd, monkeypatch):
     cog = write_cog(server.folder / "scene.tif", 512, compress=compress)
     expected = Scene.from_files(cog).read(WINDOW)
     url = f"{server.url(cog.name)}?sig=SECRET"
@@ -258,17 +258,17 @@ def test_what_keeps_failing_is_told_and_can_be_had_later(server, how, said, comp
         monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "0.3")
     with scene.open() as reader:
         server.failing(10**6, how)
-        with pytest.raises(RasterError, match=said) as told:
+        with pytest.raises(RasterError, match=said) as messages:
             reader.read(WINDOW)
         server.failing(0, how)
-    assert str(told.value).startswith(f"{server.url(cog.name)}: cannot be read at rows 100 to 400")
-    assert "SECRET" not in str(told.value)
+    assert str(messages.value).startswith(f"{server.url(cog.name)}: cannot be read at rows 100 to 400")
+    assert "SECRET" not in str(messages.value)
     if how not in ("short", "stall"):
         raster._open_remotes.clear()
         server.failing(10**6, how)
-        with pytest.raises(RasterError, match=said) as told:
+        with pytest.raises(RasterError, match=said) as messages:
             Scene.from_files(url)
-        assert "SECRET" not in str(told.value)
+        assert "SECRET" not in str(messages.value)
         server.failing(0, how)
     assert same(Scene.from_files(url).read(WINDOW), expected)
     assert capfd.readouterr() == ("", "")
@@ -293,7 +293,7 @@ def test_nobody_listens():
 
 
 @pytest.mark.parametrize("compress", ["DEFLATE", "NONE"])
-def test_a_file_that_changes_while_it_is_read_is_told(server, compress):
+def test_a_file_that_changes_while_it_is_read_is_reported(server, compress):
     cog = write_cog(server.folder / "scene.tif", compress=compress)
     scene = Scene.from_files(server.url(cog.name))
 
@@ -347,7 +347,7 @@ def test_overviews_elsewhere_are_refused(server):
     assert not server.requests("secret.tif")
 
 
-def test_where_gdal_tells_no_version_files_are_read_all_the_same(server, cog, monkeypatch):
+def test_where_gdal_knows_no_version_files_are_read_all_the_same(server, cog, monkeypatch):
     monkeypatch.setattr(remote, "_gdal_function", lambda *_: None)
     assert same(Scene.from_files(server.url(cog.name)).read(WINDOW), Scene.from_files(cog).read(WINDOW))
 
@@ -373,7 +373,7 @@ def test_outputs_and_other_inputs_are_local(tmp_path, server, cog):
             require_file(Path(url))
 
 
-def test_a_map_tells_the_scene_without_its_signature_and_sees_a_change(server, tmp_path):
+def test_a_map_names_the_scene_without_its_signature_and_sees_a_change(server, tmp_path):
     model, url = segmenter(Path("nowhere"), pretrained=False), f"{server.url('scene.tif')}?sig=SECRET"
     write_cog(server.folder / "scene.tif", 128)
     predict(model, url, tmp_path / "map.tif")
@@ -427,7 +427,7 @@ def test_a_table_mixes_urls_and_files(server, pairs, tmp_path):
     assert [each.name for each in found] == ["a", "b"]
 
 
-def test_the_cache_follows_what_the_server_tells(server, pairs):
+def test_the_cache_follows_what_the_server_sends(server, pairs):
     from segkit.data.cache import Cache, list_entries
 
     with Cache.open(1) as cache:
@@ -462,13 +462,13 @@ def test_the_command_line_takes_urls(server, tmp_path, monkeypatch, capsys):
     assert server.headers[-1]["path"].endswith("?sig=a//b")
     assert run("report", made, "--images", url, "-o", tmp_path / "map.html")[0] == 0
     assert "sig=" not in (tmp_path / "map.html").read_text()
-    code, told = run("predict", model, server.url("none.tif"), "-o", tmp_path / "other.tif")
+    code, messages = run("predict", model, server.url("none.tif"), "-o", tmp_path / "other.tif")
     assert code == 1
-    assert told.count("\n") == 0
-    assert "404" in told
-    code, told = run("predict", model, url, "-o", "s3://bucket/map.tif")
+    assert messages.count("\n") == 0
+    assert "404" in messages
+    code, messages = run("predict", model, url, "-o", "s3://bucket/map.tif")
     assert code == 2
-    assert told.count("\n") == 0
+    assert messages.count("\n") == 0
 
 
 @pytest.mark.parametrize("keys", [True, False])

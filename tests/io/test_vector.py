@@ -57,7 +57,7 @@ def server(tmp_path):
         yield served
 
 
-def told(path, open_it=read_layer):
+def read_or_message(path, open_it=read_layer):
     """What comes of reading a file, as text."""
     try:
         found = open_it(path)
@@ -153,8 +153,8 @@ def test_no_other_driver_opens_a_file(tmp_path, secret, server, suffix, attack):
     path = tmp_path / f"a{suffix}"
     for source in (secret, f"/vsicurl/{server.url('a.csv')}"):
         path.write_text(attack(source))
-        assert told(path).startswith(f"refused: {path}: cannot be read as a vector file")
-        assert SECRET not in told(path)
+        assert read_or_message(path).startswith(f"refused: {path}: cannot be read as a vector file")
+        assert SECRET not in read_or_message(path)
     assert not server.requests()
 
 
@@ -242,9 +242,9 @@ def test_references_within_a_format_are_not_followed(tmp_path, secret, server):
         for number, text in enumerate(texts):
             file = tmp_path / f"{number}{suffix}"
             file.write_text(text)
-            assert SECRET not in told(file), text
+            assert SECRET not in read_or_message(file), text
             assert not server.requests(), text
-    assert "refers to a URL" in told(tmp_path / "0.geojson")
+    assert "refers to a URL" in read_or_message(tmp_path / "0.geojson")
     assert not list(tmp_path.glob("*.gfs")), "GDAL writes a file beside a GML file"
 
 
@@ -253,11 +253,11 @@ def test_schemas_beside_a_gml_file_are_not_followed(tmp_path, server, prefix):
     path = tmp_path / "a.gml"
     path.write_text(gml())
     path.with_suffix(".xsd").write_text(schema(prefix + server.url("x.xsd")))
-    assert "includes another schema" in told(path)
+    assert "includes another schema" in read_or_message(path)
     other = tmp_path / "other.xsd"
     path.with_suffix(".xsd").rename(other)
     path.write_text(gml(attributes='xsi:schemaLocation="http://ogr.maptools.org/ other.xsd"'))
-    assert "'k': {0: 1}" in told(path)
+    assert "'k': {0: 1}" in read_or_message(path)
     assert not server.requests()
 
 
@@ -267,7 +267,7 @@ def test_files_beside_a_shapefile_are_not_followed(tmp_path, secret, server):
         for suffix in (".prj", ".cpg", ".dbf"):
             before = path.with_suffix(suffix).read_bytes()
             path.with_suffix(suffix).write_text(text)
-            assert SECRET not in told(path)
+            assert SECRET not in read_or_message(path)
             path.with_suffix(suffix).write_bytes(before)
     assert not server.requests()
 
@@ -298,7 +298,7 @@ def test_a_geopackage_reads_no_other_file(tmp_path, secret, server):
             f"create/**/virtual table v using {module}({arguments})",
         ):
             path = add_layer(tmp_path / "a.gpkg", view, ("table", "v", text))
-            assert "table 'v' is a virtual table that may read other files" in told(path)
+            assert "table 'v' is a virtual table that may read other files" in read_or_message(path)
             path.unlink()
     for function in (
         f"ogr_geocode('{SECRET}', 'geometry', 'QUERY_TEMPLATE={server.url('q')}?%s')",
@@ -307,7 +307,7 @@ def test_a_geopackage_reads_no_other_file(tmp_path, secret, server):
         "load_extension('/tmp/x')",
     ):
         path = add_layer(tmp_path / "a.gpkg", f"CREATE VIEW w AS SELECT fid, geom, {function} AS name FROM a")
-        assert told(path).startswith("refused")
+        assert read_or_message(path).startswith("refused")
         path.unlink()
     assert not server.requests()
     # A view over the file's own tables is read.
@@ -323,7 +323,7 @@ def test_a_geoparquet_names_no_other_file(tmp_path, secret, server):
     for crs in (server.url("crs"), str(secret), f"+init={secret}:1"):
         about["columns"]["geometry"]["crs"] = crs
         pq.write_table(table.replace_schema_metadata({b"geo": json.dumps(about)}), tmp_path / "b.parquet")
-        assert SECRET not in told(tmp_path / "b.parquet")
+        assert SECRET not in read_or_message(tmp_path / "b.parquet")
     assert not server.requests()
 
 

@@ -120,7 +120,7 @@ def test_of_overlapping_classes_one_is_compared(tmp_path):
     assert result.pixels[0, 1] == ((masks[0, 1] == 0) & (masks[1, 1] == 1)).sum()
 
 
-def test_what_does_not_fit_is_told_and_leaves_nothing(maps, tmp_path):
+def test_what_does_not_fit_is_reported_and_leaves_nothing(maps, tmp_path):
     old, new, *_ = maps
     with rasterio.open(new) as file:
         codes = file.read(1)

@@ -176,7 +176,7 @@ def write(path, header):
 
 
 @pytest.mark.parametrize(("breaking", "message"), BROKEN.values(), ids=BROKEN)
-def test_what_is_no_model_is_said_in_one_line(tmp_path, stored, breaking, message):
+def test_what_is_no_model_is_reported_in_one_line(tmp_path, stored, breaking, message):
     path = tmp_path / "bad.safetensors"
     breaking(path, *stored)
     with pytest.raises(ModelFileError, match=message) as caught:
@@ -486,7 +486,7 @@ def test_a_network_with_an_operation_that_wants_float32_computes_the_rest_in_bf1
 
 @settings(max_examples=25)
 @given(data=st.data())
-def test_the_reach_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_factory, data):
+def test_the_receptive_field_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_factory, data):
     layers, stride = [], 1
     for _ in range(data.draw(st.integers(1, 4))):
         kernel, step, dilation = (data.draw(st.sampled_from(of)) for of in ([1, 3, 5], [1, 1, 2], [1, 2, 4]))
@@ -513,7 +513,7 @@ def test_the_reach_of_convolutions_is_what_changes_when_a_pixel_does(tmp_path_fa
     assert max(reaches) <= reach < max(reaches) + stride + (4 * stride if pooled else 0)
 
 
-def test_beyond_its_reach_a_pixel_changes_no_bit(tmp_path):
+def test_beyond_its_receptive_field_a_pixel_changes_no_bit(tmp_path):
     model = lively(segmenter(tmp_path)).double()
     reach = model.receptive_field
     pixels, valid = an_image(height=16, width=512)
@@ -525,7 +525,7 @@ def test_beyond_its_reach_a_pixel_changes_no_bit(tmp_path):
     assert reach - model.stride < max(distances) <= reach
 
 
-def test_what_lies_further_from_a_window_s_end_than_the_reach_is_as_in_the_whole(tmp_path):
+def test_what_lies_further_from_a_window_s_end_than_the_receptive_field_is_as_in_the_whole(tmp_path):
     model = lively(segmenter(tmp_path))
     pixels, valid = an_image(height=400, width=400)
     whole = logits(model, pixels, valid)
@@ -567,7 +567,7 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize(("network", "stride", "reach"), REACHES.values(), ids=REACHES)
-def test_the_reach_of_single_layers(tmp_path, network, stride, reach):
+def test_the_receptive_field_of_single_layers(tmp_path, network, stride, reach):
     network = Pooled(network) if isinstance(network, nn.AdaptiveAvgPool2d) else network
     model = holding(tmp_path, network, stride)
     modes = [module.training for module in network.modules()]
@@ -593,7 +593,7 @@ def test_attention_over_the_window_is_recognised(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "stored"), [(SMALLEST["options"], 54), (SCSE, "global")])
-def test_the_reach_is_measured_once_and_kept_in_the_file(tmp_path, options, stored):
+def test_the_receptive_field_is_measured_once_and_kept_in_the_file(tmp_path, options, stored):
     model = segmenter(tmp_path, options=options)
     file = tmp_path / "m.safetensors"
     model.save(file)
@@ -607,7 +607,7 @@ def test_the_reach_is_measured_once_and_kept_in_the_file(tmp_path, options, stor
     assert load(file).receptive_field == 7
 
 
-def test_a_file_from_before_reaches_were_kept(tmp_path):
+def test_a_file_from_before_receptive_fields_were_stored(tmp_path):
     file = tmp_path / "m.safetensors"
     model = segmenter(tmp_path)
     model.save(file)

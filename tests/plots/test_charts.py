@@ -54,8 +54,8 @@ def evaluation(names, type_="multiclass", *, missing=(), seed=0):
         counted.add(decided, truth, random.uniform(0.3, 1, shape))
         sure.add(probabilities, truth)
         drawn.add(scene, Window(0, 0, 20, 20), decided, truth)
-    told = counted.summary() | {"intervals": drawn.intervals(), "reliability": counted.reliability()}
-    return told | {"brier": sure.brier(), "calibration": sure.per_channel()}
+    scores = counted.summary() | {"intervals": drawn.intervals(), "reliability": counted.reliability()}
+    return scores | {"brier": sure.brier(), "calibration": sure.per_channel()}
 
 
 def log(epochs, *, validation=True):
@@ -163,8 +163,8 @@ def luminance(color):
 
 def test_a_cell_holds_the_share_of_its_row_and_the_count():
     figure = charts.confusion_matrix({"labels": ["a", "b_c"], "matrix": [[9_990_000, 10_000], [0, 45]]})
-    told = {place: text.get_text() for place, text in cells(figure).items()}
-    assert told == {(0, 0): "99.9 %\n9.99 M", (0, 1): "0.1 %\n10 k", (1, 0): "0 %\n0", (1, 1): "100 %\n45"}
+    found = {place: text.get_text() for place, text in cells(figure).items()}
+    assert found == {(0, 0): "99.9 %\n9.99 M", (0, 1): "0.1 %\n10 k", (1, 0): "0 %\n0", (1, 1): "100 %\n45"}
     (mesh,) = (each for each in figure.axes[0].collections if isinstance(each, QuadMesh))
     np.testing.assert_allclose(mesh.get_array(), [[0.999, 0.001], [0, 1]])
     ax = figure.axes[0]
@@ -177,9 +177,9 @@ def test_a_cell_holds_the_share_of_its_row_and_the_count():
 def test_cells_of_many_classes_hold_a_share_only():
     matrix = np.diag(np.full(7, 1000))
     matrix[2] = [1, 0, 9, 0, 30, 0, 960]
-    told = cells(charts.confusion_matrix({"labels": list("abcdefg"), "matrix": matrix.tolist()}))
-    assert [told[2, column].get_text() for column in range(7)] == ["·", "", "1", "", "3", "", "96"]
-    assert told[0, 0].get_text() == "100"
+    found = cells(charts.confusion_matrix({"labels": list("abcdefg"), "matrix": matrix.tolist()}))
+    assert [found[2, column].get_text() for column in range(7)] == ["·", "", "1", "", "3", "", "96"]
+    assert found[0, 0].get_text() == "100"
 
 
 @pytest.mark.parametrize("size", [3, 9])
@@ -240,55 +240,55 @@ def test_overlapping_classes_have_a_bar_each():
 
 @pytest.mark.parametrize("type_", ["multiclass", "multilabel"])
 def test_bars_markers_and_intervals_are_the_scores(type_):
-    told = evaluation(PLAIN, type_)
-    figure = charts.class_scores(told)
+    scores = evaluation(PLAIN, type_)
+    figure = charts.class_scores(scores)
     (ax,) = figure.axes
-    scores, between = told["per_class"], told["intervals"]["per_class"]
+    rows, between = scores["per_class"], scores["intervals"]["per_class"]
     assert [label.get_text() for label in ax.get_yticklabels()] == [name.replace("_", " ") for name in PLAIN]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
     drawn = spans(ax)
     for label, key in (("IoU", "iou"), ("F1", "f1")):
-        assert widths(ax, label) == [row[key] for row in scores.values()]
+        assert widths(ax, label) == [row[key] for row in rows.values()]
         for row, (bar, name) in enumerate(zip(bars(ax, label), PLAIN, strict=True)):
             middle = bar.get_y() + bar.get_height() / 2
             assert abs(middle - row) < 0.5
             assert drawn.pop(round(middle, 6)) == pytest.approx(between[name][key])
     for key in ("precision", "recall"):
         values, places = marks(ax, key)
-        assert values == [row[key] for row in scores.values()]
+        assert values == [row[key] for row in rows.values()]
         for row, (place, name) in enumerate(zip(places, PLAIN, strict=True)):
             assert abs(place - row) < 0.5
             assert drawn.pop(place) == pytest.approx(between[name][key])
     assert not drawn
-    assert rows_of(ax)[:2] == [[f"{row[key]:.3f}" for row in scores.values()] for key in ("iou", "f1")]
+    assert rows_of(ax)[:2] == [[f"{row[key]:.3f}" for row in rows.values()] for key in ("iou", "f1")]
     assert ax.get_xlabel() == "score, 95 % intervals over 12 scenes"
     assert ax.get_xlim() == (0, 1)
 
 
 @pytest.mark.parametrize("intervals", [None, "missing", "null score"])
 def test_intervals_may_be_missing(intervals):
-    told = evaluation(PLAIN[:2])
+    scores = evaluation(PLAIN[:2])
     if intervals == "missing":
-        del told["intervals"]
+        del scores["intervals"]
     elif intervals is None:
-        told["intervals"] = None
+        scores["intervals"] = None
     else:
-        told["intervals"]["per_class"]["water"]["iou"] = None
-        del told["intervals"]["per_class"]["forest"]
-    (ax,) = charts.class_scores(told).axes
+        scores["intervals"]["per_class"]["water"]["iou"] = None
+        del scores["intervals"]["per_class"]["forest"]
+    (ax,) = charts.class_scores(scores).axes
     assert len(spans(ax)) == (3 if intervals == "null score" else 0)
     assert ax.get_xlabel() == ("score, 95 % intervals over 12 scenes" if intervals == "null score" else "score")
 
 
 def test_undefined_scores_are_dashes():
-    told = {
+    scores = {
         "per_class": {
             "nowhere": {"iou": None, "f1": None, "precision": None, "recall": None, "support": 0},
             "missed": {"iou": 0.0, "f1": 0.0, "precision": None, "recall": 0.0, "support": 12_345},
             "invented": {"iou": 0.0, "f1": 0.0, "precision": 0.0, "recall": None, "support": 0},
         }
     }
-    figure = charts.class_scores(told)
+    figure = charts.class_scores(scores)
     (ax,) = figure.axes
     assert rows_of(ax) == [["-", "0.000", "0.000"], ["-", "0.000", "0.000"], ["0", "12.3 k", "0"]]
     notes = {round(text.get_position()[1]): text.get_text() for text in ax.texts if "undefined" in text.get_text()}
@@ -303,15 +303,15 @@ def defined(*values):
 
 
 def test_reliability_shows_predictions_and_classes():
-    told = evaluation(PLAIN)
-    figure = charts.reliability_diagram(told)
+    scores = evaluation(PLAIN)
+    figure = charts.reliability_diagram(scores)
     upper, lower = figure.axes
-    curve = told["reliability"]
+    curve = scores["reliability"]
     assert [list(each) for each in line(upper, "predictions").get_data()] == defined(
         curve["confidence"], curve["right"]
     )
     assert [list(each) for each in line(upper, "perfect calibration").get_data()] == [[0, 1], [0, 1]]
-    for name, channel in told["calibration"].items():
+    for name, channel in scores["calibration"].items():
         points = channel["reliability"]
         found = [list(each) for each in line(upper, name.replace("_", " ")).get_data()]
         assert found == defined(points["probability"], points["share"])
@@ -320,20 +320,20 @@ def test_reliability_shows_predictions_and_classes():
     assert [bar.get_height() for bar in lower.patches] == curve["pixels"]
     assert [bar.get_x() for bar in lower.patches] == pytest.approx(np.arange(15) / 15)
     assert lower.get_ylim()[1] > max(curve["pixels"])
-    assert f"ECE {told['ece']:.3f}, Brier score {told['brier']:.3f}" in texts(figure)
+    assert f"ECE {scores['ece']:.3f}, Brier score {scores['brier']:.3f}" in texts(figure)
 
 
 def test_one_channel_has_no_curve_of_its_own():
-    told = evaluation(["a"], "multilabel") | {"brier": None}
-    figure = charts.reliability_diagram(told)
+    scores = evaluation(["a"], "multilabel") | {"brier": None}
+    figure = charts.reliability_diagram(scores)
     assert [each.get_label() for each in figure.axes[0].lines] == ["perfect calibration", "predictions"]
     assert any(text.endswith("Brier score -") for text in texts(figure))
 
 
 def test_of_many_classes_the_worst_are_named():
-    told = evaluation([f"class {number}" for number in range(30)])
-    lines = charts.reliability_diagram(told).axes[0].lines
-    ece = {name: channel["ece"] for name, channel in told["calibration"].items()}
+    scores = evaluation([f"class {number}" for number in range(30)])
+    lines = charts.reliability_diagram(scores).axes[0].lines
+    ece = {name: channel["ece"] for name, channel in scores["calibration"].items()}
     assert {each.get_label() for each in lines if each.get_label().startswith("class")} == set(
         sorted(ece, key=ece.get)[-8:]
     )
@@ -342,20 +342,20 @@ def test_of_many_classes_the_worst_are_named():
 
 
 def test_maps_have_no_reliability_diagram():
-    told = evaluation(PLAIN)
+    scores = evaluation(PLAIN)
     empty = {"confidence": [None] * 15, "right": [None] * 15, "pixels": [0] * 15}
-    assert charts.reliability_diagram({key: told[key] for key in ("per_class", "confusion")}) is None
-    assert charts.reliability_diagram(told | {"reliability": None}) is None
-    assert charts.reliability_diagram(told | {"reliability": empty}) is None
+    assert charts.reliability_diagram({key: scores[key] for key in ("per_class", "confusion")}) is None
+    assert charts.reliability_diagram(scores | {"reliability": None}) is None
+    assert charts.reliability_diagram(scores | {"reliability": empty}) is None
 
 
 # Areas
 
 
 def test_areas_and_accuracies_are_those_of_the_estimate():
-    told = sample(["a", "b", "c"])
-    rows = told["per_class"]
-    figure = area_bars.estimated_areas(told)
+    scores = sample(["a", "b", "c"])
+    rows = scores["per_class"]
+    figure = area_bars.estimated_areas(scores)
     upper, lower = figure.axes
     assert widths(upper, "mapped") == [row["mapped_ha"] for row in rows.values()]
     assert widths(upper, "estimated, 95 % interval") == [row["area_ha"] for row in rows.values()]
@@ -377,21 +377,22 @@ def test_areas_and_accuracies_are_those_of_the_estimate():
     assert rows_of(lower)[0][-1] == "-"
     assert rows_of(upper)[0][0] == "10"
     assert re.fullmatch(r"[\d.]+ M ± [\d.]+ M", rows_of(upper)[0][1])
-    overall = told["overall_accuracy"]
-    assert f"overall accuracy {overall:.3f} ± {told['overall_accuracy_ci95']:.3f}, {told['samples']} samples" in texts(
-        figure
+    overall = scores["overall_accuracy"]
+    assert (
+        f"overall accuracy {overall:.3f} ± {scores['overall_accuracy_ci95']:.3f}, {scores['samples']} samples"
+        in texts(figure)
     )
     assert any(list(each.get_xdata()) == [overall, overall] for each in lower.lines)
 
 
 def test_an_estimate_without_numbers_is_drawn():
-    told = sample(["a", "b"])
-    told |= dict.fromkeys(("overall_accuracy", "overall_accuracy_ci95"))
-    told["per_class"] = {name: dict.fromkeys(row) for name, row in told["per_class"].items()}
-    figure = area_bars.estimated_areas(told)
+    scores = sample(["a", "b"])
+    scores |= dict.fromkeys(("overall_accuracy", "overall_accuracy_ci95"))
+    scores["per_class"] = {name: dict.fromkeys(row) for name, row in scores["per_class"].items()}
+    figure = area_bars.estimated_areas(scores)
     style.to_svg(figure)
     assert rows_of(figure.axes[0]) == rows_of(figure.axes[1]) == [["-"] * 4]
-    assert f"overall accuracy -, {told['samples']} samples" in texts(figure)
+    assert f"overall accuracy -, {scores['samples']} samples" in texts(figure)
 
 
 # Mapped

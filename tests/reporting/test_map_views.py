@@ -95,9 +95,11 @@ def test_confidence_is_the_probability_of_the_predicted_class(case):
     window = Window(3, 5, 40, 30)
     targets = shown.read_decided(window)
     with rasterio.open(shown.probabilities) as dataset:
-        chances = dataset.read(window=window).astype(np.float32) * dataset.scales[0]
+        probabilities = dataset.read(window=window).astype(np.float32) * dataset.scales[0]
     valid = (targets != IGNORE).all(axis=0)
-    expected = model.task.confidence(torch.from_numpy(chances)[None], torch.from_numpy(np.maximum(targets, 0))[None])[0]
+    expected = model.task.confidence(
+        torch.from_numpy(probabilities)[None], torch.from_numpy(np.maximum(targets, 0))[None]
+    )[0]
     found = shown.read_confidence(window, targets)
     np.testing.assert_allclose(found[:, valid], expected[:, valid], atol=1e-6)
     assert np.isnan(found[:, ~valid]).all()

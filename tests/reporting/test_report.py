@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.tags, self.headings, self.loads, self.text, self._in = [], [], [], [], None
+        self.tags, self.headings, self.loads, self._texts, self._in = [], [], [], [], None
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
@@ -57,13 +57,13 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self._in not in ("script", "style"):
-            self.text.append(data)
+            self._texts.append(data)
         if self._in in ("h1", "h2") and data.strip():
             self.headings.append(data)
 
     @property
-    def told(self):
-        return re.sub(r"\s+", " ", " ".join(self.text))
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self._texts))
 
 
 def test_report_of_a_run(made, tmp_path):
@@ -72,12 +72,12 @@ def test_report_of_a_run(made, tmp_path):
     assert page.headings == ["binary", "Map", "Validation", "Tiles with most and fewest errors", "Training"]
     assert all(load.startswith("data:") for load in page.loads)
     assert "b" not in page.tags
-    assert MARKUP in page.told
+    assert MARKUP in page.text
     metrics = json.loads((made / "run" / "metrics.json").read_text())
     for key in ("overall_accuracy", "mean_iou"):
-        assert f"{metrics[key]:.3f}" in page.told
-    assert "2 scenes, 0.01 million pixels" in page.told
-    assert "calibration error" in page.told
+        assert f"{metrics[key]:.3f}" in page.text
+    assert "2 scenes, 0.01 million pixels" in page.text
+    assert "calibration error" in page.text
     assert {path.name for path in result.pictures} == {path.name for path in (tmp_path / "png").iterdir()}
     names = [path.stem for path in result.pictures]
     assert names[:6] == [
@@ -94,8 +94,8 @@ def test_report_of_a_map(made, tmp_path):
     assert page.headings == ["map", "Map", "Areas on the map"]
     with rasterio.open(made / "map.tif") as dataset:
         decided = int((dataset.read(1) != dataset.nodata).sum())
-    assert f"{decided:,}" in page.told
-    assert "biased estimate" in page.told
+    assert f"{decided:,}" in page.text
+    assert "biased estimate" in page.text
 
 
 def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
@@ -110,19 +110,19 @@ def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
         min_object_area="12px",
     )
     found = Page(page.path)
-    assert "boundary width 20m, minimum object size 12px" in found.told
+    assert "boundary width 20m, minimum object size 12px" in found.text
     assert found.headings[2:] == ["Areas on the map", "Scores of map", "Tiles with most and fewest errors of map"]
     scores = segkit.evaluate(made / "map.tif", None, made / "labels" / "a.tif", ignore=[255])
     for key in ("overall_accuracy", "mean_iou", "macro_f1"):
-        assert f"{scores[key]:.3f}" in found.told
+        assert f"{scores[key]:.3f}" in found.text
 
 
 @pytest.mark.parametrize("name", ["scores.json", "run/metrics.json"])
 def test_scores_alone(made, tmp_path, name):
     found = json.loads((made / name).read_text())
     page = Page(report(made / name, tmp_path / "scores.html").path)
-    assert f"{found['mean_iou']:.3f}" in page.told
-    assert f"{found['pixels']:,}" in page.told
+    assert f"{found['mean_iou']:.3f}" in page.text
+    assert f"{found['pixels']:,}" in page.text
     assert "Map" not in page.headings
     assert "script" not in page.tags
 
@@ -130,16 +130,16 @@ def test_scores_alone(made, tmp_path, name):
 def test_areas_with_their_intervals(made, tmp_path):
     page = Page(report([made / "areas.json"], tmp_path / "areas.html").path)
     row = json.loads((made / "areas.json").read_text())["per_class"][MARKUP]
-    assert f"{row['area_ha']:.0f} ± {row['area_ha_ci95']:.1f}" in page.told
-    assert f"{row['users']:.3f} ± {row['users_ci95']:.3f}" in page.told
+    assert f"{row['area_ha']:.0f} ± {row['area_ha_ci95']:.1f}" in page.text
+    assert f"{row['users']:.3f} ± {row['users_ci95']:.3f}" in page.text
 
 
 def test_undefined_intervals(tmp_path):
     found = estimate([[9, 0], [0, 1]], [90.0, 10.0])  # one sample has no variance
     write_estimate(found, tmp_path / "areas.json")
     page = Page(report(tmp_path / "areas.json", tmp_path / "areas.html").path)
-    assert "± ?" in page.told
-    assert "nan" not in page.told.lower()
+    assert "± ?" in page.text
+    assert "nan" not in page.text.lower()
 
 
 def test_all_sources_in_one_report(made, tmp_path):
@@ -149,7 +149,7 @@ def test_all_sources_in_one_report(made, tmp_path):
         "binary", "Map", "Validation", "Tiles with most and fewest errors", "Training", "Areas on the map",
         "Scores: scores", "Estimated areas: areas",
     ]  # fmt: skip
-    assert re.search(r"Training run, map, scores and estimated areas, \d+ [A-Z][a-z]+ \d{4}", page.told)
+    assert re.search(r"Training run, map, scores and estimated areas, \d+ [A-Z][a-z]+ \d{4}", page.text)
 
 
 def test_a_run_without_validation(made, tmp_path):
@@ -159,7 +159,7 @@ def test_a_run_without_validation(made, tmp_path):
     segkit.train(recipe, tmp_path / "run")
     page = Page(report(tmp_path / "run", tmp_path / "run.html").path)
     assert page.headings == ["binary", "Training"]
-    assert "validation data none" in page.told
+    assert "validation data none" in page.text
 
 
 def test_a_run_whose_scenes_are_missing(made, tmp_path):

@@ -434,8 +434,8 @@ def test_names_are_escaped(shown):
     ],
 )
 def test_the_readout_follows_the_pointer(shown, row, column, x, y, facts):
-    told = " ".join(read(shown, row, column).split())
-    assert told == f"row {row} column {column} x, y {x}, {y} (EPSG:32722) {facts}"
+    text = " ".join(read(shown, row, column).split())
+    assert text == f"row {row} column {column} x, y {x}, {y} (EPSG:32722) {facts}"
 
 
 def test_another_scene_with_fewer_layers(shown):
@@ -457,10 +457,10 @@ def test_another_scene_with_fewer_layers(shown):
     )
     until_color_at(shown, *frame, "#4682b4")
     shown.point(*frame)
-    told = shown.until(
+    text = shown.until(
         "const said = document.querySelector('.map-readout').textContent; return said.startsWith('row') && said"
     )
-    assert " ".join(told.split()) == "row 4 column 2 prediction water"
+    assert " ".join(text.split()) == "row 4 column 2 prediction water"
     shown.run("document.querySelector('select').selectedIndex = 0")
     shown.run("document.querySelector('select').dispatchEvent(new Event('change'))")
     shown.until(scale)

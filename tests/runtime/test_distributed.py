@@ -65,7 +65,7 @@ def test_a_layer_normalises_as_with_the_global_batch(halves, together, name):
                 torch.testing.assert_close(half[name][place], expected, **near)
 
 
-def test_the_first_process_tells_the_others(halves):
+def test_the_first_process_sends_its_value_to_the_others(halves):
     assert [half["broadcast"][0].item() for half in halves] == [5, 5]
     assert processes.broadcaster()("alone") == "alone"
 
@@ -191,9 +191,9 @@ def test_only_the_first_process_writes(machines):
     assert not (machines[1] / "run").exists()
 
 
-def test_only_the_first_process_speaks(devices):
-    _, told, said = devices
-    assert told.count("mean_iou") == 1
+def test_only_the_first_process_prints(devices):
+    _, messages, said = devices
+    assert messages.count("mean_iou") == 1
     assert [line.split("  ")[0] for line in said.splitlines() if line.startswith("epoch")] == ["epoch 2/2"]
     assert "warning" not in said
 

@@ -37,7 +37,7 @@ def test_behind_keeps_order_and_one_waits():
 
 
 @pytest.mark.parametrize("broken", [3, 4])
-def test_behind_tells_what_went_wrong(broken):
+def test_behind_raises_what_went_wrong(broken):
     def work(number):
         if number == broken:
             raise ValueError(f"{number} is broken")

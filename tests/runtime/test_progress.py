@@ -56,7 +56,7 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch, capsys):
     assert "8/8 Mpx" in shown
 
 
-def told(line):
+def read_seconds(line):
     """The seconds left that a line names, None without."""
     found = re.search(r"([\d,]+) s left", line)
     return None if found is None else int(found[1].replace(",", ""))
@@ -74,15 +74,15 @@ WORK = {
 
 
 @pytest.mark.parametrize("work", WORK.values(), ids=WORK)
-def test_what_is_said_to_be_left_is_true_from_the_first_time_on(clock, capsys, work):
+def test_what_is_estimated_to_be_left_is_true_from_the_first_time_on(clock, capsys, work):
     end = 100 + sum(seconds for seconds, _ in work)
     estimates = []
     with progress("predict", sum(step for _, step in work), "Mpx") as advance:
         for seconds, step in work:
             clock[0] += seconds
             advance(step)
-            if (line := capsys.readouterr().err) and told(line) is not None:
-                estimates.append((told(line), end - clock[0]))
+            if (line := capsys.readouterr().err) and read_seconds(line) is not None:
+                estimates.append((read_seconds(line), end - clock[0]))
     assert len(estimates) >= 3
     assert all(0.4 < (found + 5) / (true + 5) < 2.5 for found, true in estimates), estimates
 

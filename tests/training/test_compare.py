@@ -148,8 +148,8 @@ def test_the_table_is_mean_and_spread_of_the_trials(data, tmp_path, training):
     result = compare(recipe_for(data["binary"], "binary"), tmp_path / "out", **HEADS, seeds=[0, 3, 5])
     with (result.folder / "compare.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    told = json.loads((result.folder / "compare.json").read_text())
-    for row, line, entry in zip(result.rows, table, told["variants"], strict=True):
+    table_json = json.loads((result.folder / "compare.json").read_text())
+    for row, line, entry in zip(result.rows, table, table_json["variants"], strict=True):
         mine = [trial for trial in result.trials if trial.variant == row.variant]
         assert [trial.seed for trial in mine] == [0, 3, 5]
         assert row.trials == int(line["trials"]) == entry["trials"] == 3
@@ -164,11 +164,11 @@ def test_the_table_is_mean_and_spread_of_the_trials(data, tmp_path, training):
             assert measure.std == pytest.approx(np.std(stored, ddof=1), rel=1e-12)
             assert (float(line[key]), float(line[f"{key}_spread"])) == (measure.mean, measure.std)
             assert entry["measures"][key] == {"mean": measure.mean, "spread": measure.std, "values": stored}
-    assert told["agreement"] == {
+    assert stored["agreement"] == {
         "labels": ["softmax", "sigmoid"],
         "matrix": [list(line) for line in result.agreement],
     }
-    assert [trial["folder"] for trial in told["trials"]][:2] == ["softmax/seed0", "sigmoid/seed0"]
+    assert [trial["folder"] for trial in stored["trials"]][:2] == ["softmax/seed0", "sigmoid/seed0"]
     assert {path.name for path in result.folder.iterdir()} == FILES | {"softmax", "sigmoid"}  # no leftovers
 
 

@@ -514,11 +514,13 @@ def test_open_thresholds_are_fitted_and_kept_in_the_file(data, tmp_path, kind):
     assert recipe.task.thresholds == (0.5,) * len(recipe.task.classes)
     fitted = model.task.thresholds
     blocks = [block for area in open_areas(recipe)[1] for block in ModelPredictor(model).blocks(area)]
-    chances, truths = zip(*((block.probabilities, truth) for block, truth in blocks), strict=True)
-    chances, truths = (np.concatenate([each.reshape(len(each), -1) for each in part], 1) for part in (chances, truths))
+    probabilities, truths = zip(*((block.probabilities, truth) for block, truth in blocks), strict=True)
+    probabilities, truths = (
+        np.concatenate([each.reshape(len(each), -1) for each in part], 1) for part in (probabilities, truths)
+    )
     for position, threshold in enumerate(fitted):
         known = truths[position] != IGNORE
-        truth, chance = truths[position][known] == 1, chances[position][known]
+        truth, chance = truths[position][known] == 1, probabilities[position][known]
         scores = [f1_score(truth, chance >= k / 64) for k in range(1, 64)]
         assert f1_score(truth, chance >= threshold) >= max(scores) - 1e-9
         name = recipe.task.classes[position].name
@@ -553,15 +555,17 @@ def test_probabilities_are_calibrated_and_the_file_says_how(runs, data, tmp_path
     np.testing.assert_allclose(found.scale, fit.fit().scale, rtol=0.02)
 
 
-def test_a_network_that_looks_at_all_of_its_window_is_told_first_and_in_the_file(data, tmp_path, runs, capsys):
+def test_a_network_that_looks_at_all_of_its_window_is_reported_first_and_in_the_file(data, tmp_path, runs, capsys):
     assert isinstance(read_header(runs["binary"].model).receptive_field, int)
     options = {"encoder_depth": 3, "decoder_channels": [32, 16, 16], "decoder_attention_type": "scse"}
     recipe = recipe_for(data["binary"], "binary", model={"options": options}, train={"epochs": 1, "steps_per_epoch": 1})
     run = train(recipe, tmp_path / "run", show_progress=True)
     said = capsys.readouterr().err
-    told = "unet with tu-resnet10t has a global receptive field, so it predicts windows of train.tile_size (32 pixels)"
-    assert said.count(told) == 1
-    assert said.index(told) < said.index("epoch 1/1")
+    messages = (
+        "unet with tu-resnet10t has a global receptive field, so it predicts windows of train.tile_size (32 pixels)"
+    )
+    assert said.count(messages) == 1
+    assert said.index(messages) < said.index("epoch 1/1")
     assert read_header(run.model).receptive_field == "global"
 
 

@@ -241,7 +241,7 @@ def test_multipolygons_with_holes_keep_their_parts():
     assert len(parts(found[0])[0].interiors) == 1
 
 
-def test_what_has_no_place_is_told_with_its_own():
+def test_what_has_no_place_is_reported_with_its_own():
     world = Grid(2, 4, Affine(90, 0, -180, 0, -90, 90), CRS.from_epsg(4326))
     seen = "+proj=ortho +lon_0=135 +lat_0=0"
     with pytest.raises(GridError, match=r"the polygon at -90, 0 \(EPSG:4326\) has no coordinates in .*; choose a CRS"):
@@ -249,7 +249,7 @@ def test_what_has_no_place_is_told_with_its_own():
     assert shapely.area(Projection(world, seen)(pixels(world)[3:4])) > 0
 
 
-def test_what_a_projection_tears_is_told():
+def test_what_a_projection_tears_is_reported():
     with pytest.raises(GridError, match=r"becomes invalid in EPSG:3857"):
         Projection(FIJI, "EPSG:3857")(pixels(FIJI))
 

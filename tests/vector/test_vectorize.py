@@ -144,7 +144,7 @@ def test_choosing_classes_does_not_change_their_polygons(exclusive):
     assert shapely.equals(chosen.geometry, same.geometry).all()
 
 
-def test_a_foreign_map_names_classes_by_code_and_0_is_background_which_is_said(tmp_path):
+def test_a_foreign_map_names_classes_by_code_and_0_is_background_with_a_message(tmp_path):
     path = write_raster(tmp_path / "foreign.tif", CODES.astype(np.int32) * 1000, nodata=NODATA * 1000)
     share = (CODES == 0).sum() / (CODES != NODATA).sum()
     with pytest.warns(UserWarning, match=rf"foreign\.tif: value 0 \({share:.1%} of the .*keep it \(--background\)"):
@@ -153,7 +153,7 @@ def test_a_foreign_map_names_classes_by_code_and_0_is_background_which_is_said(t
     # Pixels are those of the map, before small regions went to their neighbours.
     with pytest.warns(UserWarning, match=rf"value 0 \({share:.1%}"):
         polygons(path, min_area="3px", dissolve=True)
-    # Who asks for it, or for others, is told nothing; nor is anybody where there is no 0.
+    # Who asks for it, or for others, sees no message; nor is anybody where there is no 0.
     assert set(polygons(path, background=True)["class_id"]) == {0, 1000, 2000, 5000}
     assert set(polygons(path, classes=[2000])["class_id"]) == {2000}
     (tmp_path / "names.csv").write_text("value,name\n0,sea\n")
@@ -194,7 +194,7 @@ def test_a_south_up_map_lies_where_its_pixels_lie(tmp_path):
     np.testing.assert_allclose(south_up["area_ha"], north_up["area_ha"], rtol=1e-9)
 
 
-def test_without_a_crs_areas_are_null_and_that_is_said(tmp_path):
+def test_without_a_crs_areas_are_null_and_that_is_reported(tmp_path):
     path = write_raster(tmp_path / "map.tif", CODES, crs=None)
     with pytest.warns(UserWarning, match="area_ha and perim_m are empty: without a CRS") as warned:
         frame = polygons(path, background=True)
@@ -261,13 +261,13 @@ def mean_where(numbers, polygon):
 
 @pytest.mark.parametrize("offset", [0.0, 0.25])
 def test_mean_confidence_is_the_mean_inside(exclusive, tmp_path, offset):
-    chances = np.random.default_rng(0).random((5, *CODES.shape))
-    chances[:, 1, 1] = np.nan  # one of three pixels
-    chances[:, 3, 4] = np.nan  # all of one polygon
+    values = np.random.default_rng(0).random((5, *CODES.shape))
+    values[:, 1, 1] = np.nan  # one of three pixels
+    values[:, 3, 4] = np.nan  # all of one polygon
     names = ("bare", "background", "forest", "Água ✓", "cleared")
-    path = write_raster(tmp_path / "p.tif", stored(chances), names=names, scale=1 / 254, offset=offset)
+    path = write_raster(tmp_path / "p.tif", stored(values), names=names, scale=1 / 254, offset=offset)
     frame = polygons(exclusive, probabilities=path, background=True)
-    read_back = np.where(stored(chances) == NODATA, np.nan, stored(chances) / 254 + offset)
+    read_back = np.where(stored(values) == NODATA, np.nan, stored(values) / 254 + offset)
     unknown = frame["mean_conf"].isna()
     assert frame[unknown]["pixels"].tolist() == [1]
     for row in frame[~unknown].to_dict("records"):
@@ -277,30 +277,30 @@ def test_mean_confidence_is_the_mean_inside(exclusive, tmp_path, offset):
 
 @pytest.mark.parametrize("names", [("forest",), ("forest", "Água ✓", "bare")])
 def test_a_background_without_a_band_has_what_the_others_leave(exclusive, tmp_path, names):
-    chances = np.random.default_rng(1).random((len(names), *CODES.shape))
-    path = write_raster(tmp_path / "p.tif", stored(chances), names=names, scale=1 / 254)
+    values = np.random.default_rng(1).random((len(names), *CODES.shape))
+    path = write_raster(tmp_path / "p.tif", stored(values), names=names, scale=1 / 254)
     frame = polygons(exclusive, probabilities=path, classes=["background", "forest"])
-    left = 1 - stored(chances).max(axis=0) / 254
+    left = 1 - stored(values).max(axis=0) / 254
     for row in frame.to_dict("records"):
-        own = left if row["class"] == "background" else stored(chances[0]) / 254
+        own = left if row["class"] == "background" else stored(values[0]) / 254
         assert row["mean_conf"] == pytest.approx(mean_where(own, row["geometry"]), abs=1e-6)
 
 
 def test_multilabel_confidence(multilabel, tmp_path):
-    chances = np.random.default_rng(2).random((3, 4, 4))
-    path = write_raster(tmp_path / "p.tif", stored(chances), names=("tree", "shadow", "roof"), scale=1 / 254)
+    values = np.random.default_rng(2).random((3, 4, 4))
+    path = write_raster(tmp_path / "p.tif", stored(values), names=("tree", "shadow", "roof"), scale=1 / 254)
     frame = polygons(multilabel, probabilities=path)
     for band, row in enumerate(frame.to_dict("records")):
-        assert row["mean_conf"] == pytest.approx(mean_where(stored(chances[band]) / 254, row["geometry"]), abs=1e-6)
+        assert row["mean_conf"] == pytest.approx(mean_where(stored(values[band]) / 254, row["geometry"]), abs=1e-6)
 
 
 def test_probabilities_that_do_not_fit_are_refused(exclusive, tmp_path):
-    chances = stored(np.zeros((1, *CODES.shape)))
+    values = stored(np.zeros((1, *CODES.shape)))
     shifted = Affine(10, 0, 300_010, 0, -10, 9_000_000)
-    elsewhere = write_raster(tmp_path / "e.tif", chances, names=("forest",), transform=shifted)
+    elsewhere = write_raster(tmp_path / "e.tif", values, names=("forest",), transform=shifted)
     with pytest.raises(GridError, match="lie on different grids"):
         polygons(exclusive, probabilities=elsewhere)
-    nameless = write_raster(tmp_path / "n.tif", chances)
+    nameless = write_raster(tmp_path / "n.tif", values)
     with pytest.raises(DataError, match=r"no band for the class forest, only \(no name\)"):
         polygons(exclusive, probabilities=nameless)
     with pytest.raises(MissingFileError):
@@ -319,21 +319,21 @@ def noise(tmp_path, **profile):
         np.array([0, 1, 2, NODATA], dtype=np.uint8), (30, 20), p=(0.5, 0.2, 0.2, 0.1)
     )
     codes = np.kron(codes, np.ones((2, 3), dtype=np.uint8))
-    chances = np.random.default_rng(5).random((3, *codes.shape))
-    chances[:, 7:9] = np.nan
+    values = np.random.default_rng(5).random((3, *codes.shape))
+    values[:, 7:9] = np.nan
     path = write_raster(tmp_path / "noise.tif", codes, legend=[BACKGROUND, FOREST, WATER], **profile)
     names = ("background", "forest", "Água ✓")
-    probabilities = write_raster(tmp_path / "noise_p.tif", stored(chances), names=names, scale=1 / 254, **profile)
-    return path, probabilities, codes, np.where(np.isnan(chances), np.nan, stored(chances) / 254)
+    probabilities = write_raster(tmp_path / "noise_p.tif", stored(values), names=names, scale=1 / 254, **profile)
+    return path, probabilities, codes, np.where(np.isnan(values), np.nan, stored(values) / 254)
 
 
 @pytest.mark.parametrize("how", [{}, {"min_area": "20px"}, {"min_area": "10px", "fill_holes": "40px"}], ids=str)
 def test_confidence_is_that_in_what_became_of_a_region(tmp_path, monkeypatch, how):
-    path, probabilities, codes, chances = noise(tmp_path, blockysize=4)
+    path, probabilities, codes, values = noise(tmp_path, blockysize=4)
     whole = polygons(path, probabilities=probabilities, background=True, **how)
     for row in whole.to_dict("records"):
         inside = rasterio.features.rasterize([row["geometry"]], codes.shape, transform=UTM).astype(bool)
-        own = chances[row["class_id"]][inside]
+        own = values[row["class_id"]][inside]
         assert row["pixels"] == own.size
         if np.isnan(own).all():
             assert np.isnan(row["mean_conf"])
@@ -362,12 +362,12 @@ def test_a_file_holds_what_the_frame_holds_however_it_is_batched(tmp_path, monke
 
 @pytest.mark.parametrize("ending", FORMATS)
 def test_dissolved_each_class_is_one_row(tmp_path, ending):
-    path, probabilities, codes, chances = noise(tmp_path)
+    path, probabilities, codes, values = noise(tmp_path)
     single = polygons(path, probabilities=probabilities)
     frame = polygons(path, probabilities=probabilities, dissolve=True)
     assert frame["class"].tolist() == ["forest", "Água ✓"]
     assert frame["pixels"].tolist() == [np.count_nonzero(codes == code) for code in (1, 2)]
-    assert frame["mean_conf"].tolist() == pytest.approx([np.nanmean(chances[code][codes == code]) for code in (1, 2)])
+    assert frame["mean_conf"].tolist() == pytest.approx([np.nanmean(values[code][codes == code]) for code in (1, 2)])
     assert frame.geometry.is_valid.all()
     np.testing.assert_allclose(frame["area_ha"], single.groupby("class_id")["area_ha"].sum())
     summary = vectorize(path, tmp_path / f"out{ending}", probabilities=probabilities, dissolve=True)
@@ -398,7 +398,7 @@ def test_names_from_a_file(tmp_path):
     assert summary.polygons == {"trees": 3}
 
 
-def test_a_class_that_the_map_does_not_have_is_told_at_last(tmp_path):
+def test_a_class_that_the_map_does_not_have_is_reported_at_last(tmp_path):
     path = write_raster(tmp_path / "foreign.tif", CODES)
     with pytest.raises(UsageError, match="no class 7"):
         vectorize(path, tmp_path / "out.gpkg", classes=["7"])

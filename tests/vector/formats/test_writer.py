@@ -532,7 +532,7 @@ def test_what_fails_elsewhere_leaves_everything_as_it_was(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", [".shp", ".gpkg", ".fgb"])
 @pytest.mark.parametrize("after", [0, 1, 10**9])
-def test_what_fails_in_gdal_is_told_once_and_nobody_waits(tmp_path, monkeypatch, ending, after):
+def test_what_fails_in_gdal_is_reported_once_and_nobody_waits(tmp_path, monkeypatch, ending, after):
     write_arrow = pyogrio.write_arrow
 
     def fail(reader, path, **options):
@@ -597,7 +597,7 @@ def write_for_ever(path):
 
 
 @pytest.mark.parametrize(("ending", "vertices"), [*((ending, "few") for ending in FORMATS), (".shp", "many")])
-def test_a_full_disk_is_told_wherever_it_is_met(tmp_path, ending, vertices):
+def test_a_full_disk_is_reported_wherever_it_is_met(tmp_path, ending, vertices):
     """At any number of bytes, down to the last one, there is one error and what was there before."""
     path = write(tmp_path / f"out{ending}", frame_of())
     code = _AMONG + f"tests.write_until_full({str(path)!r}, {vertices!r})"
@@ -623,12 +623,12 @@ def write_until_full(path, vertices):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
             write(path, frame, batch=500, overwrite=True)
-            told = f"{limit} of {largest} bytes were enough"
+            messages = f"{limit} of {largest} bytes were enough"
         except OutputError as error:
-            told = str(error)
+            messages = str(error)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        assert told.startswith(path.name), told
+        assert messages.startswith(path.name), messages
         assert files_in(path.parent) == before
     print(len(limits))
 
