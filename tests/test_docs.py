@@ -17,6 +17,7 @@ import shapely
 import typer
 import yaml
 from places import ROOT
+from quick import skip_measurements
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
@@ -49,6 +50,7 @@ def examples() -> list[str]:
 def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line, comments=True)
     words = words[: words.index(">")] if ">" in words else words
+    skip_measurements(monkeypatch.setattr)
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -22,6 +22,7 @@ from segkit.io.class_table import Legend
 from segkit.io.cover import PixelRegion
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
+from segkit.models.calibration import Calibration
 from segkit.models.segmenter import Segmenter
 from segkit.task import LandCoverClass, Task
 
@@ -69,12 +70,14 @@ class PredictedProbabilities(PredictedBlock):
 class ModelPredictor:
     """Predicts labelled areas. Settings that the options leave open are chosen at the first area.
 
-    The network is prepared once; the segmenter's thresholds may change between two areas.
+    The network is prepared once; the segmenter's thresholds may change between two areas, its weights and calibration
+    may not (see `calibrate`).
     """
 
     def __init__(self, segmenter: Segmenter, options: PredictOptions | None = None) -> None:
         self.segmenter, self._options = segmenter, options or PredictOptions()
         self._device = pick_device(self._options.device)
+        self._optimized: Segmenter | None = None  # in fp32
         self._prepared: tuple[ResolvedSettings, Runner] | None = None
 
     @property
@@ -102,10 +105,21 @@ class ModelPredictor:
     def prepare(self, area: LabelledArea) -> tuple[ResolvedSettings, Runner]:
         """Choose the settings by an area and prepare the network, if this has not been done yet."""
         if self._prepared is None:
-            settings = resolve_settings(self.segmenter, area.sample.scene, self._options, area.region)
-            runner = Runner(self.segmenter, self._device, settings.precision, tta=settings.tta is not None)
+            if self._optimized is None:
+                _ = self.segmenter.receptive_field  # measured once, not in each copy
+                self._optimized = self.segmenter.optimized_for_inference(self._device, "fp32")
+            settings = resolve_settings(self._optimized, area.sample.scene, self._options, area.region)
+            runner = Runner(self._optimized, self._device, settings.precision, tta=settings.tta is not None)
             self._prepared = settings, runner
         return self._prepared
+
+    def calibrate(self, calibration: Calibration | None) -> None:
+        """Set the segmenter's calibration; settings that depend on the network are chosen again. None: no change."""
+        if calibration is not None:
+            self.segmenter.set_calibration(calibration)
+            if self._optimized is not None:
+                self._optimized.set_calibration(calibration)
+            self._prepared = None
 
     def blocks(
         self, area: LabelledArea, windows: Sequence[Window] | None = None

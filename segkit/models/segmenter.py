@@ -96,6 +96,7 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(divisor, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.network = make_network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
         self._input_dtype: torch.dtype | None = None  # of the network's input; None: float32
+        self._folded = False  # whether batch normalisation is folded, as for prediction
         self.stride: int = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
@@ -165,6 +166,8 @@ class Segmenter(nn.Module):
     def optimized_for_inference(self, device: torch.device, precision: str) -> Segmenter:
         """Return a faster copy for prediction, with the same results up to rounding; this segmenter does not change.
 
+        A copy of an fp32 copy takes less time, because its batch normalisation is folded already.
+
         Parameters
         ----------
         device
@@ -177,7 +180,9 @@ class Segmenter(nn.Module):
         sides = [-(-side // self.stride) * self.stride for side in (128, self.recipe.train.tile_size)]
         noise = torch.Generator().manual_seed(0)
         samples = [torch.randn(1, self.bands, side, side, generator=noise) for side in sides]
-        prepared.network = fold_batch_norm(prepared.network, samples).to(memory_format=torch.channels_last)
+        if not self._folded:
+            prepared.network = fold_batch_norm(prepared.network, samples).to(memory_format=torch.channels_last)
+            prepared._folded = True
         if precision == "bf16":
             # Weights are bf16 as well, because autocast would convert them in each pass; except if an operation needs
             # float32.

@@ -375,10 +375,9 @@ def _finalize(
     predictor, scores_before = ModelPredictor(segmenter, PredictOptions(device=accelerator)), {}
     if validation and segmenter.recipe.train.calibrate:
         calibration, uncalibrated = fit_calibration(predictor, validation)
-        segmenter.set_calibration(calibration)
+        predictor.calibrate(calibration)
         summary = uncalibrated.summary()
         scores_before = {"ece_uncalibrated": summary["ece"], "mean_iou_uncalibrated": summary["mean_iou"]}
-        predictor = ModelPredictor(segmenter, PredictOptions(device=accelerator))
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fit_thresholds(predictor, validation))
     segmenter.metrics = count_confusion(predictor, validation).summary() | scores_before

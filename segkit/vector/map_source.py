@@ -162,7 +162,7 @@ def open_map(
             pixel_measures = fit_pixel_measures(grid)
         except GridError as error:
             where = "" if grid.georeferenced else "; coordinates are pixels as in QGIS: x = column, y = -row"
-            warnings.warn(f"{map_path}: area_ha and perim_m are empty: {error}{where}", stacklevel=4)
+            warnings.warn(f"{map_path}: area_ha and perim_m are empty: {error}{where}", stacklevel=5)
             pixel_measures, has_areas = unmeasured_pixels(), False
         options.check(has_areas=has_areas)
         source = MapSource(dataset, grid, legend, selection, pixel_measures, confidence, options)

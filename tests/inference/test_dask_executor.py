@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dask
-import distributed  # noqa: F401 - its defaults come first, or they would go with what tests set
+import distributed  # its defaults come first, or they would go with what tests set
 import numpy as np
 import pytest
 import rasterio
@@ -49,9 +50,17 @@ def several_bands(monkeypatch):
 
 @pytest.fixture(scope="module")
 def executor():
-    """Two workers; what kills two is given up, where Dask's own limit is four."""
-    with dask.config.set({"distributed.scheduler.allowed-failures": 1}), connect("local:2") as executor:
-        yield executor
+    """Two workers; what kills two is given up, where Dask's own limit is four.
+
+    They are forked from a process that has imported what they need, so one that was killed is replaced at once.
+    """
+    options = {"distributed.scheduler.allowed-failures": 1, "distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(options):
+        distributed.utils.get_mp_context()  # sets modules of Dask's choice
+        imported = ["distributed", "segkit.inference.tasks", "segmentation_models_pytorch"]
+        multiprocessing.get_context("forkserver").set_forkserver_preload(imported)
+        with connect("local:2") as executor:
+            yield executor
 
 
 @pytest.fixture(scope="module")

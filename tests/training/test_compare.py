@@ -164,11 +164,11 @@ def test_the_table_is_mean_and_spread_of_the_trials(data, tmp_path, training):
             assert measure.std == pytest.approx(np.std(stored, ddof=1), rel=1e-12)
             assert (float(line[key]), float(line[f"{key}_spread"])) == (measure.mean, measure.std)
             assert entry["measures"][key] == {"mean": measure.mean, "spread": measure.std, "values": stored}
-    assert stored["agreement"] == {
+    assert table_json["agreement"] == {
         "labels": ["softmax", "sigmoid"],
         "matrix": [list(line) for line in result.agreement],
     }
-    assert [trial["folder"] for trial in stored["trials"]][:2] == ["softmax/seed0", "sigmoid/seed0"]
+    assert [trial["folder"] for trial in table_json["trials"]][:2] == ["softmax/seed0", "sigmoid/seed0"]
     assert {path.name for path in result.folder.iterdir()} == FILES | {"softmax", "sigmoid"}  # no leftovers
 
 
