@@ -158,10 +158,10 @@ import importlib
 import os
 import torch
 from segkit.cli import main
-from segkit.data.datasets import TrainTiles
+from segkit.data.datasets import TrainDataset
 
-drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainTiles.__getitem__
-TrainTiles.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
+drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainDataset.__getitem__
+TrainDataset.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
 if os.environ["DOUBLE"]:
     torch.Tensor.float = torch.Tensor.double
     importlib.import_module("segkit.training.train")._PRECISIONS["fp32"] = "64-true"

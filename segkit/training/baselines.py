@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
-from segkit.data.area import LabelledArea, read_tiles
+from segkit.data.area import LabelledArea, iter_windows, read_tiles
 from segkit.evaluation.metrics import Confusion
 from segkit.io.scene import Tile
 from segkit.task import IGNORE, Task
+
+_MAX_PIXELS = 4_000_000  # read to fit a discriminant; more hardly change it
+_WINDOW_PX = 128  # side of the windows that a sample of a larger area is made of
 
 
 @dataclass(frozen=True)
 class LinearDiscriminant:
     """Fisher's linear discriminant of each target of a task (Hastie et al. 2009, section 4.3).
+
+    The covariance of each category is shrunk as by Ledoit and Wolf (2004, "A well-conditioned estimator for
+    large-dimensional covariance matrices"), so there may be fewer pixels than bands.
 
     Parameters
     ----------
@@ -31,30 +38,32 @@ class LinearDiscriminant:
 
     @classmethod
     def fit(cls, areas: Sequence[LabelledArea], task: Task) -> LinearDiscriminant:
-        """Fit on all labelled pixels of areas: means and shares of the categories, and one pooled covariance."""
-        n_bands, n_categories = len(areas[0].sample.scene.bands), len(task.categories)
-        counts = np.zeros((task.n_targets, n_categories))
-        sums = np.zeros((task.n_targets, n_categories, n_bands))
-        products = np.zeros((task.n_targets, n_bands, n_bands))
-        for tile, targets, _ in read_tiles(areas):
-            for target in range(task.n_targets):
-                usable = _usable(tile, targets[target])
-                pixels, categories = tile.pixels[:, usable].T.astype(np.float64), targets[target][usable]
-                products[target] += pixels.T @ pixels
-                for category in range(n_categories):
-                    members = pixels[categories == category]
-                    counts[target, category] += len(members)
-                    sums[target, category] += members.sum(axis=0)
-        weights = np.zeros((task.n_targets, n_categories, n_bands))
-        biases = np.full((task.n_targets, n_categories), -np.inf)
+        """Fit on the labelled pixels of areas, or of evenly spaced windows of large ones; they are read twice."""
+        areas = _sample_windows(areas, _MAX_PIXELS)
+        n_bands, shape = len(areas[0].sample.scene.bands), (task.n_targets, len(task.categories))
+        counts, means = np.zeros(shape), np.zeros((*shape, n_bands))
+        for place, pixels in _pixels_by_category(areas, task):
+            counts[place] += len(pixels)
+            means[place] += pixels.sum(axis=0)
+        means /= np.maximum(counts, 1)[..., None]
+        products, squares = np.zeros((2, *shape, n_bands, n_bands))
+        for place, pixels in _pixels_by_category(areas, task):
+            centered = pixels - means[place]
+            products[place] += centered.T @ centered
+            squares[place] += (centered**2).T @ centered**2
+        weights, biases = np.zeros_like(means), np.full(shape, -np.inf)
         for target in range(task.n_targets):
-            present = counts[target] > 0
-            means = sums[target, present] / counts[target, present, None]
-            between = (means * counts[target, present, None]).T @ means
-            covariance = (products[target] - between) / max(counts[target].sum() - present.sum(), 1)
-            weights[target, present] = means @ np.linalg.pinv(covariance, hermitian=True)
+            present = np.flatnonzero(counts[target])
             share = counts[target, present] / counts[target].sum()
-            biases[target, present] = np.log(share) - (weights[target, present] * means).sum(axis=1) / 2
+            covariance = sum(
+                part
+                * _shrunk_covariance(products[target, category], squares[target, category], counts[target, category])
+                for part, category in zip(share, present, strict=True)
+            )
+            weights[target, present] = _solve(np.asarray(covariance), means[target, present])
+            biases[target, present] = (
+                np.log(share) - (weights[target, present] * means[target, present]).sum(axis=1) / 2
+            )
         return cls(weights, biases)
 
     def score(self, areas: Sequence[LabelledArea], task: Task) -> Confusion:
@@ -62,13 +71,70 @@ class LinearDiscriminant:
         confusion = Confusion(task)
         for tile, targets, _ in read_tiles(areas):
             decided = np.zeros_like(targets)
-            for target in range(task.n_targets):
+            for target, (weights, biases) in enumerate(zip(self.weights, self.biases, strict=True)):
                 usable = _usable(tile, targets[target])
                 pixels = tile.pixels[:, usable].T.astype(np.float64)
-                decided[target, usable] = (pixels @ self.weights[target].T + self.biases[target]).argmax(axis=1)
+                decided[target, usable] = (pixels @ weights.T + biases).argmax(axis=1)
                 targets[target, ~usable] = IGNORE
             confusion.add(decided, targets)
         return confusion
+
+
+def _solve(covariance: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means (K, C) times the (pseudo-)inverse of a covariance (C, C)."""
+    # In units of the standard deviations, so that bands of small numbers are not taken for constant ones.
+    scale = np.sqrt(np.diag(covariance))
+    scale[scale == 0] = 1.0
+    inverse = np.linalg.pinv(covariance / np.outer(scale, scale), hermitian=True)
+    return np.asarray((means / scale) @ inverse / scale)
+
+
+def _sample_windows(areas: Sequence[LabelledArea], max_pixels: int) -> list[LabelledArea]:
+    """Return areas of at most about `max_pixels` pixels in total: the given ones, or evenly spaced windows of them."""
+    total = sum(int(window.width * window.height) for area in areas for window in area.windows)
+    if total <= max_pixels:
+        return list(areas)
+    windows = [(index, window) for index, area in enumerate(areas) for window in iter_windows(area.windows, _WINDOW_PX)]
+    chosen: list[list[Window]] = [[] for _ in areas]
+    for at in np.linspace(0, len(windows) - 1, max(1, len(windows) * max_pixels // total)).round().astype(int).tolist():
+        index, window = windows[at]
+        chosen[index].append(window)
+    return [replace(area, windows=tuple(kept)) for area, kept in zip(areas, chosen, strict=True) if kept]
+
+
+def _shrunk_covariance(
+    products: NDArray[np.float64], squares: NDArray[np.float64], count: float
+) -> NDArray[np.float64]:
+    """Return a covariance (C, C), shrunk towards a diagonal one as far as its noise demands (Ledoit and Wolf 2004).
+
+    Parameters
+    ----------
+    products, squares
+        Sums over the centred pixels of ``x_i x_j`` and ``x_i**2 x_j**2``.
+    """
+    covariance = products / count
+    std = np.sqrt(np.diag(covariance))
+    std[std == 0] = 1.0
+    size, standardized = len(std), covariance / np.outer(std, std)
+    mean = np.trace(standardized) / size
+    noise = (squares / np.outer(std, std) ** 2 / count - standardized**2).sum() / (size * count)
+    distance = ((standardized**2).sum() - size * mean**2) / size
+    intensity = 0.0 if distance <= 0 else min(noise, distance) / distance
+    shrunk = (1 - intensity) * standardized
+    shrunk[np.diag_indices(size)] += intensity * mean
+    return np.asarray(shrunk * np.outer(std, std))
+
+
+def _pixels_by_category(
+    areas: Sequence[LabelledArea], task: Task
+) -> Iterator[tuple[tuple[int, int], NDArray[np.float64]]]:
+    """Yield the pixels (n, C) of each category of each target, part by part, with their place (target, category)."""
+    for tile, targets, _ in read_tiles(areas):
+        for target in range(task.n_targets):
+            usable = _usable(tile, targets[target])
+            pixels, categories = tile.pixels[:, usable].T.astype(np.float64), targets[target][usable]
+            for category in np.unique(categories).tolist():
+                yield (target, category), pixels[categories == category]
 
 
 def _usable(tile: Tile, target: NDArray[np.int16]) -> NDArray[np.bool_]:
