@@ -31,6 +31,11 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     print_table(("class", *columns), rows)
     overall = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "brier", "pixels")
     print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in overall if key in metrics))
+    for baseline, scores in metrics.get("baselines", {}).items():
+        print(
+            f"{baseline.replace('_', ' ')} of single pixels: "
+            + "   ".join(f"{k} {number(v)}" for k, v in scores.items())
+        )
     intervals = metrics.get("intervals")
     if intervals:
         spans = (

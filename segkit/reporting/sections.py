@@ -294,6 +294,9 @@ def _training_section(
         facts["calibration error"] = (
             f"{before:.4f} before and {model.metrics['ece']:.4f} after calibration, on the areas used to fit it"
         )
+    for baseline, scores in model.metrics.get("baselines", {}).items():
+        values = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in scores.items() if value is not None)
+        facts[f"{baseline.replace('_', ' ')} of single pixels"] = f"{values} on the validation data, for comparison"
     section_charts = []
     if rows := read_log(folder / LOG):
         curves = training_curves.curves(rows, _saved_epoch(rows, recipe))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from segkit.evaluation.metrics import Confusion
 from segkit.io.scene import Tile
 from segkit.task import IGNORE, Task
 
+LINEAR_DISCRIMINANT = "linear_discriminant"  # in metrics.json
+BASELINE_SCORES = ("overall_accuracy", "mean_iou", "macro_f1")
 _MAX_PIXELS = 4_000_000  # read to fit a discriminant; more hardly change it
 _WINDOW_PX = 128  # side of the windows that a sample of a larger area is made of
 
@@ -54,6 +57,8 @@ class LinearDiscriminant:
         weights, biases = np.zeros_like(means), np.full(shape, -np.inf)
         for target in range(task.n_targets):
             present = np.flatnonzero(counts[target])
+            if not len(present):
+                continue  # no labelled pixel has data in all bands
             share = counts[target, present] / counts[target].sum()
             covariance = sum(
                 part
@@ -78,6 +83,26 @@ class LinearDiscriminant:
                 targets[target, ~usable] = IGNORE
             confusion.add(decided, targets)
         return confusion
+
+
+def score_baselines(
+    training: Sequence[LabelledArea], validation: Sequence[LabelledArea], task: Task
+) -> dict[str, dict[str, float | None]]:
+    """Return {baseline: {score: value}} on the validation areas, for ``metrics.json``."""
+    summary = LinearDiscriminant.fit(training, task).score(validation, task).summary()
+    return {LINEAR_DISCRIMINANT: {key: summary[key] for key in BASELINE_SCORES}}
+
+
+def compare_with_baseline(metrics: Mapping[str, Any]) -> str | None:
+    """Return a warning if a network's mean IoU is not above that of the linear discriminant; None if it is."""
+    ours, theirs = metrics["mean_iou"], metrics["baselines"][LINEAR_DISCRIMINANT]["mean_iou"]
+    if ours is None or theirs is None or ours > theirs:
+        return None
+    return (
+        f"on the validation areas the network (mean IoU {ours:.4f}) is not better than a linear discriminant of single "
+        f"pixels ({theirs:.4f}); a network should be. Try more labels, more steps (train.epochs, "
+        "train.steps_per_epoch) or fewer stages (model.options.encoder_depth)"
+    )
 
 
 def _solve(covariance: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -53,6 +53,7 @@ from segkit.plots import style, training_curves
 from segkit.recipe.schema import Recipe
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
+from segkit.training.baselines import compare_with_baseline, score_baselines
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.loaders import CropLoaders
 from segkit.training.losses import LOSSES
@@ -207,7 +208,13 @@ def _train(
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
         _finalize(
-            folder, module.segmenter, validation, int(state["epoch"]) + 1, accelerator, show_progress=show_progress
+            folder,
+            module.segmenter,
+            training,
+            validation,
+            int(state["epoch"]) + 1,
+            accelerator,
+            show_progress=show_progress,
         )
     trim_memory()
     return Run(folder, folder / MODEL, broadcast(module.segmenter.metrics))
@@ -365,6 +372,7 @@ def _warn_context(segmenter: Segmenter) -> None:
 def _finalize(
     folder: Path,
     segmenter: Segmenter,
+    training: Sequence[LabelledArea],
     validation: Sequence[LabelledArea],
     epoch: int,
     accelerator: str,
@@ -381,6 +389,10 @@ def _finalize(
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fit_thresholds(predictor, validation))
     segmenter.metrics = count_confusion(predictor, validation).summary() | scores_before
+    if validation:
+        segmenter.metrics["baselines"] = score_baselines(training, validation, segmenter.task)
+        if show_progress and (warning := compare_with_baseline(segmenter.metrics)):
+            print(f"warning: {warning}", file=sys.stderr)
     log, iou = read_log(folder / LOG), segmenter.metrics["mean_iou"]
     logged_iou = next((row.get("val_iou") for row in log if row["epoch"] == epoch), None)
     if show_progress and logged_iou is not None and iou is not None and abs(iou - logged_iou) >= _MIN_SHOWN_CHANGE:

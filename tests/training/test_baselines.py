@@ -123,3 +123,13 @@ def test_cover_fractions_count_as_what_covers_most(tmp_path):
         counts.append(LinearDiscriminant.fit(areas, each.task).score(areas, each.task).counts)
     assert counts[0].sum() > 8000
     np.testing.assert_array_equal(*counts)
+
+
+def test_without_a_pixel_of_complete_bands_there_is_no_score(tmp_path, monkeypatch):
+    write_pair(tmp_path, "binary", "a")
+    recipe = recipe_for(tmp_path, "binary")
+    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
+    monkeypatch.setattr(baselines, "_usable", lambda tile, target: np.zeros(target.shape, dtype=bool))
+    found = baselines.score_baselines(areas, areas, recipe.task)
+    assert set(found["linear_discriminant"].values()) == {None}
+    assert baselines.compare_with_baseline({"mean_iou": 0.5, "baselines": found}) is None
