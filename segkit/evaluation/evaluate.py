@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.applicability import compare_scene, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
 from segkit.data.pairing import Sample, source_files
@@ -109,6 +112,8 @@ def evaluate(
         recipe = segmenter.recipe
         source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
         samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
+        samples = [replace(one, scene=one.scene.with_named_bands(segmenter.band_names)) for one in samples]
+        _warn_of_unlike_scenes(segmenter, samples)
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )
@@ -241,6 +246,14 @@ def _paths_as_text(paths: Any) -> Any:
     if isinstance(paths, (str, os.PathLike)):
         return os.fspath(paths)
     return paths if isinstance(paths, LabelSource) else [_paths_as_text(path) for path in paths]
+
+
+def _warn_of_unlike_scenes(segmenter: Segmenter, samples: Sequence[Sample]) -> None:
+    training = segmenter.training_pixels
+    scenes = [sample.scene for sample in samples if len(sample.scene.bands) == segmenter.bands]
+    comparisons = [compare_scene(training, scene) for scene in scenes] if training is not None else []
+    if warning := describe_unlike_scenes(comparisons):
+        warnings.warn(warning, stacklevel=4)
 
 
 def refuse_ambiguous_labels(samples: Sequence[Sample]) -> None:

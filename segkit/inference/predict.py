@@ -11,12 +11,13 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputExistsError, RasterError, ScenesError, UsageError, suggest
+from segkit.errors import OutputExistsError, RasterError, ScenesError, SegkitError, UsageError, suggest
 from segkit.inference.summary import Summary, peak_memory
 from segkit.io.files import check_distinct, check_output, check_parent, remove_leftovers, require_file
 from segkit.io.paths import PathLike
@@ -161,6 +162,9 @@ def predict(
             "training, and classes may differ where two windows meet",
             stacklevel=3,
         )
+    waiting = [job.files for job, summary in zip(jobs, finished, strict=True) if summary is None]
+    if warning := _compare_scenes(network, waiting, polygons, vrt=vrt):
+        warnings.warn(warning, stacklevel=3)
     scene_jobs = [
         _scene_job(job, network, options, request, summary, vrt=vrt, overwrite=overwrite, show_progress=show_progress)
         for job, request, summary in zip(jobs, requests, finished, strict=True)
@@ -196,6 +200,27 @@ def _summaries_or_raise(
         details = "".join(f"\n  {name}: {error_message(error)}" for name, error in failures.items())
         raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are finished:{details}", summaries)
     return summaries
+
+
+def _compare_scenes(
+    network: Segmenter, scenes: Sequence[tuple[Path, ...]], polygons: Polygons | None, *, vrt: bool
+) -> str | None:
+    """Return a warning about the scenes that are unlike the training data; None if there are none.
+
+    A scene that cannot be read is left out; its prediction reports the error.
+    """
+    from segkit.data.applicability import compare_scene, describe_unlike_scenes
+    from segkit.io.region import PolygonRegion
+
+    if network.training_pixels is None:
+        return None
+    found = []
+    for files in scenes:
+        with suppress(SegkitError):
+            scene = network.open_scene(files, vrt=vrt)
+            region = None if polygons is None else PolygonRegion(polygons, scene.grid)
+            found.append(compare_scene(network.training_pixels, scene, region))
+    return describe_unlike_scenes(found)
 
 
 def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:

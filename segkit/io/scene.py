@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -125,6 +125,20 @@ class Scene:
         names = tuple(stack[band - 1].name for band in chosen)
         versions = tuple(current_version(file) if isinstance(file, Remote) else "" for file in files)
         return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions)
+
+    def with_named_bands(self, names: Sequence[str]) -> Scene:
+        """Return the scene with bands of these names, wherever they are in its files.
+
+        The scene itself is returned if its bands have these names already, if a band has no name (`names` then holds
+        its number), or if the files do not have one band of each name.
+        """
+        if self.band_names == tuple(names) or any(name.isdigit() for name in names):
+            return self
+        whole = Scene.from_files(self.paths, resample=self.resample, vrt=self.vrt, scaled=self.scaled, name=self.name)
+        if len({*whole.band_names}) < len(whole.band_names) or not {*names} <= {*whole.band_names}:
+            return self
+        number = dict(zip(whole.band_names, whole.bands, strict=True))
+        return replace(self, bands=tuple(number[name] for name in names), band_names=tuple(names))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:

@@ -13,6 +13,7 @@ from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
+from segkit.models.training_pixels import TrainingPixels
 from segkit.runtime.version import VERSION
 
 _FORMAT = 1  # version of the header; newer ones are refused
@@ -44,6 +45,8 @@ class Header:
         Radius in pixels as in `Segmenter.receptive_field`, "global" if unlimited, None if not yet measured.
     calibration
         Scale and shift of the logits; None if the model is not calibrated.
+    training_pixels
+        A sample of the training pixels; None in files of segkit 0.2.
     """
 
     recipe: dict[str, Any]
@@ -56,6 +59,7 @@ class Header:
     format: int = _FORMAT
     receptive_field: int | Literal["global"] | None = None
     calibration: Calibration | None = None
+    training_pixels: TrainingPixels | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
@@ -95,6 +99,8 @@ def read_header(path: PathLike) -> Header:
                 parsed["calibration"] = Calibration(
                     **{key: tuple(values) for key, values in fields["calibration"].items()}
                 )
+            if fields.get("training_pixels") is not None:
+                parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error

@@ -27,6 +27,7 @@ from segkit.models.model_file import HEADER_KEY, Header, read_header
 from segkit.models.network import describe_non_finite, first_line, make_network
 from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
+from segkit.models.training_pixels import TrainingPixels
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
@@ -86,6 +87,7 @@ class Segmenter(nn.Module):
         self._stored_recipe: tuple[Recipe | None, dict[str, Any]] = None, {}  # as loaded, and as it is in the file
         self._receptive_field: int | Literal["global"] | None = None
         self.calibration: Calibration | None = None
+        self.training_pixels: TrainingPixels | None = None
         for name, value in (("_scale", 1.0), ("_shift", 0.0)):
             self.register_buffer(name, torch.full((1, self.task.channels, 1, 1), value), persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -195,6 +197,8 @@ class Segmenter(nn.Module):
     def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
         """Open a scene with the bands, resampling and scaling that the model was trained with.
 
+        Bands that have the names of the training bands are found by name, so their order in the files does not matter.
+
         Parameters
         ----------
         paths, vrt
@@ -209,6 +213,7 @@ class Segmenter(nn.Module):
         scene = Scene.from_files(
             paths, bands=data.bands, resample=data.resample, vrt=vrt, scaled=data.apply_scale_offset
         )
+        scene = scene.with_named_bands(self.band_names)
         self.check_scene(scene)
         return scene
 
@@ -260,6 +265,7 @@ class Segmenter(nn.Module):
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             receptive_field=self._receptive_field,
             calibration=self.calibration,
+            training_pixels=self.training_pixels,
         )
 
     def save(self, path: PathLike) -> None:
@@ -305,6 +311,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter.metrics = header.metrics
     segmenter._receptive_field = header.receptive_field
     segmenter.set_calibration(header.calibration)
+    segmenter.training_pixels = header.training_pixels
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

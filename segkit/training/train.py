@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from segkit.data.applicability import describe_training_pixels
 from segkit.data.area import LabelledArea
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.cache import Cache
@@ -388,6 +389,7 @@ def _finalize(
         scores_before = {"ece_uncalibrated": summary["ece"], "mean_iou_uncalibrated": summary["mean_iou"]}
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fit_thresholds(predictor, validation))
+    segmenter.training_pixels = describe_training_pixels(training)
     segmenter.metrics = count_confusion(predictor, validation).summary() | scores_before
     if validation:
         segmenter.metrics["baselines"] = score_baselines(training, validation, segmenter.task)

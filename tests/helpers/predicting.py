@@ -39,7 +39,7 @@ class Network(nn.Module):
         self.mix.weight.data = torch.linspace(-2, 2, self.mix.weight.numel()).reshape(self.mix.weight.shape).sin() * 3
         self.mix.bias.data = torch.linspace(-0.1, 0.1, task.channels)
         self.calls = 0
-        self.fixed_window_size, self.receptive_field = None, 0
+        self.fixed_window_size, self.receptive_field, self.training_pixels = None, 0, None
 
     def open_scene(self, paths, *, vrt=False):
         scene = Scene.from_files(paths, vrt=vrt)
