@@ -18,7 +18,6 @@ from segkit.cli.options import (
     LabelField,
     LabelNoData,
     MinObjectArea,
-    ModelFile,
     NoData,
     OnDevice,
     Overlap,
@@ -103,10 +102,13 @@ def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
     epilog=examples(
         "segkit predict forest.safetensors scene.tif -o map.tif --probabilities probabilities.tif",
         "segkit predict forest.safetensors north.tif south.tif -o maps/ --vector maps/ --cluster local:2",
+        "segkit predict forest.safetensors scene.tif -o mean.tif --average-with second.safetensors",
     )
 )
 def predict(
-    model: ModelFile,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or folder of train --folds: all folds.")
+    ],
     scenes: Annotated[
         list[Path],
         typer.Argument(metavar="SCENE...", parser=as_path, help="Rasters, folders or globs of them, or URLs."),
@@ -122,6 +124,10 @@ def predict(
         str | None, typer.Option(metavar="PATH", help="Also write the probability of the predicted class.")
     ] = None,
     vector: Annotated[str | None, typer.Option(metavar="PATH", help="Also write polygons (.gpkg, .shp, ...).")] = None,
+    average_with: Annotated[
+        list[Path] | None,
+        typer.Option("--average-with", metavar="MODEL", help="Average its probabilities with MODEL's. Repeatable."),
+    ] = None,
     aoi: Annotated[
         Path | None, typer.Option(help="Area of interest: polygons outside of which the map is no data.")
     ] = None,
@@ -156,7 +162,7 @@ def predict(
     try:
         with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as executor:
             summaries = run(
-                model,
+                [model, *average_with] if average_with else model,
                 [scenes] if stack else scenes,
                 output,
                 probabilities=probabilities,

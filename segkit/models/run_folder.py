@@ -14,6 +14,7 @@ from segkit.recipe.schema import Recipe
 
 # Paths in a run folder.
 MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml", "log.csv"
+FOLD_FOLDER = r"fold(\d+)of(\d+)"  # run folders of a cross-validation
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 # Keys that may be changed when a run is resumed: those that help against non-finite numbers.
 CHANGEABLE = ("train.learning_rate", "train.precision")
