@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,15 @@ from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
-from segkit.models.segmenter import Segmenter, load
+from segkit.models.ensemble import load_model
 from segkit.recipe.schema import Data, DatasetSource, LabelSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
 from segkit.task import Task
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures
+
+if TYPE_CHECKING:
+    from segkit.models.ensemble import AnyModel
 
 _STRIP_PIXELS = 2**22
 _SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
@@ -43,7 +46,7 @@ _SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
 
 @renamed_keywords(names="class_names", boundary="boundary_width", objects="min_object_area")
 def evaluate(
-    model: Segmenter | PathLike,
+    model: AnyModel | PathLike | Sequence[AnyModel | PathLike],
     images: PathLike | Sequence[PathLike | Sequence[PathLike]] | None,
     labels: PathLike | Sequence[PathLike] | LabelSource,
     output: PathLike | None = None,
@@ -64,7 +67,8 @@ def evaluate(
     Parameters
     ----------
     model
-        A model file or a loaded model. For maps: a map (.tif) or a folder of maps, with `images` None.
+        A model file or a loaded model, or several as for `segkit.predict`. For maps: a map (.tif) or a folder of maps,
+        with `images` None.
     images, labels
         As in a recipe's ``data.train``: a folder, a file, a glob or a list, paired by file stem. For maps, the labels
         are paired with the maps.
@@ -98,21 +102,23 @@ def evaluate(
     size = parse_area(min_object_area, "minimum object area")
     predictor: ModelPredictor | MapReader
     if images is None:
-        assert not isinstance(model, Segmenter)
+        assert isinstance(model, (str, os.PathLike))
         task = map_task(model, class_names=class_names)
         source = DatasetSource.model_validate({"images": _paths_as_text(model), "labels": _paths_as_text(labels)})
         data = Data(train=source, ignore=tuple(ignore))
         samples = open_labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
         predictor = MapReader(task)
     else:
-        segmenter = model if isinstance(model, Segmenter) else load(model)
+        segmenter = load_model(model)
         recipe = segmenter.recipe
         source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
         samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )
-    check_distinct([target], [None if isinstance(model, Segmenter) else model, class_names, *source_files(source)])
+    models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]
+    check_distinct([target], [*read, *source_files(source)])
     refuse_ambiguous_labels(samples)
     result = evaluate_areas(predictor, full_areas(samples), width, size, show_progress=show_progress)
     if target is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from segkit.errors import UsageError
 from segkit.io.paths import PathLike
-from segkit.models.run_folder import FOLD_FOLDER, MODEL
+from segkit.models.run_folder import MODEL, find_folds
 
 if TYPE_CHECKING:
     import torch
@@ -148,11 +147,7 @@ def model_files(models: Iterable[PathLike]) -> list[Path]:
     found: list[Path] = []
     for given in models:
         path = Path(given)
-        folds = {
-            (int(match[1]), int(match[2])): each / MODEL
-            for each in (path.iterdir() if path.is_dir() else ())
-            if (match := re.fullmatch(FOLD_FOLDER, each.name)) and each.is_dir()
-        }
+        folds = {key: folder / MODEL for key, folder in find_folds(path).items()}
         numbers = sorted({number for _, number in folds})
         if len(numbers) > 1:
             raise UsageError(

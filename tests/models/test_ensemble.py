@@ -10,6 +10,7 @@ from predicting import read
 from synthetic import TASKS, recipe_for, segmenter, write_pair
 
 from segkit.errors import MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
+from segkit.evaluation.evaluate import evaluate
 from segkit.inference import tiling
 from segkit.inference.predict import predict
 from segkit.inference.runner import Runner, bytes_per_pixel, operations_per_pixel
@@ -249,6 +250,17 @@ def test_a_folder_of_folds_is_the_models_of_all_folds(made, tmp_path):
     (tmp_path / "fold0of2").mkdir()
     with pytest.raises(UsageError, match=r"folds of several cross-validations .2 and 3 folds."):
         load_model(tmp_path)
+
+
+def test_several_models_are_scored_as_their_map_is(made, tmp_path):
+    folder = made["multiclass"]
+    labels, options = folder / "labels/a.tif", {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
+    scores = evaluate(files(folder, "xy"), folder / "images/a.tif", labels, **options)
+    mapped(folder, "xy", tmp_path / "map")
+    (tmp_path / "map/map.tif").rename(tmp_path / "a.tif")
+    of_map = evaluate(tmp_path / "a.tif", None, labels, ignore=[255])
+    assert scores["confusion"] == of_map["confusion"]
+    assert scores["brier"] is not None
 
 
 @pytest.mark.parametrize(("path", "error"), [("none.safetensors", MissingFileError), (".", ModelFileError)])
