@@ -40,7 +40,8 @@ from segkit.io.remote import as_path
 )
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL|MAP", help="Model file or folder of train --folds; map or folder of maps.")
+        Path,
+        typer.Argument(metavar="MODEL|MAP", help="Model file, or folder of all folds; map, or folder of maps."),
     ],
     labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
     images: Annotated[
@@ -115,7 +116,7 @@ def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
 )
 def predict(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or folder of train --folds: all folds.")
+        Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or the folder of all folds: their mean.")
     ],
     scenes: Annotated[
         list[Path],

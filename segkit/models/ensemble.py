@@ -158,8 +158,8 @@ def model_files(models: Iterable[PathLike]) -> list[Path]:
             missing = [f"{k}/{numbers[0]}" for k in range(numbers[0]) if not folds.get((k, numbers[0]), path).is_file()]
             if missing:
                 raise UsageError(
-                    f"{path}: fold {', '.join(missing)} has no model, so the training is not finished; run it again "
-                    f"(segkit train RECIPE --folds {numbers[0]}), or name single model files"
+                    f"{path}: fold {', '.join(missing)} has no model, so the training is not finished; run it again, "
+                    "or name single model files"
                 )
         found += [file for _, file in sorted(folds.items())] or [path]
     return found
