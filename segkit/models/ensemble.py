@@ -204,7 +204,7 @@ def _facts(model: Segmenter) -> dict[str, Any]:
         "classes": tuple(f"{one.name} ({one.value})" for one in task.classes),
         "background": task.background,
         "background value": task.background_value,
-        "bands": model.band_names,
+        "number of bands": model.bands,  # their names are often those of the first training file
         "data.bands": data.bands,
         "data.apply_scale_offset": data.apply_scale_offset,
         "data.resample": data.resample,

@@ -205,7 +205,7 @@ MISMATCHES = {
     "class": ({"task": {"classes": [{"name": "cut", "value": 7}]}}, r"classes cut \(7\), but .* has cleared \(7\)"),
     "value": ({"task": {"classes": [{"name": "cleared", "value": 8}]}}, r"classes cleared \(8\), but"),
     "background": ({"task": {"background_value": 4}}, "background value 4, but .* has 0"),
-    "bands": ({"names": ("b1", "b2")}, "bands b1, b2, but .* has b1, b2, b3"),
+    "bands": ({"names": ("b1", "b2")}, "number of bands 2, but .* has 3"),
     "selection": ({"data": {"bands": [3, 2, 1]}}, "data.bands 3, 2, 1, but .* has None"),
     "scale": ({"data": {"apply_scale_offset": True}}, "data.apply_scale_offset True, but .* has False"),
 }
@@ -217,6 +217,13 @@ def test_models_that_do_not_fit_are_refused(made, changes, said):
     with pytest.raises(UsageError, match=f"{said}.*; models that are averaged need the same classes") as refused:
         Ensemble([first, changed(made["binary"], **changes)])
     assert "\n" not in str(refused.value)
+
+
+def test_names_of_bands_may_differ(made):
+    """Many files have descriptions of their own, such as the name of the file."""
+    models = [load(file) for file in files(made["binary"], "xy")]
+    models[1].band_names = ("tile7-1", "tile7-2", "tile7-3")
+    assert Ensemble(models).bands == 3
 
 
 def test_the_same_model_twice_and_no_model_are_refused(made):
