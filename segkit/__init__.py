@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from segkit.task import LandCoverClass as LandCoverClass
     from segkit.task import Task as Task
     from segkit.training.compare import compare as compare
+    from segkit.training.cross_validation import cross_validate as cross_validate
     from segkit.training.train import train as train
     from segkit.vector import polygons as polygons
     from segkit.vector import vectorize as vectorize
@@ -40,6 +41,7 @@ _HOMES = {
     "change": "segkit.maps.change",
     "check": "segkit.data.check",
     "compare": "segkit.training.compare",
+    "cross_validate": "segkit.training.cross_validation",
     "evaluate": "segkit.evaluation.evaluate",
     "load": "segkit.models.segmenter",
     "polygons": "segkit.vector",

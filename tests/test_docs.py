@@ -23,6 +23,7 @@ from rasterio.transform import from_origin
 
 from segkit.cli import app as cli
 from segkit.cli import root
+from segkit.models.segmenter import load
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
@@ -93,6 +94,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         run("segkit train configs/deforestation.yaml -o trained", patch)
     shutil.copy(root / "trained" / "model.safetensors", root / "forest.safetensors")
+    second = load(root / "forest.safetensors")
+    second.mean += 10
+    second.save(root / "second.safetensors")
     return root
 
 

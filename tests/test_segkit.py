@@ -19,6 +19,7 @@ PUBLIC = {
     "change",
     "check",
     "compare",
+    "cross_validate",
     "evaluate",
     "load",
     "polygons",

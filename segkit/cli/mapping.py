@@ -10,6 +10,7 @@ import typer
 
 from segkit.cli.options import (
     Augmentation,
+    AverageWith,
     BoundaryWidth,
     ClassNames,
     Device,
@@ -18,7 +19,6 @@ from segkit.cli.options import (
     LabelField,
     LabelNoData,
     MinObjectArea,
-    ModelFile,
     NoData,
     OnDevice,
     Overlap,
@@ -39,7 +39,10 @@ from segkit.io.remote import as_path
     )
 )
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="MODEL|MAP", help="Model file, map, or folder of maps.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL|MAP", help="Model file, or folder of all folds; map, or folder of maps."),
+    ],
     labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
     images: Annotated[
         list[str] | None, typer.Option(help="For a model: folder, file or glob of scenes. Repeatable.")
@@ -47,6 +50,7 @@ def evaluate(
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: LabelField = None,
     nodata: LabelNoData = None,
+    average_with: AverageWith = None,
     boundary_width: BoundaryWidth = "2px",
     min_object_area: MinObjectArea = "1px",
     ignore: IgnoredCodes = None,
@@ -61,19 +65,23 @@ def evaluate(
     """Score a model or maps against labels: IoU, F1, boundaries, objects, calibration, confusion matrix."""
     from segkit.evaluation.evaluate import evaluate as run
     from segkit.io.files import require_file
+    from segkit.models.run_folder import find_folds
 
     is_model = require_file(model, "model file or map").suffix.lower() == ".safetensors"
+    is_model |= bool(images) and bool(find_folds(model))
     if is_model and not images:
         raise typer.BadParameter("a model needs scenes", param_hint="--images")
     if not is_model and images:
         raise typer.BadParameter(f"{model} is a map, which needs no images; leave it out", param_hint="--images")
+    if not is_model and average_with:
+        raise typer.BadParameter(f"{model} is a map; only models are averaged", param_hint="--average-with")
     if is_model and (ignore or class_names):
         raise typer.BadParameter(
             "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
         )
     scenes = images or []
     result = run(
-        model,
+        [model, *average_with] if average_with else model,
         None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
         _labels(labels, field, nodata),
         output,
@@ -103,10 +111,13 @@ def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
     epilog=examples(
         "segkit predict forest.safetensors scene.tif -o map.tif --probabilities probabilities.tif",
         "segkit predict forest.safetensors north.tif south.tif -o maps/ --vector maps/ --cluster local:2",
+        "segkit predict forest.safetensors scene.tif -o mean.tif --average-with second.safetensors",
     )
 )
 def predict(
-    model: ModelFile,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or the folder of all folds: their mean.")
+    ],
     scenes: Annotated[
         list[Path],
         typer.Argument(metavar="SCENE...", parser=as_path, help="Rasters, folders or globs of them, or URLs."),
@@ -122,6 +133,7 @@ def predict(
         str | None, typer.Option(metavar="PATH", help="Also write the probability of the predicted class.")
     ] = None,
     vector: Annotated[str | None, typer.Option(metavar="PATH", help="Also write polygons (.gpkg, .shp, ...).")] = None,
+    average_with: AverageWith = None,
     aoi: Annotated[
         Path | None, typer.Option(help="Area of interest: polygons outside of which the map is no data.")
     ] = None,
@@ -156,7 +168,7 @@ def predict(
     try:
         with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as executor:
             summaries = run(
-                model,
+                [model, *average_with] if average_with else model,
                 [scenes] if stack else scenes,
                 output,
                 probabilities=probabilities,

@@ -55,7 +55,10 @@ class DemoTask(StrEnum):
 
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe (.yaml).")]
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors).")]
+AverageWith = Annotated[
+    list[Path] | None,
+    typer.Option("--average-with", metavar="MODEL", help="Average its probabilities with MODEL's. Repeatable."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe: train.epochs=3. Repeatable."),

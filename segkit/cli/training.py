@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,7 @@ def check(
 @app.command(
     epilog=examples(
         "segkit train configs/deforestation.yaml -o forest --set train.epochs=3",
+        "segkit train configs/deforestation.yaml -o folds --folds 2 --set train.epochs=1",
     )
 )
 def train(
@@ -65,11 +67,20 @@ def train(
         str | None,
         typer.Option(metavar="K/N", help="Validate on fold K (0 to N-1) of N folds of the training data."),
     ] = None,
+    folds: Annotated[
+        int | None, typer.Option(metavar="N", help="Train all N folds, each in a folder of RUN, and table the scores.")
+    ] = None,
     set_: Set = None,
     force: Force = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model: RUN/model.safetensors, metrics.json, log.csv, curves.png."""
+    if folds is not None:
+        if fold is not None or resume:
+            why = "one fold is trained with --fold, all with --folds" if fold else "--folds resumes without it"
+            raise typer.BadParameter(f"{why}; leave it out", param_hint="--fold" if fold else "--resume")
+        _train_folds(recipe, output, folds, set_ or (), force=force, overwrite=overwrite)
+        return
     from lightning.pytorch.utilities import rank_zero_only
 
     from segkit.training.train import train as run
@@ -88,6 +99,19 @@ def train(
         return  # the first process of several speaks for all
     print_metrics(result.metrics)
     print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
+
+
+def _train_folds(
+    recipe: Path, output: Path | None, folds: int, overrides: Sequence[str], *, force: bool, overwrite: bool
+) -> None:
+    """Train all folds and print the table of their scores."""
+    from segkit.training.cross_validation import cross_validate
+
+    result = cross_validate(
+        recipe, output, folds=folds, overrides=overrides, force=force, overwrite=overwrite, show_progress=True
+    )
+    print(result.render())
+    print(f"\ntable {result.folder / 'folds.csv'}")
 
 
 @app.command(

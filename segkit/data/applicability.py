@@ -102,6 +102,14 @@ def compare_scene(training: TrainingPixels, scene: Scene, region: Region | None 
     return SceneComparison(str(scene.paths[0]), share, tuple(findings))
 
 
+def compare_with_models(
+    trainings: Sequence[TrainingPixels], scene: Scene, region: Region | None = None
+) -> SceneComparison:
+    """Compare a scene with the training data of several models that predict together: with that most like it."""
+    comparisons = [compare_scene(training, scene, region) for training in trainings]
+    return min(comparisons, key=lambda one: (one.share_outside or 0, len(one.findings)))
+
+
 def describe_unlike_scenes(comparisons: Sequence[SceneComparison]) -> str | None:
     """Return one warning about all scenes that are unlike the training data; None if there are none."""
     unlike = sorted((each for each in comparisons if each.findings), key=lambda each: -(each.share_outside or 0))

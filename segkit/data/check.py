@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rasterio.enums import ColorInterp
 
+from segkit.data.appearance import distance_to_training
 from segkit.data.area import LabelledArea
 from segkit.data.examination import (
     ClassCount,
@@ -46,6 +47,8 @@ class SceneCheck:
         Pixels with data; those of them with a label.
     classes
         Counts of valid labelled pixels.
+    appearance_distance
+        Of a scene that only validates: how far it is from the training scenes, see `distance_to_training`.
     """
 
     part: str
@@ -56,6 +59,7 @@ class SceneCheck:
     valid: int
     labelled: int
     classes: tuple[ClassCount, ...]
+    appearance_distance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ class Report:
         if isinstance(self.recipe.data.val, SpatialSplit):
             rule = self.recipe.data.val
             share = f"{rule.fraction:.0%}" if rule.fold is None else f"fold {rule.fold}"
-            what = f"{rule.by}s" if rule.by != "block" else f"blocks of {rule.block} pixels"
+            units = {"block": f"blocks of {rule.block} pixels", "appearance": "scenes ordered by appearance"}
+            what = units.get(rule.by, f"{rule.by}s")
             share = share if rule.values is None else f"{rule.field} {' or '.join(rule.values)}"
             gap = "" if rule.gap is None else f" with a gap of {rule.gap} pixels"
             yield f"val: {share} of train, in {what}{gap}"
@@ -135,19 +140,29 @@ class Report:
             one = self.nearest[0]
             ground = "" if one.metres is None else f" ({one.metres:,.0f} m)"
             yield f"distance of training and validation: {one.pixels:,.0f} pixels{ground}, {one.shared:,} shared pixels"
+        distances = [scene.appearance_distance for scene in self.scenes if scene.appearance_distance is not None]
+        if distances:
+            yield (
+                f"difference in appearance of {len(distances)} validation scenes from training: median "
+                f"{np.median(distances):.1f}, largest {max(distances):.1f} (1 is usual among training scenes)"
+            )
 
     def _scenes(self) -> Iterator[str]:
         if not self.scenes:
             return
         yield ""
-        header = ("scene", "", "rows", "columns", "pixel", "CRS", "bands", "valid", "labelled")
+        header = ["scene", "", "rows", "columns", "pixel", "CRS", "bands", "valid", "labelled"]
+        has_distance = any(scene.appearance_distance is not None for scene in self.scenes)
+        header += ["appearance"] * has_distance
         rows = []
         for scene in self.scenes[:_MAX_LISTED]:
             grid, pixels = scene.grid, scene.grid.height * scene.grid.width
             size = " x ".join(f"{side:.4g}" for side in grid.pixel_size)
             shares = _percent(scene.valid, pixels), _percent(scene.labelled, pixels)
             shape = str(grid.height), str(grid.width)
-            rows.append((scene.name, scene.part, *shape, size, crs_name(grid.crs), str(len(scene.bands)), *shares))
+            row = [scene.name, scene.part, *shape, size, crs_name(grid.crs), str(len(scene.bands)), *shares]
+            distance = "" if scene.appearance_distance is None else f"{scene.appearance_distance:.1f}"
+            rows.append(row + [distance] * has_distance)
         yield format_table(header, rows)
         yield from _more(self.scenes)
 
@@ -209,6 +224,8 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         problems += [] if found.error is None else [str(found.error)]
         network_warnings, network_problems = _check_network(recipe, found.training)
         problems += network_problems
+        distances = _appearance_distances(all_samples, scene_counts, found)
+        scenes = [replace(scene, appearance_distance=one) for scene, one in zip(scenes, distances, strict=True)]
     else:
         problems += scene_problems([sample for _, sample in all_samples], scene_counts)
     report = Report(
@@ -263,6 +280,21 @@ def _check_network(recipe: Recipe, training: Sequence[LabelledArea]) -> tuple[li
         return [], [str(error)]
     _, warning = suitable_tile_size(segmenter, training)
     return [] if warning is None else [warning], []
+
+
+def _appearance_distances(
+    samples: Sequence[tuple[str, Sample]], scene_counts: Sequence[SceneCounts | None], found: Examination
+) -> list[float | None]:
+    """Return the appearance distance of each scene that validates and does not train; None for the others."""
+    trains, validates = ({id(area.sample) for area in areas} for areas in (found.training, found.validation))
+    moments = [None if one is None else one.moments for one in scene_counts]
+    only_validate = [id(sample) in validates - trains for _, sample in samples]
+    distances = distance_to_training(
+        [one for (_, sample), one in zip(samples, moments, strict=True) if one is not None and id(sample) in trains],
+        [one for chosen, one in zip(only_validate, moments, strict=True) if one is not None and chosen],
+    )
+    remaining = iter(() if distances is None else distances.tolist())
+    return [next(remaining, None) if chosen else None for chosen in only_validate]
 
 
 def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Task) -> SceneCheck:

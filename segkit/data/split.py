@@ -12,8 +12,11 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.appearance import describe_appearance
 from segkit.data.area import POLYGON_WINDOW_PX, LabelledArea, count_categories, full_areas, read_tiles
+from segkit.data.assignment import choose_validation, join_values
 from segkit.data.pairing import Sample
+from segkit.data.statistics import BandMoments
 from segkit.errors import DataError
 from segkit.io.cover import PixelRegion, grids_within
 from segkit.io.grid import Grid, split_window
@@ -21,9 +24,10 @@ from segkit.io.polygons import project_to_grid, read_polygons
 from segkit.recipe.schema import Recipe, SpatialSplit, TableSplit
 from segkit.task import IGNORE, Task
 
-_N_DRAWS = 200  # random splits; the one with the most even class shares is used
 # Default blocks: largest side (or four tiles), smallest side, and number of blocks that should validate.
 _MAX_BLOCK_PX, _MIN_BLOCK_PX, _MIN_VAL_BLOCKS = 512, 8, 3
+# The appearance of a scene is that of about this many of its pixels, in every n-th row and column.
+_APPEARANCE_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,14 @@ class SceneCounts:
     counts
         int64 (windows, T * K): labelled pixels of each category of each target, in each block of the split, or in the
         whole scene if the split has no blocks.
+    moments
+        Mean and standard deviation of the bands over a sample of the valid pixels: how the scene looks.
     """
 
     valid: int
     labelled: int
     counts: NDArray[np.int64]
+    moments: BandMoments
 
 
 def count_scene(
@@ -52,7 +59,7 @@ def count_scene(
     size: int = 1024,
     advance: Callable[[float], None] = lambda pixels: None,
 ) -> SceneCounts:
-    """Read a scene once and count its pixels: block by block if it is to be split into blocks, else all together.
+    """Read a scene once, count its pixels (of each block if it is to be split into blocks), and see how it looks.
 
     Parameters
     ----------
@@ -67,16 +74,20 @@ def count_scene(
     windows = _count_windows(sample.scene.grid, rule)
     counts = np.zeros((len(windows), task.n_targets * len(task.categories)), dtype=np.int64)
     valid_pixels = labelled = 0
+    moments = BandMoments(len(sample.scene.bands))
+    step = math.isqrt(sample.scene.grid.height * sample.scene.grid.width // _APPEARANCE_PIXELS) or 1
     with sample.scene.open() as reader:
         for number, window in enumerate(windows):
             for part in split_window(window, size):
-                valid = reader.read(part).valid
+                tile = reader.read(part)
+                valid = tile.valid
                 targets = area.read_truth(part, valid)
+                moments.add(tile.pixels[:, ::step, ::step], valid[::step, ::step])
                 valid_pixels += int(valid.sum())
                 labelled += int((targets != IGNORE).any(axis=0).sum())
                 counts[number] += count_categories(targets, task)
                 advance(part.height * part.width)
-    return SceneCounts(valid_pixels, labelled, counts)
+    return SceneCounts(valid_pixels, labelled, counts, moments)
 
 
 def _count_windows(grid: Grid, rule: object) -> list[Window]:
@@ -130,7 +141,7 @@ def _side_of_units(grids: Sequence[Grid], rule: SpatialSplit, block: int | None)
     if rule.by == "block":
         assert block is not None
         return block
-    if rule.by == "scene":
+    if rule.by in ("scene", "appearance"):
         areas = [float(grid.height * grid.width) for grid in grids]
     else:
         areas = [region.area for unit in _polygon_units(grids, rule)[0] for region in unit]
@@ -194,7 +205,7 @@ _Unit = tuple[_SampleRegion, ...]
 def spatial_split(
     samples: Sequence[Sample], task: Task, rule: SpatialSplit, scene_counts: Sequence[SceneCounts] | None = None
 ) -> tuple[list[LabelledArea], list[LabelledArea]]:
-    """Split samples into training and validation areas by blocks, scenes or polygons.
+    """Split samples into training and validation areas by blocks, scenes, polygons or appearance.
 
     The units of the split, by `rule.by`: each block of `rule.block` pixels of a scene; each scene, with all scenes that
     overlap it; or each polygon, in all scenes. The validation units are those whose field has one of `rule.values`; or
@@ -202,6 +213,9 @@ def spatial_split(
     Of 200 draws (or assignments to folds) the best is used: first, as few categories as possible are missing on one
     side; then, the share of each category is as close as possible to the fraction. All folds come from one assignment,
     which depends on the seed, not on the fold that is asked for.
+
+    By appearance nothing is drawn: scenes, with all that overlap them, are ordered from dark to bright, and the folds
+    are contiguous parts of the order with about equal area. With a fraction, validation is one end (`cut_end`).
 
     Training excludes everything within `rule.gap` pixels of validation areas, in every scene on the same ground.
 
@@ -217,9 +231,14 @@ def spatial_split(
     assert rule.gap is not None
     grids = [sample.scene.grid for sample in samples]
     units, by_value = _units(samples, rule)
-    counts = _count_units(samples, units, task, rule, scene_counts)
+    if scene_counts is None and rule.by != "polygon":
+        scene_counts = [count_scene(sample, task, rule) for sample in samples]
+    counts = _count_units(samples, units, task, rule, scene_counts or ())
+    features = None
+    if rule.by == "appearance":
+        features = _unit_features(units, scene_counts or ())
     is_validation = np.zeros(len(units), dtype=bool)
-    is_validation[_choose_validation(counts, rule, by_value)] = True
+    is_validation[choose_validation(counts, rule, by_value=by_value, features=features)] = True
     val_regions = _regions_of_samples(units, is_validation, len(samples))
     exclude = _exclusions(grids, val_regions, rule.gap)
     if rule.by == "polygon":
@@ -237,14 +256,12 @@ def _count_units(
     units: Sequence[_Unit],
     task: Task,
     rule: SpatialSplit,
-    scene_counts: Sequence[SceneCounts] | None,
+    scene_counts: Sequence[SceneCounts],
 ) -> NDArray[np.float64]:
     """Count the labelled pixels of each category in each unit, (units, T * K)."""
     if rule.by == "polygon":
         found = np.array([_count_unit(samples, unit, task) for unit in units])
         return found.astype(np.float64)
-    if scene_counts is None:
-        scene_counts = [count_scene(sample, task, rule) for sample in samples]
     if rule.by == "block":
         found = np.concatenate([each.counts for each in scene_counts])
     else:
@@ -252,26 +269,11 @@ def _count_units(
     return found.astype(np.float64)
 
 
-def _choose_validation(
-    counts: NDArray[np.float64], rule: SpatialSplit, by_value: NDArray[np.bool_] | None
-) -> NDArray[np.intp]:
-    """Return the indices of the units to validate on."""
-    labelled = np.flatnonzero(counts.sum(axis=1))
-    _require_enough_units(len(labelled), rule)
-    if by_value is not None:
-        if not (by_value & (counts.sum(axis=1) > 0)).any():
-            raise DataError(
-                f"{rule.polygons}: no polygon with {rule.field} {_join_values(rule)} contains a labelled pixel; "
-                "correct data.val.values"
-            )
-        return np.flatnonzero(by_value)
-    if rule.fold is not None:
-        number, folds = map(int, rule.fold.split("/"))
-        selected = _assign_folds(counts[labelled], folds, rule.seed) == number
-    else:
-        selected = _draw_validation(counts[labelled], rule.fraction, rule.seed)
-    chosen: NDArray[np.intp] = labelled[selected]
-    return chosen
+def _unit_features(units: Sequence[_Unit], scene_counts: Sequence[SceneCounts]) -> NDArray[np.float64]:
+    """Return the appearance of each unit, (units, 2 * bands): the mean of its scenes' features."""
+    features = describe_appearance([scene_counts[region.sample].moments for unit in units for region in unit])
+    starts = np.cumsum([0, *(len(unit) for unit in units[:-1])])
+    return np.add.reduceat(features, starts) / [[len(unit)] for unit in units]
 
 
 def split_by_column(samples: Sequence[Sample], rule: TableSplit) -> tuple[list[Sample], list[Sample]]:
@@ -317,10 +319,15 @@ def _units(samples: Sequence[Sample], rule: SpatialSplit) -> tuple[list[_Unit], 
             for index, grid in enumerate(grids)
             for block in _count_windows(grid, rule)
         ], None
-    if rule.by == "scene":
+    if rule.by in ("scene", "appearance"):
+        groups = _group_overlapping(grids)
+        if rule.by == "appearance":  # so that rounding and ties do not depend on the order of the scenes
+            names = [str(sample.scene.paths) for sample in samples]
+            groups = sorted(
+                (sorted(group, key=names.__getitem__) for group in groups), key=lambda group: names[group[0]]
+            )
         return [
-            tuple(_SampleRegion((grids[index].full_window,), sample=index) for index in group)
-            for group in _group_overlapping(grids)
+            tuple(_SampleRegion((grids[index].full_window,), sample=index) for index in group) for group in groups
         ], None
     return _polygon_units(grids, rule)
 
@@ -364,14 +371,10 @@ def _polygon_units(grids: Sequence[Grid], rule: SpatialSplit) -> tuple[list[_Uni
             how_many = "no polygon" if not by_value.any() else "every polygon"
             listed = ", ".join(sorted({"null" if value is None else value for value in values})[:8])
             raise DataError(
-                f"{path}: {how_many} on the training scenes has {rule.field} {_join_values(rule)}, so one side of the "
+                f"{path}: {how_many} on the training scenes has {rule.field} {join_values(rule)}, so one side of the "
                 f"split is empty; the values are {listed}"
             )
     return [tuple(regions[number]) for number in used], by_value
-
-
-def _join_values(rule: SpatialSplit) -> str:
-    return " or ".join(rule.values or ())
 
 
 def _count_unit(samples: Sequence[Sample], unit: _Unit, task: Task) -> NDArray[np.int64]:
@@ -438,61 +441,3 @@ def _exclude_validation(training: Sequence[LabelledArea], validation: Sequence[L
                 exclude = PixelRegion(before.windows, before.polygons + projected.polygons)
                 found[other] = replace(found[other], exclude=exclude)
     return found
-
-
-def _require_enough_units(units: int, rule: SpatialSplit) -> None:
-    what = {
-        "block": f"blocks of {rule.block} x {rule.block} pixels hold",
-        "scene": "scenes (or groups of overlapping scenes) hold",
-        "polygon": f"polygons of {rule.polygons} hold",
-    }[rule.by]
-    needed = 2 if rule.fold is None else int(rule.fold.partition("/")[2])
-    if rule.values is None and units < needed:
-        advice = "make data.val.block smaller" if rule.by == "block" else "set data.val.by: block"
-        raise DataError(
-            f"data.val: {units} {what} valid labelled pixels, a split needs {needed}; {advice}, or give data.val other "
-            "images and labels"
-        )
-
-
-def _draw_validation(counts: NDArray[np.float64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Draw rows of `counts` (units, categories) that hold about `fraction` of every category."""
-    random = np.random.default_rng(seed)
-    pixels = counts.sum(axis=1) / counts.sum()
-    best, lowest = np.zeros(len(counts), dtype=bool), (np.inf, np.inf)
-    for _ in range(_N_DRAWS):
-        order = random.permutation(len(counts))
-        share = np.cumsum(pixels[order])
-        number = min(max(1, int(np.argmin(np.abs(share - fraction))) + 1), len(counts) - 1)
-        drawn = np.zeros(len(counts), dtype=bool)
-        drawn[order[:number]] = True
-        if (imbalance := _imbalance(counts, drawn, fraction)) < lowest:
-            best, lowest = drawn, imbalance
-    return best
-
-
-def _assign_folds(counts: NDArray[np.float64], folds: int, seed: int) -> NDArray[np.intp]:
-    """Assign each row of `counts` (units, categories) to one of n folds with about equal shares of every category."""
-    random = np.random.default_rng(seed)
-    pixels = counts.sum(axis=1)
-    best, lowest = np.zeros(len(counts), dtype=np.intp), (np.inf, np.inf)
-    for _ in range(_N_DRAWS):
-        fold_of, fold_pixels = np.zeros(len(counts), dtype=np.intp), np.zeros(folds)
-        order = random.permutation(len(counts))
-        for turn, unit in enumerate(order):
-            # First one unit for each fold; then always the fold with the fewest pixels.
-            fold_of[unit] = turn if turn < folds else int(np.argmin(fold_pixels))
-            fold_pixels[fold_of[unit]] += pixels[unit]
-        each = np.array([_imbalance(counts, fold_of == fold, 1 / folds) for fold in range(folds)])
-        if (imbalance := tuple(each.sum(axis=0))) < lowest:
-            best, lowest = fold_of, imbalance
-    return best
-
-
-def _imbalance(counts: NDArray[np.float64], selected: NDArray[np.bool_], fraction: float) -> tuple[float, float]:
-    """Return the number of categories on one side only, and the summed deviation of shares from a fraction."""
-    total = counts.sum(axis=0)
-    inside = counts[selected].sum(axis=0)
-    present = total > 0
-    one_sided = present & ((inside == 0) | (inside == total))
-    return float(one_sided.sum()), float(np.abs(inside[present] / total[present] - fraction).sum())

@@ -15,6 +15,40 @@ from segkit.runtime.progress import progress
 from segkit.task import Task
 
 
+class BandMoments:
+    """Number, mean and standard deviation of the values of each band, computed from parts.
+
+    Means and squared deviations of parts are merged in float64 (Chan, Golub and LeVeque 1983, "Algorithms for Computing
+    the Sample Variance", formula 2.1), without cancellation.
+
+    Parameters
+    ----------
+    bands
+        Number of bands. Before the first value, all numbers and means are 0.
+    """
+
+    def __init__(self, bands: int) -> None:
+        self.number, self.mean, self._squares = np.zeros(bands), np.zeros(bands), np.zeros(bands)
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviation of each band; 0 without values."""
+        deviation: NDArray[np.float64] = np.sqrt(self._squares / np.maximum(self.number, 1))
+        return deviation
+
+    def add(self, pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Add the finite values of pixels (C, H, W) where `valid` (H, W)."""
+        for band, layer in enumerate(pixels):
+            values = layer[valid & np.isfinite(layer)].astype(np.float64)
+            if values.size:
+                merged = self.number[band] + values.size
+                difference = values.mean() - self.mean[band]
+                self._squares[band] += ((values - values.mean()) ** 2).sum()
+                self._squares[band] += difference**2 * self.number[band] * values.size / merged
+                self.mean[band] += difference * values.size / merged
+                self.number[band] = merged
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Statistics of training areas.
@@ -35,8 +69,7 @@ class Statistics:
     def from_areas(cls, areas: Sequence[LabelledArea], task: Task, *, show_progress: bool = False) -> Statistics:
         """Compute the statistics of areas, which are read once, tile by tile.
 
-        Excluded pixels do not count. Means and squared deviations of tiles are merged in float64 (Chan, Golub and
-        LeVeque 1983, "Algorithms for Computing the Sample Variance", formula 2.1), without cancellation.
+        Excluded pixels do not count.
 
         Raises
         ------
@@ -44,21 +77,13 @@ class Statistics:
             No pixel is both valid and labelled, or a band has no valid pixel.
         """
         bands = len(areas[0].sample.scene.bands)
-        number, mean, squares = np.zeros(bands), np.zeros(bands), np.zeros(bands)
+        moments = BandMoments(bands)
         counts = np.zeros(task.n_targets * len(task.categories), dtype=np.int64)
         total = sum(int(window.width * window.height) for area in areas for window in area.windows)
         with progress("statistics", total / 1e6, "Mpx", show=show_progress) as advance:
             for tile, targets, window in read_tiles(areas):
                 counts += count_categories(targets, task)
-                for band, pixels in enumerate(tile.pixels):
-                    values = pixels[tile.valid & np.isfinite(pixels)].astype(np.float64)
-                    if values.size:
-                        merged = number[band] + values.size
-                        difference = values.mean() - mean[band]
-                        squares[band] += ((values - values.mean()) ** 2).sum()
-                        squares[band] += difference**2 * number[band] * values.size / merged
-                        mean[band] += difference * values.size / merged
-                        number[band] = merged
+                moments.add(tile.pixels, tile.valid)
                 advance(window.width * window.height / 1e6)
         if not counts.any():
             raise DataError(
@@ -68,13 +93,12 @@ class Statistics:
                 else "there is no training pixel: no pixel of the training scenes has both data and a label; correct "
                 "the labels or data.train"
             )
-        if not number.all():
+        if not moments.number.all():
             scene = areas[0].sample.scene
-            empty = np.flatnonzero(number == 0)
+            empty = np.flatnonzero(moments.number == 0)
             listed = ", ".join(f"{scene.bands[index]} ({scene.band_names[index]})" for index in empty)
             raise DataError(f"no pixel of the training areas is valid in band {listed}; remove it from data.bands")
-        std = np.sqrt(squares / number)
-        return cls(tuple(mean.tolist()), tuple(std.tolist()), counts.reshape(task.n_targets, -1))
+        return cls(tuple(moments.mean.tolist()), tuple(moments.std.tolist()), counts.reshape(task.n_targets, -1))
 
 
 def balanced_weights(counts: NDArray[np.int64], task: Task) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from segkit.io.raster import open_raster
 from segkit.models.calibration import Calibration
 from segkit.models.segmenter import Segmenter
 from segkit.task import LandCoverClass, Task
+
+if TYPE_CHECKING:
+    from segkit.models.ensemble import AnyModel
 
 _MAP_BLOCK_SIZE = 2048
 
@@ -74,10 +78,10 @@ class ModelPredictor:
     may not (see `calibrate`).
     """
 
-    def __init__(self, segmenter: Segmenter, options: PredictOptions | None = None) -> None:
+    def __init__(self, segmenter: AnyModel, options: PredictOptions | None = None) -> None:
         self.segmenter, self._options = segmenter, options or PredictOptions()
         self._device = pick_device(self._options.device)
-        self._optimized: Segmenter | None = None  # in fp32
+        self._optimized: AnyModel | None = None  # in fp32
         self._prepared: tuple[ResolvedSettings, Runner] | None = None
 
     @property
@@ -114,11 +118,14 @@ class ModelPredictor:
         return self._prepared
 
     def calibrate(self, calibration: Calibration | None) -> None:
-        """Set the segmenter's calibration; settings that depend on the network are chosen again. None: no change."""
+        """Set the segmenter's calibration; settings that depend on the network are chosen again. None: no change.
+
+        The models of an ensemble have their own.
+        """
         if calibration is not None:
-            self.segmenter.set_calibration(calibration)
-            if self._optimized is not None:
-                self._optimized.set_calibration(calibration)
+            for one in (self.segmenter, self._optimized):
+                if isinstance(one, Segmenter):
+                    one.set_calibration(calibration)
             self._prepared = None
 
     def blocks(

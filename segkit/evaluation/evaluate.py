@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.applicability import compare_scene, describe_unlike_scenes
+from segkit.data.applicability import compare_with_models, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
 from segkit.data.pairing import Sample, source_files
@@ -33,12 +33,15 @@ from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
-from segkit.models.segmenter import Segmenter, load
+from segkit.models.ensemble import load_model, members
 from segkit.recipe.schema import Data, DatasetSource, LabelSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
 from segkit.task import Task
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures
+
+if TYPE_CHECKING:
+    from segkit.models.ensemble import AnyModel
 
 _STRIP_PIXELS = 2**22
 _SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
@@ -46,7 +49,7 @@ _SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
 
 @renamed_keywords(names="class_names", boundary="boundary_width", objects="min_object_area")
 def evaluate(
-    model: Segmenter | PathLike,
+    model: AnyModel | PathLike | Sequence[AnyModel | PathLike],
     images: PathLike | Sequence[PathLike | Sequence[PathLike]] | None,
     labels: PathLike | Sequence[PathLike] | LabelSource,
     output: PathLike | None = None,
@@ -67,7 +70,8 @@ def evaluate(
     Parameters
     ----------
     model
-        A model file or a loaded model. For maps: a map (.tif) or a folder of maps, with `images` None.
+        A model file or a loaded model, or several as for `segkit.predict`. For maps: a map (.tif) or a folder of maps,
+        with `images` None.
     images, labels
         As in a recipe's ``data.train``: a folder, a file, a glob or a list, paired by file stem. For maps, the labels
         are paired with the maps.
@@ -101,14 +105,14 @@ def evaluate(
     size = parse_area(min_object_area, "minimum object area")
     predictor: ModelPredictor | MapReader
     if images is None:
-        assert not isinstance(model, Segmenter)
+        assert isinstance(model, (str, os.PathLike))
         task = map_task(model, class_names=class_names)
         source = DatasetSource.model_validate({"images": _paths_as_text(model), "labels": _paths_as_text(labels)})
         data = Data(train=source, ignore=tuple(ignore))
         samples = open_labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
         predictor = MapReader(task)
     else:
-        segmenter = model if isinstance(model, Segmenter) else load(model)
+        segmenter = load_model(model)
         recipe = segmenter.recipe
         source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
         samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
@@ -117,7 +121,9 @@ def evaluate(
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )
-    check_distinct([target], [None if isinstance(model, Segmenter) else model, class_names, *source_files(source)])
+    models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]
+    check_distinct([target], [*read, *source_files(source)])
     refuse_ambiguous_labels(samples)
     result = evaluate_areas(predictor, full_areas(samples), width, size, show_progress=show_progress)
     if target is not None:
@@ -248,10 +254,10 @@ def _paths_as_text(paths: Any) -> Any:
     return paths if isinstance(paths, LabelSource) else [_paths_as_text(path) for path in paths]
 
 
-def _warn_of_unlike_scenes(segmenter: Segmenter, samples: Sequence[Sample]) -> None:
-    training = segmenter.training_pixels
-    scenes = [sample.scene for sample in samples if len(sample.scene.bands) == segmenter.bands]
-    comparisons = [compare_scene(training, scene) for scene in scenes] if training is not None else []
+def _warn_of_unlike_scenes(model: AnyModel, samples: Sequence[Sample]) -> None:
+    trainings = [one.training_pixels for one in members(model) if one.training_pixels is not None]
+    scenes = [sample.scene for sample in samples if trainings and len(sample.scene.bands) == model.bands]
+    comparisons = [compare_with_models(trainings, scene) for scene in scenes]
     if warning := describe_unlike_scenes(comparisons):
         warnings.warn(warning, stacklevel=4)
 

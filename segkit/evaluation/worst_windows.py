@@ -17,6 +17,7 @@ from segkit.evaluation.metrics import Confusion
 from segkit.io.cover import overlap, window_polygon
 from segkit.io.files import atomic_write
 from segkit.io.paths import PathLike
+from segkit.models.ensemble import members
 from segkit.plots.images import UNLABELLED_COLOR, BandRendering, colorize, font_fallback, legend_patches
 from segkit.runtime.progress import progress
 from segkit.task import IGNORE, Task
@@ -71,7 +72,7 @@ def draw_worst_windows(
         Side of the windows in pixels (maximum).
     """
     ranked_windows = find_worst_windows(predictor, areas, count, size, show_progress=show_progress)
-    segmenter = predictor.segmenter
+    segmenter = members(predictor.segmenter)[0]
     mean, std = (buffer.flatten().tolist() for buffer in (segmenter.mean, segmenter.std))
     rendering = BandRendering.from_statistics(segmenter.band_names, mean, std)
     views = [_predict_window(predictor, ranked_window, rendering) for ranked_window in ranked_windows]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import WorkerInputs
     from segkit.io.polygons import Polygons
-    from segkit.models.segmenter import Segmenter
+    from segkit.models.ensemble import AnyModel
 
 __all__ = ["Summary", "predict"]
 
@@ -41,7 +41,7 @@ _MAX_LISTED_SCENES = 3  # in a warning
 
 @renamed_keywords(crew="executor", batch="batch_size")
 def predict(
-    model: Segmenter | PathLike,
+    model: AnyModel | PathLike | Sequence[AnyModel | PathLike],
     scenes: PathLike | Sequence[PathLike | Sequence[PathLike]],
     output: PathLike,
     *,
@@ -72,7 +72,8 @@ def predict(
     Parameters
     ----------
     model
-        A model file, or a Segmenter.
+        A model file or a Segmenter; or several of the same classes and bands, whose probabilities are averaged: a
+        sequence of them, or the folder of a cross-validation. See `segkit.models.ensemble.Ensemble`.
     scenes
         A raster, a folder or a glob of rasters, of which each is a scene, or a sequence of these. Files whose bands
         make up one scene are given as a sequence of their own.
@@ -132,16 +133,18 @@ def predict(
         raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
     rasters = {"map": output, "probabilities": probabilities, "confidence": confidence}
     jobs = _plan_jobs(_find_scenes(scenes, vrt=vrt), rasters, vector)
-    _check_outputs(jobs, [output, probabilities, confidence, vector], [model, aoi])
+    models = [model] if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence) else model
+    read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
+    _check_outputs(jobs, [output, probabilities, confidence, vector], read)
 
     from segkit.inference.executor import run_distributed, run_local, submit_one
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import CheckOptions, WorkerContext
     from segkit.io.region import read_aoi
-    from segkit.models.segmenter import load
+    from segkit.models.ensemble import load_model
 
     retain_freed_memory()
-    network = load(model) if isinstance(model, (str, os.PathLike)) else model
+    network = load_model(model)
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
     if polygons is not None:
@@ -203,23 +206,23 @@ def _summaries_or_raise(
 
 
 def _compare_scenes(
-    network: Segmenter, scenes: Sequence[tuple[Path, ...]], polygons: Polygons | None, *, vrt: bool
+    network: AnyModel, scenes: Sequence[tuple[Path, ...]], polygons: Polygons | None, *, vrt: bool
 ) -> str | None:
     """Return a warning about the scenes that are unlike the training data; None if there are none.
 
     A scene that cannot be read is left out; its prediction reports the error.
     """
-    from segkit.data.applicability import compare_scene, describe_unlike_scenes
+    from segkit.data.applicability import compare_with_models, describe_unlike_scenes
     from segkit.io.region import PolygonRegion
+    from segkit.models.ensemble import members
 
-    if network.training_pixels is None:
-        return None
+    trainings = [one.training_pixels for one in members(network) if one.training_pixels is not None]
     found = []
-    for files in scenes:
+    for files in scenes if trainings else ():
         with suppress(SegkitError):
             scene = network.open_scene(files, vrt=vrt)
             region = None if polygons is None else PolygonRegion(polygons, scene.grid)
-            found.append(compare_scene(network.training_pixels, scene, region))
+            found.append(compare_with_models(trainings, scene, region))
     return describe_unlike_scenes(found)
 
 
@@ -267,24 +270,25 @@ class _Job:
 
 
 def _worker_inputs(
-    network: Segmenter, aoi: PathLike | None, layer: str | None, polygons: Polygons | None
+    network: AnyModel, aoi: PathLike | None, layer: str | None, polygons: Polygons | None
 ) -> WorkerInputs:
     """Return the paths of the model and the area of interest for workers."""
     from segkit.inference.tasks import WorkerInputs
     from segkit.io.region import aoi_fingerprint
+    from segkit.models.ensemble import members
 
-    if network.path is None:
+    paths = [one.path for one in members(network)]
+    found = tuple(path.absolute() for path in paths if path is not None)
+    if len(found) < len(paths):
         raise UsageError("the model is only in memory, where workers cannot read it; save it, and pass the file")
     if polygons is None or aoi is None:
-        return WorkerInputs(network.path.absolute(), network.fingerprint())
-    return WorkerInputs(
-        network.path.absolute(), network.fingerprint(), Path(aoi).absolute(), layer, aoi_fingerprint(polygons)
-    )
+        return WorkerInputs(found, network.fingerprint())
+    return WorkerInputs(found, network.fingerprint(), Path(aoi).absolute(), layer, aoi_fingerprint(polygons))
 
 
 def _scene_job(
     job: _Job,
-    network: Segmenter,
+    network: AnyModel,
     options: PredictOptions,
     request: dict[str, Any],
     summary: Summary | None,
@@ -362,15 +366,13 @@ def _ends_as_folder(output: PathLike) -> bool:
     return os.fspath(output).endswith((os.sep, "/"))
 
 
-def _check_outputs(
-    jobs: Sequence[_Job], given: Sequence[PathLike | None], read: Sequence[Segmenter | PathLike | None]
-) -> None:
+def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None], read: Sequence[PathLike]) -> None:
     """Check before any work that all outputs can be written; create the folders for outputs of several scenes."""
     from segkit.vector.formats.writer import find_format
 
     check_distinct(
         [path for job in jobs for path in (*job.outputs, *job.side_files)],
-        [*(one for one in read if isinstance(one, (str, os.PathLike))), *(file for job in jobs for file in job.files)],
+        [*read, *(file for job in jobs for file in job.files)],
         advice="name another file"
         if len(jobs) == 1
         else "use different folders for maps and probabilities of several scenes, and separate calls for scenes with "
@@ -403,7 +405,7 @@ def _make_folder(output: PathLike, scenes: int) -> None:
     folder.mkdir(exist_ok=True)
 
 
-def _request(network: Segmenter, options: PredictOptions, polygons: Polygons | None) -> dict[str, Any]:
+def _request(network: AnyModel, options: PredictOptions, polygons: Polygons | None) -> dict[str, Any]:
     """Return everything but the scene that affects the pixels of a map; the keys appear in messages."""
     from segkit.inference.device import pick_device
     from segkit.io.region import aoi_fingerprint

@@ -20,9 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError, suggest
 from segkit.io.scene import Tile
+from segkit.models.ensemble import members
 from segkit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
+    from segkit.models.ensemble import AnyModel
     from segkit.models.segmenter import Segmenter
 
 # Texts of errors if a CPU has no memory left: of torch's allocator, of C++, and of oneDNN.
@@ -50,7 +52,7 @@ class Runner:
     Parameters
     ----------
     model
-        Not changed; a copy optimised for inference is used.
+        Not changed; a copy optimised for inference is used. Of an ensemble, the mean of the models' probabilities.
     device
         Where to compute.
     precision
@@ -62,21 +64,19 @@ class Runner:
     """
 
     def __init__(
-        self, model: Segmenter, device: torch.device, precision: str, *, tta: bool = False, compiled: bool = False
+        self, model: AnyModel, device: torch.device, precision: str, *, tta: bool = False, compiled: bool = False
     ) -> None:
         retain_freed_memory()
         self.task = model.task
         self.channels: int = model.task.channels
         self.device, self.precision = device, precision
-        self._model = model.optimized_for_inference(device, precision)
-        if compiled:
-            compiled_network = torch.compile(self._model.network, dynamic=False, options={"freezing": True})
-            self._model.network = cast("nn.Module", compiled_network)
+        models = [one.optimized_for_inference(device, precision) for one in members(model)]
+        for one in models if compiled else ():
+            one.network = cast("nn.Module", torch.compile(one.network, dynamic=False, options={"freezing": True}))
         # By default CUDA rounds the inputs of convolutions to TF32, with ten bits as in fp16.
         self._tf32 = precision != "fp32"
-        self._symmetries = (
-            [(quarters, mirrored) for mirrored in (False, True) for quarters in range(4)] if tta else [(0, False)]
-        )
+        turns = [(quarters, mirrored) for mirrored in (False, True) for quarters in range(4)] if tta else [(0, False)]
+        self._passes = [(one, *turn) for one in models for turn in turns]
         self._max_batch: int | None = None  # tiles per batch, once memory was short
 
     def __call__(self, tiles: Sequence[Tile]) -> Tensor:
@@ -135,16 +135,16 @@ class Runner:
         valid = self._upload([tile.valid for tile in tiles], torch.bool)
         cuda = self.device.type == "cuda"
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self._tf32) if cuda else nullcontext():
-            total = self._predict_symmetry(pixels, valid, *self._symmetries[0])
-            for turn in self._symmetries[1:]:
-                total += self._predict_symmetry(pixels, valid, *turn)
-        return total if len(self._symmetries) == 1 else total.div_(len(self._symmetries))
+            total = self._predict_once(*self._passes[0], pixels, valid)
+            for one in self._passes[1:]:
+                total += self._predict_once(*one, pixels, valid)
+        return total if len(self._passes) == 1 else total.div_(len(self._passes))
 
-    def _predict_symmetry(self, pixels: Tensor, valid: Tensor, quarters: int, mirrored: bool) -> Tensor:
+    def _predict_once(self, model: Segmenter, quarters: int, mirrored: bool, pixels: Tensor, valid: Tensor) -> Tensor:
         """Flip and rotate the input, and rotate and flip the probabilities back."""
         if mirrored:
             pixels, valid = pixels.flip(-1), valid.flip(-1)
-        logits = self._model(_rotate(pixels, quarters), _rotate(valid, quarters))
+        logits = model(_rotate(pixels, quarters), _rotate(valid, quarters))
         finite = logits.sum(dim=(1, 2, 3)).isfinite()  # faster than testing each
         probabilities = self.task.probabilities(logits)
         # Testing on the host whether this is needed would wait for a GPU.
@@ -173,7 +173,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
-def precision_agreement(model: Segmenter, device: torch.device, tiles: Iterable[Tile]) -> float | None:
+def precision_agreement(model: AnyModel, device: torch.device, tiles: Iterable[Tile]) -> float | None:
     """Return the share of valid pixels with the same class in bf16 and fp32, in all targets; None if there are none.
 
     Tiles with NaN or infinite numbers in one of both count as different.
@@ -189,7 +189,7 @@ def precision_agreement(model: Segmenter, device: torch.device, tiles: Iterable[
     return equal / valid if valid else None
 
 
-def bytes_per_pixel(model: Segmenter, precision: str) -> float:
+def bytes_per_pixel(model: AnyModel, precision: str) -> float:
     """Return the peak memory of a forward pass per pixel of a window, in bytes, without the weights.
 
     It is measured on the CPU, without what single operations allocate internally.
@@ -199,14 +199,14 @@ def bytes_per_pixel(model: Segmenter, precision: str) -> float:
     return peak + 4 * model.bands + 1  # pixels and mask of the tile were allocated before
 
 
-def operations_per_pixel(model: Segmenter) -> float:
+def operations_per_pixel(model: AnyModel) -> float:
     """Return the multiply-adds of a forward pass per pixel of a window, measured on the CPU."""
     counter = FlopCounterMode(display=False)
     return _measure_per_pixel(model, "fp32", counter, counter.get_total_flops) / 2
 
 
 def _measure_per_pixel(
-    model: Segmenter, precision: str, meter: AbstractContextManager[Any], result: Callable[[], int]
+    model: AnyModel, precision: str, meter: AbstractContextManager[Any], result: Callable[[], int]
 ) -> float:
     """Run one forward pass on the CPU inside `meter`, and return `result()` per pixel."""
     side = model.fixed_window_size or _MEASURED_SIDE_PX

@@ -21,13 +21,14 @@ from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSe
 from segkit.inference.tiling import Band
 from segkit.io.class_table import map_tags
 from segkit.io.cog import MapStrip
+from segkit.models.ensemble import describe_models
 
 if TYPE_CHECKING:
-    from segkit.models.segmenter import Segmenter
+    from segkit.models.ensemble import AnyModel
 
 
 def predict_scene(
-    model: Segmenter,
+    model: AnyModel,
     files: tuple[Path, ...],
     rasters: Mapping[str, Path],
     options: PredictOptions,
@@ -139,12 +140,16 @@ def _strips(journal: Journal, bands: Sequence[Band], output: str) -> tuple[MapSt
 
 
 def _tags(
-    model: Segmenter, request: Mapping[str, Any], settings: ResolvedSettings, counts: Mapping[str, Any], bands: int
+    model: AnyModel,
+    request: Mapping[str, Any],
+    settings: ResolvedSettings,
+    counts: Mapping[str, Any],
+    bands: int,
 ) -> dict[str, str]:
     """Return the metadata of a map: classes and provenance."""
     return {
         **map_tags(model.task.type, model.task.legend),
-        "segkit_model": f"{'a model in memory' if model.path is None else model.path.name} {request['model']}",
+        "segkit_model": describe_models(model, request["model"]),
         "segkit_tile": str(settings.tile),
         "segkit_overlap": str(settings.overlap),
         "segkit_precision": settings.precision,

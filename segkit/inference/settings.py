@@ -16,9 +16,10 @@ from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
+from segkit.models.ensemble import members
 
 if TYPE_CHECKING:
-    from segkit.models.segmenter import Segmenter
+    from segkit.models.ensemble import AnyModel
 
 # Chosen by the measurements in docs/predict.md: differences from a single pass over the scene, and their cost.
 # In an overlap, each pixel takes the window with more context there, except in the narrow blending zone.
@@ -65,7 +66,7 @@ class PredictOptions:
     exact: bool = False
     tta: str | None = None
 
-    def check(self, model: Segmenter) -> None:
+    def check(self, model: AnyModel) -> None:
         """Check the options against a model and this machine, before any work.
 
         Raises
@@ -135,7 +136,7 @@ MeasuredAgreement = dict[tuple[Any, ...], float]  # agreement of bf16 by (device
 
 
 def resolve_settings(
-    model: Segmenter,
+    model: AnyModel,
     scene: Scene,
     options: PredictOptions,
     region: Region | None = None,
@@ -184,7 +185,7 @@ def resolve_settings(
 
 
 def _measure_agreement(
-    model: Segmenter,
+    model: AnyModel,
     scene: Scene,
     settings: ResolvedSettings,
     device: torch.device,
@@ -202,7 +203,7 @@ def _measure_agreement(
     return measured[key]
 
 
-def _should_compile(model: Segmenter, scene: Scene, settings: ResolvedSettings, device: torch.device) -> bool:
+def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, device: torch.device) -> bool:
     tiling = settings.tiling(scene.grid, model.stride)
     pixels = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if settings.tta else 1)
     return (
@@ -212,7 +213,7 @@ def _should_compile(model: Segmenter, scene: Scene, settings: ResolvedSettings, 
     )
 
 
-def default_batch_size(model: Segmenter, settings: ResolvedSettings, tiling: Tiling, device: torch.device) -> int:
+def default_batch_size(model: AnyModel, settings: ResolvedSettings, tiling: Tiling, device: torch.device) -> int:
     """Return the number of windows per forward pass that fits into a GPU, or keeps a CPU busy."""
     pixels = tiling.rows.length * tiling.columns.length
     if device.type == "cpu":
@@ -221,17 +222,18 @@ def default_batch_size(model: Segmenter, settings: ResolvedSettings, tiling: Til
     return max(1, min(_MAX_BATCH, int(memory / pixels)))
 
 
-def _check_exact(options: PredictOptions, model: Segmenter) -> None:
+def _check_exact(options: PredictOptions, model: AnyModel) -> None:
     if options.precision == "bf16":
         raise UsageError("exact needs fp32, since bf16 rounds differently; use precision fp32 or auto")
     if model.receptive_field is None:
+        network = next(one for one in members(model) if one.receptive_field is None).recipe.model.architecture
         raise UsageError(
-            f"exact was asked for, but the network {model.recipe.model.architecture} pools over its whole window, so "
+            f"exact was asked for, but the network {network} pools over its whole window, so "
             "its result depends on the window; leave exact out, or train a network without global pooling"
         )
 
 
-def _resolve_windows(options: PredictOptions, model: Segmenter) -> tuple[int, int, int, bool]:
+def _resolve_windows(options: PredictOptions, model: AnyModel) -> tuple[int, int, int, bool]:
     """Return tile, overlap, width of the blending zones, and whether the tile is fixed."""
     fixed_size = model.fixed_window_size
     if fixed_size is not None and options.tile not in (None, fixed_size):

@@ -37,7 +37,7 @@ from segkit.runtime.memory import retain_freed_memory, trim_memory
 
 if TYPE_CHECKING:
     from segkit.io.polygons import Polygons
-    from segkit.models.segmenter import Segmenter
+    from segkit.models.ensemble import AnyModel
 
 Advance = Callable[[float], None]
 
@@ -53,7 +53,7 @@ class WorkerContext:
         Whether to show the progress of steps that last long.
     """
 
-    def __init__(self, model: Segmenter, polygons: Polygons | None = None, *, show_progress: bool = False) -> None:
+    def __init__(self, model: AnyModel, polygons: Polygons | None = None, *, show_progress: bool = False) -> None:
         self.model, self.show_progress = model, show_progress
         self.workers_per_host = 1  # processes that predict on this machine
         self.measured: MeasuredAgreement = {}
@@ -85,9 +85,9 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class WorkerInputs:
-    """Paths of model and area of interest for other processes, with fingerprints to detect other contents."""
+    """Paths of models and area of interest for other processes, with fingerprints to detect other contents."""
 
-    model: Path
+    models: tuple[Path, ...]
     fingerprint: str
     area: Path | None = None
     layer: str | None = None
@@ -101,13 +101,15 @@ class WorkerInputs:
         SegkitError
             One of them does not exist, or has changed.
         """
-        from segkit.models.segmenter import load
+        from segkit.models.ensemble import load_model
 
-        model = load(self.model)
+        model = load_model(self.models)
         if model.fingerprint() != self.fingerprint:
+            several = len(self.models) > 1
             raise ModelFileError(
-                f"{self.model}: is not the model with which this prediction started; all machines must see the same "
-                "file, until the prediction is finished"
+                f"{', '.join(map(str, self.models))}: {'are' if several else 'is'} not the model{'s' * several} with "
+                f"which this prediction started; all machines must see the same file{'s' * several}, until the "
+                "prediction is finished"
             )
         polygons = None if self.area is None else read_aoi(self.area, self.layer)
         if polygons is not None and aoi_fingerprint(polygons) != self.polygons:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 # Keys that may be changed when a run is resumed: those that help against non-finite numbers.
 CHANGEABLE = ("train.learning_rate", "train.precision")
+
+
+def find_folds(folder: Path) -> dict[tuple[int, int], Path]:
+    """Return the run folders of a cross-validation, {(fold, number of folds): fold0of3, ...}; empty without any."""
+    folders = sorted(folder.iterdir()) if folder.is_dir() else ()
+    matches = [(each, re.fullmatch(r"fold(\d+)of(\d+)", each.name)) for each in folders]
+    return {(int(match[1]), int(match[2])): each for each, match in matches if match and each.is_dir()}
 
 
 def is_run_of(folder: Path, recipe: Recipe) -> bool:

@@ -147,10 +147,12 @@ class DatasetSource(_StrictModel):
 class SpatialSplit(_StrictModel):
     """Spatial split: validate on blocks, whole scenes or polygons of the training scenes."""
 
-    by: Literal["block", "scene", "polygon"] = "block"
-    """Unit of the split: a block of pixels, a scene (with all that overlap it), or a polygon."""
+    by: Literal["block", "scene", "polygon", "appearance"] = "block"
+    """Unit of the split: a block of pixels, a scene (with all that overlap it), or a polygon. By appearance, scenes are
+    ordered by the statistics of their bands, and those to validate on are a contiguous part of the order."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the labelled area to validate on; the units are drawn at random."""
+    """Share of the labelled area to validate on; the units are drawn at random, or are one end of the order by
+    appearance."""
     fold: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] | None = None
     """"0/5": validate on the first of five folds, which together hold all labels. Replaces `fraction`."""
     block: Count | None = None
@@ -167,7 +169,7 @@ class SpatialSplit(_StrictModel):
     """Width in pixels of the buffer between training and validation, which is used for neither; by default
     train.tile_size, but at most a quarter of the side of a block (a scene, a polygon)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the random draw."""
+    """Seed of the random draw; by appearance nothing is drawn."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> SpatialSplit:

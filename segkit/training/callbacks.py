@@ -107,15 +107,23 @@ class EpochLog(Callback):
 
 
 class ProgressCallback(Callback):
-    """Shows a progress bar over all steps, and prints one line per epoch."""
+    """Shows a progress bar over all steps, and prints one line per epoch.
 
-    def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+    Parameters
+    ----------
+    epochs
+        Number of epochs.
+    fold
+        The fold to validate on ("0/5"), shown in each line; None without folds.
+    """
+
+    def __init__(self, epochs: int, fold: str | None = None) -> None:
+        self._epochs, self._label = epochs, "" if fold is None else f"fold {fold}, "
         self._open = ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Show the bar."""
-        show = progress("train", trainer.estimated_stepping_batches, "steps", show=True)
+        show = progress(f"{self._label}train", trainer.estimated_stepping_batches, "steps", show=True)
         self._advance = self._open.enter_context(show)
         self._advance(trainer.global_step)
 
@@ -126,7 +134,7 @@ class ProgressCallback(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the epoch's line."""
         metrics = trainer.callback_metrics
-        line = f"epoch {trainer.current_epoch + 1}/{self._epochs}  loss {metrics['loss']:.4f}"
+        line = f"{self._label}epoch {trainer.current_epoch + 1}/{self._epochs}  loss {metrics['loss']:.4f}"
         if "val_iou" in metrics:
             line += f"  validation IoU {metrics['val_iou']:.4f}  accuracy {metrics['val_accuracy']:.4f}"
         print(line, file=sys.stderr, flush=True)

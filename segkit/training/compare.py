@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segkit.data.cache import Cache
 from segkit.data.pairing import recipe_files
-from segkit.errors import OutputExistsError
-from segkit.io.files import atomic_write, check_distinct, check_folder, remove_atomically
+from segkit.io.files import check_distinct
 from segkit.io.paths import PathLike
-from segkit.models.run_folder import LAST, METRICS
 from segkit.recipe.schema import Recipe
 from segkit.training.agreement import ValidationAreas, check_comparable, measure_agreement
-from segkit.training.comparison import TIMES_FILE, Comparison, Trial
+from segkit.training.comparison import Comparison
 from segkit.training.comparison_output import summarize_trials, write_comparison
-from segkit.training.train import run_files, train
-from segkit.training.variants import TrialPlan, plan_trials, variant_names
+from segkit.training.train import run_files
+from segkit.training.trials import check_trials, run_trial
+from segkit.training.variants import plan_trials, variant_names
 
 
 def compare(
@@ -80,7 +75,8 @@ def compare(
     plans = plan_trials(
         base, Path(f"runs/{base.name}-compare" if output is None else output), heads, vary or {}, seeds, folds
     )
-    folder = _check_folder(plans, output, overwrite=overwrite)
+    folder = plans[0].folder.parents[1]
+    check_trials(folder, plans, "comparison", is_default=output is None, overwrite=overwrite)
     written = [folder / f"compare{ending}" for ending in (".json", ".csv", ".png")]
     written += [file for plan in plans for file in run_files(plan.folder, plan.recipe)]
     read = [file for plan in plans for file in recipe_files(plan.recipe)]
@@ -93,7 +89,7 @@ def compare(
             if show_progress:
                 done = ": already finished" if plan.finished and not overwrite else ""
                 print(f"training {number} of {len(plans)}, {plan.folder}{done}", file=sys.stderr, flush=True)
-            trials.append(_run_trial(plan, overwrite=overwrite, show_progress=show_progress))
+            trials.append(run_trial(plan, overwrite=overwrite, show_progress=show_progress))
         agreement = measure_agreement(folder, plans, areas, show_progress=show_progress)
     rows = [
         summarize_trials(variant, [trial for trial in trials if trial.variant == variant])
@@ -102,49 +98,3 @@ def compare(
     result = Comparison(folder, tuple(rows), tuple(trials), agreement)
     write_comparison(result)
     return result
-
-
-def _check_folder(plans: Sequence[TrialPlan], output: PathLike | None, *, overwrite: bool) -> Path:
-    """Return the comparison's folder; raise an error if it holds runs of other recipes."""
-    folder = plans[0].folder.parents[1]
-    if output is not None or folder.exists():
-        check_folder(folder, "comparison")
-    for plan in plans:
-        if plan.started and not overwrite and not plan.same_recipe:
-            raise OutputExistsError(
-                f"{plan.folder}: holds a run of another recipe; replace it (--overwrite) or name another folder (-o)"
-            )
-    return folder
-
-
-def _run_trial(plan: TrialPlan, *, overwrite: bool, show_progress: bool) -> Trial:
-    """Train, resume or read the trial of a plan."""
-    times_file = plan.folder / TIMES_FILE
-    if overwrite or not plan.finished:
-        if plan.started and not plan.same_recipe:
-            remove_atomically(plan.folder)  # so that its model is not mistaken for one of this recipe
-        plan.folder.parent.mkdir(parents=True, exist_ok=True)
-        resume = not overwrite and plan.started and (plan.folder / LAST).is_file()
-        with _measure_time(times_file, resume=resume):
-            # Problems of the data were handled before the first training.
-            train(plan.recipe, plan.folder, resume=resume, overwrite=True, force=True, show_progress=show_progress)
-    times = json.loads(times_file.read_text()) if times_file.is_file() else {"seconds": None, "cpu_seconds": None}
-    metrics = json.loads((plan.folder / METRICS).read_text())
-    return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **times)
-
-
-@contextmanager
-def _measure_time(file: Path, *, resume: bool) -> Iterator[None]:
-    """Write the time of the block to a JSON file, plus the time before an interruption; no file if that is unknown."""
-    before = {"seconds": 0.0, "cpu_seconds": 0.0}
-    if resume:
-        before = json.loads(file.read_text()) if file.is_file() else {}
-    file.unlink(missing_ok=True)  # a killed process leaves no file
-    clock, cpu = time.monotonic(), sum(os.times()[:4])
-    try:
-        yield
-    finally:
-        if before and file.parent.is_dir():
-            elapsed = {"seconds": time.monotonic() - clock, "cpu_seconds": sum(os.times()[:4]) - cpu}
-            with atomic_write(file) as part:
-                part.write_text(json.dumps({key: before[key] + elapsed[key] for key in elapsed}))

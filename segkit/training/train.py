@@ -51,7 +51,7 @@ from segkit.models.run_folder import (
 )
 from segkit.models.segmenter import Segmenter
 from segkit.plots import style, training_curves
-from segkit.recipe.schema import Recipe
+from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 from segkit.training.baselines import compare_with_baseline, score_baselines
@@ -234,7 +234,9 @@ def _callbacks(folder: Path, recipe: Recipe, precision: str, *, show_progress: b
     if recipe.train.early_stopping:
         callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
     if show_progress:
-        callbacks.append(ProgressCallback(recipe.train.epochs))
+        rule = recipe.data.val
+        fold = rule.fold if isinstance(rule, SpatialSplit) else None
+        callbacks.append(ProgressCallback(recipe.train.epochs, fold))
     return callbacks
 
 

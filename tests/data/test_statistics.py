@@ -11,7 +11,14 @@ from synthetic import recipe_for, write_pair, write_raster
 
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.pairing import open_samples
-from segkit.data.statistics import CLASS_WEIGHTS, Statistics, balanced_weights, class_weights, effective_weights
+from segkit.data.statistics import (
+    CLASS_WEIGHTS,
+    BandMoments,
+    Statistics,
+    balanced_weights,
+    class_weights,
+    effective_weights,
+)
 from segkit.errors import DataError
 from segkit.io.cover import PixelRegion
 from segkit.task import LandCoverClass, Task
@@ -185,3 +192,17 @@ def test_class_weights_are_one_number_per_channel(task):
     assert class_weights(own, counts, task) == list(own)
     with pytest.raises(KeyError):
         class_weights("equal", counts, task)
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Far from zero, where a sum of squares would have no digits left."""
+    random = np.random.default_rng(0)
+    pixels, valid = random.normal(1e8, 2, (2, 30, 40)), random.random((30, 40)) < 0.7
+    pixels[1, :9] = np.nan
+    merged = BandMoments(2)
+    for part in range(3):
+        merged.add(pixels[:, part::3], valid[part::3])
+    whole = [band[valid & np.isfinite(band)] for band in pixels]
+    np.testing.assert_array_equal(merged.number, [values.size for values in whole])
+    np.testing.assert_allclose(merged.mean, [values.mean() for values in whole], rtol=1e-14)
+    np.testing.assert_allclose(merged.std, [values.std() for values in whole], rtol=1e-7)

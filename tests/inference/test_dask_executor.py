@@ -133,6 +133,23 @@ def test_pixels_are_those_of_one_process(made, tmp_path, executor, kind, tiling)
     assert here.bands > 1 or "exact" in tiling
 
 
+def test_workers_average_several_models(made, tmp_path, executor):
+    models, scene = [tmp_path / "one.safetensors", tmp_path / "other.safetensors"], made["binary"] / "images/b.tif"
+    for path, offset in zip(models, (0, 30), strict=True):
+        model = load(made["binary"] / "model.safetensors")
+        model.mean += offset
+        model._receptive_field = 43  # is not measured
+        model.save(path)
+    for name, where in (("here", None), ("there", executor)):
+        (tmp_path / name).mkdir()
+        predict(
+            models, scene, tmp_path / name / "m.tif", probabilities=tmp_path / name / "p.tif", executor=where, **FAST
+        )
+    assert_same(tmp_path / "there", tmp_path / "here")
+    predict(models[0], scene, tmp_path / "m.tif", probabilities=tmp_path / "p.tif", **FAST)
+    assert (read(tmp_path / "p.tif") != read(tmp_path / "here/p.tif")).any()
+
+
 def test_many_scenes_are_spread(made, tmp_path, executor):
     """Scenes are under way at once; one that is damaged, and one that is finished, are in nobody's way."""
     folder = made["binary"]

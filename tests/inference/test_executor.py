@@ -369,7 +369,7 @@ def test_threads_are_those_that_were_chosen(folder, monkeypatch):
 
 
 def test_tools_keep_one_network_and_one_region(folder):
-    tools = WorkerInputs(folder / "model.safetensors", "test model").load_context()
+    tools = WorkerInputs((folder / "model.safetensors",), "test model").load_context()
     scene, choice = InspectScene("a", (folder / "images/a.tif",), False, tasks.PredictOptions(), None)(tools, print)
     runner = partial(tools.runner, torch.device("cpu"))
     first = runner(choice, scene)

@@ -9,24 +9,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from synthetic import read_whole, recipe_for, write_pairs
+from trainings import SCORES, TrainingStandIn
 
 from segkit.data.areas import open_areas
 from segkit.errors import OutputExistsError, RecipeError, SegkitError, UsageError
-from segkit.models.segmenter import Segmenter, load
+from segkit.models.segmenter import load
 from segkit.recipe.schema import Recipe
 from segkit.task import IGNORE
 from segkit.training.agreement import measure_agreement
-from segkit.training.compare import _measure_time, compare
+from segkit.training.compare import compare
 from segkit.training.comparison import MEASURES, Measure
+from segkit.training.trials import _measure_time
 from segkit.training.variants import _folder_names, parse_vary
 
 HEADS = {"heads": ["softmax", "sigmoid"]}
 RATES = {"vary": {"train.learning_rate": [0.001, 0.01]}}
-SCORES = ("mean_iou", "macro_f1", "overall_accuracy")
 FILES = {"compare.json", "compare.csv", "compare.png"}
 
 
@@ -36,40 +36,10 @@ def data(tmp_path_factory):
     return write_pairs(tmp_path_factory, height=96, width=80)
 
 
-class _Training:
-    """Stands for `train`: leaves random weights and scores where a training would leave learned ones."""
-
-    def __init__(self):
-        self.calls, self.stop_at = [], None
-
-    def __call__(self, recipe, folder, *, resume, overwrite, force, show_progress):
-        self.calls.append((folder, resume))
-        folder.mkdir(exist_ok=True)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        (folder / "checkpoints" / "last.ckpt").touch()
-        if self.stop_at == len(self.calls):
-            raise KeyboardInterrupt
-        torch.manual_seed(len(self.calls))
-        model = Segmenter(recipe, [550.0] * 3, [50.0] * 3, ["r", "g", "b"])
-        for layer in model.modules():
-            if isinstance(layer, torch.nn.BatchNorm2d):
-                layer.running_var.uniform_(0.05, 0.3)
-        model._receptive_field = 40  # takes a second to measure
-        scores = np.random.default_rng(len(self.calls)).random(len(SCORES)).tolist()
-        (folder / "metrics.json").write_text(json.dumps(dict(zip(SCORES, scores, strict=True))))
-        model.save(folder / "model.safetensors")
-
-    def again(self):
-        """Return which runs were trained since the last time, and whether they went on."""
-        calls, self.calls = self.calls, []
-        return [("/".join(folder.parts[-2:]), resume) for folder, resume in calls]
-
-
 @pytest.fixture
 def training(monkeypatch):
-    stand_in = _Training()
-    monkeypatch.setattr("segkit.training.compare.train", stand_in)
+    stand_in = TrainingStandIn()
+    monkeypatch.setattr("segkit.training.trials.train", stand_in)
     return stand_in
 
 

@@ -1,0 +1,73 @@
+"""Trainings that belong together, of a comparison or a cross-validation: each is finished, resumed or started."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from segkit.errors import OutputExistsError
+from segkit.io.files import atomic_write, check_folder, remove_atomically
+from segkit.models.run_folder import LAST, METRICS
+from segkit.training.comparison import TIMES_FILE, Trial
+from segkit.training.train import train
+from segkit.training.variants import TrialPlan
+
+
+def check_trials(folder: Path, plans: Sequence[TrialPlan], what: str, *, is_default: bool, overwrite: bool) -> None:
+    """Check that a folder can hold the runs of plans.
+
+    Parameters
+    ----------
+    what
+        Name of the whole in messages.
+    is_default
+        Whether the user did not name the folder, so that its parent is made if necessary.
+
+    Raises
+    ------
+    OutputExistsError
+        It holds runs of other recipes, and `overwrite` is false.
+    """
+    if not is_default or folder.exists():
+        check_folder(folder, what)
+    for plan in plans:
+        if plan.started and not overwrite and not plan.same_recipe:
+            raise OutputExistsError(
+                f"{plan.folder}: holds a run of another recipe; replace it (--overwrite) or name another folder (-o)"
+            )
+
+
+def run_trial(plan: TrialPlan, *, overwrite: bool, show_progress: bool) -> Trial:
+    """Train, resume or read the trial of a plan; problems of its data must have been handled before."""
+    times_file = plan.folder / TIMES_FILE
+    if overwrite or not plan.finished:
+        if plan.started and not plan.same_recipe:
+            remove_atomically(plan.folder)  # so that its model is not mistaken for one of this recipe
+        plan.folder.parent.mkdir(parents=True, exist_ok=True)
+        resume = not overwrite and plan.started and (plan.folder / LAST).is_file()
+        with _measure_time(times_file, resume=resume):
+            train(plan.recipe, plan.folder, resume=resume, overwrite=True, force=True, show_progress=show_progress)
+    times = json.loads(times_file.read_text()) if times_file.is_file() else {"seconds": None, "cpu_seconds": None}
+    metrics = json.loads((plan.folder / METRICS).read_text())
+    return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **times)
+
+
+@contextmanager
+def _measure_time(file: Path, *, resume: bool) -> Iterator[None]:
+    """Write the time of the block to a JSON file, plus the time before an interruption; no file if that is unknown."""
+    before = {"seconds": 0.0, "cpu_seconds": 0.0}
+    if resume:
+        before = json.loads(file.read_text()) if file.is_file() else {}
+    file.unlink(missing_ok=True)  # a killed process leaves no file
+    clock, cpu = time.monotonic(), sum(os.times()[:4])
+    try:
+        yield
+    finally:
+        if before and file.parent.is_dir():
+            elapsed = {"seconds": time.monotonic() - clock, "cpu_seconds": sum(os.times()[:4]) - cpu}
+            with atomic_write(file) as part:
+                part.write_text(json.dumps({key: before[key] + elapsed[key] for key in elapsed}))

@@ -1,0 +1,132 @@
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from synthetic import recipe_for, write_pairs
+from trainings import SCORES, TrainingStandIn
+from typer.testing import CliRunner
+
+from segkit.cli import app as cli
+from segkit.data.areas import with_fold
+from segkit.errors import OutputExistsError, SegkitError
+from segkit.models.ensemble import Ensemble, load_model
+from segkit.recipe.schema import Recipe
+from segkit.training.callbacks import ProgressCallback
+from segkit.training.cross_validation import cross_validate
+from segkit.training.train import _callbacks
+
+BLOCKS = {"val": {"fraction": 0.25, "block": 16, "gap": 2}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of two binary scenes."""
+    return write_pairs(tmp_path_factory, height=64, width=48)["binary"]
+
+
+@pytest.fixture
+def training(monkeypatch):
+    stand_in = TrainingStandIn()
+    monkeypatch.setattr("segkit.training.trials.train", stand_in)
+    return stand_in
+
+
+def test_every_fold_is_trained_on_the_rest(folder, tmp_path, training):
+    recipe = recipe_for(folder, "binary", data=BLOCKS)
+    result = cross_validate(recipe, tmp_path / "out", folds=3)
+    assert training.again() == [(f"out/fold{number}of3", False) for number in range(3)]
+    for number, fold in enumerate(result.folds):
+        assert Recipe.load(fold.trial.folder / "recipe.yaml") == with_fold(recipe, f"{number}/3")
+        assert fold.baseline == fold.trial.metrics["baselines"]["linear_discriminant"]
+    ensemble = load_model(result.folder)
+    assert isinstance(ensemble, Ensemble)
+    assert {one.path.parent for one in ensemble.members} == {fold.trial.folder for fold in result.folds}
+
+
+def test_the_table_has_mean_spread_and_worst_of_the_folds(folder, tmp_path, training):
+    result = cross_validate(recipe_for(folder, "binary", data=BLOCKS), tmp_path / "out", folds=4)
+    stored = json.loads((tmp_path / "out/folds.json").read_text())
+    with (tmp_path / "out/folds.csv").open(newline="") as file:
+        table = {row.pop("fold"): row for row in csv.DictReader(file)}
+    assert list(table) == ["0/4", "1/4", "2/4", "3/4", "mean", "spread", "worst"]
+    for key in SCORES:
+        scores = [json.loads((tmp_path / f"out/fold{n}of4/metrics.json").read_text())[key] for n in range(4)]
+        baselines = [fold.baseline[key] for fold in result.folds]
+        for name, values in ((key, scores), (f"linear_discriminant_{key}", baselines)):
+            summary = {"mean": np.mean(values), "spread": np.std(values, ddof=1), "worst": min(values)}
+            assert [float(row[name]) for row in table.values()] == pytest.approx([*values, *summary.values()])
+            assert [fold[name] for fold in stored["folds"]] == values
+            assert stored["summary"][name] == pytest.approx(summary)
+            assert all(f"{value:.4f}" in result.render() for value in [*values, *summary.values()])
+    assert [fold["folder"] for fold in stored["folds"]] == [f"fold{n}of4" for n in range(4)]
+
+
+def test_a_score_that_is_undefined_in_a_fold_is_left_out(folder, tmp_path, training):
+    recipe = recipe_for(folder, "binary", data=BLOCKS)
+    cross_validate(recipe, tmp_path / "out", folds=2)
+    metrics = tmp_path / "out/fold0of2/metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"mean_iou": None}))
+    again = cross_validate(recipe, tmp_path / "out", folds=2)
+    assert again.measures["mean_iou"].values == (again.folds[1].trial.metrics["mean_iou"],)
+    assert "-" in again.render().splitlines()[1].split()
+    with (tmp_path / "out/folds.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["mean_iou"] == ""
+
+
+def test_what_is_finished_is_not_trained_again(folder, tmp_path, training, capsys):
+    recipe, out = recipe_for(folder, "binary", data=BLOCKS), tmp_path / "out"
+    training.stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(recipe, out, folds=3)
+    training.again()
+    assert not (out / "folds.json").exists()
+    training.stop_at = None
+    first = cross_validate(recipe, out, folds=3, show_progress=True)
+    assert training.again() == [("out/fold1of3", True), ("out/fold2of3", False)]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fold ")]
+    expected = ["0/3, {}/fold0of3: already finished", "1/3, {}/fold1of3", "2/3, {}/fold2of3"]
+    assert said == [f"fold {line.format(out)}" for line in expected]
+    assert cross_validate(recipe, out, folds=3) == first
+    assert training.again() == []
+    other = recipe_for(folder, "binary", data=BLOCKS, train={"epochs": 9})
+    with pytest.raises(OutputExistsError, match="fold0of3: holds a run of another recipe"):
+        cross_validate(other, out, folds=3)
+    cross_validate(other, out, folds=3, overwrite=True)
+    assert len(training.again()) == 3
+
+
+REFUSED = {
+    "one fold": ({}, {"folds": 1}, "folds is 1; a cross-validation has 2 or more"),
+    "several devices": ({"train": {"devices": 2}}, {}, "all folds in one call are trained on one device"),
+    "few scenes": ({"data": {"val": {"by": "appearance"}}}, {"folds": 3}, "fold 0/3: data.val: 2 scenes (or groups"),
+    "unknown loss": ({"train": {"loss": {"hinge": 1.0}}}, {}, "train.loss: 'hinge' is not known"),
+}
+
+
+@pytest.mark.parametrize(("changes", "options", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_trained_is_refused_before_anything_is(folder, tmp_path, training, changes, options, said):
+    with pytest.raises(SegkitError) as refused:
+        cross_validate(recipe_for(folder, "binary", **changes), tmp_path / "out", **{"folds": 2} | options)
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+    assert not training.calls
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "said"), [(["--fold", "0/2"], "all with --folds"), (["--resume"], "without it")])
+def test_options_that_contradict_folds_are_refused(tmp_path, option, said):
+    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "r.yaml"), "--folds", "2", *option])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", "").split())
+
+
+@pytest.mark.parametrize(("fold", "start"), [(None, "epoch 2/2  loss 0.5"), ("1/3", "fold 1/3, epoch 2/2  loss 0.5")])
+def test_each_line_of_an_epoch_tells_the_fold(folder, tmp_path, capsys, fold, start):
+    recipe = recipe_for(folder, "binary")
+    callbacks = _callbacks(tmp_path, recipe if fold is None else with_fold(recipe, fold), "fp32", show_progress=True)
+    [shown] = [one for one in callbacks if isinstance(one, ProgressCallback)]
+    shown.on_train_epoch_end(SimpleNamespace(current_epoch=1, callback_metrics={"loss": torch.tensor(0.5)}), None)
+    assert capsys.readouterr().err.startswith(start)
