@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,11 @@ from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea
 from segkit.errors import GridError
+from segkit.io.cover import PixelRegion
 from segkit.io.raster import open_raster
 from segkit.io.region import Region
 from segkit.io.scene import Scene
-from segkit.models.training_pixels import TrainingPixels
+from segkit.models.training_pixels import TrainingPixels, evenly_spaced
 
 # A scene is sampled in windows of this side on a square lattice; on a finer one if all of these hold no data.
 _WINDOW_PX = 32
@@ -49,12 +51,17 @@ class SceneComparison:
 
 
 def describe_training_pixels(areas: Sequence[LabelledArea]) -> TrainingPixels | None:
-    """Describe the scenes of training areas for the model file; None if they have too few pixels."""
-    scenes = list({area.sample.scene.paths: area.sample.scene for area in areas}.values())
-    scenes = [
-        scenes[at] for at in np.unique(np.linspace(0, len(scenes) - 1, min(len(scenes), _MAX_SCENES)).astype(int))
-    ]
-    windows = [sample_pixels(scene) for scene in scenes]
+    """Describe the pixels that areas train on for the model file; None if they are too few.
+
+    Pixels of the same scenes that validate, or lie in the gap, are not used.
+    """
+    areas_by_scene: dict[tuple[Path, ...], list[LabelledArea]] = {}
+    for area in areas:
+        areas_by_scene.setdefault(area.sample.scene.paths, []).append(area)
+    groups_of_areas = list(areas_by_scene.values())
+    groups_of_areas = [groups_of_areas[at] for at in evenly_spaced(len(groups_of_areas), _MAX_SCENES)]
+    scenes = [areas[0].sample.scene for areas in groups_of_areas]
+    windows = [sample_pixels(areas[0].sample.scene, _TrainingRegion(areas)) for areas in groups_of_areas]
     # The windows of a single scene are groups of their own.
     groups = [np.concatenate(found) for found in windows if found] if len(scenes) > 1 else windows[0]
     facts = [_declared(scene) for scene in scenes]
@@ -65,6 +72,18 @@ def describe_training_pixels(areas: Sequence[LabelledArea]) -> TrainingPixels | 
         [pair for _, scaling in facts for pair in scaling],
         (min(sides), max(sides)) if sides else None,
     )
+
+
+@dataclass(frozen=True)
+class _TrainingRegion:
+    """The pixels of one scene that areas train on."""
+
+    areas: Sequence[LabelledArea]
+
+    def mask(self, window: Window) -> NDArray[np.bool_]:
+        """Return which pixels of a window are in an area and not excluded from it, bool (H, W)."""
+        masks = [PixelRegion(area.windows).mask(window) & ~area.exclude.mask(window) for area in self.areas]
+        return np.logical_or.reduce(masks)
 
 
 def compare_scene(training: TrainingPixels, scene: Scene, region: Region | None = None) -> SceneComparison:

@@ -73,7 +73,7 @@ class TrainingPixels:
         number = max(len(groups), min(MAX_PIXELS, MAX_VALUES // bands))
         chosen = [_evenly(group, max(1, number // len(groups))) for group in groups]
         if len(groups) > MAX_PIXELS:
-            chosen = [chosen[at] for at in _spaced(len(chosen), MAX_PIXELS)]
+            chosen = [chosen[at] for at in evenly_spaced(len(chosen), MAX_PIXELS)]
         everything = np.concatenate(groups).astype(np.float64)
         std = everything.std(axis=0)
         std[std == 0] = 1.0
@@ -111,6 +111,11 @@ class TrainingPixels:
         return float((self.dissimilarity(pixels) > self.threshold).mean())
 
 
+def evenly_spaced(size: int, number: int) -> list[int]:
+    """Return up to `number` evenly spaced indices of `size` items, from the first to the last."""
+    return np.unique(np.linspace(0, size - 1, min(size, number)).round().astype(np.intp)).tolist()
+
+
 def _dissimilarity_of_groups(pixels: NDArray[np.float64], sizes: Sequence[int]) -> tuple[float, float]:
     """Return the mean distance of pixels, and the threshold of the dissimilarity index between groups."""
     from scipy.spatial.distance import cdist
@@ -137,9 +142,4 @@ def _rounded(values: NDArray[np.float64]) -> tuple[Any, ...]:
 
 
 def _evenly(rows: NDArray[np.float32], number: int) -> NDArray[np.float32]:
-    return rows[_spaced(len(rows), number)]
-
-
-def _spaced(size: int, number: int) -> NDArray[np.intp]:
-    """Return up to `number` evenly spaced indices."""
-    return np.unique(np.linspace(0, size - 1, min(size, number)).round().astype(np.intp))
+    return rows[evenly_spaced(len(rows), number)]

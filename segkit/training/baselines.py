@@ -13,6 +13,7 @@ from rasterio.windows import Window
 from segkit.data.area import LabelledArea, iter_windows, read_tiles
 from segkit.evaluation.metrics import Confusion
 from segkit.io.scene import Tile
+from segkit.models.training_pixels import evenly_spaced
 from segkit.task import IGNORE, Task
 
 LINEAR_DISCRIMINANT = "linear_discriminant"  # in metrics.json
@@ -121,7 +122,7 @@ def _sample_windows(areas: Sequence[LabelledArea], max_pixels: int) -> list[Labe
         return list(areas)
     windows = [(index, window) for index, area in enumerate(areas) for window in iter_windows(area.windows, _WINDOW_PX)]
     chosen: list[list[Window]] = [[] for _ in areas]
-    for at in np.linspace(0, len(windows) - 1, max(1, len(windows) * max_pixels // total)).round().astype(int).tolist():
+    for at in evenly_spaced(len(windows), max(1, len(windows) * max_pixels // total)):
         index, window = windows[at]
         chosen[index].append(window)
     return [replace(area, windows=tuple(kept)) for area, kept in zip(areas, chosen, strict=True) if kept]

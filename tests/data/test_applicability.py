@@ -1,8 +1,10 @@
 """Scenes that are unlike the training data are found; scenes like it are not."""
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from places import UTM
 from synthetic import recipe_for, segmenter, write_pair
@@ -161,6 +163,32 @@ def test_bands_are_found_by_name(folder, tmp_path):
         dataset.descriptions = ("B12", *NAMES[::-1])
     [more] = predict(model, folder / "more.tif", tmp_path / "more_map.tif", **options)
     assert more.pixels == straight.pixels
+
+
+@pytest.mark.parametrize("by", ["block", "polygon"])
+def test_pixels_that_validate_are_not_described(tmp_path, by):
+    """Training pixels are at most 100, pixels that validate or lie in the gap at least 1,000."""
+    write_pair(tmp_path, "binary", "a", height=96, width=96)
+    rule = {"by": "block", "block": 32, "gap": 4, "fraction": 0.3}
+    if by == "polygon":
+        with rasterio.open(tmp_path / "images/a.tif") as dataset:
+            box = rasterio.windows.bounds(rasterio.windows.Window(20, 20, 40, 40), dataset.transform)
+            other = rasterio.windows.bounds(rasterio.windows.Window(70, 70, 20, 20), dataset.transform)
+            frame = geopandas.GeoDataFrame({"use": ["val", "train"]}, geometry=[shapely.box(*box), shapely.box(*other)])
+            frame.set_crs(dataset.crs).to_file(tmp_path / "p.gpkg")
+        rule = {"by": "polygon", "polygons": str(tmp_path / "p.gpkg"), "field": "use", "values": ["val"], "gap": 4}
+    recipe = recipe_for(tmp_path, "binary", data={"val": rule})
+    [area] = open_areas(recipe)[0]
+    used = PixelRegion(area.windows).mask(area.sample.scene.grid.full_window)
+    used &= ~area.exclude.mask(area.sample.scene.grid.full_window)
+    assert used.any()
+    assert not used.all()
+    with rasterio.open(tmp_path / "images/a.tif", "r+") as dataset:
+        pixels = np.where(used, np.arange(96 * 96).reshape(96, 96) % 100 + 1, 2000)
+        dataset.write(np.broadcast_to(pixels, (dataset.count, 96, 96)).astype(dataset.dtypes[0]))
+    found = np.array(describe_training_pixels(open_areas(recipe)[0]).pixels)
+    assert len(found) > 100
+    assert found.max() <= 100
 
 
 def test_models_of_before_compare_nothing(folder, tmp_path):
