@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import geopandas
@@ -16,6 +17,7 @@ import rasterio
 import shapely
 import typer
 import yaml
+from dask_workers import forked_workers
 from places import ROOT
 from quick import skip_measurements
 from rasterio.crs import CRS
@@ -119,7 +121,8 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     if document.name in ("assess.md", "change.md"):
         finished_maps(here)
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
-        run(line, monkeypatch)
+        with forked_workers() if "--cluster" in line else nullcontext():
+            run(line, monkeypatch)
         if "filled.gpkg" in line and "design" in line:
             points = geopandas.read_file("filled.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")

@@ -1,6 +1,5 @@
 """Decoded scenes and labels read as their files do, and the cache keeps to its rules."""
 
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import segkit_command
 import shapely
 import torch
 from geopandas import GeoDataFrame
@@ -341,6 +341,10 @@ def test_a_damaged_entry_that_another_process_uses_is_not_read(write_raster):
             assert second.scene(scene) is scene
 
 
+def _set_environment(variables):
+    os.environ.update(variables)
+
+
 def _take(path):
     with Cache.open(GIGABYTES) as own:
         return float(own.scene(Scene.from_files(path)).read().pixels.sum())
@@ -348,7 +352,9 @@ def _take(path):
 
 def test_several_at_once_share_an_entry(write_raster):
     path = write_raster("scene.tif", noise("uint8", shape=(3, 300, 300)))
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
+    # Forked from a process that has imported everything; its environment is older than this test's.
+    environment = {"SEGKIT_CACHE": os.environ["SEGKIT_CACHE"]}
+    with segkit_command.SERVER.Pool(3, _set_environment, [environment]) as pool:
         sums = pool.map(_take, [path] * 6)
     assert set(sums) == {float(Scene.from_files(path).read().pixels.sum())}
     assert [entry.path.parent for entry in list_entries()] == [cache_folder()]

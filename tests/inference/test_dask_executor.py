@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -17,12 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dask
-import distributed  # its defaults come first, or they would go with what tests set
 import numpy as np
 import pytest
 import rasterio
 import torch
 import yaml
+from dask_workers import forked_workers
 from killing import names
 from places import HELPERS, ROOT
 from predicting import UTM, placed, read, write_area
@@ -50,17 +49,13 @@ def several_bands(monkeypatch):
 
 @pytest.fixture(scope="module")
 def executor():
-    """Two workers; what kills two is given up, where Dask's own limit is four.
-
-    They are forked from a process that has imported what they need, so one that was killed is replaced at once.
-    """
-    options = {"distributed.scheduler.allowed-failures": 1, "distributed.worker.multiprocessing-method": "forkserver"}
-    with dask.config.set(options):
-        distributed.utils.get_mp_context()  # sets modules of Dask's choice
-        imported = ["distributed", "segkit.inference.tasks", "segmentation_models_pytorch"]
-        multiprocessing.get_context("forkserver").set_forkserver_preload(imported)
-        with connect("local:2") as executor:
-            yield executor
+    """Two workers; what kills two is given up, where Dask's own limit is four."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        forked_workers(),
+        connect("local:2") as executor,
+    ):
+        yield executor
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +161,16 @@ def test_many_scenes_are_spread(made, tmp_path, executor):
 def test_a_worker_that_is_killed_costs_nothing(made, tmp_path, executor):
     mapped(made["binary"], tmp_path / "here", **FAST)
     slow = Meddling(executor, lambda task: partial(wait_and, 2, task))
-    killed = []
+    busy, killed = [], []
+
+    def find_busy():
+        busy[:] = [worker for worker, tasks in executor._client.processing().items() if tasks]
+        return busy
 
     def kill():
-        time.sleep(1)
-        busy = executor._client.processing()
-        pids = executor._client.run(os.getpid)
+        wait_until(find_busy)
         # One of them: what is given from one to another, which is killed, too, would have died twice.
-        killed.append(next(pids[worker] for worker, tasks in busy.items() if tasks))
+        killed.append(executor._client.run(os.getpid)[busy[0]])
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
