@@ -1,4 +1,5 @@
-# Every target makes .venv when it is not there; a second call is quick.
+# Every target makes .venv when it is not there; a second call is quick. pip would compile all modules of torch to
+# bytecode, which takes a minute; Python compiles those that are imported.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
@@ -10,7 +11,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "segkit needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make setup PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,cluster,tensorboard]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[all,dev,cluster,tensorboard]'
 	@touch $@
 
 demo: setup

@@ -28,8 +28,10 @@ from segkit.cli.options import (
     Tile,
 )
 from segkit.cli.root import app, examples
-from segkit.cli.tables import print_areas, print_metrics, print_summary, print_table
+from segkit.cli.tables import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
 from segkit.io.remote import as_path
+
+_WORST_SCENES = 3  # that evaluate prints
 
 
 @app.command(
@@ -97,6 +99,7 @@ def evaluate(
         show_progress=True,
     )
     print_metrics(result)
+    print_worst_scenes(result, _WORST_SCENES)
 
 
 def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:

@@ -44,6 +44,30 @@ def print_metrics(metrics: dict[str, Any]) -> None:
         print(f"95 % confidence intervals over {intervals['units']} {intervals['unit']}s: " + "   ".join(spans))
 
 
+def print_worst_scenes(metrics: dict[str, Any], count: int) -> None:
+    """Print the scenes with the lowest accuracy, if there are several scenes: one in a line, more in a table."""
+    from segkit.evaluation.scene_scores import describe_scene, find_worst_scenes
+
+    scenes = metrics.get("scenes", ())
+    worst = find_worst_scenes(scenes, count)
+    if not worst:
+        return
+    if len(worst) == 1:
+        print(f"worst of {len(scenes)} scenes: {describe_scene(worst[0])}")
+        return
+    has_distance = any(one.get("distance") is not None for one in worst)
+    header = (f"worst of {len(scenes)} scenes", "pixels", "accuracy", "mean IoU", *["distance"] * has_distance)
+    rows = []
+    for one in worst:
+        scores = ("-" if one[key] is None else f"{one[key]:.4f}" for key in ("overall_accuracy", "mean_iou"))
+        far = "-" if one.get("distance") is None else f"{one['distance']:.1f}"
+        rows.append((one["scene"], f"{one['pixels']:,}", *scores, *[far] * has_distance))
+    print()
+    print_table(header, rows)
+    if has_distance:
+        print("distance: difference in appearance from the nearest training scene; 1 is usual among training scenes")
+
+
 def print_comparison(result: Comparison) -> None:
     """Print a row of means and spreads for each variant, and the matrix of agreement."""
     from segkit.training.comparison import MEASURES

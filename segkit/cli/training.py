@@ -12,7 +12,7 @@ import typer
 
 from segkit.cli.options import Force, Overwrite, RecipeFile, Set
 from segkit.cli.root import app, examples
-from segkit.cli.tables import gigabytes, print_comparison, print_metrics
+from segkit.cli.tables import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.errors import SegkitError
 
 
@@ -98,6 +98,7 @@ def train(
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return  # the first process of several speaks for all
     print_metrics(result.metrics)
+    print_worst_scenes(result.metrics, 1)
     print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
 
 

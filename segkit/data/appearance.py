@@ -4,6 +4,9 @@ A split by appearance orders scenes along one axis and cuts the order into conti
 darker, hazier or of another season than most of what trains, and its scores tell how a model does on such scenes. The
 parts of an order have about equal area. Clusters of few scenes in many dimensions would be of uneven size, and depend
 on where the clustering starts.
+
+How far a scene is from the training scenes (`TrainingScenes`) is measured in the same features, standardised over the
+training scenes alone.
 """
 
 from __future__ import annotations
@@ -14,9 +17,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.data.statistics import BandMoments
+from segkit.io.grid import lattice_windows
+from segkit.io.scene import Scene
 
-_MIN_COMPARED = 2  # training scenes, for a distance between neighbours
+# A scene of more pixels is measured in windows on a square lattice: number along each side, and side in pixels.
+_MAX_MEASURED_PIXELS = 2**20
+_LATTICE, _LATTICE_SIDE_PX = 8, 128
+_READ_PX = 1024  # side of the windows in which a scene is read
 _DECIMALS = 9  # of shares; smaller differences are rounding
+
+
+def measure_appearance(scene: Scene) -> BandMoments:
+    """Return statistics of the bands of a scene, from all valid pixels, or from 64 windows of 128 px of a large scene.
+
+    If these windows hold no data, the whole scene is read.
+    """
+    moments, grid = BandMoments(len(scene.bands)), scene.grid
+    everything = list(grid.tiles(_READ_PX))
+    is_large = grid.height * grid.width >= _MAX_MEASURED_PIXELS
+    passes = [lattice_windows(grid, _LATTICE, _LATTICE_SIDE_PX), everything] if is_large else [everything]
+    with scene.open() as reader:
+        for windows in passes:
+            for window in windows:
+                tile = reader.read(window)
+                moments.add(tile.pixels, tile.valid)
+            if moments.number.any():
+                break
+    return moments
+
+
+def appearance_features(scenes: Sequence[BandMoments]) -> NDArray[np.float64]:
+    """Return the means of the bands of scenes, then their standard deviations: (scenes, 2 * bands).
+
+    NaN where a band has no valid pixel.
+    """
+    known = np.array([np.tile(one.number > 0, 2) for one in scenes])
+    return np.where(known, np.array([np.concatenate([one.mean, one.std]) for one in scenes]), np.nan)
 
 
 def describe_appearance(scenes: Sequence[BandMoments]) -> NDArray[np.float64]:
@@ -32,10 +68,11 @@ def describe_appearance(scenes: Sequence[BandMoments]) -> NDArray[np.float64]:
     float64 (scenes, 2 * bands): the means of the bands, then their standard deviations; each feature with mean 0 and
     standard deviation 1 over the scenes. 0 where a band has no valid pixel, and for a feature that is always the same.
     """
-    known = np.array([np.tile(one.number > 0, 2) for one in scenes])
-    features = np.array([np.concatenate([one.mean, one.std]) for one in scenes])
+    features = appearance_features(scenes)
+    known = np.isfinite(features)
+    features = np.where(known, features, 0)
     number = np.maximum(known.sum(axis=0), 1)
-    centred = np.where(known, features - np.where(known, features, 0).sum(axis=0) / number, 0)
+    centred = np.where(known, features - features.sum(axis=0) / number, 0)
     scale = np.sqrt((centred**2).sum(axis=0) / number)
     constant = scale <= np.finfo(np.float32).eps * np.abs(features).max(axis=0)
     standardised: NDArray[np.float64] = np.where(constant, 0, centred / np.where(constant, 1, scale))
@@ -101,25 +138,3 @@ def cut_end(counts: NDArray[np.float64], fraction: float) -> NDArray[np.bool_]:
     at_first_end, cut = best < len(share), best % len(share) + 1
     is_first = np.arange(len(counts)) < cut
     return is_first if at_first_end else ~is_first
-
-
-def distance_to_training(
-    training: Sequence[BandMoments], validation: Sequence[BandMoments]
-) -> NDArray[np.float64] | None:
-    """Return how far validation scenes are from the training scenes in appearance.
-
-    Returns
-    -------
-    float64 (validation,): the distance to the nearest training scene in the features of `describe_appearance`,
-    relative to the median distance of training scenes to their nearest neighbours; None if there are fewer than two
-    training scenes, or most of them look the same.
-    """
-    from scipy.spatial import KDTree
-
-    if len(training) < _MIN_COMPARED or not validation:
-        return None
-    features = describe_appearance([*training, *validation])
-    tree = KDTree(features[: len(training)])
-    usual = float(np.median(tree.query(features[: len(training)], k=2)[0][:, 1]))
-    nearest: NDArray[np.float64] = tree.query(features[len(training) :])[0]
-    return nearest / usual if usual > 0 else None

@@ -13,6 +13,7 @@ from rasterio.windows import Window
 from segkit.data.area import LabelledArea
 from segkit.errors import GridError
 from segkit.io.cover import PixelRegion
+from segkit.io.grid import lattice_windows
 from segkit.io.raster import open_raster
 from segkit.io.region import Region
 from segkit.io.scene import Scene
@@ -82,8 +83,10 @@ class _TrainingRegion:
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
         """Return which pixels of a window are in an area and not excluded from it, bool (H, W)."""
-        masks = [PixelRegion(area.windows).mask(window) & ~area.exclude.mask(window) for area in self.areas]
-        return np.logical_or.reduce(masks)
+        trains = np.zeros((int(window.height), int(window.width)), dtype=bool)
+        for area in self.areas:
+            trains |= PixelRegion(area.windows).mask(window) & ~area.exclude.mask(window)
+        return trains
 
 
 def compare_scene(training: TrainingPixels, scene: Scene, region: Region | None = None) -> SceneComparison:
@@ -153,7 +156,7 @@ def sample_pixels(scene: Scene, region: Region | None = None) -> list[NDArray[np
     found: list[NDArray[np.float32]] = []
     with scene.open() as reader:
         for number in _LATTICES:
-            for window in _lattice(scene, number):
+            for window in lattice_windows(scene.grid, number, _WINDOW_PX):
                 tile = reader.read(window)
                 usable = tile.valid & np.isfinite(tile.pixels).all(axis=0)
                 if region is not None:
@@ -163,16 +166,6 @@ def sample_pixels(scene: Scene, region: Region | None = None) -> list[NDArray[np
             if found:
                 break
     return found
-
-
-def _lattice(scene: Scene, number: int) -> list[Window]:
-    """Return up to `number` x `number` evenly spaced windows that do not overlap."""
-    spans = []
-    for size in scene.grid.shape:
-        side = min(_WINDOW_PX, size)
-        count = max(1, min(number, size // side))
-        spans.append([(int((at + 0.5) * size / count - side / 2), side) for at in range(count)])
-    return [Window(left, top, width, height) for top, height in spans[0] for left, width in spans[1]]
 
 
 def _declared(scene: Scene) -> tuple[list[str], list[tuple[float, float]]]:

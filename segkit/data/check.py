@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from rasterio.enums import ColorInterp
 
-from segkit.data.appearance import distance_to_training
 from segkit.data.area import LabelledArea
 from segkit.data.examination import (
     ClassCount,
@@ -48,7 +47,7 @@ class SceneCheck:
     classes
         Counts of valid labelled pixels.
     appearance_distance
-        Of a scene that only validates: how far it is from the training scenes, see `distance_to_training`.
+        Of a scene that only validates: how far it is from the training scenes, see `TrainingScenes`.
     """
 
     part: str
@@ -142,9 +141,10 @@ class Report:
             yield f"distance of training and validation: {one.pixels:,.0f} pixels{ground}, {one.shared:,} shared pixels"
         distances = [scene.appearance_distance for scene in self.scenes if scene.appearance_distance is not None]
         if distances:
+            compared = f"{len(distances)} validation scene{'s' * (len(distances) != 1)}"
             yield (
-                f"difference in appearance of {len(distances)} validation scenes from training: median "
-                f"{np.median(distances):.1f}, largest {max(distances):.1f} (1 is usual among training scenes)"
+                f"difference in appearance of {compared} from training: median {np.median(distances):.1f}, largest "
+                f"{max(distances):.1f} (1 is usual among training scenes)"
             )
 
     def _scenes(self) -> Iterator[str]:
@@ -224,8 +224,11 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         problems += [] if found.error is None else [str(found.error)]
         network_warnings, network_problems = _check_network(recipe, found.training)
         problems += network_problems
-        distances = _appearance_distances(all_samples, scene_counts, found)
-        scenes = [replace(scene, appearance_distance=one) for scene, one in zip(scenes, distances, strict=True)]
+        distances = {id(area.sample): one for area, one in zip(found.validation, found.distances, strict=True)}
+        scenes = [
+            replace(scene, appearance_distance=distances.get(id(sample)))
+            for scene, (_, sample) in zip(scenes, all_samples, strict=True)
+        ]
     else:
         problems += scene_problems([sample for _, sample in all_samples], scene_counts)
     report = Report(
@@ -280,21 +283,6 @@ def _check_network(recipe: Recipe, training: Sequence[LabelledArea]) -> tuple[li
         return [], [str(error)]
     _, warning = suitable_tile_size(segmenter, training)
     return [] if warning is None else [warning], []
-
-
-def _appearance_distances(
-    samples: Sequence[tuple[str, Sample]], scene_counts: Sequence[SceneCounts | None], found: Examination
-) -> list[float | None]:
-    """Return the appearance distance of each scene that validates and does not train; None for the others."""
-    trains, validates = ({id(area.sample) for area in areas} for areas in (found.training, found.validation))
-    moments = [None if one is None else one.moments for one in scene_counts]
-    only_validate = [id(sample) in validates - trains for _, sample in samples]
-    distances = distance_to_training(
-        [one for (_, sample), one in zip(samples, moments, strict=True) if one is not None and id(sample) in trains],
-        [one for chosen, one in zip(only_validate, moments, strict=True) if one is not None and chosen],
-    )
-    remaining = iter(() if distances is None else distances.tolist())
-    return [next(remaining, None) if chosen else None for chosen in only_validate]
 
 
 def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Task) -> SceneCheck:

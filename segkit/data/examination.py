@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.data.appearance import appearance_features
 from segkit.data.area import LabelledArea, count_categories, read_tiles
 from segkit.data.leakage import SceneProximity, find_nearest_pairs
 from segkit.data.pairing import Sample
 from segkit.data.split import SceneCounts, count_scene, resolve_split, train_val_split
-from segkit.data.statistics import Statistics
+from segkit.data.statistics import BandMoments, Statistics
 from segkit.errors import DataError, SegkitError, suggest
 from segkit.io.cover import PixelRegion
+from segkit.models.training_scenes import TrainingScenes
 from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime.progress import progress
 from segkit.task import BACKGROUND, Task
@@ -51,6 +53,11 @@ class Examination:
         Of the training areas; None if there is an `error`.
     validation_counts
         int64 (T, K): labelled validation pixels of each category of each target.
+    training_scenes
+        How the training scenes look; None if there are fewer than two, or most look the same.
+    distances
+        Of each validation area: how far its scene is from the training scenes in appearance, see
+        `TrainingScenes.distances`; None if it is unknown, or the scene also trains.
     nearest
         As `Report.nearest`; of a spatial split, which never leaks, only on request.
     problems
@@ -64,6 +71,8 @@ class Examination:
     validation: tuple[LabelledArea, ...] = ()
     statistics: Statistics | None = None
     validation_counts: NDArray[np.int64] | None = None
+    training_scenes: TrainingScenes | None = None
+    distances: tuple[float | None, ...] = ()
     nearest: tuple[SceneProximity, ...] = ()
     problems: tuple[str, ...] = ()
     error: SegkitError | None = None
@@ -148,17 +157,38 @@ def examine(
             "data.val"
         )
     in_scenes = np.sum([one.counts.sum(axis=0) for one in counted[: len(training)]], axis=0).reshape(val_counts.shape)
-    problems += _missing_class_problems(class_counts(statistics.counts, task), class_counts(in_scenes, task))
+    in_training, in_all = class_counts(statistics.counts, task), class_counts(in_scenes, task)
+    problems += _missing_class_problems(in_training, in_all, recipe.data.val)
+    training_scenes, distances = _compare_appearance(
+        train_areas, val_areas, {sample.scene.paths: one.moments for sample, one in zip(samples, counted, strict=True)}
+    )
     return Examination(
         recipe,
         tuple(train_areas),
         tuple(val_areas),
         statistics,
         val_counts,
+        training_scenes,
+        distances,
         tuple(nearest),
         tuple(problems),
         no_validation,
     )
+
+
+def _compare_appearance(
+    training: Sequence[LabelledArea],
+    validation: Sequence[LabelledArea],
+    moments: Mapping[tuple[Path, ...], BandMoments],
+) -> tuple[TrainingScenes | None, tuple[float | None, ...]]:
+    """Return how the training scenes look, and the distance of each validation area's scene; see `Examination`."""
+    trains = dict.fromkeys(area.sample.scene.paths for area in training)
+    described = TrainingScenes.from_features(appearance_features([moments[paths] for paths in trains]))
+    scenes = [area.sample.scene.paths for area in validation]
+    if described is None or not scenes:
+        return described, (None,) * len(scenes)
+    found = described.distances(appearance_features([moments[paths] for paths in scenes])).tolist()
+    return described, tuple(None if paths in trains else one for paths, one in zip(scenes, found, strict=True))
 
 
 def _measure_leakage(
@@ -229,8 +259,18 @@ def class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...
     )
 
 
-def _missing_class_problems(training: Iterable[ClassCount], in_scenes: Iterable[ClassCount]) -> Iterator[str]:
-    """Yield classes that have no training pixel after the split, and why; `in_scenes` counts before the split."""
+def _missing_class_problems(
+    training: Iterable[ClassCount], in_scenes: Iterable[ClassCount], rule: object
+) -> Iterator[str]:
+    """Yield classes that have no training pixel after the split, and why.
+
+    Parameters
+    ----------
+    in_scenes
+        Counts before the split.
+    rule
+        `data.val` of the recipe.
+    """
     for one, before in zip(training, in_scenes, strict=True):
         if one.known and one.pixels == one.known:
             yield f"all labelled training pixels are {one.name!r}; add labelled pixels without it"
@@ -239,11 +279,23 @@ def _missing_class_problems(training: Iterable[ClassCount], in_scenes: Iterable[
         elif before.pixels:
             yield (
                 f"class {one.name!r} has no training pixel: all of its {before.pixels:,} pixels are in validation "
-                "areas or in the gap; make data.val.block or data.val.gap smaller, try another data.val.seed, or add "
-                "scenes with it"
+                f"areas or in the gap; {_split_advice(rule)}, or add scenes with it"
             )
         else:
             yield f"class {one.name!r} does not occur in the training scenes; add scenes with it, or remove it"
+
+
+def _split_advice(rule: object) -> str:
+    """Return what to change in `data.val` so that a class is on both sides."""
+    if not isinstance(rule, SpatialSplit):
+        return "validate on other scenes (data.val)"
+    if rule.values is not None:
+        return "make data.val.gap smaller, choose other data.val.values"
+    if rule.by == "appearance":  # nothing is drawn, so a seed would change nothing
+        part = "data.val.fraction" if rule.fold is None else "data.val.fold, or another number of folds"
+        return f"make data.val.gap smaller, try another {part}, split at random (data.val.by: scene)"
+    sizes = "data.val.block or data.val.gap" if rule.by == "block" else "data.val.gap"
+    return f"make {sizes} smaller, try another data.val.seed"
 
 
 def _leakage_problems(nearest: Sequence[SceneProximity]) -> list[str]:

@@ -26,6 +26,7 @@ from segkit.evaluation.calibration import CalibrationFit
 from segkit.evaluation.decisions import MapReader, ModelPredictor, PredictedBlock, PredictedProbabilities, map_task
 from segkit.evaluation.metrics import Confusion, Reliability, disagreement
 from segkit.evaluation.objects import Objects
+from segkit.evaluation.scene_scores import measure_distances, summarize_scene
 from segkit.evaluation.thresholds import ThresholdFit
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_output
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
 
 _STRIP_PIXELS = 2**22
-_SCENE_KEYS = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "pixels")
 
 
 @renamed_keywords(names="class_names", boundary="boundary_width", objects="min_object_area")
@@ -104,6 +104,7 @@ def evaluate(
     width = parse_length(boundary_width, "boundary width")
     size = parse_area(min_object_area, "minimum object area")
     predictor: ModelPredictor | MapReader
+    distances: Sequence[float | None] | None = None
     if images is None:
         assert isinstance(model, (str, os.PathLike))
         task = map_task(model, class_names=class_names)
@@ -121,11 +122,14 @@ def evaluate(
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )
+        distances = measure_distances(segmenter, [one.scene for one in samples])
     models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]
     check_distinct([target], [*read, *source_files(source)])
     refuse_ambiguous_labels(samples)
-    result = evaluate_areas(predictor, full_areas(samples), width, size, show_progress=show_progress)
+    result = evaluate_areas(
+        predictor, full_areas(samples), width, size, distances=distances, show_progress=show_progress
+    )
     if target is not None:
         with atomic_write(target) as part:
             part.write_text(json.dumps(result, indent=2))
@@ -138,6 +142,7 @@ def evaluate_areas(
     boundary: Quantity,
     size: Quantity = Quantity(1, pixels=True),
     *,
+    distances: Sequence[float | None] | None = None,
     on_block: Callable[[LabelledArea, PredictedBlock], None] = lambda area, block: None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
@@ -150,6 +155,8 @@ def evaluate_areas(
     ----------
     boundary, size
         Boundary width and minimum object size.
+    distances
+        Of each area, for its scores: how far its scene is from the training scenes in appearance; None if unknown.
     on_block
         Called with each predicted block.
     """
@@ -175,8 +182,7 @@ def evaluate_areas(
                     advance(block.window.width * block.window.height / 1e6)
                 _add_boundaries_and_objects(boundaries, objects, decisions, grid, boundary, measures)
             total.merge(confusion)
-            summary = confusion.summary()
-            scene_scores.append({"scene": area.sample.scene.name} | {key: summary[key] for key in _SCENE_KEYS})
+            scene_scores.append(summarize_scene(area, confusion, None if distances is None else distances[number]))
     result = total.summary()
     quantity, allocation = disagreement(total.counts[0]) if task.n_targets == 1 and result["pixels"] else (None, None)
     boundary_scores, object_scores = boundaries.per_class(), objects.per_class()
@@ -275,13 +281,24 @@ def refuse_ambiguous_labels(samples: Sequence[Sample]) -> None:
             )
 
 
-def count_confusion(predictor: ModelPredictor, areas: Sequence[LabelledArea]) -> Confusion:
-    """Return the confusion of predictions and labels in areas, computed block by block."""
-    confusion = Confusion(predictor.task)
-    for area in areas:
+def score_areas(
+    predictor: ModelPredictor, areas: Sequence[LabelledArea], distances: Sequence[float | None]
+) -> dict[str, Any]:
+    """Return the scores of a model in areas, of all together and by scene, without boundaries, objects and intervals.
+
+    Parameters
+    ----------
+    distances
+        As for `evaluate_areas`.
+    """
+    total, scene_scores = Confusion(predictor.task), []
+    for area, distance in zip(areas, distances, strict=True):
+        confusion = Confusion(predictor.task)
         for block in predictor(area):
             confusion.add(block.decided, block.truth, block.confidence)
-    return confusion
+        total.merge(confusion)
+        scene_scores.append(summarize_scene(area, confusion, distance))
+    return total.summary() | {"scenes": scene_scores}
 
 
 def fit_calibration(predictor: ModelPredictor, areas: Sequence[LabelledArea]) -> tuple[Calibration | None, Confusion]:

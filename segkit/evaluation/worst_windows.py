@@ -58,7 +58,7 @@ def draw_worst_windows(
 ) -> None:
     """Draw the windows with the largest error rate: image, truth, prediction, and the confidence of errors.
 
-    Decisions are those that `segkit.evaluation.evaluate.count_confusion` counts. An existing file is replaced.
+    Decisions are those that `segkit.evaluation.evaluate.score_areas` counts. An existing file is replaced.
 
     Parameters
     ----------

@@ -158,6 +158,16 @@ def split_window(window: Window, size: int) -> Iterator[Window]:
             yield Window(column, row, min(size, right - column), min(size, bottom - row))
 
 
+def lattice_windows(grid: Grid, number: int, side: int) -> list[Window]:
+    """Return up to `number` x `number` evenly spaced windows that do not overlap, of `side` pixels (maximum)."""
+    spans = []
+    for size in grid.shape:
+        length = min(side, size)
+        count = max(1, min(number, size // length))
+        spans.append([(int((at + 0.5) * size / count - length / 2), length) for at in range(count)])
+    return [Window(left, top, width, height) for top, height in spans[0] for left, width in spans[1]]
+
+
 def to_equal_area(
     crs: CRS | None, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from string import digits
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -40,8 +41,8 @@ class Ensemble:
     Raises
     ------
     UsageError
-        A model occurs twice, or models differ in their classes, their head, their bands or how they read these, or in
-        the fixed sizes of their windows.
+        A model occurs twice, or models differ in their classes, their head, their bands (number, names, order) or how
+        they read these, or in the fixed sizes of their windows.
     """
 
     def __init__(self, models: Sequence[Segmenter]) -> None:
@@ -50,12 +51,15 @@ class Ensemble:
             raise UsageError(f"{', '.join(_names(models))}: two of these are the same model; give each model once")
         self.fingerprints: tuple[str, ...] = tuple(sorted(by_fingerprint))
         self.members: tuple[Segmenter, ...] = tuple(by_fingerprint[each] for each in self.fingerprints)
-        for other in models[1:]:
-            _check_compatible(models[0], other)
+        # Bands of a scene are found by the names of this model. Others may lack names, but not have different ones.
+        named = next((one for one in models if _distinct_names(one.band_names)), models[0])
+        for other in models:
+            _check_compatible(named, other)
+        self._named = self.members.index(named)
         first = self.members[0]
         self.task: Task = _mean_thresholds([one.task for one in self.members])
         self.recipe: Recipe = first.recipe.model_copy(update={"task": self.task})
-        self.bands, self.band_names, self.path = first.bands, first.band_names, None
+        self.bands, self.band_names, self.path = first.bands, named.band_names, None
         self.stride = math.lcm(*(one.stride for one in self.members))
         _ = self.fixed_window_size  # raises an error if there are several
 
@@ -88,7 +92,7 @@ class Ensemble:
 
     def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
         """Open a scene as the models were trained; see `Segmenter.open_scene`."""
-        return self.members[0].open_scene(paths, vrt=vrt)
+        return self.members[self._named].open_scene(paths, vrt=vrt)
 
     def check_scene(self, scene: Scene) -> None:
         """Raise a ModelFileError if the scene's number of bands is not that of the models."""
@@ -193,6 +197,13 @@ def _check_compatible(first: Segmenter, other: Segmenter) -> None:
                 f"{names[1]}: {what} {_as_text(theirs[what])}, but {names[0]} has {_as_text(one)}; models that are "
                 "averaged need the same classes in the same order, the same head and the same bands"
             )
+    ours, others = _distinct_names(first.band_names), _distinct_names(other.band_names)
+    if ours and others and ours != others:
+        names = _names([first, other])
+        raise UsageError(
+            f"{names[1]}: trained on bands {', '.join(other.band_names)}, but {names[0]} on "
+            f"{', '.join(first.band_names)}; models that are averaged need the same bands in the same order"
+        )
 
 
 def _facts(model: Segmenter) -> dict[str, Any]:
@@ -204,11 +215,39 @@ def _facts(model: Segmenter) -> dict[str, Any]:
         "classes": tuple(f"{one.name} ({one.value})" for one in task.classes),
         "background": task.background,
         "background value": task.background_value,
-        "number of bands": model.bands,  # their names are often those of the first training file
+        "number of bands": model.bands,
         "data.bands": data.bands,
         "data.apply_scale_offset": data.apply_scale_offset,
         "data.resample": data.resample,
     }
+
+
+def _distinct_names(band_names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return what the names of bands have not in common, such as 2, 3, 8 of B02, B03, B08.
+
+    What they have in common may come from a file, as in tile7_red and tile7_green; so does the part before a colon (see
+    `Scene.from_files`).
+
+    Returns
+    -------
+    None if the names do not tell which bands they are: they are numbers from 0 or 1 on, or not all different.
+    """
+    own = [name.rpartition(":")[2].strip().casefold() for name in band_names]
+    if any(name.isdigit() for name in own):
+        return None
+    start = _common_start(own).rstrip(digits)
+    own = [name.removeprefix(start) for name in own]
+    end = _common_start([name[::-1] for name in own])[::-1].lstrip(digits)
+    own = [name.removesuffix(end).lstrip("0") or "0" for name in own]
+    is_count = any(own == [str(number) for number in range(first, first + len(own))] for first in (0, 1))
+    return None if is_count or len({*own}) < len(own) or len(own) < 2 else tuple(own)
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Return the longest text with which all texts start."""
+    first, last = min(texts), max(texts)  # in between, texts have at least their common start
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
 def _as_text(value: Any) -> str:

@@ -14,6 +14,7 @@ from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
 from segkit.models.training_pixels import TrainingPixels
+from segkit.models.training_scenes import TrainingScenes
 from segkit.runtime.version import VERSION
 
 _FORMAT = 1  # version of the header; newer ones are refused
@@ -47,6 +48,8 @@ class Header:
         Scale and shift of the logits; None if the model is not calibrated.
     training_pixels
         A sample of the training pixels; None in files of segkit 0.2.
+    training_scenes
+        How the training scenes look; None in files of segkit 0.2, and if there are fewer than two.
     """
 
     recipe: dict[str, Any]
@@ -60,6 +63,7 @@ class Header:
     receptive_field: int | Literal["global"] | None = None
     calibration: Calibration | None = None
     training_pixels: TrainingPixels | None = None
+    training_scenes: TrainingScenes | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
@@ -101,6 +105,8 @@ def read_header(path: PathLike) -> Header:
                 )
             if fields.get("training_pixels") is not None:
                 parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
+            if fields.get("training_scenes") is not None:
+                parsed["training_scenes"] = TrainingScenes.from_json(fields["training_scenes"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error

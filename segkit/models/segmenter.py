@@ -28,6 +28,7 @@ from segkit.models.network import describe_non_finite, first_line, make_network
 from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.models.training_pixels import TrainingPixels
+from segkit.models.training_scenes import TrainingScenes
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
@@ -88,6 +89,7 @@ class Segmenter(nn.Module):
         self._receptive_field: int | Literal["global"] | None = None
         self.calibration: Calibration | None = None
         self.training_pixels: TrainingPixels | None = None
+        self.training_scenes: TrainingScenes | None = None
         for name, value in (("_scale", 1.0), ("_shift", 0.0)):
             self.register_buffer(name, torch.full((1, self.task.channels, 1, 1), value), persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
@@ -266,6 +268,7 @@ class Segmenter(nn.Module):
             receptive_field=self._receptive_field,
             calibration=self.calibration,
             training_pixels=self.training_pixels,
+            training_scenes=self.training_scenes,
         )
 
     def save(self, path: PathLike) -> None:
@@ -312,6 +315,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter._receptive_field = header.receptive_field
     segmenter.set_calibration(header.calibration)
     segmenter.training_pixels = header.training_pixels
+    segmenter.training_scenes = header.training_scenes
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -113,7 +113,7 @@ class TrainingPixels:
 
 def evenly_spaced(size: int, number: int) -> list[int]:
     """Return up to `number` evenly spaced indices of `size` items, from the first to the last."""
-    return np.unique(np.linspace(0, size - 1, min(size, number)).round().astype(np.intp)).tolist()
+    return [int(at) for at in np.unique(np.linspace(0, size - 1, min(size, number)).round())]
 
 
 def _dissimilarity_of_groups(pixels: NDArray[np.float64], sizes: Sequence[int]) -> tuple[float, float]:

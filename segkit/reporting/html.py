@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.plots.images import display_name
 from segkit.plots.style import to_svg, write_png
-from segkit.plots.text import format_hectares, format_score, format_with_error
+from segkit.plots.text import UNDEFINED, format_hectares, format_score, format_with_error
 from segkit.reporting.viewer import PixelState, SceneLayers, bokeh_scripts, render_viewer
 from segkit.runtime.version import VERSION
 
@@ -62,6 +62,8 @@ class Section:
         {term: description}.
     scores
         An evaluation, shown as tables.
+    worst_scenes
+        Rows of the evaluation's ``scenes``, shown as a table.
     areas
         The summary of an estimate, shown as a table.
     charts
@@ -76,6 +78,7 @@ class Section:
     intro: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, Any] | None = None
+    worst_scenes: Sequence[Mapping[str, Any]] = ()
     areas: Mapping[str, Any] | None = None
     charts: Sequence[Chart] = ()
     pictures: Sequence[Chart] = ()
@@ -92,6 +95,7 @@ def render_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "score": format_score,
+        "distance": lambda value: UNDEFINED if value is None else f"{value:.1f}",
         "hectares": format_hectares,
         "score_with_error": lambda value, error: format_with_error(format_score, value, error),
         "hectares_with_error": lambda value, error: format_with_error(format_hectares, value, error),

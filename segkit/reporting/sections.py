@@ -16,6 +16,7 @@ from segkit.data.areas import open_areas, open_labelled_samples
 from segkit.errors import DataError, GridError, SegkitError
 from segkit.evaluation.decisions import MapReader, ModelPredictor, map_task
 from segkit.evaluation.evaluate import evaluate_areas, refuse_ambiguous_labels
+from segkit.evaluation.scene_scores import correlate_with_distance, find_worst_scenes, measure_distances
 from segkit.evaluation.worst_windows import RankedWindow, WindowRanking, draw_windows
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write
@@ -26,7 +27,7 @@ from segkit.io.raster import open_raster, read_grid
 from segkit.io.scene import Scene
 from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
 from segkit.models.segmenter import Segmenter, load
-from segkit.plots import area_bars, charts, style, training_curves
+from segkit.plots import area_bars, charts, scene_scores, style, training_curves
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_score, format_with_error
 from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe
@@ -46,6 +47,7 @@ from segkit.task import Task
 _MAX_SCENES = 12  # in the map
 _MAX_PIXELS = 2_500_000  # of a map, and of all scenes of a run together
 _N_TILES, _MAX_TILE_PX = 4, 256  # number of worst and of best tiles, and their maximum size
+_N_WORST_SCENES = 5  # in a table
 _VALIDATION_NOTE = "Only validation areas are predicted; they were not used for training."
 _BIAS_NOTE = "Area by pixel count, a biased estimate: omission and commission errors do not cancel out."
 
@@ -109,7 +111,12 @@ class ReportBuilder:
 
                 predictor = ModelPredictor(model, self._options)
                 evaluation = evaluate_areas(
-                    predictor, validation, *self._shapes, on_block=on_block, show_progress=self._show
+                    predictor,
+                    validation,
+                    *self._shapes,
+                    distances=_validation_distances(model, training, validation),
+                    on_block=on_block,
+                    show_progress=self._show,
                 )
             self._add_scores_section("Validation", evaluation, f"{recipe.name} on its validation areas.")
             self._add_tiles_section(ranking, writer.maps, task)
@@ -212,7 +219,14 @@ class ReportBuilder:
         if reliability is not None:
             caption = "Reliability diagram: confidence of the predictions and observed frequency."
             section_charts.append(Chart(f"{name}-reliability", reliability, caption))
-        self.sections.append(Section(title, intro.strip(), scores=evaluation, charts=section_charts))
+        scenes = evaluation.get("scenes", ())
+        by_distance = scene_scores.scores_by_distance(scenes)
+        if by_distance is not None:
+            section_charts.append(Chart(f"{name}-distance", by_distance, _describe_distances(scenes)))
+        worst = find_worst_scenes(scenes, _N_WORST_SCENES)
+        self.sections.append(
+            Section(title, intro.strip(), scores=evaluation, charts=section_charts, worst_scenes=worst)
+        )
 
     def _add_areas_section(self, path: Path, task: Task, counts: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Add the areas of the classes on a map."""
@@ -257,6 +271,31 @@ class ReportBuilder:
     def _add_scene(self, report_map: ReportMap, overview: Overview, note: str = "") -> None:
         self._maps.append((report_map, overview))
         self.scenes.append(scene_layers(report_map, overview, self.states, note))
+
+
+def _validation_distances(
+    model: Segmenter, training: Sequence[LabelledArea], validation: Sequence[LabelledArea]
+) -> list[float | None]:
+    """Return the distance of each validation area's scene from the training scenes; None if the scene also trains."""
+    trains = {area.sample.scene.paths for area in training}
+    scenes = [area.sample.scene for area in validation]
+    measured = iter(measure_distances(model, [scene for scene in scenes if scene.paths not in trains]))
+    return [None if scene.paths in trains else next(measured) for scene in scenes]
+
+
+def _describe_distances(scenes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the caption of the chart of scores by distance."""
+    number = sum(one.get("distance") is not None and one["overall_accuracy"] is not None for one in scenes)
+    text = (
+        f"Scores of {number} scenes by their distance from the training scenes in appearance; at 1 a scene is as near "
+        "as training scenes are to each other."
+    )
+    correlations = [
+        (name, correlate_with_distance(scenes, key))
+        for key, name in (("overall_accuracy", "accuracy"), ("mean_iou", "mean IoU"))
+    ]
+    found = [f"{one.value:.2f} for {name} (n = {one.scenes})" for name, one in correlations if one is not None]
+    return text + (f" Spearman's rank correlation with the distance: {', '.join(found)}." if found else "")
 
 
 def _select_maps(

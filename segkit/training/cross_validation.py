@@ -14,6 +14,7 @@ from segkit.data.areas import with_fold
 from segkit.data.cache import Cache
 from segkit.data.pairing import recipe_files
 from segkit.errors import SegkitError, UsageError
+from segkit.evaluation.scene_scores import correlate_with_distance, describe_scene, find_worst_scenes
 from segkit.io.files import atomic_write, check_distinct
 from segkit.io.paths import PathLike
 from segkit.recipe.schema import Recipe
@@ -75,6 +76,11 @@ class CrossValidation:
         return {key: Measure.from_values(fold.scores[key] for fold in self.folds) for key in self.folds[0].scores}
 
     @property
+    def scenes(self) -> list[dict[str, Any]]:
+        """The scores of each scene that a fold validates, as ``scenes`` of its metrics, and the fold."""
+        return [one | {"fold": fold.trial.fold} for fold in self.folds for one in fold.trial.metrics.get("scenes", ())]
+
+    @property
     def rows(self) -> Iterator[tuple[str, list[float | None]]]:
         """The rows of the table: each fold, then mean, spread (standard deviation) and the lowest score."""
         for fold in self.folds:
@@ -86,7 +92,17 @@ class CrossValidation:
         """Return the table as text."""
         titles = [f"{start}{MEASURES[key]}" for start in ("", "LDA ") for key in BASELINE_SCORES]
         rows = [(name, *("-" if value is None else f"{value:.4f}" for value in row)) for name, row in self.rows]
-        return format_table(("fold", *titles), rows) + "\nLDA: linear discriminant of single pixels, the baseline"
+        lines = [format_table(("fold", *titles), rows), "LDA: linear discriminant of single pixels, the baseline"]
+        scenes = self.scenes
+        lines += [
+            f"worst of {len(scenes)} scenes: {describe_scene(worst)}, fold {worst['fold']}"
+            for worst in find_worst_scenes(scenes, 1)
+        ]
+        if correlation := correlate_with_distance(scenes, "overall_accuracy"):
+            lines.append(
+                f"rank correlation of accuracy and distance: {correlation.value:.2f} ({correlation.scenes} scenes)"
+            )
+        return "\n".join(lines)
 
 
 def cross_validate(
@@ -183,5 +199,7 @@ def _write(result: CrossValidation) -> None:
         key: {name: summarize(measure) for name, summarize in _SUMMARIES.items()}
         for key, measure in result.measures.items()
     }
+    worst = next(iter(find_worst_scenes(result.scenes, 1)), None)
+    stored = {"folds": folds, "summary": summary, "worst_scene": worst, "scenes": result.scenes}
     with atomic_write(result.folder / "folds.json") as part:
-        part.write_text(json.dumps({"folds": folds, "summary": summary}, indent=2))
+        part.write_text(json.dumps(stored, indent=2))

@@ -21,15 +21,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from segkit.data.applicability import describe_training_pixels
-from segkit.data.area import LabelledArea
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.cache import Cache
 from segkit.data.datasets import TrainDataset, suitable_tile_size
+from segkit.data.examination import Examination
 from segkit.data.pairing import recipe_files
 from segkit.data.statistics import Statistics, class_weights
 from segkit.errors import OutputExistsError, RecipeError, UsageError, suggest
 from segkit.evaluation.decisions import ModelPredictor
-from segkit.evaluation.evaluate import count_confusion, fit_calibration, fit_thresholds
+from segkit.evaluation.evaluate import fit_calibration, fit_thresholds, score_areas
 from segkit.evaluation.worst_windows import draw_worst_windows
 from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.settings import PredictOptions
@@ -149,15 +149,15 @@ def train(
         if is_main and not resume:
             for problem in examination.problems:
                 print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
-        data = examination.training, examination.validation, statistics
-        return _train(recipe, folder, *data, precision, accelerator, resume=resume, show_progress=show_progress)
+        return _train(
+            recipe, folder, examination, statistics, precision, accelerator, resume=resume, show_progress=show_progress
+        )
 
 
 def _train(
     recipe: Recipe,
     folder: Path,
-    training: Sequence[LabelledArea],
-    validation: Sequence[LabelledArea],
+    examination: Examination,
     statistics: Statistics,
     precision: str,
     accelerator: str,
@@ -166,6 +166,7 @@ def _train(
     show_progress: bool,
 ) -> Run:
     """Train after all checks."""
+    training, validation = examination.training, examination.validation
     retain_freed_memory()
     weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
     segmenter = Segmenter(
@@ -208,15 +209,8 @@ def _train(
         checkpoint = folder / (BEST if recipe.train.checkpoint == "best" else LAST)
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
-        _finalize(
-            folder,
-            module.segmenter,
-            training,
-            validation,
-            int(state["epoch"]) + 1,
-            accelerator,
-            show_progress=show_progress,
-        )
+        epoch = int(state["epoch"]) + 1
+        _finalize(folder, module.segmenter, examination, epoch, accelerator, show_progress=show_progress)
     trim_memory()
     return Run(folder, folder / MODEL, broadcast(module.segmenter.metrics))
 
@@ -375,14 +369,14 @@ def _warn_context(segmenter: Segmenter) -> None:
 def _finalize(
     folder: Path,
     segmenter: Segmenter,
-    training: Sequence[LabelledArea],
-    validation: Sequence[LabelledArea],
+    examination: Examination,
     epoch: int,
     accelerator: str,
     *,
     show_progress: bool,
 ) -> None:
     """Fit calibration and thresholds, score the model, and write the run's results, the model file last."""
+    training, validation = examination.training, examination.validation
     predictor, scores_before = ModelPredictor(segmenter, PredictOptions(device=accelerator)), {}
     if validation and segmenter.recipe.train.calibrate:
         calibration, uncalibrated = fit_calibration(predictor, validation)
@@ -392,7 +386,8 @@ def _finalize(
     if validation and segmenter.recipe.train.fit_thresholds:
         segmenter.set_thresholds(fit_thresholds(predictor, validation))
     segmenter.training_pixels = describe_training_pixels(training)
-    segmenter.metrics = count_confusion(predictor, validation).summary() | scores_before
+    segmenter.training_scenes = examination.training_scenes
+    segmenter.metrics = score_areas(predictor, validation, examination.distances) | scores_before
     if validation:
         segmenter.metrics["baselines"] = score_baselines(training, validation, segmenter.task)
         if show_progress and (warning := compare_with_baseline(segmenter.metrics)):

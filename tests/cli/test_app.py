@@ -377,6 +377,7 @@ def test_the_whole_job(segkit, place):
     )
     assert (code, err) == (0, "")
     assert "cleared" in again
+    assert [line.split()[:4] for line in again.splitlines() if "worst" in line] == [["worst", "of", "2", "scenes"]]
     assert json.loads((place / "m.json").read_text())["pixels"] > 10_000
     code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "map.tif", "--vector", "v.gpkg")
     assert (code, err) == (0, "")

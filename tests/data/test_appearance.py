@@ -10,12 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import TASKS, write_raster
 
-from segkit.data.appearance import cut_end, cut_folds, describe_appearance, distance_to_training, order_by_appearance
+from segkit.data.appearance import (
+    appearance_features,
+    cut_end,
+    cut_folds,
+    describe_appearance,
+    measure_appearance,
+    order_by_appearance,
+)
+from segkit.data.areas import examine_recipe
 from segkit.data.check import check
+from segkit.data.examination import ClassCount, _missing_class_problems
 from segkit.data.pairing import open_samples
-from segkit.data.split import spatial_split
+from segkit.data.split import count_scene, spatial_split
 from segkit.data.statistics import BandMoments
 from segkit.errors import DataError
+from segkit.io.scene import Scene
+from segkit.models.training_scenes import TrainingScenes
 from segkit.recipe.schema import Recipe, SpatialSplit
 
 SIDE = 20
@@ -180,16 +191,36 @@ def test_a_band_without_data_or_contrast_does_not_count():
     np.testing.assert_array_equal(describe_appearance(flat)[:, [1, 3]], 0)
 
 
-def test_the_distance_is_relative_to_that_of_neighbours_in_training():
-    train, val = moments((100, 5), (130, 9), (200, 30), (220, 10), (90, 7)), moments((110, 6), (900, 50))
-    features = describe_appearance([*train, *val])
-    between = np.linalg.norm(features[:, None] - features[None], axis=2)
-    usual = np.median([min(between[a, b] for b in range(5) if b != a) for a in range(5)])
-    expected = [min(between[a, b] for b in range(5)) / usual for a in (5, 6)]
-    np.testing.assert_allclose(distance_to_training(train, val), expected)
-    assert expected[1] > 5 * expected[0]
-    assert distance_to_training(train[:1], val) is None
-    assert distance_to_training([train[0], train[0]], val) is None
+def test_a_scene_is_measured_as_the_split_does(scenes):
+    samples, task = samples_of(scenes)
+    for sample in samples[:3]:
+        found, expected = measure_appearance(sample.scene), count_scene(sample, task, None).moments
+        for key in ("number", "mean", "std"):
+            np.testing.assert_allclose(getattr(found, key), getattr(expected, key))
+
+
+def test_a_large_scene_is_measured_in_windows(tmp_path, monkeypatch):
+    module, random = import_module("segkit.data.appearance"), np.random.default_rng(0)
+    monkeypatch.setattr(module, "_MAX_MEASURED_PIXELS", 100)
+    monkeypatch.setattr(module, "_LATTICE_SIDE_PX", 4)
+    pixels = random.normal(1000, 50, (2, 90, 100)).astype(np.float32)
+    scene = Scene.from_files(write_raster(tmp_path / "large.tif", pixels))
+    found = measure_appearance(scene)
+    np.testing.assert_array_equal(found.number, 8 * 8 * 4 * 4)
+    np.testing.assert_allclose(found.mean, pixels.mean((1, 2)), atol=8)
+    np.testing.assert_allclose(found.std, 50, atol=6)
+    corner = np.zeros((2, 90, 100), np.float32)
+    corner[:, :2, :2] = 7
+    found = measure_appearance(Scene.from_files(write_raster(tmp_path / "corner.tif", corner, nodata=0)))
+    np.testing.assert_array_equal(found.number, 4)
+    empty = measure_appearance(Scene.from_files(write_raster(tmp_path / "empty.tif", 0 * corner, nodata=0)))
+    assert not empty.number.any()
+
+
+def test_features_are_unknown_where_a_band_has_no_data():
+    found = appearance_features([*moments((100, 5)), BandMoments(2)])
+    np.testing.assert_allclose(found[0], [100, 100, 5, 5], rtol=0.1)
+    assert np.isnan(found[1]).all()
 
 
 def test_check_tells_how_far_each_validation_scene_is(scenes, monkeypatch):
@@ -205,6 +236,44 @@ def test_check_tells_how_far_each_validation_scene_is(scenes, monkeypatch):
     assert 2 <= len(distances[None]) <= 4
     farthest = {by: max(found.values()) for by, found in distances.items() if found}
     assert farthest[None] > farthest["scene"] > 0
+
+
+def test_distances_are_those_to_the_scenes_that_train(scenes):
+    """Oracle: means and deviations of whole scenes; a scene that is split trains, too, and has no distance."""
+    found = examine_recipe(recipe(scenes, fraction=0.3))
+    features = {}
+    for sample in samples_of(scenes)[0]:
+        pixels = sample.scene.read().pixels
+        features[sample.scene.name] = [*pixels.mean((1, 2)), *pixels.std((1, 2))]
+    train, val = ([features[area.sample.scene.name] for area in areas] for areas in (found.training, found.validation))
+    described = TrainingScenes.from_features(np.array(train, dtype=float))
+    np.testing.assert_allclose(found.distances, described.distances(np.array(val, dtype=float)), rtol=1e-4)
+    np.testing.assert_allclose(found.training_scenes.features, described.features, rtol=1e-4)
+    blocks = examine_recipe(recipe(scenes, by="block", block=10, gap=0))
+    assert blocks.training_scenes is not None
+    trains = {area.sample.scene.name for area in blocks.training}
+    for area, distance in zip(blocks.validation, blocks.distances, strict=True):
+        assert (distance is None) == (area.sample.scene.name in trains)
+
+
+@pytest.mark.parametrize(
+    ("rule", "advice"),
+    [
+        ({"fraction": 0.2}, "make data.val.gap smaller, try another data.val.fraction, split at random"),
+        ({"fold": "0/3"}, "make data.val.gap smaller, try another data.val.fold, or another number of folds, split"),
+        ({"by": "scene"}, "make data.val.gap smaller, try another data.val.seed, or"),
+        ({"by": "block"}, "make data.val.block or data.val.gap smaller, try another data.val.seed, or"),
+    ],
+)
+def test_a_class_on_one_side_only_is_advised_what_changes_the_split(rule, advice):
+    """By appearance nothing is drawn, so a seed changes nothing."""
+    counts = ClassCount("water", 0, 100), ClassCount("water", 40, 200)
+    one, all_ = ([each, ClassCount("forest", 60, 100)] for each in counts)
+    split = SpatialSplit(**{"by": "appearance"} | rule)
+    [problem] = _missing_class_problems(one, all_, split)
+    assert advice in problem
+    assert ("seed" in problem) == (split.by != "appearance")
+    assert "validate on other scenes (data.val), or add" in next(_missing_class_problems(one, all_, None))
 
 
 def test_folds_of_pairs_are_the_best_of_all_partitions():

@@ -9,7 +9,6 @@ from affine import Affine
 from places import UTM
 from synthetic import recipe_for, segmenter, write_pair
 
-from segkit.data import applicability
 from segkit.data.applicability import (
     SceneComparison,
     compare_scene,
@@ -23,6 +22,7 @@ from segkit.data.pairing import open_samples
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict
 from segkit.io.cover import PixelRegion
+from segkit.io.grid import lattice_windows
 from segkit.io.scene import Scene
 from segkit.models.segmenter import load
 from segkit.training.train import train
@@ -113,7 +113,7 @@ def test_windows_of_any_scene_lie_in_it_and_do_not_overlap(tmp_path, shape):
     scene = Scene.from_files(tmp_path / "s.tif")
     for number in (1, 4, 12):
         times = np.zeros(shape, int)
-        for window in applicability._lattice(scene, number):
+        for window in lattice_windows(scene.grid, number, 32):
             assert window.row_off >= 0 <= window.col_off
             assert window.row_off + window.height <= shape[0]
             assert window.col_off + window.width <= shape[1]

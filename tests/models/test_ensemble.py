@@ -226,6 +226,53 @@ def test_names_of_bands_may_differ(made):
     assert Ensemble(models).bands == 3
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "fits"),
+    [
+        (("B02", "B03", "B08"), ("B02", "B03", "B08"), True),
+        (("B02", "B03", "B08"), ("b2", "b3", "b8"), True),
+        (("B02", "B03", "B08"), ("tile7_B2", "tile7_B3", "tile7_B8"), True),
+        (("B02", "B03", "B08"), ("tile7:B2", "tile7:B3", "tile7:B8"), True),
+        (("red", "green", "nir"), ("red_2019", "green_2019", "nir_2019"), True),
+        (("red", "green", "nir"), ("tile7-1", "tile7-2", "tile7-3"), True),
+        (("red", "green", "nir"), ("3", "2", "1"), True),
+        (("red", "green", "nir"), ("a:red", "b:red", "c:red"), True),
+        (("2019:red", "2019:nir", "2019:red"), ("red", "nir", "red"), True),
+        (("B02", "B03", "B08"), ("B08", "B03", "B02"), False),
+        (("B02", "B03", "B08"), ("B02", "B03", "B8A"), False),
+        (("B10", "B11", "B12"), ("B11", "B12", "B13"), False),
+        (("red", "green", "nir"), ("red", "green", "swir"), False),
+    ],
+)
+def test_models_of_other_bands_are_refused(made, one, other, fits):
+    """Names of files and numbers tell nothing; otherwise the second model would get the first one's bands."""
+    models = [load(file) for file in files(made["binary"], "xy")]
+    models[0].band_names, models[1].band_names = one, other
+    for both in (models, models[::-1]):
+        if fits:
+            assert Ensemble(both).bands == 3
+            continue
+        with pytest.raises(UsageError, match="need the same bands in the same order") as refused:
+            Ensemble(both)
+        assert ", ".join(one) in str(refused.value)
+        assert ", ".join(other) in str(refused.value)
+
+
+def test_bands_of_a_scene_are_found_by_the_names_of_the_model_that_has_some(made, tmp_path):
+    with rasterio.open(made["binary"] / "images/a.tif") as dataset:
+        pixels, profile = dataset.read(), dataset.profile
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as dataset:
+        dataset.write(pixels[::-1])
+        dataset.descriptions = ("nir", "green", "red")
+    models = [load(file) for file in files(made["binary"], "xy")]
+    for named in (0, 1):
+        models[named].band_names, models[1 - named].band_names = ("red", "green", "nir"), ("t-1", "t-2", "t-3")
+        both = Ensemble(models)
+        assert both.open_scene(tmp_path / "a.tif").bands == (3, 2, 1)
+        assert both.band_names == ("red", "green", "nir")
+        assert both.optimized_for_inference(CPU, "fp32").open_scene(tmp_path / "a.tif").bands == (3, 2, 1)
+
+
 def test_the_same_model_twice_and_no_model_are_refused(made):
     file = made["binary"] / "x.safetensors"
     with pytest.raises(UsageError, match="two of these are the same model"):

@@ -3,12 +3,14 @@
 import json
 import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import rasterio
 from matplotlib.image import imread
+from scipy.stats import spearmanr
 from synthetic import TASKS, recipe_for, write_pair, write_raster
 
 import segkit
@@ -48,7 +50,8 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.tags, self.headings, self.loads, self._texts, self._in = [], [], [], [], None
-        self.feed(path.read_text())
+        self.source = path.read_text()
+        self.feed(self.source)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -82,9 +85,16 @@ def test_report_of_a_run(made, tmp_path):
     assert re.search(rf"linear discriminant of single pixels .*mean iou {baseline:.3f}", page.text)
     assert {path.name for path in result.pictures} == {path.name for path in (tmp_path / "png").iterdir()}
     names = [path.stem for path in result.pictures]
-    assert names[:6] == [
-        "validation-classes", "validation-confusion", "validation-reliability", "worst-1", "best-1", "training-curves"
+    assert names[:7] == [
+        "validation-classes", "validation-confusion", "validation-reliability", "validation-distance", "worst-1",
+        "best-1", "training-curves"
     ]  # fmt: skip
+    assert "Scores of 2 scenes by their distance from the training scenes" in page.text
+    assert "rank correlation" not in page.text  # of two scenes
+    assert "Scenes with the lowest accuracy" in page.text
+    for row in metrics["scenes"]:
+        assert f"{row['scene']} {row['overall_accuracy']:.3f} " in page.text
+        assert f"{row['pixels']:,} {row['distance']:.1f}" in page.text
     assert len([name for name in names if name.startswith("map-")]) == 2
     for path in result.pictures:
         assert imread(path).ndim == 3
@@ -127,6 +137,41 @@ def test_scores_alone(made, tmp_path, name):
     assert f"{found['pixels']:,}" in page.text
     assert "Map" not in page.headings
     assert "script" not in page.tags
+
+
+@pytest.mark.parametrize("number", [1, 4, 5, 8])
+def test_scores_by_distance(made, tmp_path, number):
+    """No chart of a single scene, and no correlation of less than five."""
+    found = json.loads((made / "scores.json").read_text())
+    random = np.random.default_rng(number)
+    found["scenes"] = [
+        found["scenes"][0] | {"scene": f"scene{n}", "overall_accuracy": random.random(), "distance": random.random()}
+        for n in range(number)
+    ]
+    (tmp_path / "s.json").write_text(json.dumps(found))
+    page = Page(report(tmp_path / "s.json", tmp_path / "s.html").path)
+    assert (f"Scores of {number} scenes by their distance" in page.text) == (number > 1)
+    columns = [[one[key] for one in found["scenes"]] for key in ("overall_accuracy", "distance")]
+    said = re.search(r"Spearman's rank correlation with the distance: (\S+) for accuracy \(n = (\d)\)", page.text)
+    if number < 5:
+        assert said is None
+    else:
+        assert said.groups() == (f"{spearmanr(*columns).statistic:.2f}", str(number))
+        assert unescape(page.source).count(said[0]) == 2  # shown, and for screen readers
+    worst = sorted(found["scenes"], key=lambda row: row["overall_accuracy"])[: 5 if number > 1 else 0]
+    assert ("Scenes with the lowest accuracy" in page.text) == (number > 1)
+    assert re.findall(r"scene\d", page.text)[: len(worst)] == [row["scene"] for row in worst]
+    assert (f"Scores by scene ({number})" in page.text) == (number in (1, 8))  # otherwise all are in the first table
+
+
+def test_scores_of_before_have_no_distance(made, tmp_path):
+    found = json.loads((made / "scores.json").read_text())
+    row = {key: value for key, value in found["scenes"][0].items() if key != "distance"}
+    for scenes in ([row, row | {"scene": "z"}], [row | {"distance": None}] * 2):
+        (tmp_path / "s.json").write_text(json.dumps(found | {"scenes": scenes}))
+        page = Page(report(tmp_path / "s.json", tmp_path / "s.html", overwrite=True).path)
+        assert "distance" not in page.text
+        assert "Scenes with the lowest accuracy" in page.text
 
 
 def test_areas_with_their_intervals(made, tmp_path):

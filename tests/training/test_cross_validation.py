@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from synthetic import recipe_for, write_pairs
 from trainings import SCORES, TrainingStandIn
 from typer.testing import CliRunner
@@ -74,6 +75,32 @@ def test_a_score_that_is_undefined_in_a_fold_is_left_out(folder, tmp_path, train
     assert "-" in again.render().splitlines()[1].split()
     with (tmp_path / "out/folds.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["mean_iou"] == ""
+
+
+def test_the_worst_scene_of_all_folds_is_told(folder, tmp_path, training):
+    recipe = recipe_for(folder, "binary", data=BLOCKS)
+    without = cross_validate(recipe, tmp_path / "out", folds=3)
+    assert "worst of" not in without.render()
+    assert json.loads((tmp_path / "out/folds.json").read_text())["worst_scene"] is None
+    scores = {"mean_iou": 0.5, "macro_f1": 0.6, "ece": 0.1, "pixels": 4000}
+    accuracies = [(0.9, 0.5), (0.4, 3.25), (0.8, 1.0)]
+    for number, given in enumerate(accuracies):
+        file = tmp_path / f"out/fold{number}of3/metrics.json"
+        scenes = [
+            {"scene": f"{name}{number}", "overall_accuracy": accuracy, "distance": distance} | scores
+            for name, (accuracy, distance) in zip("pq", (given, (0.95, 0.1 * number)), strict=True)
+        ]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"scenes": scenes}))
+    result = cross_validate(recipe, tmp_path / "out", folds=3)
+    said = "worst of 6 scenes: p1 (accuracy 0.4000, mean IoU 0.5000, 4,000 pixels, distance 3.2), fold 1/3"
+    assert said in result.render().splitlines()
+    found = spearmanr([0.9, 0.95, 0.4, 0.95, 0.8, 0.95], [0.5, 0, 3.25, 0.1, 1, 0.2]).statistic
+    assert f"rank correlation of accuracy and distance: {found:.2f} (6 scenes)" in result.render().splitlines()
+    stored = json.loads((tmp_path / "out/folds.json").read_text())
+    assert stored["worst_scene"] == {"scene": "p1", "overall_accuracy": 0.4, "distance": 3.25, "fold": "1/3"} | scores
+    assert [(one["scene"], one["fold"]) for one in stored["scenes"]] == [
+        (f"{name}{number}", f"{number}/3") for number in range(3) for name in "pq"
+    ]
 
 
 def test_what_is_finished_is_not_trained_again(folder, tmp_path, training, capsys):
