@@ -153,7 +153,9 @@ def compare_scenes(training: Sequence[Scene], others: Sequence[Scene]) -> list[S
     for part in range(parts if parts > 1 else 0):
         rest = [one for number, one in enumerate(facts) if number % parts != part]
         described = _describe(rest)
-        for number in range(part, len(facts), parts) if described is not None else ():
+        if described is None:
+            continue
+        for number in range(part, len(facts), parts):
             # How much scenes differ cannot be known from one scene.
             one = facts[number] if len(rest) > 1 else replace(facts[number], windows=())
             compared[number] = _compare([described], one)

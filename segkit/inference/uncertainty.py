@@ -68,8 +68,8 @@ UNCERTAINTY_MEASURES: dict[str, UncertaintyMeasure] = {
     ),
     DISAGREEMENT: UncertaintyMeasure(
         DISAGREEMENT,
-        "entropy of the mean of the models' probabilities minus the mean of their entropies, divided by the logarithm of "
-        "the number of categories: mutual information of class and model (Smith and Gal 2018)",
+        "entropy of the mean of the models' probabilities minus the mean of their entropies, divided by the logarithm "
+        "of the number of categories: mutual information of class and model (Smith and Gal 2018)",
         _disagreement,
     ),
 }

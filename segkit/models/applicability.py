@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _CHUNK_PIXELS = 2**15  # whose bands are copied at a time
 _MIN_THRESHOLD = 1e-9  # if training pixels of different scenes are the same
 _DEFINITION = (
-    "Distance of a pixel to the nearest training pixel, divided by the mean distance between training pixels (Meyer and "
-    "Pebesma 2021)"
+    "Distance of a pixel to the nearest training pixel, divided by the mean distance between training pixels (Meyer "
+    "and Pebesma 2021)"
 )
 
 
@@ -68,10 +68,12 @@ class ApplicabilityIndex:
     @property
     def tags(self) -> dict[str, str]:
         """Metadata of a raster of the index."""
-        relative = "" if len(self._indices) == 1 else ", relative to the threshold of each model; the smallest of all models"
+        relative = (
+            "" if len(self._indices) == 1 else ", relative to the threshold of each model; the smallest of all models"
+        )
         return {
-            "segkit_applicability": f"{_DEFINITION}{relative}. A pixel is outside the area of applicability if its value "
-            "is larger than segkit_applicability_threshold.",
+            "segkit_applicability": f"{_DEFINITION}{relative}. A pixel is outside the area of applicability if its "
+            "value is larger than segkit_applicability_threshold.",
             "segkit_applicability_threshold": repr(self.threshold),
         }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# A tree skips most pixels if there are few bands. With 40 bands a matrix product of all is about as fast, with 224 bands
-# (EnMAP) twice as fast.
+# A tree skips most pixels if there are few bands. With 40 bands a matrix product of all is about as fast, with 224
+# bands (EnMAP) twice as fast.
 _MAX_TREE_BANDS = 50
 _CHUNK_PIXELS = 2**11  # of a matrix product
 _MAX_DIFFERENCE = 1e15  # squares of 1,000 bands fit into float32
@@ -70,4 +70,5 @@ class NearestPixels:
             smallest[left] = np.minimum(smallest[left], squares)
             candidates[left, nearest] = False
             left = left[candidates[left].any(axis=1)]
-        return np.sqrt(smallest)
+        distances: NDArray[np.float64] = np.sqrt(smallest)
+        return distances

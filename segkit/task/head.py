@@ -202,4 +202,5 @@ class Head(TaskDeclaration):
         import torch
 
         shares = self.category_probabilities(probabilities)
-        return torch.special.entr(shares).sum(dim=2) / math.log(shares.shape[2])
+        nats: Tensor = torch.special.entr(shares).sum(dim=2)
+        return nats / math.log(shares.shape[2])

@@ -14,13 +14,16 @@ from segkit.errors import RasterError
 from segkit.inference import bands as band_module
 from segkit.inference import tiling as plan
 from segkit.inference.bands import merge_seam, predict_band
-from segkit.inference.outputs import RASTER_OUTPUTS
+from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner import Runner
 from segkit.inference.summary import sum_counts
 from segkit.inference.tiling import plan_tiling
 from segkit.io.scene import Scene
 
-PRODUCED = tuple(RASTER_OUTPUTS)
+MEASURES = ("entropy", "margin", "disagreement")
+BLENDED = tuple(map(OutputRequest, ("map", "probabilities", "confidence"))) + (OutputRequest("uncertainty", MEASURES),)
+INDEX = OutputRequest("applicability")
+PRODUCED = (*BLENDED, INDEX)
 
 
 class Uneasy(Network):
