@@ -250,7 +250,10 @@ def _compare_scene(
     """
     from segkit.data.applicability import compare_with_model
     from segkit.io.region import PolygonRegion
+    from segkit.models.ensemble import members
 
+    if all(one.training_pixels is None for one in members(network)):
+        return None
     with suppress(SegkitError):
         scene = network.open_scene(files, vrt=vrt)
         region = None if polygons is None else PolygonRegion(polygons, scene.grid)

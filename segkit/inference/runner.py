@@ -163,6 +163,7 @@ class Runner:
                 if entropies is not None:
                     entropies.add(probabilities)
                 total += probabilities
+                del probabilities  # frees its memory before the next pass
         total = total if len(self._passes) == 1 else total.div_(len(self._passes))
         return total if entropies is None else torch.cat([total, entropies.mean()], dim=1)
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from segkit.errors import RasterError, SegkitError
 from segkit.inference import tiling as plan
-from segkit.inference.outputs import RASTER_OUTPUTS
 from segkit.inference.predict import predict
 from segkit.io.scene import Scene
 
@@ -65,7 +64,7 @@ def test_products_are_the_probabilities_and_that_of_the_decision(tmp_path, task)
 
 def test_a_product_can_be_had_without_the_others(tmp_path):
     scene = write_scene(tmp_path / "scene.tif")
-    rasters = {name: tmp_path / f"{name}.tif" for name in RASTER_OUTPUTS if name != "map"}
+    rasters = {name: tmp_path / f"{name}.tif" for name in ("probabilities", "confidence")}
     predict(Network(), scene, tmp_path / "map.tif", **rasters, **FAST)
     for name, file in rasters.items():
         predict(Network(), scene, tmp_path / "other.tif", **{name: tmp_path / "one.tif"}, overwrite=True, **FAST)
