@@ -62,9 +62,7 @@ def worked(model, scene, tiling, folder, *, order=None, region=None, batch=2):
     for band in order or bands:
         own = folder / f"band{band.index}"
         own.mkdir()
-        counts.append(
-            predict_band(runner, scene, tiling, band, own, PRODUCED, batch=batch, region=region, index=index)
-        )
+        counts.append(predict_band(runner, scene, tiling, band, own, PRODUCED, batch=batch, region=region, index=index))
         parts[band.start] = own
         strips = {"top.tif"} if band.spans[0].blend_before else set()
         strips |= {"bottom.tif"} if band.spans[-1].blend_after else set()
