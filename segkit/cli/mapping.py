@@ -136,7 +136,7 @@ def predict(
     ] = None,
     uncertainty: Annotated[
         list[Uncertainty] | None,
-        typer.Option(help="Also write this measure to MAP_uncertainty.tif; disagreement: of several models. Repeatable."),
+        typer.Option(help="Also write it to MAP_uncertainty.tif; disagreement is that of several models. Repeatable."),
     ] = None,
     applicability: Annotated[
         str | None, typer.Option(metavar="PATH", help="Also write how unlike the training data each pixel is.")

@@ -90,7 +90,8 @@ def describe_share_outside(summary: Summary) -> str:
     from segkit.plots.text import format_percent
 
     where = "a sample of its pixels (--applicability counts all)" if summary.share_is_sampled else "its pixels"
-    return f"unlike the training data (outside the area of applicability): {format_percent(summary.share_outside)} of {where}"
+    share = format_percent(summary.share_outside)
+    return f"unlike the training data (outside the area of applicability): {share} of {where}"
 
 
 def describe_precision(choice: ResolvedSettings) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# A tree skips most pixels if there are few bands. With 40 bands a matrix product of all is about as fast, with 224
-# bands (EnMAP) twice as fast.
-_MAX_TREE_BANDS = 50
+# A tree skips most pixels if there are few bands: with 3 bands it is ten times as fast as a matrix product of all, with
+# 60 to 80 bands both are equal, and with 224 bands (EnMAP) it takes twice as long (tools/bench_applicability.py).
+_MAX_TREE_BANDS = 64
 _CHUNK_PIXELS = 2**11  # of a matrix product
 _MAX_DIFFERENCE = 1e15  # squares of 1,000 bands fit into float32
 

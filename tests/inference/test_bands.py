@@ -23,8 +23,8 @@ from segkit.models.applicability import ApplicabilityIndex
 from segkit.models.training_pixels import TrainingPixels
 
 MEASURES = ("entropy", "margin", "disagreement")
-BLENDED = tuple(map(OutputRequest, ("map", "probabilities", "confidence"))) + (OutputRequest("uncertainty", MEASURES),)
-PLAIN = BLENDED[:3]
+PLAIN = tuple(map(OutputRequest, ("map", "probabilities", "confidence")))
+BLENDED = (*PLAIN, OutputRequest("uncertainty", MEASURES))
 INDEX = OutputRequest("applicability")
 PRODUCED = (*BLENDED, INDEX)
 
