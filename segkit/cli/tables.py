@@ -89,7 +89,9 @@ def describe_share_outside(summary: Summary) -> str:
     """Say how much of the map is outside the area of applicability, and whether all pixels were counted."""
     from segkit.plots.text import format_percent
 
-    where = "a sample of its pixels (--applicability counts all)" if summary.share_is_sampled else "its pixels"
+    where = (
+        "a sample of the map's pixels (--applicability counts all)" if summary.share_is_sampled else "the map's pixels"
+    )
     share = format_percent(summary.share_outside)
     return f"unlike the training data (outside the area of applicability): {share} of {where}"
 

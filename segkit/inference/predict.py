@@ -234,7 +234,7 @@ def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicabil
 
     if DISAGREEMENT in measures and len(members(network)) == 1:
         raise UsageError(
-            "disagreement is that of several models, but one is given; give several"
+            "disagreement is that of several models, but one is given"
             + suggest("add --average-with MODEL", "name the folder of all folds")
         )
     if wants_applicability:

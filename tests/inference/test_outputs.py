@@ -165,8 +165,8 @@ def test_the_share_outside_is_sampled_if_the_raster_is_not_written(tmp_path):
     assert (sampled.share_is_sampled, exact.share_is_sampled) == (True, False)
     assert sampled.share_outside == pytest.approx(exact.share_outside, abs=0.01)
     assert sampled.share_outside != exact.share_outside
-    assert describe_share_outside(sampled).endswith(" % of a sample of its pixels (--applicability counts all)")
-    assert describe_share_outside(exact).endswith(" % of its pixels")
+    assert describe_share_outside(sampled).endswith(" % of a sample of the map's pixels (--applicability counts all)")
+    assert describe_share_outside(exact).endswith(" % of the map's pixels")
     [again] = predict(model, scene, tmp_path / "map.tif", **FAST)
     assert (again.seconds, again.share_outside, again.share_is_sampled) == (0, sampled.share_outside, True)
     [without] = predict(Network(), scene, tmp_path / "other.tif", **FAST)
@@ -188,7 +188,10 @@ def test_a_scene_without_data_has_no_share_outside(tmp_path):
     ("options", "said"),
     [
         ({"applicability": "index.tif"}, "a model in memory: holds no training pixels"),
-        ({"uncertainty": "disagreement"}, "disagreement is that of several models, but one is given; give several"),
+        (
+            {"uncertainty": "disagreement"},
+            "disagreement is that of several models, but one is given; add --average-with MODEL, or name",
+        ),
         ({"uncertainty": ["entropy", "surprise"]}, "uncertainty 'surprise' is not known; use entropy, margin"),
         ({"uncertainty": "margin", "confidence": "map_uncertainty.tif"}, "map_uncertainty.tif"),
     ],
