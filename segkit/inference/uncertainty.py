@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISAGREEMENT = "disagreement"
+_CHUNK_PIXELS = 2**18  # computed at a time, which limits the memory of intermediate results
 
 
 @dataclass(frozen=True)
@@ -101,4 +102,9 @@ def compute_measures(task: Task, channels: Tensor, measures: Sequence[str]) -> T
     """
     import torch
 
-    return torch.stack([UNCERTAINTY_MEASURES[name].compute(task, channels).amax(dim=0) for name in measures])
+    rows = max(1, _CHUNK_PIXELS // channels.shape[2])
+    parts = []
+    for top in range(0, channels.shape[1], rows):
+        chunk = channels[:, top : top + rows]
+        parts.append(torch.stack([UNCERTAINTY_MEASURES[name].compute(task, chunk).amax(dim=0) for name in measures]))
+    return torch.cat(parts, dim=1)

@@ -77,7 +77,7 @@ def written(folder, model, scene, **options):
     """Map a scene with the rasters of applicability and uncertainty; returns the summary."""
     folder.mkdir(exist_ok=True)
     more = {"applicability": folder / "index.tif", "uncertainty": ("entropy", "margin")}
-    [summary] = predict(model, scene, folder / "map.tif", batch_size=1, **more, **FAST | options)
+    [summary] = predict(model, scene, folder / "map.tif", batch_size=1, **FAST | more | options)
     return summary
 
 
@@ -152,6 +152,8 @@ def test_they_are_the_same_however_the_work_is_cut(tmp_path, monkeypatch):
             np.testing.assert_array_equal(read(tmp_path / folder / name), read(tmp_path / "whole" / name))
     again = written(tmp_path / "whole", with_training_pixels(Neighbours(), training), scene)
     assert again.seconds == 0
+    with pytest.raises(OutputExistsError, match=r"made with other settings .outputs."):
+        written(tmp_path / "whole", with_training_pixels(Neighbours(), training), scene, uncertainty="entropy")
     shares = {one.share_outside for one in (summary, resumed, whole, again)}
     assert len(shares) == 1
     assert 0 < shares.pop() < 1 / 3

@@ -6,6 +6,7 @@ from predicting import TASKS
 
 from segkit.cli.options import Uncertainty
 from segkit.errors import UsageError
+from segkit.inference import uncertainty
 from segkit.inference.uncertainty import UNCERTAINTY_MEASURES, check_measures, compute_measures
 
 ALL = tuple(UNCERTAINTY_MEASURES)
@@ -28,7 +29,8 @@ def some(task, seed=0):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.type}-{task.head}-{len(task.classes)}")
-def test_measures_are_their_definitions(task):
+def test_measures_are_their_definitions(task, monkeypatch):
+    monkeypatch.setattr(uncertainty, "_CHUNK_PIXELS", 15)
     first, second = some(task), some(task, 1)
     mean = (first + second) / 2
     entropies = (task.entropy(first[None])[0] + task.entropy(second[None])[0]) / 2
