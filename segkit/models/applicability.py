@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.errors import UsageError
-from segkit.models.ensemble import members, model_names
+from segkit.models.ensemble import members
 from segkit.models.training_pixels import DissimilarityIndex, TrainingPixels
 
 if TYPE_CHECKING:
@@ -55,14 +55,14 @@ class ApplicabilityIndex:
             A model holds no training pixels.
         """
         models = members(model)
-        trainings = [one.training_pixels for one in models]
-        for name, training in zip(model_names(models), trainings, strict=True):
-            if training is None:
+        for one in models:
+            if one.training_pixels is None:
                 raise UsageError(
-                    f"{name}: holds no training pixels, so its area of applicability is not known (models of segkit "
-                    "0.2 hold none, nor do models of a single small scene); train it again, or leave applicability out"
+                    f"{one.path or 'a model in memory'}: holds no training pixels, so its area of applicability is not "
+                    "known (models of segkit 0.2 hold none, nor do models of a single small scene); train it again, or "
+                    "leave applicability out"
                 )
-        found = [one for one in trainings if one is not None]
+        found = [one.training_pixels for one in models if one.training_pixels is not None]
         return cls(found, [one.mean.flatten().cpu().numpy() for one in models])
 
     @property

@@ -47,7 +47,7 @@ class Ensemble:
     def __init__(self, models: Sequence[Segmenter]) -> None:
         by_fingerprint = {one.fingerprint(): one for one in models}
         if len(by_fingerprint) < len(models):
-            raise UsageError(f"{', '.join(model_names(models))}: two of these are the same model; give each model once")
+            raise UsageError(f"{', '.join(_names(models))}: two of these are the same model; give each model once")
         self.fingerprints: tuple[str, ...] = tuple(sorted(by_fingerprint))
         self.members: tuple[Segmenter, ...] = tuple(by_fingerprint[each] for each in self.fingerprints)
         for other in models[1:]:
@@ -73,7 +73,7 @@ class Ensemble:
         if len(sizes) > 1:
             found = ", ".join(
                 f"{name}: {one.fixed_window_size}"
-                for name, one in zip(model_names(self.members), self.members, strict=True)
+                for name, one in zip(_names(self.members), self.members, strict=True)
                 if one.fixed_window_size is not None
             )
             raise UsageError(
@@ -174,10 +174,10 @@ def describe_models(model: AnyModel, fingerprint: str) -> str:
         Of `model`, which takes time to compute.
     """
     prints = model.fingerprints if isinstance(model, Ensemble) else (fingerprint,)
-    return ", ".join(f"{name} {each}" for name, each in zip(model_names(members(model)), prints, strict=True))
+    return ", ".join(f"{name} {each}" for name, each in zip(_names(members(model)), prints, strict=True))
 
 
-def model_names(models: Sequence[Segmenter]) -> list[str]:
+def _names(models: Sequence[Segmenter]) -> list[str]:
     """Return the file names of models, with their folders if there are several."""
     parts = -2 if len(models) > 1 else -1
     return ["a model in memory" if one.path is None else "/".join(one.path.parts[parts:]) for one in models]
@@ -188,7 +188,7 @@ def _check_compatible(first: Segmenter, other: Segmenter) -> None:
     theirs = _facts(other)
     for what, one in _facts(first).items():
         if theirs[what] != one:
-            names = model_names([first, other])
+            names = _names([first, other])
             raise UsageError(
                 f"{names[1]}: {what} {_as_text(theirs[what])}, but {names[0]} has {_as_text(one)}; models that are "
                 "averaged need the same classes in the same order, the same head and the same bands"
