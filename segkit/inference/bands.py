@@ -29,7 +29,7 @@ from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_window
 from segkit.io.region import Region
 from segkit.io.scene import Scene
-from segkit.models.applicability import ApplicabilityIndex
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import background_writer
 from segkit.task import Task
 

@@ -26,7 +26,7 @@ from segkit.inference.runner import NonFiniteLogitsError, Runner
 from segkit.inference.tiling import Band, Span, Tiling, blend_weights
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
-from segkit.models.applicability import ApplicabilityIndex
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import prefetch
 
 T = TypeVar("T")

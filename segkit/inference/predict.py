@@ -229,7 +229,7 @@ def _summaries_or_raise(
 
 def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicability: bool) -> None:
     """Raise a UsageError if an output is not possible with the model."""
-    from segkit.models.applicability import ApplicabilityIndex
+    from segkit.models.applicability_index import ApplicabilityIndex
     from segkit.models.ensemble import members
 
     if DISAGREEMENT in measures and len(members(network)) == 1:

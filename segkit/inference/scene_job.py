@@ -22,7 +22,7 @@ from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSe
 from segkit.inference.tiling import Band
 from segkit.io.class_table import map_tags
 from segkit.io.cog import MapStrip
-from segkit.models.applicability import ApplicabilityIndex
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.models.ensemble import describe_models
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from segkit.io.cog import MapStrip, build_cog
 from segkit.io.grid import Grid
 from segkit.io.region import PolygonRegion, aoi_fingerprint, read_aoi
 from segkit.io.scene import Scene
-from segkit.models.applicability import ApplicabilityIndex
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 
 if TYPE_CHECKING:

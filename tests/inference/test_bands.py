@@ -19,7 +19,7 @@ from segkit.inference.runner import Runner
 from segkit.inference.summary import sum_counts
 from segkit.inference.tiling import plan_tiling
 from segkit.io.scene import Scene
-from segkit.models.applicability import ApplicabilityIndex
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.models.training_pixels import TrainingPixels
 
 MEASURES = ("entropy", "margin", "disagreement")

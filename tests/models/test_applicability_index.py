@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from segkit.errors import UsageError
-from segkit.models import applicability
-from segkit.models.applicability import ApplicabilityIndex
+from segkit.models import applicability_index
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.models.training_pixels import TrainingPixels
 
 MEAN = np.array([500, 520, 540], np.float32)
@@ -47,7 +47,7 @@ def test_the_index_of_a_tile_is_that_of_its_pixels(tile, monkeypatch):
     outside = found[valid] > index.threshold
     assert 0.1 < outside.mean() < 0.9
     assert (outside == (found[valid].astype(np.float64) > index.threshold)).all()
-    monkeypatch.setattr(applicability, "_CHUNK_PIXELS", 40)
+    monkeypatch.setattr(applicability_index, "_CHUNK_PIXELS", 40)
     np.testing.assert_array_equal(index.of_pixels(pixels, valid, threads=2), found)
     assert np.isnan(index.of_pixels(pixels, np.zeros_like(valid))).all()
 
