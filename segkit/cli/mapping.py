@@ -26,6 +26,7 @@ from segkit.cli.options import (
     Overwrite,
     Precision,
     Tile,
+    Uncertainty,
 )
 from segkit.cli.root import app, examples
 from segkit.cli.tables import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
@@ -115,6 +116,7 @@ def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
         "segkit predict forest.safetensors scene.tif -o map.tif --probabilities probabilities.tif",
         "segkit predict forest.safetensors north.tif south.tif -o maps/ --vector maps/ --cluster local:2",
         "segkit predict forest.safetensors scene.tif -o mean.tif --average-with second.safetensors",
+        "segkit predict forest.safetensors scene.tif -o checked.tif --uncertainty entropy --applicability index.tif",
     )
 )
 def predict(
@@ -134,6 +136,13 @@ def predict(
     ] = None,
     confidence: Annotated[
         str | None, typer.Option(metavar="PATH", help="Also write the probability of the predicted class.")
+    ] = None,
+    uncertainty: Annotated[
+        list[Uncertainty] | None,
+        typer.Option(help="Also write it to MAP_uncertainty.tif; disagreement is that of several models. Repeatable."),
+    ] = None,
+    applicability: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Also write how unlike the training data each pixel is.")
     ] = None,
     vector: Annotated[str | None, typer.Option(metavar="PATH", help="Also write polygons (.gpkg, .shp, ...).")] = None,
     average_with: AverageWith = None,
@@ -176,6 +185,8 @@ def predict(
                 output,
                 probabilities=probabilities,
                 confidence=confidence,
+                uncertainty=[one.value for one in uncertainty or ()],
+                applicability=applicability,
                 vector=vector,
                 aoi=aoi,
                 aoi_layer=aoi_layer,

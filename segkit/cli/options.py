@@ -31,6 +31,14 @@ class Augmentation(StrEnum):
     D4 = "d4"
 
 
+class Uncertainty(StrEnum):
+    """Measures of uncertainty."""
+
+    ENTROPY = "entropy"
+    MARGIN = "margin"
+    DISAGREEMENT = "disagreement"
+
+
 class Allocation(StrEnum):
     """How a sample is allocated to strata."""
 

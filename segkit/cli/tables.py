@@ -99,12 +99,25 @@ def print_summary(summary: Summary) -> None:
     done = not summary.seconds
     print(f"{summary.path}" + (" is finished already (same request); nothing to do" if done else ""))
     print_areas("pixels", summary.pixels, summary.hectares)
+    if summary.share_outside is not None:
+        print(describe_share_outside(summary))
     choice = summary.choice
     print(f"tile {choice.tile}, overlap {choice.overlap}, {describe_precision(choice)}")
     if not done:
         memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
         resumed = f", {summary.resumed} of {summary.bands} row bands resumed" if summary.resumed else ""
         print(f"{summary.seconds:.1f} s, {format_count(summary.mpx_per_second)} Mpx/s{memory}{resumed}\n")
+
+
+def describe_share_outside(summary: Summary) -> str:
+    """Say how much of the map is outside the area of applicability, and whether all pixels were counted."""
+    from segkit.plots.text import format_percent
+
+    where = (
+        "a sample of the map's pixels (--applicability counts all)" if summary.share_is_sampled else "the map's pixels"
+    )
+    share = format_percent(summary.share_outside)
+    return f"unlike the training data (outside the area of applicability): {share} of {where}"
 
 
 def describe_precision(choice: ResolvedSettings) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rasterio.enums import ColorInterp
 
+from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
 from segkit.data.examination import (
     ClassCount,
@@ -211,6 +212,7 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
     ]
     found = Examination(recipe)
     network_warnings: list[str] = []
+    notes = list(_notes(all_samples))
     if not problems:
         found = examine(
             recipe,
@@ -229,10 +231,11 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
             replace(scene, appearance_distance=distances.get(id(sample)))
             for scene, (_, sample) in zip(scenes, all_samples, strict=True)
         ]
+        notes += _unlike_scenes(found)
     else:
         problems += scene_problems([sample for _, sample in all_samples], scene_counts)
     report = Report(
-        recipe, tuple(scenes), tuple(unmatched), tuple(_notes(all_samples)), (), tuple(problems), found.nearest,
+        recipe, tuple(scenes), tuple(unmatched), tuple(notes), (), tuple(problems), found.nearest,
         () if found.statistics is None else class_counts(found.statistics.counts, task),
         () if found.validation_counts is None else class_counts(found.validation_counts, task),
     )  # fmt: skip
@@ -283,6 +286,16 @@ def _check_network(recipe: Recipe, training: Sequence[LabelledArea]) -> tuple[li
         return [], [str(error)]
     _, warning = suitable_tile_size(segmenter, training)
     return [] if warning is None else [warning], []
+
+
+def _unlike_scenes(found: Examination) -> list[str]:
+    """Return a note about the scenes that differ from the training scenes in units, resolution or appearance."""
+    trains, validates = (
+        {area.sample.scene.paths: area.sample.scene for area in areas} for areas in (found.training, found.validation)
+    )
+    others = [scene for paths, scene in validates.items() if paths not in trains]
+    note = describe_unlike_samples(compare_scenes([*trains.values()], others))
+    return [] if note is None else [note]
 
 
 def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Task) -> SceneCheck:

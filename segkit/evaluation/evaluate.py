@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.data.applicability import compare_with_models, describe_unlike_scenes
+from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
 from segkit.data.pairing import Sample, source_files
@@ -34,7 +34,7 @@ from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
-from segkit.models.ensemble import load_model, members
+from segkit.models.ensemble import load_model
 from segkit.recipe.schema import Data, DatasetSource, LabelSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
@@ -261,10 +261,8 @@ def _paths_as_text(paths: Any) -> Any:
 
 
 def _warn_of_unlike_scenes(model: AnyModel, samples: Sequence[Sample]) -> None:
-    trainings = [one.training_pixels for one in members(model) if one.training_pixels is not None]
-    scenes = [sample.scene for sample in samples if trainings and len(sample.scene.bands) == model.bands]
-    comparisons = [compare_with_models(trainings, scene) for scene in scenes]
-    if warning := describe_unlike_scenes(comparisons):
+    comparisons = [compare_with_model(model, sample.scene) for sample in samples]
+    if warning := describe_unlike_scenes([one for one in comparisons if one is not None]):
         warnings.warn(warning, stacklevel=4)
 
 

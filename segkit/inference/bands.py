@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,15 +20,16 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from segkit.inference.blending import Block, BlockPart, fetch_async, predict_blocks
-from segkit.inference.outputs import RASTER_OUTPUTS
+from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner import Runner
 from segkit.inference.summary import ClassTally
 from segkit.inference.tiling import Band, Tiling
-from segkit.io.cog import MapProfile, open_strip_writer
+from segkit.io.cog import MapProfile, MapWriter, open_strip_writer
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_window
 from segkit.io.region import Region
 from segkit.io.scene import Scene
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import background_writer
 from segkit.task import Task
 
@@ -42,35 +43,42 @@ def predict_band(
     tiling: Tiling,
     band: Band,
     folder: Path,
-    outputs: Sequence[str],
+    outputs: Sequence[OutputRequest],
     *,
     batch: int,
     region: Region | None = None,
+    index: ApplicabilityIndex | None = None,
     advance: Callable[[float], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Predict a band into files in `folder`: one per raster output, and the probabilities shared with neighbours.
 
     Parameters
     ----------
-    outputs
-        Keys of `RASTER_OUTPUTS`.
+    index
+        For outputs that are computed from pixels.
     advance
         Called with the millions of pixels of each step.
 
     Returns
     -------
     dict
-        Counts of the finished pixels, see `ClassTally.counts`.
+        Counts of the finished pixels, see `ClassTally.counts`; and of those of the `index`, see `_IndexWriter.counts`.
     """
     task, grid = runner.task, scene.grid
+    blended = [one for one in outputs if not one.output.from_pixels]
     first, last = band.spans[0], band.spans[-1]
     shared = {"top": (first.start, first.blend_before), "bottom": (last.finished_stop, last.blend_after)}
-    blocks = predict_blocks(runner, scene, tiling, band, batch=batch, region=region, late=True)
+    blocks = predict_blocks(runner, scene, tiling, band, batch=batch, region=region, index=index, late=True)
     with ExitStack() as stack:
-        out = stack.enter_context(_OutputWriter(folder, task, grid, band.start, band.stop, outputs))
+        out = stack.enter_context(_OutputWriter(folder, task, grid, band.start, band.stop, blended))
+        of_index = [
+            stack.enter_context(_IndexWriter(folder, task, grid, first.start, band.stop, one, index.threshold))
+            for one in outputs
+            if one.output.from_pixels and index is not None
+        ]
         strips = {
             part: stack.enter_context(
-                open_strip_writer(folder / f"{part}.tif", _row_grid(grid, row, rows), _strip_profile(task))
+                open_strip_writer(folder / f"{part}.tif", _row_grid(grid, row, rows), _strip_profile(runner))
             )
             for part, (row, rows) in shared.items()
             if rows
@@ -78,6 +86,9 @@ def predict_band(
 
         def write(block: _DecidedBlock) -> None:
             arrays = block.arrays()
+            if block.dissimilarity is not None:
+                for writer in of_index:
+                    writer.write(block.dissimilarity, block.valid, block.window)
             if block.part == "body":
                 out.write(arrays, block.valid, block.window)
             else:
@@ -85,11 +96,14 @@ def predict_band(
 
         # Counting and compression must not delay the network, whose threads on a CPU wait for each other.
         submit = stack.enter_context(background_writer(write, low_priority=runner.device.type == "cpu"))
-        for block in stack.enter_context(closing(_decide_blocks(task, blocks, outputs))):
+        for block in stack.enter_context(closing(_decide_blocks(task, blocks, blended))):
             submit(block)
             if block.part != "bottom":
                 advance(block.valid.size / 1e6)
-    return out.tally.counts()
+    counts = out.tally.counts()
+    for writer in of_index:
+        counts |= writer.counts()
+    return counts
 
 
 def merge_seam(
@@ -100,9 +114,9 @@ def merge_seam(
     row: int,
     rows: int,
     folder: Path,
-    outputs: Sequence[str],
+    outputs: Sequence[OutputRequest],
 ) -> dict[str, Any]:
-    """Decide the rows that two bands share, and write them to files in `folder`, one per raster output.
+    """Decide the rows that two bands share, and write them to files in `folder`, one per blended raster output.
 
     Parameters
     ----------
@@ -116,6 +130,7 @@ def merge_seam(
     dict
         Counts of the seam, see `ClassTally.counts`.
     """
+    outputs = [one for one in outputs if not one.output.from_pixels]
     with (
         _OutputWriter(folder, task, grid, row, row + rows, outputs) as out,
         open_raster(upper) as bottom,
@@ -135,19 +150,19 @@ def merge_seam(
 class _OutputWriter(ExitStack):
     """Writes and counts the raster outputs of some rows of a scene, window by window."""
 
-    def __init__(self, folder: Path, task: Task, grid: Grid, start: int, stop: int, outputs: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, task: Task, grid: Grid, start: int, stop: int, outputs: Sequence[OutputRequest]
+    ) -> None:
         super().__init__()
         self.tally = ClassTally(task, grid)
-        self._task, self._start = task, start
-        self._files = {name: folder / f"{name}.tif" for name in outputs}
+        self._folder, self._task, self._start, self._outputs = folder, task, start, outputs
         self._grid = _row_grid(grid, start, stop - start)
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._writers = {
-            name: self.enter_context(open_strip_writer(file, self._grid, RASTER_OUTPUTS[name].profile(self._task, {})))
-            for name, file in self._files.items()
-        }
+        self._writers = [
+            (one, self.enter_context(_open_writer(self._folder, self._grid, self._task, one))) for one in self._outputs
+        ]
         return self
 
     def write(self, arrays: Mapping[str, NDArray[Any]], valid: NDArray[np.bool_], window: Window) -> None:
@@ -158,10 +173,41 @@ class _OutputWriter(ExitStack):
                 continue
             chunk = Window(window.col_off, window.row_off + top, window.width, len(valid[rows]))
             self.tally.add(arrays["targets"][:, rows], valid[rows], chunk)
-            for name, writer in self._writers.items():
-                array = arrays.get(name, arrays["targets"])[:, rows]
-                values = RASTER_OUTPUTS[name].values(self._task, array, valid[rows])
+            for one, writer in self._writers:
+                array = arrays.get(one.name, arrays["targets"])[:, rows]
+                values = one.output.values(self._task, array, valid[rows])
                 writer.write(values, _relative_to_row(chunk, self._start))
+
+
+class _IndexWriter(ExitStack):
+    """Writes an output that is computed from pixels, and counts those outside the area of applicability."""
+
+    def __init__(
+        self, folder: Path, task: Task, grid: Grid, start: int, stop: int, output: OutputRequest, threshold: float
+    ) -> None:
+        super().__init__()
+        self._task, self._start, self._output, self._threshold = task, start, output, threshold
+        self._folder, self._grid = folder, _row_grid(grid, start, stop - start)
+        self._outside = 0
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._writer = self.enter_context(_open_writer(self._folder, self._grid, self._task, self._output))
+        return self
+
+    def write(self, index: NDArray[np.float32], valid: NDArray[np.bool_], window: Window) -> None:
+        """Write the index (H, W) of a window of the scene."""
+        self._outside += int((index > self._threshold).sum())
+        values = self._output.output.values(self._task, index[None], valid)
+        self._writer.write(values, _relative_to_row(window, self._start))
+
+    def counts(self) -> dict[str, int]:
+        """Return `outside`: the number of pixels outside the area of applicability."""
+        return {"outside": self._outside}
+
+
+def _open_writer(folder: Path, grid: Grid, task: Task, output: OutputRequest) -> AbstractContextManager[MapWriter]:
+    return open_strip_writer(folder / f"{output.name}.tif", grid, output.profile(task, {}))
 
 
 @dataclass(frozen=True)
@@ -171,10 +217,11 @@ class _DecidedBlock:
     window: Window
     valid: NDArray[np.bool_]
     part: BlockPart
+    dissimilarity: NDArray[np.float32] | None
     arrays: Callable[[], dict[str, NDArray[Any]]]
 
 
-def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[str]) -> Generator[_DecidedBlock]:
+def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[OutputRequest]) -> Generator[_DecidedBlock]:
     """Decide blocks on the device, so that only the raster outputs are copied from a GPU."""
     waiting: deque[_DecidedBlock] = deque()
     with closing(blocks):
@@ -184,7 +231,8 @@ def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[str])
             else:
                 valid = torch.from_numpy(np.ascontiguousarray(block.valid)).to(block.probabilities.device)
                 tensors = {"share": block.probabilities.where(valid, block.probabilities.new_tensor(float("nan")))}
-            waiting.append(_DecidedBlock(block.window, block.valid, block.part, fetch_async(tensors)))
+            decided = _DecidedBlock(block.window, block.valid, block.part, block.dissimilarity, fetch_async(tensors))
+            waiting.append(decided)
             # Keep one block back: a GPU gets its next windows before the host waits for this block.
             if len(waiting) > 1:
                 yield waiting.popleft()
@@ -192,18 +240,18 @@ def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[str])
 
 
 @torch.inference_mode()
-def _compute_outputs(task: Task, probabilities: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
-    """Return the decided "targets", and by name the raster outputs that are computed from probabilities."""
-    targets = task.decide(probabilities[None])[0]
+def _compute_outputs(task: Task, channels: Tensor, outputs: Sequence[OutputRequest]) -> dict[str, Tensor]:
+    """Return the decided "targets", and by name the raster outputs that are computed from channels of a `Runner`."""
+    targets = task.decide(channels[None, : task.channels])[0]
     tensors = {"targets": targets}
-    for name in outputs:
-        if compute := RASTER_OUTPUTS[name].compute:
-            tensors[name] = compute(task, probabilities, targets)
+    for one in outputs:
+        if compute := one.output.compute:
+            tensors[one.name] = compute(task, channels, targets, one.measures)
     return tensors
 
 
-def _strip_profile(task: Task) -> MapProfile:
-    return MapProfile(np.dtype("float32"), float("nan"), task.channel_names, {})
+def _strip_profile(runner: Runner) -> MapProfile:
+    return MapProfile(np.dtype("float32"), float("nan"), runner.channel_names, {})
 
 
 def _row_grid(grid: Grid, row: int, rows: int) -> Grid:

@@ -7,6 +7,7 @@ not on the size of the scene.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -25,10 +26,12 @@ from segkit.inference.runner import NonFiniteLogitsError, Runner
 from segkit.inference.tiling import Band, Span, Tiling, blend_weights
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import prefetch
 
 T = TypeVar("T")
 BlockPart = Literal["body", "top", "bottom"]
+_PixelIndex = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,22 @@ class Block:
     window
         In pixels of the scene.
     probabilities
-        float32 (C, H, W), 0 to 1, on the device of the network; undefined if `valid` is false.
+        float32 (C, H, W), 0 to 1, all channels of the runner, on its device; undefined if `valid` is false.
     valid
         bool (H, W): pixels that have data and are in the region.
     part
         "body" is finished. "top" and "bottom" are the blending zones shared with the bands above and below: their
         probabilities are weighted, and those of both bands have to be summed.
+    dissimilarity
+        float32 (H, W): the index of `ApplicabilityIndex`, NaN where not valid. Of shared rows the lower band has it
+        ("top"). None for "bottom", if no pixel is valid, or if it is not asked for.
     """
 
     window: Window
     probabilities: Tensor
     valid: NDArray[np.bool_]
     part: BlockPart = "body"
+    dissimilarity: NDArray[np.float32] | None = None
 
 
 def predict_blocks(
@@ -62,6 +69,7 @@ def predict_blocks(
     *,
     batch: int,
     region: Region | None = None,
+    index: ApplicabilityIndex | None = None,
     late: bool = False,
 ) -> Generator[Block]:
     """Predict a scene, or a band of it, and yield each of its pixels once.
@@ -76,6 +84,8 @@ def predict_blocks(
     region
         Pixels outside are not valid, and windows outside are not read. The network still sees the pixels around the
         region.
+    index
+        The dissimilarity index of the blocks' pixels, which is computed while reading ahead.
     late
         Whether a GPU may continue before its windows are checked for NaN; the last blocks are then checked only at the
         end of the iteration.
@@ -90,10 +100,13 @@ def predict_blocks(
         While iterating: a window does not fit into the memory of the device.
     """
     band = band or tiling.single_band
+    dissimilarity = None if index is None else functools.partial(index.of_pixels, threads=torch.get_num_threads())
     blender = _Blender(runner.channels, tiling, band, runner.device)
     # The threads of a network on a CPU wait for each other, so one that shares its core slows down all.
     reading = prefetch(
-        _read_windows(scene, tiling, band, region, batch), depth=1, low_priority=runner.device.type == "cpu"
+        _read_windows(scene, tiling, band, region, dissimilarity, batch),
+        depth=1,
+        low_priority=runner.device.type == "cpu",
     )
     finite = _FiniteCheck(runner, scene, late=late)
     with closing(reading) as groups:
@@ -188,17 +201,19 @@ def fetch_async(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, NDArray
 class _ReadWindow:
     """A window: its tile, and the mask, bool (H, W), of pixels to predict between `start` and `stop` of its spans.
 
-    The tile is None if no pixel is to be predicted.
+    The tile is None if no pixel is to be predicted. The dissimilarity index, float32 (h, w), is that of the pixels
+    between `start` and `finished_stop`.
     """
 
     row: Span
     column: Span
     tile: Tile | None
     valid: NDArray[np.bool_]
+    dissimilarity: NDArray[np.float32] | None = None
 
 
 def _read_windows(
-    scene: Scene, tiling: Tiling, band: Band, region: Region | None, batch: int
+    scene: Scene, tiling: Tiling, band: Band, region: Region | None, dissimilarity: _PixelIndex | None, batch: int
 ) -> Generator[list[_ReadWindow]]:
     """Read the windows of a band, `batch` at a time."""
     rows, columns = tiling.rows, tiling.columns
@@ -217,7 +232,12 @@ def _read_windows(
             valid = valid if in_region is None else valid & in_region
             if not valid.any():
                 return empty
-            return _ReadWindow(row, column, tile.padded(rows.length, columns.length), valid)
+            index = None
+            if dissimilarity is not None:
+                height, width = row.finished_stop - row.start, column.finished_stop - column.start
+                pixels = _crop_to_spans(tile.pixels, row, column)[:, :height, :width]
+                index = dissimilarity(pixels, valid[:height, :width])
+            return _ReadWindow(row, column, tile.padded(rows.length, columns.length), valid, index)
 
         windows = (read(row, column) for group in tiling.column_groups for row in band.spans for column in group)
         while group := list(islice(windows, batch)):
@@ -256,7 +276,9 @@ class _Blender:
 
         def block(top: int, bottom: int, values: Tensor, part: BlockPart = "body") -> Block:
             place = _window(row.start + top, row.start + bottom, column.start, column.finished_stop)
-            return Block(place, values, window.valid[top:bottom, : column.finished_stop - column.start], part)
+            valid = window.valid[top:bottom, : column.finished_stop - column.start]
+            index = None if part == "bottom" or window.dissimilarity is None else window.dissimilarity[top:bottom]
+            return Block(place, values, valid, part, index)
 
         finished = row.finished_stop - row.start
         shared = row.blend_before if row is self._band.spans[0] else 0

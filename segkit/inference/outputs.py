@@ -1,14 +1,15 @@
-"""The rasters that a prediction writes: map, probabilities, confidence."""
+"""The rasters that a prediction writes: map, probabilities, confidence, uncertainty, applicability."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.inference.uncertainty import DISAGREEMENT, UNCERTAINTY_MEASURES, compute_measures
 from segkit.io.cog import MapProfile
 from segkit.task import Task
 
@@ -26,25 +27,69 @@ class RasterOutput:
     Parameters
     ----------
     profile
-        Function of (task, tags) that returns the profile.
+        Function of (task, names of measures, tags) that returns the profile.
     compute
-        Function of (task, probabilities (C, H, W), decided targets (T, H, W)) that returns an integer tensor
-        (bands, H, W) on the same device; None if the targets are sufficient.
+        Function of (task, channels (C, H, W) of a `Runner`, decided targets (T, H, W), names of measures) that returns
+        an integer tensor (bands, H, W) on the same device; None if the targets are sufficient.
     values
         Function of (task, that tensor or the targets as an array, valid (H, W)) that returns the stored values.
+    from_pixels
+        Whether it is computed from the pixels of the scene alone (`Block.dissimilarity`), without the network. Such
+        values need no blending, so each row band writes its shared rows at the top, too.
     """
 
-    profile: Callable[[Task, Mapping[str, str]], MapProfile]
-    compute: Callable[[Task, Tensor, Tensor], Tensor] | None
+    profile: Callable[[Task, Sequence[str], Mapping[str, str]], MapProfile]
+    compute: Callable[[Task, Tensor, Tensor, Sequence[str]], Tensor] | None
     values: Callable[[Task, NDArray[Any], NDArray[np.bool_]], NDArray[Any]]
+    from_pixels: bool = False
 
 
-def _map_profile(task: Task, tags: Mapping[str, str]) -> MapProfile:
+@dataclass(frozen=True)
+class OutputRequest:
+    """A raster output that is asked for.
+
+    Parameters
+    ----------
+    name
+        Key of `RASTER_OUTPUTS`.
+    measures
+        For "uncertainty": keys of `UNCERTAINTY_MEASURES`, in the order of its bands.
+    """
+
+    name: str
+    measures: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(self.measures)})" if self.measures else self.name
+
+    @property
+    def output(self) -> RasterOutput:
+        """The row of `RASTER_OUTPUTS`."""
+        return RASTER_OUTPUTS[self.name]
+
+    def profile(self, task: Task, tags: Mapping[str, str]) -> MapProfile:
+        """Return the profile of the raster."""
+        return self.output.profile(task, self.measures, tags)
+
+
+def needs_model_entropies(outputs: Sequence[OutputRequest]) -> bool:
+    """Whether a `Runner` must give the mean entropy of its models for these outputs."""
+    return any(DISAGREEMENT in one.measures for one in outputs)
+
+
+def _map_profile(task: Task, _: Sequence[str], tags: Mapping[str, str]) -> MapProfile:
     return MapProfile(task.dtype, task.nodata, task.band_names, tags, task.colors)
 
 
 def _probability_profile(names: tuple[str, ...], tags: Mapping[str, str]) -> MapProfile:
     return MapProfile(np.dtype("uint8"), 255, names, tags, scale=1 / _PROBABILITY_STEPS, overviews="average")
+
+
+def _uncertainty_profile(_: Task, measures: Sequence[str], tags: Mapping[str, str]) -> MapProfile:
+    found = [UNCERTAINTY_MEASURES[name] for name in measures]
+    formulas = "; ".join(f"{one.band_name}: {one.formula}" for one in found)
+    meaning = f"0 is certain, 1 as uncertain as possible; of overlapping classes the largest value. {formulas}"
+    return _probability_profile(tuple(one.band_name for one in found), {**tags, "segkit_uncertainty": meaning})
 
 
 def _to_bytes(probabilities: Tensor) -> Tensor:
@@ -62,13 +107,30 @@ RASTER_OUTPUTS: dict[str, RasterOutput] = {
         lambda task, targets, valid: task.map_values(targets, valid),
     ),
     "probabilities": RasterOutput(
-        lambda task, tags: _probability_profile(task.channel_names, tags),
-        lambda task, probabilities, targets: _to_bytes(probabilities),
+        lambda task, measures, tags: _probability_profile(task.channel_names, tags),
+        lambda task, channels, targets, measures: _to_bytes(channels[: task.channels]),
         _fill_nodata,
     ),
     "confidence": RasterOutput(
-        lambda task, tags: _probability_profile(task.band_names if task.n_targets > 1 else ("confidence",), tags),
-        lambda task, probabilities, targets: _to_bytes(task.confidence(probabilities[None], targets[None])[0]),
+        lambda task, measures, tags: _probability_profile(
+            task.band_names if task.n_targets > 1 else ("confidence",), tags
+        ),
+        lambda task, channels, targets, measures: _to_bytes(
+            task.confidence(channels[None, : task.channels], targets[None])[0]
+        ),
         _fill_nodata,
+    ),
+    "uncertainty": RasterOutput(
+        _uncertainty_profile,
+        lambda task, channels, targets, measures: _to_bytes(compute_measures(task, channels, measures)),
+        _fill_nodata,
+    ),
+    "applicability": RasterOutput(
+        lambda task, measures, tags: MapProfile(
+            np.dtype("float32"), float("nan"), ("dissimilarity index",), tags, overviews="average"
+        ),
+        None,
+        lambda task, index, valid: np.where(valid, index, np.float32(np.nan)),
+        from_pixels=True,
     ),
 }

@@ -1,33 +1,33 @@
-"""`segkit.predict`: checks a request and runs it; finds maps that are already finished.
+"""`segkit.predict`: checks a request and runs it.
 
-`scene_job` has the steps of a scene, `tasks` the work items of each step, and `executor` runs them. `settings` resolves
-the options, `tiling` lays out windows and bands, `blending` predicts a band as blocks of probabilities, `bands` writes
-its classes to files, and the `journal` stores these until the map is complete.
+`scene_files` plans the files, and `request` finds maps that are already finished. `scene_job` has the steps of a scene,
+`tasks` the work items of each step, and `executor` runs them. `settings` resolves the options, `tiling` lays out
+windows and bands, `blending` predicts a band as blocks of probabilities, `bands` writes its classes to files, and the
+`journal` stores these until the map is complete.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputExistsError, RasterError, ScenesError, SegkitError, UsageError, suggest
-from segkit.inference.summary import Summary, peak_memory
-from segkit.io.files import check_distinct, check_output, check_parent, remove_leftovers, require_file
+from segkit.errors import ScenesError, SegkitError, UsageError, suggest
+from segkit.inference.outputs import OutputRequest
+from segkit.inference.request import describe_request, describe_scene, find_finished
+from segkit.inference.scene_files import PredictionFiles, check_outputs, find_scenes, plan_files
+from segkit.inference.summary import Summary
+from segkit.inference.uncertainty import DISAGREEMENT, check_measures
+from segkit.io.files import remove_leftovers
 from segkit.io.paths import PathLike
-from segkit.io.raster import current_version, open_raster
-from segkit.io.remote import Remote, as_path
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.memory import retain_freed_memory, trim_memory
-from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
+    from segkit.data.applicability import SceneComparison
     from segkit.inference.executor import Executor, SceneJob
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import WorkerInputs
@@ -47,6 +47,8 @@ def predict(
     *,
     probabilities: PathLike | None = None,
     confidence: PathLike | None = None,
+    uncertainty: str | Sequence[str] = (),
+    applicability: PathLike | None = None,
     vector: PathLike | None = None,
     aoi: PathLike | None = None,
     aoi_layer: str | None = None,
@@ -84,6 +86,12 @@ def predict(
         Where to write a band of probabilities for each channel of the model: a .tif, or a folder as for `output`.
     confidence
         Where to write the probability of the predicted class, a band for each band of the map; as for `probabilities`.
+    uncertainty
+        Measures of uncertainty, of which MAP_uncertainty.tif beside the map gets a band each: "entropy", "margin", or
+        "disagreement" of several models. 0 is certain, 1 as uncertain as possible; see docs/applicability.md.
+    applicability
+        Where to write the dissimilarity index of each pixel (float32), as for `output`. Pixels whose index is larger
+        than the raster's tag ``segkit_applicability_threshold`` are outside the area of applicability.
     vector
         Where to write the polygons of the map: a file whose suffix gives the format, or a folder of GeoPackages.
     aoi
@@ -131,12 +139,14 @@ def predict(
     """
     if aoi_layer is not None and aoi is None:
         raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
-    rasters = {"map": output, "probabilities": probabilities, "confidence": confidence}
-    jobs = _plan_jobs(_find_scenes(scenes, vrt=vrt), rasters, vector)
+    measures = check_measures(uncertainty)
+    rasters = {"map": output, "probabilities": probabilities, "confidence": confidence, "applicability": applicability}
+    jobs = plan_files(find_scenes(scenes, vrt=vrt), rasters, measures, vector)
     models = [model] if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence) else model
     read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
-    _check_outputs(jobs, [output, probabilities, confidence, vector], read)
+    check_outputs(jobs, [*rasters.values(), vector], read)
 
+    from segkit.data.applicability import describe_unlike_scenes
     from segkit.inference.executor import run_distributed, run_local, submit_one
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import CheckOptions, WorkerContext
@@ -146,6 +156,7 @@ def predict(
     retain_freed_memory()
     network = load_model(model)
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
+    _check_model(network, measures, wants_applicability=applicability is not None)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
     if polygons is not None:
         polygons.warn_of_repairs()
@@ -154,23 +165,34 @@ def predict(
     else:
         jobs, inputs = [job.absolute() for job in jobs], _worker_inputs(network, aoi, aoi_layer, polygons)
         options = submit_one(executor, inputs, CheckOptions("", options))
-    shared = _request(network, options, polygons)
-    requests = [shared | {"scene": _scene_identity(job), "outputs": sorted(job.rasters)} for job in jobs]
-    finished = [
-        _finished_summary(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)
-    ]
+    shared = describe_request(network, options, polygons)
+    requests = [shared | describe_scene(job) for job in jobs]
+    finished = [find_finished(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)]
     if network.fixed_window_size is not None and not all(finished):
         warnings.warn(
             f"the network pools over its whole window, so it gets windows of {network.fixed_window_size} pixels as in "
             "training, and classes may differ where two windows meet",
             stacklevel=3,
         )
-    waiting = [job.files for job, summary in zip(jobs, finished, strict=True) if summary is None]
-    if warning := _compare_scenes(network, waiting, polygons, vrt=vrt):
+    comparisons = [
+        None if summary is not None else _compare_scene(network, job.files, polygons, vrt=vrt)
+        for job, summary in zip(jobs, finished, strict=True)
+    ]
+    if warning := describe_unlike_scenes([one for one in comparisons if one is not None]):
         warnings.warn(warning, stacklevel=3)
     scene_jobs = [
-        _scene_job(job, network, options, request, summary, vrt=vrt, overwrite=overwrite, show_progress=show_progress)
-        for job, request, summary in zip(jobs, requests, finished, strict=True)
+        _scene_job(
+            job,
+            network,
+            options,
+            request,
+            summary,
+            sampled_share=None if comparison is None else comparison.share_outside,
+            vrt=vrt,
+            overwrite=overwrite,
+            show_progress=show_progress,
+        )
+        for job, request, summary, comparison in zip(jobs, requests, finished, comparisons, strict=True)
     ]
     if executor is None:
         context = WorkerContext(network, polygons, show_progress=show_progress)
@@ -182,7 +204,7 @@ def predict(
 
 
 def _summaries_or_raise(
-    jobs: Sequence[_Job], outcomes: Sequence[Summary | Exception], aoi: PathLike | None
+    jobs: Sequence[PredictionFiles], outcomes: Sequence[Summary | Exception], aoi: PathLike | None
 ) -> list[Summary]:
     """Return the summaries if all scenes succeeded; warn about maps without data."""
     from segkit.inference.executor import error_message
@@ -205,25 +227,38 @@ def _summaries_or_raise(
     return summaries
 
 
-def _compare_scenes(
-    network: AnyModel, scenes: Sequence[tuple[Path, ...]], polygons: Polygons | None, *, vrt: bool
-) -> str | None:
-    """Return a warning about the scenes that are unlike the training data; None if there are none.
+def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicability: bool) -> None:
+    """Raise a UsageError if an output is not possible with the model."""
+    from segkit.models.applicability_index import ApplicabilityIndex
+    from segkit.models.ensemble import members
 
-    A scene that cannot be read is left out; its prediction reports the error.
+    if DISAGREEMENT in measures and len(members(network)) == 1:
+        raise UsageError(
+            "disagreement is that of several models, but one is given"
+            + suggest("add --average-with MODEL", "name the folder of all folds")
+        )
+    if wants_applicability:
+        ApplicabilityIndex.from_model(network)
+
+
+def _compare_scene(
+    network: AnyModel, files: tuple[Path, ...], polygons: Polygons | None, *, vrt: bool
+) -> SceneComparison | None:
+    """Compare a scene with the training data; None if that is not possible.
+
+    That includes a scene that cannot be read; its prediction reports the error.
     """
-    from segkit.data.applicability import compare_with_models, describe_unlike_scenes
+    from segkit.data.applicability import compare_with_model
     from segkit.io.region import PolygonRegion
     from segkit.models.ensemble import members
 
-    trainings = [one.training_pixels for one in members(network) if one.training_pixels is not None]
-    found = []
-    for files in scenes if trainings else ():
-        with suppress(SegkitError):
-            scene = network.open_scene(files, vrt=vrt)
-            region = None if polygons is None else PolygonRegion(polygons, scene.grid)
-            found.append(compare_with_models(trainings, scene, region))
-    return describe_unlike_scenes(found)
+    if all(one.training_pixels is None for one in members(network)):
+        return None
+    with suppress(SegkitError):
+        scene = network.open_scene(files, vrt=vrt)
+        region = None if polygons is None else PolygonRegion(polygons, scene.grid)
+        return compare_with_model(network, scene, region)
+    return None
 
 
 def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
@@ -236,37 +271,6 @@ def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
         f"{listed}; check the no-data value and the mask of the files",
         stacklevel=5,
     )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The files of a scene and its outputs: rasters by name, and polygons."""
-
-    files: tuple[Path, ...]
-    rasters: dict[str, Path]
-    vector: Path | None
-
-    @property
-    def map(self) -> Path:
-        return self.rasters["map"]
-
-    @property
-    def outputs(self) -> list[Path]:
-        return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
-
-    @property
-    def side_files(self) -> list[Path]:
-        """Other files that are written: the journal, and the style of polygons."""
-        styles = [] if self.vector is None else [self.vector.with_suffix(".qml")]
-        return [self.map.with_name(f"{self.map.name}.bands"), *styles]
-
-    def absolute(self) -> _Job:
-        """Return the job with absolute paths, for other processes."""
-        return _Job(
-            tuple(file.absolute() for file in self.files),
-            {name: path.absolute() for name, path in self.rasters.items()},
-            None if self.vector is None else self.vector.absolute(),
-        )
 
 
 def _worker_inputs(
@@ -287,12 +291,13 @@ def _worker_inputs(
 
 
 def _scene_job(
-    job: _Job,
+    job: PredictionFiles,
     network: AnyModel,
     options: PredictOptions,
     request: dict[str, Any],
     summary: Summary | None,
     *,
+    sampled_share: float | None,
     vrt: bool,
     overwrite: bool,
     show_progress: bool,
@@ -315,170 +320,14 @@ def _scene_job(
             job.rasters,
             options,
             request,
+            sampled_share=sampled_share,
             vrt=vrt,
             overwrite=overwrite,
             show_progress=show_progress,
         )
     if job.vector is not None:
-        polygons = [Vectorize(job.map.stem, job.map, job.vector, job.rasters.get("probabilities"), overwrite)]
+        polygons = [
+            Vectorize(job.map.stem, job.map, job.vector, job.rasters.get(OutputRequest("probabilities")), overwrite)
+        ]
         results_or_raise(polygons, (yield polygons))
     return summary
-
-
-def _find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
-    """Return the files of each scene; each raster of a folder or glob is a scene."""
-    from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
-
-    suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
-    found: list[tuple[Path, ...]] = []
-    for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
-        if isinstance(entry, (str, os.PathLike)):
-            found += [(file,) for file in expand_paths(as_path(entry), "scenes", suffixes)]
-        else:
-            found.append(tuple(file for path in entry for file in expand_paths(as_path(path), "scenes", suffixes)))
-    if not found or not all(found):
-        raise UsageError("no scenes, or a scene without files; name at least one raster")
-    return found
-
-
-def _plan_jobs(
-    stacks: Sequence[tuple[Path, ...]], rasters: Mapping[str, PathLike | None], vector: PathLike | None
-) -> list[_Job]:
-    def target(given: PathLike, stack: tuple[Path, ...], ending: str) -> Path:
-        return Path(given) / f"{stack[0].stem}{ending}" if _is_folder(given, len(stacks)) else Path(given)
-
-    return [
-        _Job(
-            stack,
-            {name: target(path, stack, ".tif") for name, path in rasters.items() if path is not None},
-            None if vector is None else target(vector, stack, ".gpkg"),
-        )
-        for stack in stacks
-    ]
-
-
-def _is_folder(output: PathLike, scenes: int) -> bool:
-    """Whether `output` is a folder, in which files are named after their scenes."""
-    return scenes > 1 or _ends_as_folder(output) or Path(output).is_dir()
-
-
-def _ends_as_folder(output: PathLike) -> bool:
-    return os.fspath(output).endswith((os.sep, "/"))
-
-
-def _check_outputs(jobs: Sequence[_Job], given: Sequence[PathLike | None], read: Sequence[PathLike]) -> None:
-    """Check before any work that all outputs can be written; create the folders for outputs of several scenes."""
-    from segkit.vector.formats.writer import find_format
-
-    check_distinct(
-        [path for job in jobs for path in (*job.outputs, *job.side_files)],
-        [*read, *(file for job in jobs for file in job.files)],
-        advice="name another file"
-        if len(jobs) == 1
-        else "use different folders for maps and probabilities of several scenes, and separate calls for scenes with "
-        "the same name",
-    )
-    for job in jobs:
-        for raster in job.rasters.values():
-            if raster.suffix.lower() not in (".tif", ".tiff"):
-                raise UsageError(
-                    f"{raster}: maps are GeoTIFFs; name a file that ends in .tif, or a folder that ends with /"
-                )
-        if job.vector is not None:
-            find_format(job.vector)
-    for output in (one for one in given if one is not None):
-        if _is_folder(output, len(jobs)):
-            _make_folder(output, len(jobs))
-    for job in jobs:
-        for path in job.outputs:
-            check_output(path, overwrite=True)
-
-
-def _make_folder(output: PathLike, scenes: int) -> None:
-    folder = Path(output)
-    if folder.is_file() or (folder.suffix and not folder.is_dir() and not _ends_as_folder(output)):
-        raise UsageError(
-            f"{folder} is a file, or named like one; the outputs of {scenes} scene{'s' * (scenes > 1)} need a folder: "
-            "name one that ends with /"
-        )
-    check_parent(folder)
-    folder.mkdir(exist_ok=True)
-
-
-def _request(network: AnyModel, options: PredictOptions, polygons: Polygons | None) -> dict[str, Any]:
-    """Return everything but the scene that affects the pixels of a map; the keys appear in messages."""
-    from segkit.inference.device import pick_device
-    from segkit.io.region import aoi_fingerprint
-
-    # For an executor the device is resolved, and this machine may not have it.
-    device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
-    request = asdict(options) | {"device": device}
-    del request["batch_size"]
-    return request | {
-        "model": network.fingerprint(),
-        "area of interest": None if polygons is None else aoi_fingerprint(polygons),
-        "segkit": VERSION,
-    }
-
-
-def _scene_identity(job: _Job) -> list[str]:
-    """Identify the files of a scene, to detect changes: by name, size and time, or by the version from the server."""
-    found = []
-    for file in job.files:
-        if isinstance(file, Remote):
-            found.append(f"{file}, {current_version(file) or 'of unknown version'}")
-            continue
-        facts = require_file(file, "raster").stat()
-        changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
-        found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
-    return found
-
-
-def _finished_summary(job: _Job, request: dict[str, Any], *, overwrite: bool) -> Summary | None:
-    """Return the summary of a map that the same request finished; None if there is work to do.
-
-    Raises
-    ------
-    OutputExistsError
-        An output of another request exists, and `overwrite` is false.
-    """
-    if overwrite:
-        return None
-    existing = {path: _read_request(path) for path in job.rasters.values() if path.exists()}
-    for path, (stored, _) in existing.items():
-        if stored != request:
-            changed = sorted(key for key in request if stored.get(key) != request[key]) if stored else ()
-            reason = f", made with other settings ({', '.join(changed)})" if changed else ""
-            raise OutputExistsError(
-                f"{path} is there already{reason}" + suggest("add --overwrite to replace it", "name another file")
-            )
-    if len(existing) < len(job.rasters):
-        if job.vector is not None:
-            check_output(job.vector, overwrite=False)
-        return None
-    return _summary_from_tags(job.map, existing[job.map][1])
-
-
-def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the request that made a raster, empty if unknown, and the tags of the raster."""
-    try:
-        with open_raster(path) as dataset:
-            tags = dataset.tags()
-            return json.loads(tags.get("segkit_request", "{}")), tags
-    except (RasterError, ValueError):
-        return {}, {}
-
-
-def _summary_from_tags(path: Path, tags: dict[str, str]) -> Summary:
-    from segkit.inference.settings import ResolvedSettings
-
-    return Summary(
-        path=path,
-        **json.loads(tags["segkit_counts"]),
-        bands=int(tags["segkit_bands"]),
-        resumed=int(tags["segkit_bands"]),
-        seconds=0.0,
-        mpx_per_second=0.0,
-        peak_memory=peak_memory(),
-        choice=ResolvedSettings(**json.loads(tags["segkit_choice"])),
-    )

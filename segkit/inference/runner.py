@@ -26,6 +26,7 @@ from segkit.runtime.memory import retain_freed_memory
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
     from segkit.models.segmenter import Segmenter
+    from segkit.task import Task
 
 # Texts of errors if a CPU has no memory left: of torch's allocator, of C++, and of oneDNN.
 _OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive", "could not create a memory")
@@ -61,14 +62,26 @@ class Runner:
         Test-time augmentation: whether to average over the eight rotations and flips of the square.
     compiled
         Whether to compile the network for each size of tiles, which takes half a minute on two cores.
+    model_entropies
+        Whether to add channels after the probabilities: for each target, the mean of the models' entropies
+        (`Task.entropy`). Each is the entropy of one model's probabilities, averaged over test-time augmentation.
     """
 
     def __init__(
-        self, model: AnyModel, device: torch.device, precision: str, *, tta: bool = False, compiled: bool = False
+        self,
+        model: AnyModel,
+        device: torch.device,
+        precision: str,
+        *,
+        tta: bool = False,
+        compiled: bool = False,
+        model_entropies: bool = False,
     ) -> None:
         retain_freed_memory()
         self.task = model.task
-        self.channels: int = model.task.channels
+        self.channel_names: tuple[str, ...] = model.task.channel_names
+        if model_entropies:
+            self.channel_names += tuple(f"mean entropy of {name}" for name in model.task.band_names)
         self.device, self.precision = device, precision
         models = [one.optimized_for_inference(device, precision) for one in members(model)]
         for one in models if compiled else ():
@@ -77,7 +90,13 @@ class Runner:
         self._tf32 = precision != "fp32"
         turns = [(quarters, mirrored) for mirrored in (False, True) for quarters in range(4)] if tta else [(0, False)]
         self._passes = [(one, *turn) for one in models for turn in turns]
+        self._turns, self._model_entropies = len(turns), model_entropies
         self._max_batch: int | None = None  # tiles per batch, once memory was short
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the result."""
+        return len(self.channel_names)
 
     def __call__(self, tiles: Sequence[Tile]) -> Tensor:
         """Return the probabilities of tiles of the same size.
@@ -86,8 +105,8 @@ class Runner:
 
         Returns
         -------
-        float32 (N, C, H, W) on the device. All values of a tile are NaN if one of its logits is NaN, infinite, or so
-        large that the sum overflows float32; the caller should raise a `NonFiniteLogitsError`.
+        float32 (N, `channels`, H, W) on the device. All values of a tile are NaN if one of its logits is NaN, infinite,
+        or so large that the sum overflows float32; the caller should raise a `NonFiniteLogitsError`.
 
         Raises
         ------
@@ -135,10 +154,18 @@ class Runner:
         valid = self._upload([tile.valid for tile in tiles], torch.bool)
         cuda = self.device.type == "cuda"
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=self._tf32) if cuda else nullcontext():
+            entropies = _MeanEntropy(self.task, self._turns) if self._model_entropies else None
             total = self._predict_once(*self._passes[0], pixels, valid)
+            if entropies is not None:
+                entropies.add(total)
             for one in self._passes[1:]:
-                total += self._predict_once(*one, pixels, valid)
-        return total if len(self._passes) == 1 else total.div_(len(self._passes))
+                probabilities = self._predict_once(*one, pixels, valid)
+                if entropies is not None:
+                    entropies.add(probabilities)
+                total += probabilities
+                del probabilities  # frees its memory before the next pass
+        total = total if len(self._passes) == 1 else total.div_(len(self._passes))
+        return total if entropies is None else torch.cat([total, entropies.mean()], dim=1)
 
     def _predict_once(self, model: Segmenter, quarters: int, mirrored: bool, pixels: Tensor, valid: Tensor) -> Tensor:
         """Flip and rotate the input, and rotate and flip the probabilities back."""
@@ -161,6 +188,33 @@ class Runner:
         stacked = torch.empty((len(arrays), *arrays[0].shape), dtype=dtype, pin_memory=cuda)
         np.stack(arrays, out=stacked.numpy())
         return stacked.to(self.device, non_blocking=cuda)
+
+
+class _MeanEntropy:
+    """The mean of the entropies of models; the probabilities of a model are the mean of a number of passes."""
+
+    def __init__(self, task: Task, passes_per_model: int) -> None:
+        self._task, self._passes_per_model = task, passes_per_model
+        self._passes = self._models = 0
+        self._probabilities: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def add(self, probabilities: Tensor) -> None:
+        """Add the probabilities (N, C, H, W) of the next pass, which are not changed; passes of a model in sequence."""
+        self._passes += 1
+        if self._passes_per_model > 1:
+            so_far = self._probabilities
+            probabilities = probabilities.clone() if so_far is None else so_far.add_(probabilities)
+        self._probabilities = probabilities
+        if self._passes == self._passes_per_model:
+            entropy = self._task.entropy(probabilities if self._passes == 1 else probabilities / self._passes)
+            self._sum = entropy if self._sum is None else self._sum.add_(entropy)
+            self._models, self._passes, self._probabilities = self._models + 1, 0, None
+
+    def mean(self) -> Tensor:
+        """Return the mean over the models, float32 (N, T, H, W)."""
+        assert self._sum is not None
+        return self._sum / self._models
 
 
 def _rotate(array: Tensor, quarters: int) -> Tensor:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.inference.executor import SceneJob, results_or_raise
 from segkit.inference.journal import Journal
+from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner import CompilationError, OutOfMemoryError
 from segkit.inference.settings import PredictOptions, ResolvedSettings
-from segkit.inference.summary import Summary, peak_memory, sum_counts
+from segkit.inference.summary import Summary, describe_counts, peak_memory, sum_counts
 from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSeam, PredictBand
 from segkit.inference.tiling import Band
 from segkit.io.class_table import map_tags
 from segkit.io.cog import MapStrip
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.models.ensemble import describe_models
 
 if TYPE_CHECKING:
@@ -30,10 +32,11 @@ if TYPE_CHECKING:
 def predict_scene(
     model: AnyModel,
     files: tuple[Path, ...],
-    rasters: Mapping[str, Path],
+    rasters: Mapping[OutputRequest, Path],
     options: PredictOptions,
     request: Mapping[str, Any],
     *,
+    sampled_share: float | None = None,
     vrt: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -47,11 +50,13 @@ def predict_scene(
     files
         Files of the scene.
     rasters
-        Path of each raster output (keys of `RASTER_OUTPUTS`); the journal is next to the map.
+        Path of each raster output; the journal is next to the map.
     options
         How to predict.
     request
         Everything that affects the pixels, as compared by `Journal.open`.
+    sampled_share
+        Share of sampled pixels outside the area of applicability, for the metadata and the summary.
 
     Yields
     ------
@@ -66,7 +71,8 @@ def predict_scene(
     """
     started = time.perf_counter()
     name, outputs = files[0].stem, tuple(rasters)
-    with Journal.open(rasters["map"], request, overwrite=overwrite) as journal:
+    map_path = rasters[OutputRequest("map")]
+    with Journal.open(map_path, request, overwrite=overwrite) as journal:
         plan = journal.plan
         while True:
             inspect = [InspectScene(name, files, vrt, options, plan)]
@@ -108,17 +114,17 @@ def predict_scene(
             results = results_or_raise(seams, (yield seams))
             counts |= {item.index: data for item, data in zip(seams, results, strict=True)}
         total = sum_counts([counts[index] for index in sorted(counts)])
-        tags = _tags(model, request, settings, total, len(bands))
+        tags = _tags(model, request, settings, total, len(bands), sampled_share)
         assemble = [
-            Assemble(name, output, path, scene.grid, tags, _strips(journal, bands, output))
+            Assemble(name, output, path, scene.grid, tags | _own_tags(model, output), _strips(journal, bands, output))
             for output, path in rasters.items()
         ]
         results_or_raise(assemble, (yield assemble))
         journal.remove()
     seconds = time.perf_counter() - started
     return Summary(
-        path=rasters["map"],
-        **total,
+        path=map_path,
+        **describe_counts(total, sampled_share),
         bands=len(bands),
         resumed=resumed,
         seconds=seconds,
@@ -128,15 +134,23 @@ def predict_scene(
     )
 
 
-def _strips(journal: Journal, bands: Sequence[Band], output: str) -> tuple[MapStrip, ...]:
+def _strips(journal: Journal, bands: Sequence[Band], output: OutputRequest) -> tuple[MapStrip, ...]:
     """Return the files of bands and seams that make up a raster output."""
+    name = f"{output.name}.tif"
+    if output.output.from_pixels:
+        return tuple(MapStrip(journal.file_path(band.index, name), band.spans[0].start) for band in bands)
     strips: list[MapStrip] = []
     for band in bands:
         if band.index and band.spans[0].blend_before:
-            seam = journal.file_path(len(bands) + band.index - 1, f"{output}.tif")
+            seam = journal.file_path(len(bands) + band.index - 1, name)
             strips.append(MapStrip(seam, band.spans[0].start))
-        strips.append(MapStrip(journal.file_path(band.index, f"{output}.tif"), band.start))
+        strips.append(MapStrip(journal.file_path(band.index, name), band.start))
     return tuple(strips)
+
+
+def _own_tags(model: AnyModel, output: OutputRequest) -> dict[str, str]:
+    """Return the metadata of one raster output that follow from the model."""
+    return ApplicabilityIndex.from_model(model).tags if output.output.from_pixels else {}
 
 
 def _tags(
@@ -145,6 +159,7 @@ def _tags(
     settings: ResolvedSettings,
     counts: Mapping[str, Any],
     bands: int,
+    sampled_share: float | None,
 ) -> dict[str, str]:
     """Return the metadata of a map: classes and provenance."""
     return {
@@ -157,5 +172,6 @@ def _tags(
         "segkit_request": json.dumps(request),
         "segkit_choice": json.dumps(asdict(settings)),
         "segkit_counts": json.dumps(counts),
+        **({} if sampled_share is None else {"segkit_sampled_share_outside": repr(sampled_share)}),
         "segkit_bands": str(bands),
     }

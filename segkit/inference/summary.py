@@ -45,6 +45,11 @@ class Summary:
         Peak main memory of the process since it started, in bytes; None if the system does not report it.
     choice
         Settings: tile, overlap, precision and others.
+    share_outside
+        Share of the map's pixels outside the area of applicability; None if it is not known.
+    share_is_sampled
+        Whether `share_outside` is that of a small sample of the pixels. It is that of all pixels if the raster of
+        applicability was written.
     """
 
     path: Path
@@ -57,6 +62,8 @@ class Summary:
     mpx_per_second: float
     peak_memory: int | None
     choice: ResolvedSettings
+    share_outside: float | None = None
+    share_is_sampled: bool = False
 
 
 class ClassTally:
@@ -85,7 +92,7 @@ class ClassTally:
 
 
 def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum the counts of several tallies of the same task."""
+    """Sum the counts of several tallies of the same task; `outside` is in the sum if it is in a part."""
 
     def add(key: str) -> dict[str, Any] | None:
         parts = [one[key] for one in counts]
@@ -93,7 +100,25 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             return None
         return {name: sum(part[name] for part in parts) for name in parts[0]}
 
-    return {"valid": sum(one["valid"] for one in counts), "pixels": add("pixels"), "hectares": add("hectares")}
+    total = {"valid": sum(one["valid"] for one in counts), "pixels": add("pixels"), "hectares": add("hectares")}
+    outside = [one["outside"] for one in counts if "outside" in one]
+    return total | ({"outside": sum(outside)} if outside else {})
+
+
+def describe_counts(counts: Mapping[str, Any], sampled_share: float | None) -> dict[str, Any]:
+    """Return the fields of a `Summary` that follow from the counts of a map.
+
+    Parameters
+    ----------
+    sampled_share
+        Share of sampled pixels outside the area of applicability; it is used if not all pixels were counted.
+    """
+    fields = dict(counts)
+    outside = fields.pop("outside", None)
+    if outside is None:
+        return fields | {"share_outside": sampled_share, "share_is_sampled": sampled_share is not None}
+    share = outside / fields["valid"] if fields["valid"] else None
+    return fields | {"share_outside": share, "share_is_sampled": False}
 
 
 def peak_memory() -> int | None:

@@ -7,7 +7,7 @@ model, optimised network, area of interest. Its results are files; what it retur
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from segkit.errors import DataError, ModelFileError
 from segkit.inference.bands import merge_seam, predict_band
 from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.journal import Journal
-from segkit.inference.outputs import RASTER_OUTPUTS
+from segkit.inference.outputs import OutputRequest, needs_model_entropies
 from segkit.inference.runner import Runner
 from segkit.inference.settings import (
     MeasuredAgreement,
@@ -33,6 +33,7 @@ from segkit.io.cog import MapStrip, build_cog
 from segkit.io.grid import Grid
 from segkit.io.region import PolygonRegion, aoi_fingerprint, read_aoi
 from segkit.io.scene import Scene
+from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class WorkerContext:
         self.measured: MeasuredAgreement = {}
         self._polygons = polygons
         self._region: tuple[Grid, PolygonRegion] | None = None
+        self._index: ApplicabilityIndex | None = None
         self._runner: tuple[object, Runner] | None = None
 
     def region(self, grid: Grid) -> PolygonRegion | None:
@@ -69,14 +71,33 @@ class WorkerContext:
             self._region = grid, PolygonRegion(self._polygons, grid)
         return self._region[1]
 
-    def runner(self, device: torch.device, settings: ResolvedSettings, scene: object) -> Runner:
-        """Return the optimised network; the last one is cached."""
+    def index(self, outputs: Sequence[OutputRequest]) -> ApplicabilityIndex | None:
+        """Return the applicability index of the model if an output needs it; it is cached."""
+        if not any(one.output.from_pixels for one in outputs):
+            return None
+        self._index = self._index or ApplicabilityIndex.from_model(self.model)
+        return self._index
+
+    def runner(
+        self,
+        device: torch.device,
+        settings: ResolvedSettings,
+        scene: object,
+        outputs: Sequence[OutputRequest] = (),
+    ) -> Runner:
+        """Return the optimised network for some outputs; the last one is cached."""
+        entropies = needs_model_entropies(outputs)
         # Torch limits the number of window sizes for which it compiles a network, so compile for each scene.
-        key = device, settings.precision, settings.tta, scene if settings.compiled else None
+        key = device, settings.precision, settings.tta, entropies, scene if settings.compiled else None
         if self._runner is None or self._runner[0] != key:
             self._runner = None  # frees its memory first
             runner = Runner(
-                self.model, device, settings.precision, tta=settings.tta is not None, compiled=settings.compiled
+                self.model,
+                device,
+                settings.precision,
+                tta=settings.tta is not None,
+                compiled=settings.compiled,
+                model_entropies=entropies,
             )
             self._runner = key, runner
             trim_memory()  # copying the network leaves much free memory
@@ -226,7 +247,7 @@ class PredictBand(WorkItem):
     journal: Journal
     tiling: Tiling
     band: Band
-    outputs: tuple[str, ...]
+    outputs: tuple[OutputRequest, ...]
 
     @classmethod
     def from_tiling(
@@ -237,7 +258,7 @@ class PredictBand(WorkItem):
         journal: Journal,
         tiling: Tiling,
         band: Band,
-        outputs: tuple[str, ...],
+        outputs: tuple[OutputRequest, ...],
     ) -> PredictBand:
         """Create the item of one band; it keeps only the rows of the tiling that the band needs."""
         band_tiling = Tiling(Axis(tiling.rows.length, tiling.rows.blend_width, band.spans), tiling.columns)
@@ -263,7 +284,7 @@ class PredictBand(WorkItem):
         assert self.settings.batch is not None
         with _torch_threads(self.settings.threads), self.journal.write_band(self.band.index) as entry:
             entry.data = predict_band(
-                context.runner(device, self.settings, self.scene),
+                context.runner(device, self.settings, self.scene, self.outputs),
                 self.scene,
                 self.tiling,
                 self.band,
@@ -271,6 +292,7 @@ class PredictBand(WorkItem):
                 self.outputs,
                 batch=self.options.batch_size or self.settings.batch,
                 region=context.region(self.scene.grid),
+                index=context.index(self.outputs),
                 advance=advance,
             )
         return entry.data
@@ -285,7 +307,7 @@ class MergeSeam(WorkItem):
     upper: Band
     lower: Band
     grid: Grid
-    outputs: tuple[str, ...]
+    outputs: tuple[OutputRequest, ...]
 
     @property
     def description(self) -> str:
@@ -315,7 +337,7 @@ class MergeSeam(WorkItem):
 class Assemble(WorkItem):
     """Assemble one raster output from its strips."""
 
-    output: str
+    output: OutputRequest
     path: Path
     grid: Grid
     tags: Mapping[str, str]
@@ -323,7 +345,7 @@ class Assemble(WorkItem):
 
     def __call__(self, context: WorkerContext, advance: Advance) -> None:
         """Write the file."""
-        profile = RASTER_OUTPUTS[self.output].profile(context.model.task, self.tags)
+        profile = self.output.profile(context.model.task, self.tags)
         build_cog(self.path, self.grid, profile, self.strips, overwrite=True)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.models.nearest_pixels import NearestPixels
+
 MAX_PIXELS = 2000
 MAX_VALUES = 60_000  # pixels x bands in a model file
 
@@ -100,15 +102,23 @@ class TrainingPixels:
 
     def dissimilarity(self, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the dissimilarity index of pixels (n, C), float64 (n); 0 is a training pixel."""
-        from scipy.spatial import KDTree
+        return DissimilarityIndex(self)(pixels)
 
-        std = np.array(self.std)
-        distance, _ = KDTree(np.array(self.pixels) / std).query(pixels / std)
-        return np.asarray(distance / self.mean_distance)
+    def is_outside(self, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return which pixels (n, C) are outside the area of applicability, bool (n)."""
+        return self.dissimilarity(pixels) > self.threshold
 
-    def share_outside(self, pixels: NDArray[np.float32]) -> float:
-        """Return the share of pixels (n, C) outside the area of applicability."""
-        return float((self.dissimilarity(pixels) > self.threshold).mean())
+
+class DissimilarityIndex:
+    """The dissimilarity index of many pixels; see `TrainingPixels`."""
+
+    def __init__(self, training: TrainingPixels) -> None:
+        self._std, self._mean_distance = np.array(training.std), training.mean_distance
+        self._nearest = NearestPixels(np.array(training.pixels) / self._std)
+
+    def __call__(self, pixels: NDArray[np.float32], threads: int = 1) -> NDArray[np.float64]:
+        """Return the index of pixels (n, C), float64 (n)."""
+        return self._nearest.distance(pixels / self._std, threads) / self._mean_distance
 
 
 def evenly_spaced(size: int, number: int) -> list[int]:

@@ -61,7 +61,7 @@ class DecisionMapWriter:
         task = self._task
         compute = RASTER_OUTPUTS["probabilities"].compute
         assert compute is not None
-        probabilities = compute(task, torch.from_numpy(part.probabilities), torch.from_numpy(part.decided)).numpy()
+        probabilities = compute(task, torch.from_numpy(part.probabilities), torch.from_numpy(part.decided), ()).numpy()
         for name, array in (("map", part.decided), ("probabilities", probabilities)):
             self._writers[name].write(RASTER_OUTPUTS[name].values(task, array, part.valid), part.window)
 
@@ -97,7 +97,7 @@ class DecisionMapWriter:
             build_cog(self._folder / f"{name}{number}.tif", grid, self._profile(name), parts)
 
     def _profile(self, name: str) -> MapProfile:
-        return RASTER_OUTPUTS[name].profile(self._task, map_tags(self._task.type, self._task.legend))
+        return RASTER_OUTPUTS[name].profile(self._task, (), map_tags(self._task.type, self._task.legend))
 
 
 def _bounding_window(area: LabelledArea) -> Window:

@@ -1,10 +1,11 @@
-"""From logits to decisions: activation, likelihood, label smoothing, decision, confidence.
+"""From logits to decisions: activation, likelihood, label smoothing, decision, confidence, entropy.
 
 Tensors are torch's. This module does not import torch until a method needs it: its caller has it loaded.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -156,3 +157,50 @@ class Head(TaskDeclaration):
         first = self.channel_categories[0][1]
         of_class = probabilities.gather(1, (decided.long() - first).clamp(min=0))
         return of_class.where(decided >= first, 1 - probabilities.amax(dim=1, keepdim=True))
+
+    def category_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return the probability of each category of each target; they sum to 1 over the categories of a target.
+
+        A category without a channel has one minus the highest probability of the target's channels, as in `confidence`.
+        The channels of a sigmoid head of mutually exclusive classes are independent: they are divided by their sum.
+
+        Parameters
+        ----------
+        probabilities
+            (N, C, H, W).
+
+        Returns
+        -------
+        float32 (N, T, K, H, W)
+        """
+        import torch
+
+        # Weights of blending sum to 1 but for rounding, so a probability may exceed 1 a little.
+        if self.type == "multilabel":
+            return torch.stack([(1 - probabilities).clamp(min=0), probabilities], dim=2)
+        if self.head == "softmax":
+            return probabilities[:, None]
+        if self.background:
+            none = (1 - probabilities.amax(dim=1, keepdim=True)).clamp(min=0)
+            probabilities = torch.cat([none, probabilities], dim=1)
+        total = probabilities.sum(dim=1, keepdim=True)
+        # Without background all channels may be 0; then no category is more probable than another.
+        return torch.where(total > 0, probabilities / total, 1 / probabilities.shape[1])[:, None]
+
+    def entropy(self, probabilities: Tensor) -> Tensor:
+        """Return the entropy of the categories of each target, divided by that of equally probable categories.
+
+        Parameters
+        ----------
+        probabilities
+            (N, C, H, W).
+
+        Returns
+        -------
+        float32 (N, T, H, W), 0 (one category is certain) to 1 (all are equally probable)
+        """
+        import torch
+
+        shares = self.category_probabilities(probabilities)
+        nats: Tensor = torch.special.entr(shares).sum(dim=2)
+        return nats / math.log(shares.shape[2])

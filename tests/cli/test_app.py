@@ -8,6 +8,7 @@ import geopandas
 import jsonschema
 import numpy as np
 import pytest
+import rasterio
 import yaml
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
@@ -189,6 +190,18 @@ BAD = {
         (*PREDICT, "images/a.tif", "-o", "map.tif"),
         2,
         "map.tif is there already; add --overwrite to replace it",
+    ),
+    "disagreement of one": (
+        None,
+        (*PREDICT, "images/a.tif", "-o", "map.tif", "--uncertainty", "disagreement"),
+        2,
+        "disagreement is that of several models, but one is given; add --average-with MODEL, or name the folder",
+    ),
+    "applicability of nothing": (
+        None,
+        (*PREDICT, "images/a.tif", "-o", "map.tif", "--applicability", "index.tif"),
+        2,
+        "model.safetensors: holds no training pixels, so its area of applicability is not known",
     ),
     "a scene as map": (None, ("vectorize", "images/a.tif", "out.gpkg"), 1, "images/a.tif"),
     "no labels": (
@@ -382,6 +395,13 @@ def test_the_whole_job(segkit, place):
     code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "map.tif", "--vector", "v.gpkg")
     assert (code, err) == (0, "")
     assert "Mpx/s" in out
+    assert re.search(r"unlike the training data .*: [\d.< ]+ % of a sample of the map's pixels", out)
+    more = ("--applicability", "index.tif", "--uncertainty", "entropy", "--uncertainty", "margin")
+    code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "more.tif", *more)
+    assert (code, err) == (0, "")
+    assert re.search(r"unlike the training data .*: [\d.< ]+ % of the map's pixels", out)
+    with rasterio.open(place / "more_uncertainty.tif") as uncertainty:
+        assert uncertainty.descriptions == ("entropy", "1 - margin")
     code, out, err = segkit("vectorize", "map.tif", "out.shp", "--background")
     assert (code, err) == (0, "")
     assert "background" in out

@@ -9,10 +9,13 @@ from affine import Affine
 from places import UTM
 from synthetic import recipe_for, segmenter, write_pair
 
+from segkit.data import applicability
 from segkit.data.applicability import (
     SceneComparison,
     compare_scene,
+    compare_scenes,
     describe_training_pixels,
+    describe_unlike_samples,
     describe_unlike_scenes,
     sample_pixels,
 )
@@ -163,6 +166,59 @@ def test_bands_are_found_by_name(folder, tmp_path):
         dataset.descriptions = ("B12", *NAMES[::-1])
     [more] = predict(model, folder / "more.tif", tmp_path / "more_map.tif", **options)
     assert more.pixels == straight.pixels
+
+
+def scenes_of(folder, names="abc"):
+    return [Scene.from_files(folder / f"images/{name}.tif") for name in names]
+
+
+def test_training_scenes_are_compared_with_each_other(folder):
+    alike = compare_scenes(scenes_of(folder), [])
+    assert [one.findings for one in alike] == [()] * 3
+    higher = changed(folder, change=lambda p: p + 400, dtype="float32", declare=(1e-4, -0.1))
+    found = compare_scenes([*scenes_of(folder), higher], [])
+    assert [bool(one.findings) for one in found] == [False, False, False, True]
+    assert found[3].findings[0].startswith("100% of its pixels are unlike the training pixels (values are about 400")
+    assert [text.split(",")[0] for text in found[3].findings[1:]] == [
+        "it declares scale 0.0001 and offset -0.1",
+        "it holds float32",
+    ]
+    note = describe_unlike_samples(found)
+    assert note.startswith(f"1 of 4 scenes differs from the other training scenes: {folder}/x.tif: 100% of its pixels")
+    assert note.endswith("If that is not intended, check units, offsets and band order")
+    assert describe_unlike_samples(alike) is None
+
+
+def test_validation_scenes_are_compared_with_all_training_scenes(folder):
+    coarse = changed(folder, transform=UTM @ Affine.scale(2))
+    found = compare_scenes(scenes_of(folder, "ab"), [*scenes_of(folder, "c"), coarse])
+    assert [one.findings for one in found] == [(), (), (), ("its pixels are 20 m wide, in training 10 m",)]
+
+
+def test_how_scenes_differ_is_not_concluded_from_one(folder):
+    """But what their files declare is compared."""
+    other = changed(folder, change=lambda p: p * 4, dtype="float32")
+    assert all(
+        one.findings == () and one.share_outside is None for one in compare_scenes([*scenes_of(folder, "a"), other], [])
+    )
+    declaring = changed(folder, declare=(1e-4, 0))
+    found = compare_scenes([*scenes_of(folder, "a"), declaring], [])
+    assert "declares scale 0.0001" in found[1].findings[0]
+    assert compare_scenes(scenes_of(folder, "a"), []) == []
+
+
+def test_many_scenes_are_compared_in_parts_with_few_pixels(folder, monkeypatch):
+    monkeypatch.setattr(applicability, "_MAX_PARTS", 2)
+    monkeypatch.setattr(applicability, "_MAX_COMPARED_PIXELS", 50)
+    sizes, describe = [], applicability._describe
+    monkeypatch.setattr(
+        applicability, "_describe", lambda facts: sizes.append([len(one.pixels) for one in facts]) or describe(facts)
+    )
+    higher = changed(folder, change=lambda p: p + 400, dtype="float32")
+    found = compare_scenes([higher, *scenes_of(folder), *scenes_of(folder)], [])
+    assert [bool(one.findings) for one in found] == [True] + [False] * 6
+    assert [len(one) for one in sizes] == [3, 4]
+    assert max(max(one) for one in sizes) <= 60
 
 
 @pytest.mark.parametrize("by", ["block", "polygon"])

@@ -136,6 +136,18 @@ def test_problems_of_all_scenes_are_collected(place):
     assert all(problem in report.render() for problem in report.problems)
 
 
+def test_scenes_unlike_the_others_are_one_note(place):
+    for i in range(2, 5):
+        pixels = np.full((3, SIZE, SIZE), 100 + i if i < 4 else 250)
+        write_raster(place / "images" / f"{i}.tif", pixels, left=600_000 + i * SIZE * 10)
+        write_raster(place / "labels" / f"{i}.tif", codes(i), left=600_000 + i * SIZE * 10)
+    report = check(recipe(place))
+    [note] = report.notes
+    assert note.startswith(f"1 of 5 scenes differs from the other training scenes: {place}/images/4.tif: 100% of its")
+    assert (report.problems, report.warnings) == ((), ())
+    assert f"  {note}" in report.render().splitlines()
+
+
 def test_a_code_in_several_windows_is_one_problem(place, monkeypatch):
     monkeypatch.setattr(examination, "_WINDOW_PX", 12)
     write_raster(place / "labels" / "0.tif", np.full((SIZE, SIZE), 9))

@@ -13,6 +13,7 @@ from torch import nn
 
 from segkit.errors import ModelFileError
 from segkit.io.scene import Scene
+from segkit.models.training_pixels import TrainingPixels
 from segkit.task import LandCoverClass, Task
 
 UTM = Affine(10, 0, 500_000, 0, -10, 9_000_000)
@@ -59,6 +60,15 @@ class Network(nn.Module):
     def forward(self, pixels, valid):
         self.calls += 1
         return self.mix(pixels.where(valid[:, None], 500.0) / 500 - 1)
+
+
+def with_training_pixels(model, low=1, high=1000):
+    """Give a model three groups of training pixels with values between two numbers; return it."""
+    random = np.random.default_rng(0)
+    groups = [random.uniform(low, high, (30, model.bands)).astype(np.float32) for _ in range(3)]
+    model.training_pixels = TrainingPixels.from_samples(groups, ["uint16"], [(1.0, 0.0)], None)
+    model.mean = torch.full((1, model.bands, 1, 1), (low + high) / 2)
+    return model
 
 
 def write_scene(path, height=70, width=90, *, transform=UTM, crs="EPSG:32622", nodata=0, seed=0, bands=2):

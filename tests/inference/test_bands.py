@@ -14,13 +14,19 @@ from segkit.errors import RasterError
 from segkit.inference import bands as band_module
 from segkit.inference import tiling as plan
 from segkit.inference.bands import merge_seam, predict_band
-from segkit.inference.outputs import RASTER_OUTPUTS
+from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner import Runner
 from segkit.inference.summary import sum_counts
 from segkit.inference.tiling import plan_tiling
 from segkit.io.scene import Scene
+from segkit.models.applicability_index import ApplicabilityIndex
+from segkit.models.training_pixels import TrainingPixels
 
-PRODUCED = tuple(RASTER_OUTPUTS)
+MEASURES = ("entropy", "margin", "disagreement")
+PLAIN = tuple(map(OutputRequest, ("map", "probabilities", "confidence")))
+BLENDED = (*PLAIN, OutputRequest("uncertainty", MEASURES))
+INDEX = OutputRequest("applicability")
+PRODUCED = (*BLENDED, INDEX)
 
 
 class Uneasy(Network):
@@ -41,18 +47,26 @@ class Corner:
         return rows[:, None] + columns < 70
 
 
+def index_of(bands=2, seed=0):
+    """The index of a made-up model, whose training pixels cover a part of the values of `write_scene`."""
+    random = np.random.default_rng(seed)
+    groups = [random.normal(middle, 120, (40, bands)).astype(np.float32) for middle in (300, 400, 500)]
+    training = TrainingPixels.from_samples(groups, ["uint16"], [(1.0, 0.0)], None)
+    return ApplicabilityIndex([training], [np.full(bands, 400, np.float32)])
+
+
 def worked(model, scene, tiling, folder, *, order=None, region=None, batch=2):
     """Do bands, by default from the top, then the seams; returns each product whole, and the counts of each part."""
-    runner, bands = Runner(model, torch.device("cpu"), "fp32"), tiling.bands
-    counts, parts = [], {}
+    runner, bands = Runner(model, torch.device("cpu"), "fp32", model_entropies=True), tiling.bands
+    counts, parts, index = [], {}, index_of()
     for band in order or bands:
         own = folder / f"band{band.index}"
         own.mkdir()
-        counts.append(predict_band(runner, scene, tiling, band, own, PRODUCED, batch=batch, region=region))
+        counts.append(predict_band(runner, scene, tiling, band, own, PRODUCED, batch=batch, region=region, index=index))
         parts[band.start] = own
         strips = {"top.tif"} if band.spans[0].blend_before else set()
         strips |= {"bottom.tif"} if band.spans[-1].blend_after else set()
-        assert names(own) == strips | {f"{name}.tif" for name in PRODUCED}
+        assert names(own) == strips | {f"{one.name}.tif" for one in PRODUCED}
     for upper, lower in pairwise(bands):
         if rows := lower.spans[0].blend_before:
             own = folder / f"seam{upper.index}"
@@ -61,11 +75,13 @@ def worked(model, scene, tiling, folder, *, order=None, region=None, batch=2):
             row = lower.spans[0].start
             counts.append(merge_seam(*strips, model.task, scene.grid, row, rows, own, PRODUCED))
             parts[row] = own
+            assert names(own) == {f"{one.name}.tif" for one in BLENDED}
     whole = {}
-    for name in PRODUCED:
-        pieces = [(row, read(parts[row] / f"{name}.tif")) for row in sorted(parts)]
+    starts = {"applicability": {band.spans[0].start: folder / f"band{band.index}" for band in bands}}
+    for one in PRODUCED:
+        pieces = [(row, read(file / f"{one.name}.tif")) for row, file in sorted(starts.get(one.name, parts).items())]
         assert [row for row, _ in pieces] == [0, *np.cumsum([piece.shape[1] for _, piece in pieces])[:-1]]
-        whole[name] = np.concatenate([piece for _, piece in pieces], axis=1)
+        whole[one.name] = np.concatenate([piece for _, piece in pieces], axis=1)
     return whole, counts
 
 
@@ -93,17 +109,20 @@ def test_bands_and_seams_in_any_order_are_the_whole_scene_in_one(data, tmp_path_
             found[name] = worked(model, scene, tiling, folder / name, order=order, region=region, batch=1)
     (one, counts), (many, several) = found["one"], found["many"]
     assert len(counts) == 1
-    for name in PRODUCED:
-        np.testing.assert_array_equal(many[name], one[name])
+    for product in PRODUCED:
+        np.testing.assert_array_equal(many[product.name], one[product.name])
     assert sum_counts(several)["pixels"] == counts[0]["pixels"]
-    assert sum_counts(several)["valid"] == counts[0]["valid"]
+    for key in ("valid", "outside"):
+        assert sum_counts(several)[key] == counts[0][key]
     assert sum_counts(several)["hectares"] == pytest.approx(counts[0]["hectares"], rel=1e-4)
     wanted = scene.read().valid
     if region is not None:
         wanted &= region.mask(scene.grid.full_window)
     assert ((one["map"] != task.nodata) == wanted).all()
-    for name in ("probabilities", "confidence"):
+    for name in ("probabilities", "confidence", "uncertainty"):
         assert ((one[name] != 255) == wanted).all()
+    assert (np.isfinite(one["applicability"]) == wanted).all()
+    assert counts[0]["outside"] == (one["applicability"] > index_of().threshold).sum()
     assert counts[0]["valid"] == wanted.sum()
 
 
@@ -133,6 +152,8 @@ def test_strips_are_shares_of_probabilities(tmp_path, monkeypatch):
     tiling = plan_tiling(scene.grid, 32, 8, 8)
     worked(model, scene, tiling, tmp_path)
     _, probabilities, valid = expected(model, path)
+    entropy = model.task.entropy(torch.from_numpy(probabilities[None]))[0].numpy()
+    channels = np.concatenate([probabilities, entropy])
     for lower in tiling.bands[1:]:
         rows = slice(lower.spans[0].start, lower.start)
         above, below = tmp_path / f"band{lower.index - 1}/bottom.tif", tmp_path / f"band{lower.index}/top.tif"
@@ -143,7 +164,7 @@ def test_strips_are_shares_of_probabilities(tmp_path, monkeypatch):
         assert all((np.isnan(share) == ~valid[rows]).all() for share in shares)
         assert all((share[:, valid[rows]] > 0).all() for share in shares), "both have a say"
         both = shares[0] + shares[1]
-        np.testing.assert_allclose(both[:, valid[rows]], probabilities[:, rows][:, valid[rows]], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(both[:, valid[rows]], channels[:, rows][:, valid[rows]], rtol=0, atol=1e-6)
 
 
 def test_progress_is_the_rows_of_the_band(tmp_path, monkeypatch):
@@ -152,7 +173,7 @@ def test_progress_is_the_rows_of_the_band(tmp_path, monkeypatch):
     tiling = plan_tiling(scene.grid, 32, 8, 8)
     runner = Runner(model, torch.device("cpu"), "fp32")
     for band in tiling.bands:
-        predict_band(runner, scene, tiling, band, tmp_path, PRODUCED, batch=1, advance=steps.append)
+        predict_band(runner, scene, tiling, band, tmp_path, PLAIN, batch=1, advance=steps.append)
     assert sum(steps) == pytest.approx(70 * 90 / 1e6)
 
 
@@ -163,4 +184,4 @@ def test_a_damaged_scene_is_reported(tmp_path):
     tiling = plan_tiling(scene.grid, 32, 8, 8)
     runner = Runner(Network(), torch.device("cpu"), "fp32")
     with pytest.raises(RasterError, match=r"scene\.tif"):
-        predict_band(runner, scene, tiling, tiling.single_band, tmp_path, PRODUCED, batch=1)
+        predict_band(runner, scene, tiling, tiling.single_band, tmp_path, PLAIN, batch=1)

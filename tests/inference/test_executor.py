@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 import torch
 from killing import names
-from predicting import FAST, UTM, Neighbours, Network, expected, placed, read, write_area, write_scene
+from predicting import (
+    FAST,
+    UTM,
+    Neighbours,
+    Network,
+    expected,
+    placed,
+    read,
+    with_training_pixels,
+    write_area,
+    write_scene,
+)
 from synthetic import segmenter, write_pair
 
 import segkit.models.segmenter
@@ -118,13 +129,16 @@ def assert_same(folder, left, right):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_executor_makes_the_same_pixels_in_any_order(folder, seed):
-    [here] = mapped(folder, "here")
+def test_a_executor_makes_the_same_pixels_in_any_order(folder, seed, monkeypatch):
+    monkeypatch.setattr(segkit.models.segmenter, "load", lambda path: with_training_pixels(load(path), 100))
+    more = {"uncertainty": ("margin", "entropy")}
+    [here] = mapped(folder, "here", applicability=folder / "here/index.tif", **more)
     executor = Executor(seed)
-    [there] = mapped(folder, "there", executor=executor)
+    [there] = mapped(folder, "there", applicability=folder / "there/index.tif", **more, executor=executor)
     assert_same(folder, "there", "here")
     assert here.bands > 3
-    for name in ("pixels", "hectares", "valid", "bands", "resumed", "choice"):
+    assert here.share_outside > 0
+    for name in ("pixels", "hectares", "valid", "bands", "resumed", "choice", "share_outside"):
         assert getattr(here, name) == getattr(there, name), name
     assert executor.most == executor.max_tasks, "no more tasks at once than the executor has room for, and no fewer"
     assert executor.bytes < 5000

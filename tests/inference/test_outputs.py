@@ -6,12 +6,12 @@ import rasterio
 import rasterio.shutil
 import torch
 from killing import names
-from predicting import FAST, TASKS, Network, expected, read, write_scene
+from predicting import FAST, TASKS, Neighbours, Network, expected, read, with_training_pixels, write_scene
 from torch import nn
 
-from segkit.errors import RasterError, SegkitError
+from segkit.cli.tables import describe_share_outside
+from segkit.errors import OutputExistsError, RasterError, SegkitError, UsageError
 from segkit.inference import tiling as plan
-from segkit.inference.outputs import RASTER_OUTPUTS
 from segkit.inference.predict import predict
 from segkit.io.scene import Scene
 
@@ -65,12 +65,147 @@ def test_products_are_the_probabilities_and_that_of_the_decision(tmp_path, task)
 
 def test_a_product_can_be_had_without_the_others(tmp_path):
     scene = write_scene(tmp_path / "scene.tif")
-    rasters = {name: tmp_path / f"{name}.tif" for name in RASTER_OUTPUTS if name != "map"}
+    rasters = {name: tmp_path / f"{name}.tif" for name in ("probabilities", "confidence")}
     predict(Network(), scene, tmp_path / "map.tif", **rasters, **FAST)
     for name, file in rasters.items():
         predict(Network(), scene, tmp_path / "other.tif", **{name: tmp_path / "one.tif"}, overwrite=True, **FAST)
         np.testing.assert_array_equal(read(tmp_path / "one.tif"), read(file))
         np.testing.assert_array_equal(read(tmp_path / "other.tif"), read(tmp_path / "map.tif"))
+
+
+def written(folder, model, scene, **options):
+    """Map a scene with the rasters of applicability and uncertainty; returns the summary."""
+    folder.mkdir(exist_ok=True)
+    more = {"applicability": folder / "index.tif", "uncertainty": ("entropy", "margin")}
+    [summary] = predict(model, scene, folder / "map.tif", batch_size=1, **FAST | more | options)
+    return summary
+
+
+class Filling(Network):
+    """Sets bands without data to their mean, as a Segmenter does."""
+
+    def forward(self, pixels, valid):
+        return super().forward(pixels.nan_to_num(nan=self.mean.flatten()[0].item()), valid)
+
+
+def nearest(training, pixels):
+    """Oracle: distances to all training pixels, for pixels (n, C)."""
+    std = np.array(training.std)
+    known = np.array(training.pixels) / std
+    return np.array([np.linalg.norm(one / std - known, axis=1).min() for one in pixels]) / training.mean_distance
+
+
+@pytest.mark.parametrize("task", [TASKS[0], TASKS[5]], ids=["exclusive", "overlapping"])
+def test_applicability_and_uncertainty_are_those_of_each_pixel(tmp_path, task):
+    model, path = with_training_pixels(Filling(task), 250), tmp_path / "scene.tif"
+    write_scene(path)
+    with rasterio.open(path, "r+") as dataset:  # a band without data at pixels of which the other has some
+        pixels = dataset.read()
+        pixels[1, 5:8] = 0
+        dataset.write(pixels)
+    summary = written(tmp_path, model, path)
+    assert summary.bands > 1
+    tile = Scene.from_files(path).read()
+    assert np.isnan(tile.pixels[1][tile.valid]).any()
+    seen = np.where(np.isnan(tile.pixels), 625, tile.pixels)
+    index = read(tmp_path / "index.tif")[0]
+    assert (np.isnan(index) == ~tile.valid).all()
+    right = nearest(model.training_pixels, seen[:, tile.valid].T.astype(float))
+    np.testing.assert_allclose(index[tile.valid], right, rtol=1e-5)
+    with rasterio.open(tmp_path / "index.tif") as found, rasterio.open(path) as given:
+        assert (found.dtypes, found.descriptions) == (("float32",), ("dissimilarity index",))
+        assert np.isnan(found.nodata)
+        assert (found.transform, found.crs, found.shape) == (given.transform, given.crs, given.shape)
+        threshold = float(found.tags()["segkit_applicability_threshold"])
+        assert "outside the area of applicability if its value is larger" in found.tags()["segkit_applicability"]
+    assert threshold == pytest.approx(model.training_pixels.threshold)
+    assert summary.share_outside == (index[tile.valid] > threshold).mean()
+    assert 0.02 < summary.share_outside < 0.5
+    _, p, _ = expected(model, path)
+    with rasterio.open(tmp_path / "map_uncertainty.tif") as found:
+        assert found.descriptions == ("entropy", "1 - margin")
+        assert found.scales == pytest.approx([1 / 254] * 2)
+        assert "of overlapping classes the largest value. entropy: entropy of" in found.tags()["segkit_uncertainty"]
+    shares = np.stack([1 - p, p], axis=1) if task.type == "multilabel" else p[None]
+    entropy = (-shares * np.log(shares)).sum(axis=1).max(axis=0) / np.log(shares.shape[1])
+    highest = np.sort(shares, axis=1)
+    margin = (highest[:, -1] - highest[:, -2]).min(axis=0)
+    assert_stored(read(tmp_path / "map_uncertainty.tif"), np.stack([entropy, 1 - margin]), tile.valid)
+
+
+def test_they_are_the_same_however_the_work_is_cut(tmp_path, monkeypatch):
+    scene, training = write_scene(tmp_path / "scene.tif"), 200
+    summary = written(tmp_path / "cut", with_training_pixels(Neighbours(), training), scene)
+    stopped = with_training_pixels(Neighbours(error=KeyboardInterrupt(), after=9), training)
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "stopped", stopped, scene)
+    with pytest.raises(OutputExistsError, match="outputs"):
+        predict(with_training_pixels(Neighbours(), training), scene, tmp_path / "stopped/map.tif", **FAST)
+    resumed = written(tmp_path / "stopped", with_training_pixels(Neighbours(), training), scene)
+    assert 0 < resumed.resumed < resumed.bands
+    monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 2**30)
+    whole = written(tmp_path / "whole", with_training_pixels(Neighbours(), training), scene)
+    assert (summary.bands > 2, whole.bands) == (True, 1)
+    for folder in ("cut", "stopped"):
+        assert names(tmp_path / folder) == {"map.tif", "map_uncertainty.tif", "index.tif"}
+        for name in names(tmp_path / folder):
+            np.testing.assert_array_equal(read(tmp_path / folder / name), read(tmp_path / "whole" / name))
+    again = written(tmp_path / "whole", with_training_pixels(Neighbours(), training), scene)
+    assert again.seconds == 0
+    with pytest.raises(OutputExistsError, match=r"made with other settings .outputs."):
+        written(tmp_path / "whole", with_training_pixels(Neighbours(), training), scene, uncertainty="entropy")
+    shares = {one.share_outside for one in (summary, resumed, whole, again)}
+    assert len(shares) == 1
+    assert 0 < shares.pop() < 1 / 3
+
+
+def test_the_share_outside_is_sampled_if_the_raster_is_not_written(tmp_path):
+    scene = write_scene(tmp_path / "scene.tif", 100, 120)
+    model = with_training_pixels(Network(), 200)
+    [sampled] = predict(model, scene, tmp_path / "map.tif", **FAST)
+    exact = written(tmp_path / "exact", model, scene)
+    assert (sampled.share_is_sampled, exact.share_is_sampled) == (True, False)
+    assert sampled.share_outside == pytest.approx(exact.share_outside, abs=0.01)
+    assert sampled.share_outside != exact.share_outside
+    assert describe_share_outside(sampled).endswith(" % of a sample of the map's pixels (--applicability counts all)")
+    assert describe_share_outside(exact).endswith(" % of the map's pixels")
+    [again] = predict(model, scene, tmp_path / "map.tif", **FAST)
+    assert (again.seconds, again.share_outside, again.share_is_sampled) == (0, sampled.share_outside, True)
+    [without] = predict(Network(), scene, tmp_path / "other.tif", **FAST)
+    assert (without.share_outside, without.share_is_sampled) == (None, False)
+
+
+def test_a_scene_without_data_has_no_share_outside(tmp_path):
+    scene = write_scene(tmp_path / "scene.tif", 40, 40)
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.write(np.zeros((2, 40, 40), np.uint16))
+    with pytest.warns(UserWarning, match="without valid pixels"):
+        summary = written(tmp_path, with_training_pixels(Network()), scene)
+    assert summary.share_outside is None
+    assert np.isnan(read(tmp_path / "index.tif")).all()
+    assert (read(tmp_path / "map_uncertainty.tif") == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"applicability": "index.tif"}, "a model in memory: holds no training pixels"),
+        (
+            {"uncertainty": "disagreement"},
+            "disagreement is that of several models, but one is given; add --average-with MODEL, or name",
+        ),
+        ({"uncertainty": ["entropy", "surprise"]}, "uncertainty 'surprise' is not known; use entropy, margin"),
+        ({"uncertainty": "margin", "confidence": "map_uncertainty.tif"}, "map_uncertainty.tif"),
+    ],
+)
+def test_what_a_model_cannot_give_is_refused_before_any_work(tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    model = Network()
+    with pytest.raises(UsageError, match=said) as refused:
+        predict(model, write_scene(tmp_path / "scene.tif"), "map.tif", **options, **FAST)
+    assert "\n" not in str(refused.value)
+    assert model.calls == 0
+    assert names(tmp_path) == {"scene.tif"}
 
 
 class Directed(Network):

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import scipy.stats
 import torch
 from predicting import read
 from synthetic import TASKS, recipe_for, segmenter, write_pair
 
+from segkit.data.applicability import compare_with_model
 from segkit.errors import MissingFileError, ModelFileError, OutputExistsError, SegkitError, UsageError
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference import tiling
@@ -18,6 +20,7 @@ from segkit.io.scene import Scene, Tile
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import Ensemble, load_model, members, model_files
 from segkit.models.segmenter import Segmenter, load
+from segkit.models.training_pixels import TrainingPixels
 
 FAST = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
 CPU = torch.device("cpu")
@@ -117,6 +120,81 @@ def test_test_time_augmentation_is_averaged_over_models_too(made):
     runners = [Runner(one, CPU, "fp32", tta=True) for one in (*models, Ensemble(models))]
     first, second, both = (runner([tile]) for runner in runners)
     torch.testing.assert_close(both, (first + second) / 2)
+
+
+def passes_of(folder, name, tile, tta):
+    """Oracle: the probabilities of one model, the mean of turned passes if `tta`, (C, H, W)."""
+    model = load(folder / f"{name}.safetensors")
+    return Runner(model, CPU, "fp32", tta=tta)([tile])[0]
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_the_entropies_are_those_of_each_model(made, tta):
+    folder = made["multiclass"]
+    random = np.random.default_rng(0)
+    tile = Tile(random.normal(550, 50, (3, 32, 32)).astype(np.float32), np.ones((32, 32), bool))
+    models = Ensemble([load(file) for file in files(folder, "xyz")])
+    plain, runner = (Runner(models, CPU, "fp32", tta=tta, model_entropies=more) for more in (False, True))
+    found = runner([tile])[0]
+    assert runner.channel_names == ("background", "water", "forest", "mean entropy of class")
+    assert (runner.channels, plain.channels) == (4, 3)
+    assert found[:3].equal(plain([tile])[0]), "the map is the same, whatever else is asked for"
+    each = [scipy.stats.entropy(passes_of(folder, name, tile, tta).numpy(), axis=0, base=3) for name in "xyz"]
+    np.testing.assert_allclose(found[3].numpy(), np.mean(each, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_disagreement_is_the_mutual_information_of_class_and_model(made, tmp_path, kind):
+    folder, task = made[kind], load(made[kind] / "x.safetensors").task
+    mapped(folder, "xyz", tmp_path, exact=True, tile=None, overlap=None, uncertainty=["disagreement", "entropy"])
+    tile = Scene.from_files(folder / "images/a.tif").read()
+    each = []
+    for name in "xyz":
+        model = load(folder / f"{name}.safetensors").optimized_for_inference(CPU, "fp32")
+        with torch.inference_mode():
+            p = task.probabilities(model(torch.from_numpy(tile.pixels[None]), torch.from_numpy(tile.valid[None])))[0]
+        p = p.double().numpy()
+        each.append(np.stack([1 - p, p], axis=1) if kind == "multilabel" else p[None])
+
+    def entropy(shares):
+        return scipy.stats.entropy(shares, axis=1, base=shares.shape[1])
+
+    total = entropy(np.mean(each, axis=0))
+    disagreement = total - np.mean([entropy(one) for one in each], axis=0)
+    found = read(tmp_path / "map_uncertainty.tif") / 254
+    expected = np.stack([disagreement.max(axis=0), total.max(axis=0)])
+    np.testing.assert_allclose(found[:, tile.valid], expected[:, tile.valid], atol=0.5 / 254 + 1e-4)
+    assert expected[0].max() > 0.1
+
+
+def test_several_models_apply_where_one_of_them_does(made, tmp_path):
+    """The warning, the raster and the summary count the same pixels, but for those that are not sampled."""
+    folder = made["binary"]
+    random, models = np.random.default_rng(0), []
+    tile = Scene.from_files(folder / "images/a.tif").read()
+    pixels = tile.pixels[:, tile.valid].T
+    halves = pixels[pixels[:, 0] < 550], pixels[pixels[:, 0] >= 550]
+    for name, half in zip("xy", halves, strict=True):
+        model = load(folder / f"{name}.safetensors")
+        groups = [half[random.permutation(len(half))[:60]] for _ in range(3)]
+        model.training_pixels = TrainingPixels.from_samples(groups, ["uint16"], [(1.0, 0.0)], None)
+        model.save(tmp_path / f"{name}.safetensors")
+        models.append(load(tmp_path / f"{name}.safetensors"))
+    scene = Scene.from_files(folder / "images/a.tif")
+    for model in models:
+        assert compare_with_model(model, scene).share_outside > 0.3
+    together = compare_with_model(Ensemble(models), scene)
+    assert together.share_outside < 0.2
+    assert together.findings == ()
+    summary = mapped(folder, models, tmp_path / "map", applicability=tmp_path / "index.tif")
+    index = read(tmp_path / "index.tif")[0][tile.valid]
+    relative = [one.training_pixels.dissimilarity(pixels) / one.training_pixels.threshold for one in models]
+    np.testing.assert_allclose(index, np.minimum(*relative), rtol=1e-5)
+    assert summary.share_outside == (index > 1).mean() == pytest.approx(together.share_outside, abs=0.03)
+    with rasterio.open(tmp_path / "index.tif") as found:
+        assert found.tags()["segkit_applicability_threshold"] == "1.0"
+    with pytest.raises(UsageError, match=r"/z\.safetensors: holds no training pixels"):
+        mapped(folder, [*models, folder / "z.safetensors"], tmp_path / "no", applicability=tmp_path / "no.tif")
 
 
 def test_the_order_of_models_does_not_matter(made, tmp_path):

@@ -38,14 +38,14 @@ def test_the_index_is_that_of_meyer_and_pebesma(seed, number, size, bands):
     pixels = np.random.default_rng(seed + 1).normal(550, 120, (20, bands)).astype(np.float32)
     nearest = [min(np.sqrt((((pixel - everything) / std) ** 2).sum(axis=1))) / mean for pixel in pixels.astype(float)]
     np.testing.assert_allclose(found.dissimilarity(pixels), nearest, rtol=1e-3, atol=1e-4)  # six digits are stored
-    assert found.share_outside(pixels) == pytest.approx(np.mean(np.array(nearest) > found.threshold), abs=0.05)
+    assert found.is_outside(pixels).mean() == pytest.approx(np.mean(np.array(nearest) > found.threshold), abs=0.05)
 
 
 def test_training_pixels_are_inside_and_others_outside():
     groups = some_groups()
     found = describe(groups)
-    assert found.share_outside(np.concatenate(groups)) == 0
-    assert found.share_outside(np.concatenate(groups) + 1000) == 1
+    assert found.is_outside(np.concatenate(groups)).mean() == 0
+    assert found.is_outside(np.concatenate(groups) + 1000).mean() == 1
 
 
 def test_units_and_a_constant_band_make_no_difference():

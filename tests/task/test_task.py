@@ -599,3 +599,21 @@ def test_the_old_name_of_a_class_warns():
     with pytest.warns(DeprecationWarning, match="LandClass is now called segkit.LandCoverClass"):
         from segkit.task import LandClass
     assert LandClass is LandCoverClass
+
+
+@every_task
+@settings(max_examples=15)
+@given(data=st.data())
+def test_categories_of_a_target_share_its_probability(task, data):
+    """Their probabilities sum to one, those of softmax are unchanged, and the entropy is that of their definition."""
+    logits = torch.tensor(
+        data.draw(arrays(np.float32, (1, task.channels, 2, 3), elements=st.floats(-50, 50, width=32)))
+    )
+    probabilities = task.probabilities(logits)
+    shares = task.category_probabilities(probabilities)
+    assert shares.shape == (1, task.n_targets, len(task.categories), 2, 3)
+    torch.testing.assert_close(shares.sum(dim=2), torch.ones(1, task.n_targets, 2, 3))
+    if task.is_softmax:
+        assert shares[:, 0].equal(probabilities)
+    entropy = -torch.special.xlogy(shares.double(), shares.double()).sum(dim=2) / np.log(len(task.categories))
+    torch.testing.assert_close(task.entropy(probabilities).double(), entropy, rtol=0, atol=1e-5)

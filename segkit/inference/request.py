@@ -1,0 +1,107 @@
+"""The request of a map: everything that decides its pixels. It is stored in the map, to find finished maps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segkit.errors import OutputExistsError, RasterError, suggest
+from segkit.inference.summary import Summary, describe_counts, peak_memory
+from segkit.io.files import check_output, require_file
+from segkit.io.raster import current_version, open_raster
+from segkit.io.remote import Remote
+from segkit.runtime.version import VERSION
+
+if TYPE_CHECKING:
+    from segkit.inference.scene_files import PredictionFiles
+    from segkit.inference.settings import PredictOptions
+    from segkit.io.polygons import Polygons
+    from segkit.models.ensemble import AnyModel
+
+
+def describe_request(network: AnyModel, options: PredictOptions, polygons: Polygons | None) -> dict[str, Any]:
+    """Return what affects the pixels of the maps of all scenes of a call; the keys appear in messages."""
+    from segkit.inference.device import pick_device
+    from segkit.io.region import aoi_fingerprint
+
+    # For an executor the device is resolved, and this machine may not have it.
+    device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
+    request = asdict(options) | {"device": device}
+    del request["batch_size"]
+    return request | {
+        "model": network.fingerprint(),
+        "area of interest": None if polygons is None else aoi_fingerprint(polygons),
+        "segkit": VERSION,
+    }
+
+
+def describe_scene(job: PredictionFiles) -> dict[str, Any]:
+    """Return what `describe_request` leaves out: the scene, and its outputs."""
+    return {"scene": _identify_files(job), "outputs": sorted(map(str, job.rasters))}
+
+
+def _identify_files(job: PredictionFiles) -> list[str]:
+    """Identify the files of a scene, to detect changes: by name, size and time, or by the version from the server."""
+    found = []
+    for file in job.files:
+        if isinstance(file, Remote):
+            found.append(f"{file}, {current_version(file) or 'of unknown version'}")
+            continue
+        facts = require_file(file, "raster").stat()
+        changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
+        found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
+    return found
+
+
+def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: bool) -> Summary | None:
+    """Return the summary of a map that the same request finished; None if there is work to do.
+
+    Raises
+    ------
+    OutputExistsError
+        An output of another request exists, and `overwrite` is false.
+    """
+    if overwrite:
+        return None
+    existing = {path: _read_request(path) for path in job.rasters.values() if path.exists()}
+    for path, (stored, _) in existing.items():
+        if stored != request:
+            changed = sorted(key for key in request if stored.get(key) != request[key]) if stored else ()
+            reason = f", made with other settings ({', '.join(changed)})" if changed else ""
+            raise OutputExistsError(
+                f"{path} is there already{reason}" + suggest("add --overwrite to replace it", "name another file")
+            )
+    if len(existing) < len(job.rasters):
+        if job.vector is not None:
+            check_output(job.vector, overwrite=False)
+        return None
+    return _summary_from_tags(job.map, existing[job.map][1])
+
+
+def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the request that made a raster, empty if unknown, and the tags of the raster."""
+    try:
+        with open_raster(path) as dataset:
+            tags = dataset.tags()
+            return json.loads(tags.get("segkit_request", "{}")), tags
+    except (RasterError, ValueError):
+        return {}, {}
+
+
+def _summary_from_tags(path: Path, tags: dict[str, str]) -> Summary:
+    from segkit.inference.settings import ResolvedSettings
+
+    sampled = tags.get("segkit_sampled_share_outside")
+    return Summary(
+        path=path,
+        **describe_counts(json.loads(tags["segkit_counts"]), None if sampled is None else float(sampled)),
+        bands=int(tags["segkit_bands"]),
+        resumed=int(tags["segkit_bands"]),
+        seconds=0.0,
+        mpx_per_second=0.0,
+        peak_memory=peak_memory(),
+        choice=ResolvedSettings(**json.loads(tags["segkit_choice"])),
+    )

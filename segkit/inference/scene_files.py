@@ -1,0 +1,147 @@
+"""The files of a prediction: those of each scene, and the outputs that are named after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segkit.errors import UsageError
+from segkit.inference.outputs import OutputRequest
+from segkit.io.files import check_distinct, check_output, check_parent
+from segkit.io.paths import PathLike
+from segkit.io.remote import as_path
+
+MAP = OutputRequest("map")
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """The files of a scene and its outputs: rasters, and polygons."""
+
+    files: tuple[Path, ...]
+    rasters: dict[OutputRequest, Path]
+    vector: Path | None
+
+    @property
+    def map(self) -> Path:
+        """The map."""
+        return self.rasters[MAP]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All outputs that are asked for."""
+        return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
+
+    @property
+    def side_files(self) -> list[Path]:
+        """Other files that are written: the journal, and the style of polygons."""
+        styles = [] if self.vector is None else [self.vector.with_suffix(".qml")]
+        return [self.map.with_name(f"{self.map.name}.bands"), *styles]
+
+    def absolute(self) -> PredictionFiles:
+        """Return the same files with absolute paths, for other processes."""
+        return PredictionFiles(
+            tuple(file.absolute() for file in self.files),
+            {name: path.absolute() for name, path in self.rasters.items()},
+            None if self.vector is None else self.vector.absolute(),
+        )
+
+
+def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
+    """Return the files of each scene; each raster of a folder or glob is a scene."""
+    from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
+
+    suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
+    found: list[tuple[Path, ...]] = []
+    for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
+        if isinstance(entry, (str, os.PathLike)):
+            found += [(file,) for file in expand_paths(as_path(entry), "scenes", suffixes)]
+        else:
+            found.append(tuple(file for path in entry for file in expand_paths(as_path(path), "scenes", suffixes)))
+    if not found or not all(found):
+        raise UsageError("no scenes, or a scene without files; name at least one raster")
+    return found
+
+
+def plan_files(
+    stacks: Sequence[tuple[Path, ...]],
+    rasters: Mapping[str, PathLike | None],
+    measures: tuple[str, ...],
+    vector: PathLike | None,
+) -> list[PredictionFiles]:
+    """Return the files of each scene.
+
+    Parameters
+    ----------
+    stacks
+        Files of each scene.
+    rasters
+        Path or folder of each raster output that is asked for.
+    measures
+        Of uncertainty; their raster lies beside the map.
+    vector
+        Path or folder of the polygons.
+    """
+
+    def target(given: PathLike, stack: tuple[Path, ...], ending: str) -> Path:
+        return Path(given) / f"{stack[0].stem}{ending}" if _is_folder(given, len(stacks)) else Path(given)
+
+    found = []
+    for stack in stacks:
+        files = {OutputRequest(name): target(path, stack, ".tif") for name, path in rasters.items() if path is not None}
+        if measures:
+            map_path = files[MAP]
+            beside = map_path.with_name(f"{map_path.stem}_uncertainty{map_path.suffix}")
+            files[OutputRequest("uncertainty", measures)] = beside
+        found.append(PredictionFiles(stack, files, None if vector is None else target(vector, stack, ".gpkg")))
+    return found
+
+
+def _is_folder(output: PathLike, scenes: int) -> bool:
+    """Whether `output` is a folder, in which files are named after their scenes."""
+    return scenes > 1 or _ends_as_folder(output) or Path(output).is_dir()
+
+
+def _ends_as_folder(output: PathLike) -> bool:
+    return os.fspath(output).endswith((os.sep, "/"))
+
+
+def check_outputs(jobs: Sequence[PredictionFiles], given: Sequence[PathLike | None], read: Sequence[PathLike]) -> None:
+    """Check before any work that all outputs can be written; create the folders for outputs of several scenes."""
+    from segkit.vector.formats.writer import find_format
+
+    check_distinct(
+        [path for job in jobs for path in (*job.outputs, *job.side_files)],
+        [*read, *(file for job in jobs for file in job.files)],
+        advice="name another file"
+        if len(jobs) == 1
+        else "use different folders for maps and probabilities of several scenes, and separate calls for scenes with "
+        "the same name",
+    )
+    for job in jobs:
+        for raster in job.rasters.values():
+            if raster.suffix.lower() not in (".tif", ".tiff"):
+                raise UsageError(
+                    f"{raster}: maps are GeoTIFFs; name a file that ends in .tif, or a folder that ends with /"
+                )
+        if job.vector is not None:
+            find_format(job.vector)
+    for output in (one for one in given if one is not None):
+        if _is_folder(output, len(jobs)):
+            _make_folder(output, len(jobs))
+    for job in jobs:
+        for path in job.outputs:
+            check_output(path, overwrite=True)
+
+
+def _make_folder(output: PathLike, scenes: int) -> None:
+    folder = Path(output)
+    if folder.is_file() or (folder.suffix and not folder.is_dir() and not _ends_as_folder(output)):
+        raise UsageError(
+            f"{folder} is a file, or named like one; the outputs of {scenes} scene{'s' * (scenes > 1)} need a folder: "
+            "name one that ends with /"
+        )
+    check_parent(folder)
+    folder.mkdir(exist_ok=True)
