@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-CLASSICAL = ("lda", "logistic", "svm", "forest", "boosting")  # model.architecture; all others are networks
+CLASSICAL = ("lda", "svm", "forest", "boosting")  # model.architecture; all others are networks
 _KEYS_OF_NETWORKS = ("encoder", "encoder_weights")  # of model
 # Of train; tile_size is used by the default block and gap of a split.
 _KEYS_OF_CLASSICAL = (

@@ -237,8 +237,7 @@ class Model(_StrictModel):
     """The network: any architecture and encoder of segmentation-models-pytorch; or a classical learner."""
 
     architecture: str = "unet"
-    """Name in segmentation-models-pytorch, in lower case; or a classical learner: lda, logistic, svm, forest,
-    boosting."""
+    """Name in segmentation-models-pytorch, in lower case; or a classical learner: lda, svm, forest, boosting."""
     encoder: str = "resnet34"
     """Name in segmentation-models-pytorch."""
     encoder_weights: str | None = None

@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 _Arrays = dict[str, NDArray[Any]]
 # Arguments of the learners of scikit-learn that segkit sets or does not support.
 _RESERVED = {
-    "break_ties", "categorical_features", "class_weight", "coef0", "decision_function_shape", "degree", "dual",
-    "fit_intercept", "interaction_cst", "intercept_scaling", "kernel", "l1_ratio", "loss", "monotonic_cst",
-    "multi_class", "n_jobs", "oob_score", "penalty", "probability", "random_state", "scoring", "solver", "verbose",
-    "warm_start",
+    "break_ties", "categorical_features", "class_weight", "coef0", "decision_function_shape", "degree",
+    "interaction_cst", "kernel", "loss", "monotonic_cst", "n_jobs", "oob_score", "probability", "random_state",
+    "scoring", "verbose", "warm_start",
 }  # fmt: skip
 _CV_FOLDS, _MAX_CV_PIXELS = 3, 5000  # of the cross-validation of support vector machines
 
@@ -175,20 +174,6 @@ def _scatter(values: NDArray[Any], categories: NDArray[Any], size: int, fill: fl
     full = np.full((size, *values.shape[1:]), fill)
     full[categories] = values
     return full
-
-
-def _fit_logistic(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
-    """Fit on standardised features; the scaling becomes part of the weights."""
-    shift, scale = _standardization(sample.features)
-    estimator.fit((sample.features - shift) / scale, sample.categories, sample_weight=sample.weights)
-    weights, biases = estimator.coef_, estimator.intercept_
-    if len(estimator.classes_) == 2:  # scikit-learn stores the second one
-        weights, biases = np.concatenate([0 * weights, weights]), np.concatenate([0 * biases, biases])
-    weights = weights / scale
-    return {
-        "weight": _scatter(weights, estimator.classes_, categories, 0.0),
-        "bias": _scatter(biases - weights @ shift, estimator.classes_, categories, ABSENT),
-    }
 
 
 def _standardization(features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -356,12 +341,6 @@ class _TreeArrays:
         }
 
 
-def _logistic() -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression
-
-
 def _svm() -> Any:
     from sklearn.svm import SVC
 
@@ -381,7 +360,6 @@ def _boosting() -> Any:
 
 
 _FITTERS = {
-    "logistic": _Fitter(_logistic, {"max_iter": 1000}, 200_000, _fit_logistic),
     "svm": _Fitter(_svm, {}, 10_000, _fit_svm),
     "forest": _Fitter(_forest, {"n_estimators": 300}, 100_000, _fit_forest),
     "boosting": _Fitter(_boosting, {"early_stopping": False}, 200_000, _fit_boosting),

@@ -17,7 +17,6 @@ from segkit.task import Task
 
 LEARNERS: dict[str, type[Learner]] = {
     "lda": Linear,
-    "logistic": Linear,
     "svm": SupportVectors,
     "forest": Forest,
     "boosting": Boosting,

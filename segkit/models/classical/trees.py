@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segkit.models.classical.learner import Learner
-from segkit.models.classical.tree_kernel import NODE, sum_leaves
+from segkit.models.classical.tree_kernel import LANES, NODE, sum_leaves
 
 _MAX_PATHS = 2**22  # pixels x trees at once, on a GPU
 _PART = 4096  # pixels of a part that one thread takes; few enough that their features stay in its cache
@@ -53,15 +53,16 @@ class Trees(Learner):
 
     def __init__(self, features: int, categories: int) -> None:
         super().__init__(features, categories)
-        self._packed: tuple[Tensor, NDArray[Any]] | None = None
+        self._packed: tuple[Tensor, NDArray[Any], NDArray[Any]] | None = None
 
     def sum_values(self, features: Tensor) -> Tensor:
         """Return the sums of leaf values and base, float64 (n, K)."""
         if features.device.type != "cpu":
             size = max(1, _MAX_PATHS // len(self.roots))
             return torch.cat([self._walk(part) for part in torch.split(features, size)]) + self.base.double()
-        nodes, roots = self._pack(), self.roots.numpy()
-        pixels, values = features.contiguous().numpy(), self.values.double().numpy()
+        (nodes, roots), values = self._pack(), self.values.double().numpy()
+        pixels = np.zeros((-(-len(features) // LANES) * LANES, self.features), np.float32)
+        pixels[: len(features)] = features.numpy()
         sums = np.tile(self.base.double().numpy(), (len(pixels), 1))
 
         def add(start: int) -> None:
@@ -76,16 +77,20 @@ class Trees(Learner):
         else:
             with ThreadPoolExecutor(threads) as pool:  # sum_leaves releases the GIL
                 list(pool.map(add, starts))
-        return torch.from_numpy(sums)
+        return torch.from_numpy(sums[: len(features)])
 
-    def _pack(self) -> NDArray[Any]:
-        """Return the nodes as records, which need one access to memory each."""
+    def _pack(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return nodes and roots as `sum_leaves` takes them: records, which need one access to memory each."""
         if self._packed is None or self._packed[0] is not self.feature:
-            nodes = np.empty(len(self.feature), NODE)
-            nodes["feature"], nodes["threshold"] = self.feature.numpy(), self.threshold.numpy()
-            nodes["low"], nodes["high"] = self.below.numpy().T
-            self._packed = self.feature, nodes
-        return self._packed[1]
+            inner, leaves = len(self.feature), len(self.values)
+            nodes, roots = np.zeros(inner + leaves, NODE), self.roots.numpy()
+            below = self.below.numpy()
+            nodes["feature"][:inner], nodes["threshold"][:inner] = self.feature.numpy(), self.threshold.numpy()
+            nodes["low"][:inner], nodes["high"][:inner] = np.where(below < 0, inner - 1 - below, below).T
+            nodes["threshold"][inner:] = np.inf
+            nodes["low"][inner:] = nodes["high"][inner:] = np.arange(inner, inner + leaves)
+            self._packed = self.feature, nodes, np.where(roots < 0, inner - 1 - roots, roots)
+        return self._packed[1:]
 
     def _walk(self, features: Tensor) -> Tensor:
         """Return the sums by operations of torch, level by level; for a GPU."""
@@ -117,9 +122,7 @@ class Trees(Learner):
             return f"feature names features outside 0 to {self.features - 1}"
         # A child comes after its parent, so no walk is endless.
         parents = torch.arange(nodes, dtype=torch.int32)[:, None]
-        inside = ((self.below > parents) & (self.below < nodes)) | (
-            (self.below < 0) & (self.below >= -leaves)
-        )
+        inside = ((self.below > parents) & (self.below < nodes)) | ((self.below < 0) & (self.below >= -leaves))
         first = (self.roots < nodes) & (self.roots >= -leaves)
         return None if inside.all() and first.all() else "below or roots name nodes that do not exist"
 
