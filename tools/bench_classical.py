@@ -18,7 +18,7 @@ import torch
 
 from segkit.models.classical.classifier import LEARNERS
 from segkit.recipe.schema import Model
-from segkit.training.classical import _FITTERS, _make_estimator
+from segkit.training.classical import _FITTERS, fit_arrays, make_estimator
 from segkit.training.pixels import PixelSample
 
 BANDS, CLASSES = 10, 5
@@ -56,10 +56,10 @@ def main() -> None:
     for name in options.learners:
         for number in options.fitted:
             sample = PixelSample(*make_pixels(min(number, _FITTERS[name].max_pixels), 2), None, number)
-            estimator = _make_estimator(Model(architecture=name), 0)
+            estimator = make_estimator(Model(architecture=name), 0)
             learner = LEARNERS[name](BANDS, CLASSES)
             started = time.process_time()
-            learner.set_arrays(**_FITTERS[name].convert(estimator, sample, CLASSES))
+            learner.set_arrays(**fit_arrays(estimator, sample, CLASSES))
             fitting = time.process_time() - started
             estimator = estimator.set_params(n_jobs=1) if "n_jobs" in estimator.get_params() else estimator
             theirs_of = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.decision_function

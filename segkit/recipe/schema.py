@@ -17,8 +17,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
-from segkit.recipe.classical import CLASSICAL, Count, Features, check_model_keys, keys_of_others
-from segkit.recipe.classical import StrictModel as _StrictModel
+from segkit.recipe.features import CLASSICAL, Count, Features, check_model_keys, keys_of_others
+from segkit.recipe.features import StrictModel as _StrictModel
 from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.data.area import LabelledArea
+from segkit.errors import DataError
 from segkit.evaluation.decisions import ModelPredictor
 from segkit.inference.settings import PredictOptions
 from segkit.models.segmenter import Segmenter
@@ -30,6 +31,11 @@ def fit_baseline(segmenter: Segmenter, training: Sequence[LabelledArea], counts:
         The training areas.
     counts
         int64 (T, K): labelled pixels of each category of each target.
+
+    Raises
+    ------
+    DataError
+        No training pixel has data in all bands.
     """
     recipe = segmenter.recipe.model_copy(update={"model": Model(architecture=_ARCHITECTURES[LINEAR_DISCRIMINANT])})
     mean, std = segmenter.mean.flatten().tolist(), segmenter.std.flatten().tolist()
@@ -47,9 +53,13 @@ def score_baselines(
 ) -> dict[str, dict[str, float | None]]:
     """Return {baseline: {score: value}} on the validation areas, for ``metrics.json``.
 
-    A baseline is calibrated and scored like the segmenter: as a model with `model.architecture: lda`.
+    A baseline is calibrated and scored like the segmenter: as a model with `model.architecture: lda`. Its scores are
+    None if no training pixel has data in all bands.
     """
-    baseline = fit_baseline(segmenter, training, counts)
+    try:
+        baseline = fit_baseline(segmenter, training, counts)
+    except DataError:
+        return {LINEAR_DISCRIMINANT: dict.fromkeys(BASELINE_SCORES)}
     summary = calibrate_and_score(ModelPredictor(baseline, PredictOptions(device=device)), validation)
     return {LINEAR_DISCRIMINANT: {key: summary[key] for key in BASELINE_SCORES}}
 

@@ -45,14 +45,14 @@ class _Fitter:
         Its arguments where they differ from scikit-learn's.
     max_pixels
         Default of the option of this name.
-    convert
-        Fits an unfitted learner to pixels (n, F), categories (n) and weights (n), and returns its arrays.
+    fit
+        Fits scikit-learn's learner to a sample; returns the arrays of segkit's for a number of categories.
     """
 
     make: Callable[[], Any]
     defaults: dict[str, Any]
     max_pixels: int
-    convert: Callable[[Any, PixelSample, int], _Arrays]
+    fit: Callable[[Any, PixelSample, int], _Arrays]
 
 
 def describe_fit(recipe: Recipe, used: Sequence[int], labelled: Sequence[int]) -> str:
@@ -108,6 +108,8 @@ def fit_learners(
             training, segmenter.task, segmenter, max_pixels=limit, class_weights=class_weights
         )
         for target, learner in enumerate(classifier.learners):
+            if not fitted.pixels[target]:
+                raise DataError(_describe_missing(segmenter, target, []))
             biases = fitted.biases[target]
             learner.set_arrays(weight=fitted.weights[target], bias=np.where(np.isfinite(biases), biases, ABSENT))
         return fitted.pixels, labelled
@@ -115,9 +117,11 @@ def fit_learners(
     limit = int(model.options.get("max_pixels", fitter.max_pixels))
     samples = draw_samples(training, segmenter, counts, limit, seed, class_weights)
     for target, (learner, sample) in enumerate(zip(classifier.learners, samples, strict=True)):
-        _require_categories(segmenter, target, sample)
+        found = np.unique(sample.categories).tolist()
+        if len(found) < 2:
+            raise DataError(_describe_missing(segmenter, target, found))
         try:
-            arrays = fitter.convert(_make_estimator(model, seed), sample, len(segmenter.task.categories))
+            arrays = fit_arrays(make_estimator(model, seed), sample, len(segmenter.task.categories))
         except (ValueError, TypeError) as error:  # scikit-learn checks its arguments when it fits
             raise RecipeError(f"model.options: {model.architecture} cannot be fitted: {first_line(error)}") from error
         learner.set_arrays(**arrays)
@@ -146,24 +150,23 @@ def check_options(model: Model) -> None:
         raise RecipeError(f"model.options.max_pixels: found {limit!r}; must be a whole number of 1 or more")
 
 
-def _require_categories(segmenter: Segmenter, target: int, sample: PixelSample) -> None:
-    found = np.unique(sample.categories)
-    if len(found) > 1:
-        return
-    name = segmenter.task.classes[target].name if segmenter.task.n_targets > 1 else "the classes"
-    what = (
-        f"all training pixels are {segmenter.task.categories[found[0]]}"
-        if len(found)
-        else "no labelled training pixel has data in all bands"
-    )
-    raise DataError(
-        f"{segmenter.recipe.model.architecture} cannot tell {name} apart: {what}; add labels to data.train"
-        if segmenter.task.n_targets == 1
-        else f"{segmenter.recipe.model.architecture} cannot learn {name}: {what}; add labels to data.train"
-    )
+def fit_arrays(estimator: Any, sample: PixelSample, categories: int) -> dict[str, NDArray[Any]]:
+    """Fit a learner of scikit-learn, and return the arrays of the `Learner` that decides alike."""
+    (fitter,) = (one for one in _FITTERS.values() if isinstance(estimator, one.make()))
+    return fitter.fit(estimator, sample, categories)
 
 
-def _make_estimator(model: Model, seed: int) -> Any:
+def _describe_missing(segmenter: Segmenter, target: int, found: Sequence[int]) -> str:
+    """Say why a target cannot be learned of whose categories only `found` have pixels."""
+    task, name = segmenter.task, segmenter.recipe.model.architecture
+    of_class = f" for class {task.classes[target].name}" if task.n_targets > 1 else ""
+    if not found:
+        return f"{name} cannot be fitted{of_class}: no labelled training pixel has data in all bands; see segkit check"
+    return f"{name} cannot be fitted{of_class}: all training pixels are {task.categories[found[0]]}; label others"
+
+
+def make_estimator(model: Model, seed: int) -> Any:
+    """Return the learner of scikit-learn that a recipe declares, unfitted."""
     fitter = _FITTERS[model.architecture]
     options = {key: value for key, value in model.options.items() if key != "max_pixels"}
     return fitter.make()(**fitter.defaults | {"random_state": seed} | options)

@@ -51,7 +51,7 @@ from segkit.models.run_folder import (
 )
 from segkit.models.segmenter import Segmenter
 from segkit.plots import style, training_curves
-from segkit.recipe.classical import ignored_train_keys
+from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory

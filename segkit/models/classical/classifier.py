@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segkit.models.classical.features import PixelFeatures
 from segkit.models.classical.learner import Learner, Linear
+from segkit.models.classical.pixel_features import PixelFeatures
 from segkit.models.classical.svm import SupportVectors
 from segkit.models.classical.trees import Boosting, Forest
 from segkit.recipe.schema import Recipe

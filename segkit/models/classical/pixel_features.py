@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from segkit.errors import RecipeError
-from segkit.recipe.classical import Features
+from segkit.recipe.features import Features
 
 
 class PixelFeatures(nn.Module):
