@@ -74,9 +74,9 @@ class PredictOptions:
         UsageError
             An option is out of range, or not possible with the network or another option.
         """
-        pick_precision(self.precision, pick_device(self.device))
         if self.precision == "bf16" and model.is_classical:
-            raise UsageError("classical learners compute in fp32, but precision bf16 was asked for; leave it out")
+            raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
+        pick_precision(self.precision, pick_device(self.device))
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
         if self.tta not in (None, "d4"):

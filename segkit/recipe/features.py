@@ -42,7 +42,7 @@ class Features(StrictModel):
 
     texture: tuple[Annotated[int, Field(ge=3)], ...] = ()
     """Sides of square windows in pixels, odd: the mean and standard deviation of each band around each pixel."""
-    indices: tuple[Annotated[tuple[_Band, ...], Field(min_length=2, max_length=2)], ...] = ()
+    indices: tuple[tuple[_Band, ...], ...] = ()
     """Pairs of bands [a, b], by name or by number as in data.bands: (a - b) / (a + b)."""
 
     @model_validator(mode="after")
@@ -54,6 +54,8 @@ class Features(StrictModel):
                 raise ValueError(f"texture lists {side} twice; remove one of them")
         for pair in self.indices:
             named = " and ".join(map(str, pair))
+            if len(pair) != 2:
+                raise ValueError(f"indices has a list of {len(pair)} bands ({named}); give pairs")
             if pair[0] == pair[1]:
                 raise ValueError(f"indices has a pair of the same band, {pair[0]}; give two bands")
             if self.indices.count(pair) > 1:
