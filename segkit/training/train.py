@@ -142,6 +142,8 @@ def train(
     precision, accelerator = _choose_hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     is_main = _is_main_process(recipe)
+    if recipe.model.is_classical and not is_main:
+        raise UsageError(f"{recipe.model.architecture} is fitted by one process; start segkit train once, by itself")
     folder = _check_folder(recipe, name, output, is_main=is_main, resume=resume, overwrite=overwrite)
     check_distinct(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
     show_progress = show_progress and is_main
