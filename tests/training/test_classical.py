@@ -73,12 +73,21 @@ def test_texture_tells_classes_apart_that_single_pixels_do_not(tmp_path):
     random = np.random.default_rng(0)
     pixels = 500 + random.normal(0, 1, (3, 128, 128)) * np.where(rough, 60, 20) * random.choice([-1, 1], (3, 128, 128))
     write_raster(tmp_path / "images" / "a.tif", pixels.astype(np.float32))
-    scores = [
-        train(classical(tmp_path, architecture="lda", **model), tmp_path / name).metrics["mean_iou"]
+    plain, texture = (
+        train(classical(tmp_path, architecture="lda", **model), tmp_path / name)
         for name, model in (("pixels", {}), ("texture", {"features": {"texture": [5]}}))
-    ]
-    assert scores[0] < 0.6
-    assert scores[1] > 0.8
+    )
+    assert plain.metrics["mean_iou"] < 0.6
+    assert texture.metrics["mean_iou"] > 0.8
+    # Tiles overlap by as much as the texture needs, and no more: the map is that of one window, to the last bit.
+    maps = []
+    for tile in (None, 20, 33):
+        predict(texture.model, tmp_path / "images" / "a.tif", tmp_path / f"{tile}.tif", tile=tile, device="cpu")
+        with rasterio.open(tmp_path / f"{tile}.tif") as map_:
+            maps.append(map_.read())
+    assert 0.2 < (maps[0] == 7).mean() < 0.8
+    np.testing.assert_array_equal(maps[1], maps[0])
+    np.testing.assert_array_equal(maps[2], maps[0])
 
 
 @pytest.mark.parametrize("architecture", CLASSICAL)
