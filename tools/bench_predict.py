@@ -51,7 +51,7 @@ PLACE = {"crs": "EPSG:32622", "transform": Affine(10, 0, 400_000, 0, -10, 9_000_
 class Tiny(nn.Module):
     """One 3 x 3 convolution in a Segmenter's place: the machinery without a network."""
 
-    context, reach, path = None, 1, None
+    context, reach, path, is_classical = None, 1, None, False
 
     def __init__(self, stride: int = 32) -> None:
         super().__init__()

@@ -99,7 +99,8 @@ def train(
         return  # the first process of several speaks for all
     print_metrics(result.metrics)
     print_worst_scenes(result.metrics, 1)
-    print(f"\nmodel {result.model}\ncurves {result.folder / 'curves.png'}")
+    curves = result.folder / "curves.png"  # a classical learner has none
+    print(f"\nmodel {result.model}" + (f"\ncurves {curves}" if curves.is_file() else ""))
 
 
 def _train_folds(

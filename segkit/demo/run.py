@@ -15,20 +15,23 @@ from rasterio.windows import Window
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_areas
 from segkit.data.pairing import open_samples
+from segkit.data.statistics import Statistics
 from segkit.demo.landscape.canvas import LandCover
 from segkit.demo.landscape.files import OVERLAPPING, SceneFiles
 from segkit.demo.landscape.scene import make_landscape
 from segkit.errors import UsageError
-from segkit.evaluation.evaluate import evaluate
+from segkit.evaluation.decisions import ModelPredictor
+from segkit.evaluation.evaluate import evaluate, score_areas
 from segkit.inference.predict import predict
 from segkit.io.files import check_folder
 from segkit.io.paths import PathLike
 from segkit.io.vector import layer_names, read_layer
+from segkit.models.segmenter import load
 from segkit.plots.images import colorize, plot_panels, read_map, rgb_composite
 from segkit.plots.text import format_score
 from segkit.recipe.schema import DatasetSource, LabelSource, Recipe
 from segkit.reporting.report import report
-from segkit.training.baselines import LinearDiscriminant
+from segkit.training.baselines import fit_baseline
 from segkit.training.train import train
 from segkit.vector import vectorize
 
@@ -135,9 +138,10 @@ def demo(
         vectorize(map_, output, probabilities=probabilities, overwrite=True)
     metrics = evaluate(run.model, images, labels, root / task / "heldout.json", overwrite=True)
 
-    discriminant = LinearDiscriminant.fit(open_areas(recipe)[0], recipe.task)
+    training, _ = open_areas(recipe)
+    discriminant = fit_baseline(load(run.model), training, Statistics.from_areas(training, recipe.task).counts)
     heldout = full_areas(open_samples(DatasetSource(images=images, labels=labels), recipe.data, recipe.task).samples)
-    baseline = discriminant.score(heldout, recipe.task).summary()
+    baseline = score_areas(ModelPredictor(discriminant), heldout)
     (root / task / "baseline.json").write_text(json.dumps(baseline, indent=2))
     picture = root / f"{task}.png"
     _draw(picture, recipe, heldout[0], map_, layer, _RGB_BANDS[task])

@@ -280,7 +280,7 @@ def refuse_ambiguous_labels(samples: Sequence[Sample]) -> None:
 
 
 def score_areas(
-    predictor: ModelPredictor, areas: Sequence[LabelledArea], distances: Sequence[float | None]
+    predictor: ModelPredictor, areas: Sequence[LabelledArea], distances: Sequence[float | None] | None = None
 ) -> dict[str, Any]:
     """Return the scores of a model in areas, of all together and by scene, without boundaries, objects and intervals.
 
@@ -290,7 +290,7 @@ def score_areas(
         As for `evaluate_areas`.
     """
     total, scene_scores = Confusion(predictor.task), []
-    for area, distance in zip(areas, distances, strict=True):
+    for area, distance in zip(areas, distances or (None,) * len(areas), strict=True):
         confusion = Confusion(predictor.task)
         for block in predictor(area):
             confusion.add(block.decided, block.truth, block.confidence)

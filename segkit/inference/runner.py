@@ -85,6 +85,8 @@ class Runner:
         self.device, self.precision = device, precision
         models = [one.optimized_for_inference(device, precision) for one in members(model)]
         for one in models if compiled else ():
+            if one.is_classical:
+                continue
             one.network = cast("nn.Module", torch.compile(one.network, dynamic=False, options={"freezing": True}))
         # By default CUDA rounds the inputs of convolutions to TF32, with ten bits as in fp16.
         self._tf32 = precision != "fp32"

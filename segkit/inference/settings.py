@@ -74,6 +74,8 @@ class PredictOptions:
         UsageError
             An option is out of range, or not possible with the network or another option.
         """
+        if self.precision == "bf16" and model.is_classical:
+            raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
         pick_precision(self.precision, pick_device(self.device))
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
@@ -169,7 +171,8 @@ def resolve_settings(
     model.check_scene(scene)
     options.check(model)
     device = pick_device(options.device)
-    precision = "fp32" if options.exact else pick_precision(options.precision, device)
+    fp32 = options.exact or model.is_classical
+    precision = "fp32" if fp32 else pick_precision(options.precision, device)
     tile, overlap, ramp, fixed = _resolve_windows(options, model)
     settings = ResolvedSettings(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
     if precision == "bf16" and options.precision == "auto":
@@ -207,7 +210,8 @@ def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, d
     tiling = settings.tiling(scene.grid, model.stride)
     pixels = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if settings.tta else 1)
     return (
-        pixels >= _MIN_COMPILED_PIXELS
+        not model.is_classical
+        and pixels >= _MIN_COMPILED_PIXELS
         and operations_per_pixel(model) >= _MIN_COMPILED_OPERATIONS
         and can_compile(device)
     )
@@ -252,6 +256,12 @@ def _resolve_windows(options: PredictOptions, model: AnyModel) -> tuple[int, int
             )
         return tile, overlap, 0, False
     tile = (fixed_size or TILE) if options.tile is None else options.tile
+    if model.is_classical and model.receptive_field is not None and options.overlap is None:
+        # What a classical learner sees is so little that windows need no blending: as with `exact`, both windows are
+        # complete in the middle of their overlap.
+        overlap = 2 * (model.receptive_field + 1)
+        if 2 * overlap <= tile:
+            return tile, overlap, 0, False
     max_default = tile // 4 if tile > model.stride else 0
     overlap = min(OVERLAP, max_default) if options.overlap is None else options.overlap
     check_tiling(tile, overlap, model.stride)

@@ -64,6 +64,11 @@ class Ensemble:
         _ = self.fixed_window_size  # raises an error if there are several
 
     @property
+    def is_classical(self) -> bool:
+        """Whether all models are classical learners."""
+        return all(one.is_classical for one in self.members)
+
+    @property
     def receptive_field(self) -> int | None:
         """The largest of the models'; None if one is global."""
         radii = [one.receptive_field for one in self.members]

@@ -23,6 +23,7 @@ from segkit.io.paths import PathLike
 from segkit.io.remote import redact
 from segkit.io.scene import Scene
 from segkit.models.calibration import Calibration
+from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.model_file import HEADER_KEY, Header, read_header
 from segkit.models.network import describe_non_finite, first_line, make_network
 from segkit.models.prepare import Autocast, fold_batch_norm
@@ -34,7 +35,7 @@ from segkit.runtime.version import VERSION
 
 
 class Segmenter(nn.Module):
-    """Network that maps pixels in the units of the files to logits.
+    """Network, or classical learner in its place, that maps pixels in the units of the files to logits.
 
     Parameters
     ----------
@@ -98,10 +99,15 @@ class Segmenter(nn.Module):
             deviation if deviation > eps * abs(middle) else 1.0 for middle, deviation in zip(mean, std, strict=True)
         ]
         self.register_buffer("std", torch.tensor(divisor, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.network = make_network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
+        self.network: nn.Module
+        self.stride: int
+        if recipe.model.is_classical:
+            self.network, self.stride = PixelClassifier(recipe, self.mean, self.std, self.band_names), 1
+        else:
+            self.network = make_network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
+            self.stride = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
         self._input_dtype: torch.dtype | None = None  # of the network's input; None: float32
         self._folded = False  # whether batch normalisation is folded, as for prediction
-        self.stride: int = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Return logits.
@@ -119,14 +125,38 @@ class Segmenter(nn.Module):
         by reflection; the logits are cropped.
         """
         height, width = pixels.shape[-2:]
-        # The prepared input has no name here, so that it can be freed while the network runs.
-        logits: Tensor = self.network(self._prepare_input(pixels, valid))
+        if self.is_classical:
+            logits: Tensor = self.network(self._normalize(pixels, valid), valid)
+        else:
+            # The prepared input has no name here, so that it can be freed while the network runs.
+            logits = self.network(self._prepare_input(pixels, valid))
         logits = logits[..., :height, :width].float()
         return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
 
+    @property
+    def is_classical(self) -> bool:
+        """Whether a classical learner is in the place of the network; it always computes in fp32."""
+        return isinstance(self.network, PixelClassifier)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of a pixel, of a classical learner."""
+        assert isinstance(self.network, PixelClassifier)
+        return self.network.features.count
+
+    def pixel_features(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Return the features from which a classical learner decides, float32 (N, F, H, W); arguments as `forward`."""
+        assert isinstance(self.network, PixelClassifier)
+        features: Tensor = self.network.features(self._normalize(pixels, valid), valid)
+        return features
+
+    def _normalize(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Normalise, and set pixels without data to 0 (the mean)."""
+        return (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])
+
     def _prepare_input(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Normalise, set pixels without data to 0 (the mean), and pad to `_padded_size`."""
-        pixels = (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])
+        """Normalise and pad to `_padded_size`."""
+        pixels = self._normalize(pixels, valid)
         height, width = pixels.shape[-2:]
         rows, columns = self._padded_size(height, width)
         if (rows, columns) != (height, width):
@@ -157,6 +187,8 @@ class Segmenter(nn.Module):
         Logits farther than this from all edges of the window are the same in a larger window. None if it is global:
         the network pools or attends over its whole window, or scales with it.
         """
+        if isinstance(self.network, PixelClassifier):
+            return self.network.receptive_field
         if self._receptive_field is None:
             self._receptive_field = measure_receptive_field(self.network, self.stride, self.bands)
         return self._receptive_field if isinstance(self._receptive_field, int) else None
@@ -177,9 +209,12 @@ class Segmenter(nn.Module):
         device
             Device of the copy.
         precision
-            "fp32", or "bf16": the network computes in bf16, normalisation and calibration in float32.
+            "fp32", or "bf16": the network computes in bf16, normalisation and calibration in float32. Classical
+            learners compute in fp32.
         """
         prepared = copy.deepcopy(self).cpu().float().eval()
+        if self.is_classical:
+            return prepared.to(device)
         # All architectures of smp accept 128 pixels; transformers of a fixed size only that size.
         sides = [-(-side // self.stride) * self.stride for side in (128, self.recipe.train.tile_size)]
         noise = torch.Generator().manual_seed(0)

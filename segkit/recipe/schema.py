@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_serializer, model_validator
 
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
+from segkit.recipe.features import CLASSICAL, Count, Features, check_model_keys, keys_of_others
+from segkit.recipe.features import StrictModel as _StrictModel
 from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
@@ -51,13 +53,8 @@ Stack = Annotated[
 ]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-class _StrictModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class LabelSource(_StrictModel):
@@ -237,16 +234,32 @@ class Data(_StrictModel):
 
 
 class Model(_StrictModel):
-    """The network: any architecture and encoder of segmentation-models-pytorch."""
+    """The network: any architecture and encoder of segmentation-models-pytorch; or a classical learner."""
 
     architecture: str = "unet"
-    """Name in segmentation-models-pytorch, in lower case."""
+    """Name in segmentation-models-pytorch, in lower case; or a classical learner: lda, svm, forest, boosting."""
     encoder: str = "resnet34"
     """Name in segmentation-models-pytorch."""
     encoder_weights: str | None = None
     """Initial weights: null for random ones, "imagenet" (downloaded), or a local file."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments of the architecture."""
+    """More arguments of the architecture, or of the learner in scikit-learn."""
+    features: Features | None = None
+    """Features of a classical learner besides the bands; by default none."""
+
+    @property
+    def is_classical(self) -> bool:
+        """Whether this is a classical learner, not a network."""
+        return self.architecture in CLASSICAL
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Model:
+        check_model_keys(self.architecture, self.model_fields_set, self.features)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _to_dict(self, handler: Any) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key not in keys_of_others(self.architecture)}
 
 
 class Train(_StrictModel):
@@ -361,6 +374,8 @@ class Recipe(_StrictModel):
             raise ValueError(
                 "data.val.column needs data.train.table, which is not given; add it, or choose another split"
             )
+        if self.model.is_classical:
+            return self
         if self.data.val is None and self.train.checkpoint == "best":
             raise ValueError("data.val is null, so there is no best epoch; set train.checkpoint: last")
         if self.data.val is None and self.train.early_stopping is not None:

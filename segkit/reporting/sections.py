@@ -314,19 +314,14 @@ def _training_section(
     folder: Path, model: Segmenter, training: Sequence[LabelledArea], validation: Sequence[LabelledArea]
 ) -> Section:
     """Return the section on training data, network and settings."""
-    recipe, task, setup = model.recipe, model.task, model.recipe.train
-    weights = sum(weight.numel() for weight in model.network.parameters())
-
-    steps = "" if setup.steps_per_epoch is None else f" of {setup.steps_per_epoch} steps"
+    recipe, task = model.recipe, model.task
     facts = {
         "task": f"{task.type}, {task.head}: {', '.join(display_name(one.name) for one in task.classes)}",
-        "network": f"{recipe.model.architecture} with {recipe.model.encoder}, {weights / 1e6:.1f} million weights",
+        **_describe_model(model),
         "bands": ", ".join(model.band_names),
         "training data": _describe_areas(training),
         "validation data": _describe_areas(validation),
-        "training": f"{setup.epochs} epochs{steps}, batches of {setup.batch_size} tiles of {setup.tile_size} x "
-        f"{setup.tile_size} pixels; learning rate {setup.learning_rate:g}; loss "
-        f"{' + '.join(f'{weight:g} {name}' for name, weight in setup.loss.items())}",
+        "training": _describe_training(model),
     }
     before = model.metrics.get("ece_uncalibrated")
     if before is not None and model.metrics.get("ece") is not None:
@@ -337,11 +332,39 @@ def _training_section(
         values = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in scores.items() if value is not None)
         facts[f"{baseline.replace('_', ' ')} of single pixels"] = f"{values} on the validation data, for comparison"
     section_charts = []
-    if rows := read_log(folder / LOG):
+    if not recipe.model.is_classical and (rows := read_log(folder / LOG)):
         curves = training_curves.curves(rows, _saved_epoch(rows, recipe))
         section_charts.append(Chart("training-curves", curves, "Loss and validation scores by epoch."))
     code = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     return Section("Training", f"Run folder: {folder}", facts=facts, charts=section_charts, code=code)
+
+
+def _describe_model(model: Segmenter) -> dict[str, str]:
+    """Return the network and its size, or the classical learner and its features."""
+    settings = model.recipe.model
+    if not model.is_classical:
+        weights = sum(weight.numel() for weight in model.network.parameters())
+        return {"network": f"{settings.architecture} with {settings.encoder}, {weights / 1e6:.1f} million weights"}
+    facts = {"learner": settings.architecture}
+    if settings.features is not None:
+        sides = [f"mean and standard deviation in {side} x {side} pixels" for side in settings.features.texture]
+        pairs = [f"({a} - {b}) / ({a} + {b})" for a, b in settings.features.indices]
+        facts["features"] = ", ".join(["bands", *sides, *pairs])
+    return facts
+
+
+def _describe_training(model: Segmenter) -> str:
+    """Return the settings of a network's training, or how many pixels a learner was fitted to."""
+    setup = model.recipe.train
+    if model.is_classical:
+        used, labelled = (model.metrics.get(key, 0) for key in ("fitted_pixels", "labelled_pixels"))
+        return f"fitted to {used:,} of {labelled:,} labelled pixels"
+    steps = "" if setup.steps_per_epoch is None else f" of {setup.steps_per_epoch} steps"
+    return (
+        f"{setup.epochs} epochs{steps}, batches of {setup.batch_size} tiles of {setup.tile_size} x "
+        f"{setup.tile_size} pixels; learning rate {setup.learning_rate:g}; loss "
+        f"{' + '.join(f'{weight:g} {name}' for name, weight in setup.loss.items())}"
+    )
 
 
 def _describe_areas(areas: Sequence[LabelledArea]) -> str:

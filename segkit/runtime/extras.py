@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _EXTRAS = {
     "predict": ("psutil", "torch", "torchvision", "segmentation_models_pytorch", "timm", "safetensors"),
-    "train": ("albumentations", "cv2", "lightning"),
+    "train": ("albumentations", "cv2", "lightning", "sklearn"),
     "report": ("bokeh", "jinja2", "markupsafe", "PIL"),
     "cluster": ("dask", "distributed", "toolz"),
     "tensorboard": ("tensorboard",),

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,6 @@ from segkit.data.pairing import recipe_files
 from segkit.data.statistics import Statistics, class_weights
 from segkit.errors import OutputExistsError, RecipeError, UsageError, suggest
 from segkit.evaluation.decisions import ModelPredictor
-from segkit.evaluation.evaluate import fit_calibration, fit_thresholds, score_areas
 from segkit.evaluation.worst_windows import draw_worst_windows
 from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.settings import PredictOptions
@@ -51,14 +51,17 @@ from segkit.models.run_folder import (
 )
 from segkit.models.segmenter import Segmenter
 from segkit.plots import style, training_curves
+from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 from segkit.training.baselines import compare_with_baseline, score_baselines
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
+from segkit.training.classical import check_options, describe_fit, fit_learners
 from segkit.training.loaders import CropLoaders
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
+from segkit.training.scoring import calibrate_and_score
 
 _CURVES, _WORST = "curves.png", "worst.png"
 # In pixels. For smaller tiles a CPU loses more time by converting weights to bf16 and back than it gains: steps with 64
@@ -139,6 +142,8 @@ def train(
     precision, accelerator = _choose_hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     is_main = _is_main_process(recipe)
+    if recipe.model.is_classical and not is_main:
+        raise UsageError(f"{recipe.model.architecture} is fitted by one process; start segkit train once, by itself")
     folder = _check_folder(recipe, name, output, is_main=is_main, resume=resume, overwrite=overwrite)
     check_distinct(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
     show_progress = show_progress and is_main
@@ -149,9 +154,38 @@ def train(
         if is_main and not resume:
             for problem in examination.problems:
                 print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
+        if recipe.model.is_classical:
+            return _fit_classical(recipe, folder, examination, statistics, show_progress=show_progress)
         return _train(
             recipe, folder, examination, statistics, precision, accelerator, resume=resume, show_progress=show_progress
         )
+
+
+def _fit_classical(
+    recipe: Recipe,
+    folder: Path,
+    examination: Examination,
+    statistics: Statistics,
+    *,
+    show_progress: bool,
+) -> Run:
+    """Fit a classical learner after all checks."""
+    if show_progress and (ignored := ignored_train_keys(recipe.train)):
+        listed = ", ".join(f"train.{key}" for key in ignored)
+        print(f"{recipe.model.architecture} is fitted in one go, without effect of {listed}", file=sys.stderr)
+    training = examination.training
+    weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
+    segmenter = Segmenter(recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names).eval()
+    _prepare_run_folder(folder, recipe, resume=False)
+    started = time.monotonic()
+    used, labelled = fit_learners(segmenter, training, statistics.counts, weights)
+    if show_progress:
+        seconds = time.monotonic() - started
+        print(f"{describe_fit(recipe, used, labelled)}; {seconds:.1f} s", file=sys.stderr, flush=True)
+    segmenter.metrics = {"fitted_pixels": sum(used), "labelled_pixels": sum(labelled)}
+    accelerator = pick_device(recipe.train.device).type
+    _finalize(folder, segmenter, examination, statistics, None, accelerator, show_progress=show_progress)
+    return Run(folder, folder / MODEL, segmenter.metrics)
 
 
 def _train(
@@ -210,7 +244,7 @@ def _train(
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
         epoch = int(state["epoch"]) + 1
-        _finalize(folder, module.segmenter, examination, epoch, accelerator, show_progress=show_progress)
+        _finalize(folder, module.segmenter, examination, statistics, epoch, accelerator, show_progress=show_progress)
     trim_memory()
     return Run(folder, folder / MODEL, broadcast(module.segmenter.metrics))
 
@@ -269,7 +303,7 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check names of losses and class weights, and the TensorBoard extra, before any data is read."""
+    """Check names of losses, class weights and options of learners, and extras, before any data is read."""
     for name in recipe.train.loss:
         if name not in LOSSES:
             raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
@@ -278,7 +312,13 @@ def check_names(recipe: Recipe) -> None:
             if name not in recipe.task.channel_names:
                 known = ", ".join(recipe.task.channel_names)
                 raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; use {known}")
-    if recipe.train.tensorboard:
+    if recipe.model.is_classical:
+        if recipe.train.devices != 1 or recipe.train.num_nodes != 1:
+            raise RecipeError(
+                f"{recipe.model.architecture} is fitted by one process; remove train.devices and train.num_nodes"
+            )
+        check_options(recipe.model)
+    elif recipe.train.tensorboard:
         try:
             import tensorboard  # type: ignore[import-untyped]  # noqa: F401
         except ImportError as error:
@@ -310,6 +350,11 @@ def _check_folder(
 ) -> Path:
     """Return the run folder; raise an error if its content does not fit `resume` and `overwrite`."""
     folder = Path("runs") / name if output is None else Path(output)
+    if resume and recipe.model.is_classical:
+        raise UsageError(
+            f"{folder}: {recipe.model.architecture} is fitted in one go, so there is no epoch to resume"
+            + suggest("start the training without --resume")
+        )
     if not is_main:
         return folder
     if output is not None or folder.exists():  # runs/ is made when it is needed
@@ -344,7 +389,8 @@ def run_files(folder: Path, recipe: Recipe) -> list[Path]:
 def _prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Make the run folder; remove an older run's checkpoints and log, but keep its results until there are new ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in () if resume else (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG):
+    curves = (folder / _CURVES,) if recipe.model.is_classical else ()  # which a network's training draws again
+    for old in () if resume else (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG, *curves):
         old.unlink(missing_ok=True)
     with atomic_write(folder / RECIPE) as part:
         part.write_text(recipe_text(recipe))
@@ -370,29 +416,39 @@ def _finalize(
     folder: Path,
     segmenter: Segmenter,
     examination: Examination,
-    epoch: int,
+    statistics: Statistics,
+    epoch: int | None,
     accelerator: str,
     *,
     show_progress: bool,
 ) -> None:
-    """Fit calibration and thresholds, score the model, and write the run's results, the model file last."""
+    """Fit calibration and thresholds, score the model, and write the run's results, the model file last.
+
+    `epoch` is that of the weights; None for a classical learner, which has no epochs.
+    """
     training, validation = examination.training, examination.validation
-    predictor, scores_before = ModelPredictor(segmenter, PredictOptions(device=accelerator)), {}
-    if validation and segmenter.recipe.train.calibrate:
-        calibration, uncalibrated = fit_calibration(predictor, validation)
-        predictor.calibrate(calibration)
-        summary = uncalibrated.summary()
-        scores_before = {"ece_uncalibrated": summary["ece"], "mean_iou_uncalibrated": summary["mean_iou"]}
-    if validation and segmenter.recipe.train.fit_thresholds:
-        segmenter.set_thresholds(fit_thresholds(predictor, validation))
+    predictor = ModelPredictor(segmenter, PredictOptions(device=accelerator))
+    segmenter.metrics |= calibrate_and_score(predictor, validation, examination.distances)
     segmenter.training_pixels = describe_training_pixels(training)
     segmenter.training_scenes = examination.training_scenes
-    segmenter.metrics = score_areas(predictor, validation, examination.distances) | scores_before
     if validation:
-        segmenter.metrics["baselines"] = score_baselines(training, validation, segmenter.task)
-        if show_progress and (warning := compare_with_baseline(segmenter.metrics)):
+        segmenter.metrics["baselines"] = score_baselines(
+            segmenter, training, validation, statistics.counts, accelerator
+        )
+        if show_progress and (warning := compare_with_baseline(segmenter)):
             print(f"warning: {warning}", file=sys.stderr)
-    log, iou = read_log(folder / LOG), segmenter.metrics["mean_iou"]
+    if epoch is not None:
+        _write_curves(folder, epoch, segmenter.metrics["mean_iou"], show_progress=show_progress)
+    with atomic_write(folder / METRICS) as part:
+        part.write_text(json.dumps(segmenter.metrics, indent=2))
+    if validation:
+        draw_worst_windows(predictor, validation, folder / _WORST)
+    segmenter.save(folder / MODEL)
+
+
+def _write_curves(folder: Path, epoch: int, iou: float | None, *, show_progress: bool) -> None:
+    """Draw the log, and say how far the final validation IoU is from that of the epoch that was kept."""
+    log = read_log(folder / LOG)
     logged_iou = next((row.get("val_iou") for row in log if row["epoch"] == epoch), None)
     if show_progress and logged_iou is not None and iou is not None and abs(iou - logged_iou) >= _MIN_SHOWN_CHANGE:
         print(
@@ -400,10 +456,5 @@ def _finalize(
             f"(before: {logged_iou:.4f})",
             file=sys.stderr,
         )
-    with atomic_write(folder / METRICS) as part:
-        part.write_text(json.dumps(segmenter.metrics, indent=2))
     with atomic_write(folder / _CURVES) as part:
         style.write_png(training_curves.curves(log, epoch), part)
-    if validation:
-        draw_worst_windows(predictor, validation, folder / _WORST)
-    segmenter.save(folder / MODEL)

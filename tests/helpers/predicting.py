@@ -41,6 +41,7 @@ class Network(nn.Module):
         self.mix.bias.data = torch.linspace(-0.1, 0.1, task.channels)
         self.calls = 0
         self.fixed_window_size, self.receptive_field, self.training_pixels = None, 0, None
+        self.is_classical = False
 
     def open_scene(self, paths, *, vrt=False):
         scene = Scene.from_files(paths, vrt=vrt)

@@ -1,135 +1,76 @@
 import numpy as np
 import pytest
 import rasterio
+import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.metrics import confusion_matrix
-from synthetic import place, read_whole, recipe_for, write_pair, write_raster
+from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit.data.area import full_areas
 from segkit.data.pairing import open_samples
-from segkit.data.split import spatial_split
-from segkit.task import IGNORE
-from segkit.training import baselines
-from segkit.training.baselines import LinearDiscriminant
+from segkit.data.statistics import Statistics
+from segkit.models.segmenter import Segmenter
+from segkit.training.baselines import compare_with_baseline, fit_baseline, score_baselines
 
 
-def pixels_of(areas):
-    """Known pixels (n, bands) and their categories (T, n), by whole reads."""
-    pixels, categories = [], []
-    for area in areas:
-        tile, targets, counted = read_whole(area)
-        here = counted & (targets != IGNORE).all(axis=0)
-        pixels.append(tile.pixels[:, here].T)
-        categories.append(targets[:, here])
-    return np.concatenate(pixels), np.concatenate(categories, axis=1)
+def opened(folder, kind, **changes):
+    """A segmenter of a network, the areas of its data, and the label counts."""
+    recipe = recipe_for(folder, kind, **changes)
+    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
+    statistics = Statistics.from_areas(areas, recipe.task)
+    return Segmenter(recipe, statistics.mean, statistics.std, ("r", "g", "b")), areas, statistics.counts
 
 
-@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
-def test_decides_as_sklearn_does(tmp_path, kind):
-    for seed, name in enumerate("ab"):
-        write_pair(tmp_path, kind, name, height=128, width=100, seed=seed)
-        random = np.random.default_rng(seed)
-        pixels = random.normal(5000, 80, (3, 128, 100)) + random.normal(0, 60, (1, 128, 100))  # bands go together
-        with rasterio.open(tmp_path / "labels" / f"{name}.tif") as labels:
-            codes = labels.read() % 255
-        pixels[: len(codes)] += 120 * (codes > 0)
-        pixels[2] += 20 * codes[0]
-        write_raster(tmp_path / "images" / f"{name}.tif", pixels.astype(np.float32), left=place(name))
-    recipe = recipe_for(tmp_path, kind)
-    samples = open_samples(recipe.data.train, recipe.data, recipe.task).samples
-    train, validation = spatial_split(samples, recipe.task, recipe.data.val)
-    (fitted, known), (tested, true) = pixels_of(train), pixels_of(validation)
-    confusion = LinearDiscriminant.fit(train, recipe.task).score(validation, recipe.task)
-    assert confusion.counts.sum() == true.size
-    for target in range(recipe.task.n_targets):
-        oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        oracle.fit(fitted.astype(np.float64), known[target])
-        expected = confusion_matrix(true[target], oracle.predict(tested.astype(np.float64)))
-        assert 0.55 < np.trace(expected) / expected.sum() < 0.98  # neither chance nor certainty
-        np.testing.assert_array_equal(confusion.counts[target], expected)
-
-
-def test_a_category_that_training_never_showed_is_never_decided(tmp_path):
+def test_probabilities_are_those_of_sklearn(tmp_path):
     write_pair(tmp_path, "multiclass", "a")
-    recipe = recipe_for(tmp_path, "multiclass")
-    labels = np.zeros((96, 96), np.uint8)
-    labels[:, :40] = 9
-    write_raster(tmp_path / "labels" / "a.tif", labels)
-    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
-    confusion = LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task)
-    assert confusion.counts[0, :, 1].sum() == 0
+    with rasterio.open(tmp_path / "images" / "a.tif") as images:
+        pixels = images.read().astype(np.float32)
+    pixels += np.random.default_rng(0).normal(0, 60, pixels.shape)  # classes overlap
+    write_raster(tmp_path / "images" / "a.tif", pixels.astype(np.float32))
+    model, areas, counts = opened(tmp_path, "multiclass")
+    found = fit_baseline(model, areas, counts)
+    tile, targets = areas[0].sample.scene.read(), areas[0].labels.read(areas[0].windows[0])
+    areas[0].mask(tile, targets, areas[0].windows[0])
+    labelled = targets[0] >= 0
+    oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    oracle.fit(tile.pixels[:, labelled].T.astype(np.float64), targets[0, labelled])
+    expected = oracle.predict_proba(tile.pixels[:, labelled].T.astype(np.float64))
+    with torch.inference_mode():
+        logits = found(torch.from_numpy(tile.pixels)[None], torch.from_numpy(tile.valid)[None])
+    probabilities = found.task.probabilities(logits)[0].numpy()[:, labelled].T
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert 0.6 < (expected.argmax(axis=1) == targets[0, labelled]).mean() < 0.98
 
 
-def test_bands_that_say_the_same_do_no_harm(tmp_path):
-    """A covariance that cannot be inverted: a band stands twice, another is constant."""
-    write_pair(tmp_path, "binary", "a")
-    recipe = recipe_for(tmp_path, "binary")
-    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
-    alone = LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task).counts
-    tile = areas[0].sample.scene.read()
-    pixels = np.nan_to_num(tile.pixels[[0, 1, 2, 0, 0]])
-    pixels[4] = np.where(tile.valid, 7, 0)
-    write_raster(tmp_path / "images" / "a.tif", pixels, nodata=0)
-    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
-    found = LinearDiscriminant.fit(areas, recipe.task).score(areas, recipe.task).counts
-    assert np.abs(found - alone).sum() <= 0.001 * alone.sum()  # how far a covariance is shrunk depends on its size
-
-
-@pytest.mark.parametrize(("pixels", "bands"), [(400, 5), (30, 40)])
-def test_scores_are_those_of_sklearn_with_fewer_pixels_than_bands_too(tmp_path, pixels, bands):
-    random = np.random.default_rng(0)
-    image = random.normal(100, 20, (bands, 20, 20)) @ random.normal(0, 1, (20, 20)) / 4
-    codes = np.full(400, 255, np.uint8)
-    codes[:pixels] = random.choice([0, 3, 9], pixels)
-    write_raster(tmp_path / "images" / "a.tif", image.astype(np.float32))
-    write_raster(tmp_path / "labels" / "a.tif", codes.reshape(20, 20))
-    recipe = recipe_for(tmp_path, "multiclass")
-    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
-    found = LinearDiscriminant.fit(areas, recipe.task)
-    given, categories = pixels_of(areas)
-    oracle = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(given.astype(np.float64), categories[0])
-    tested = random.normal(0, 100, (50, bands))
-    scores = tested @ found.weights[0].T + found.biases[0]
-    expected = oracle.decision_function(tested)
-    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
-
-
-def test_large_areas_are_sampled_evenly(tmp_path, monkeypatch):
-    for seed, name in enumerate("abc"):
-        write_pair(tmp_path, "binary", name, height=96, width=96, seed=seed)
-    recipe = recipe_for(tmp_path, "binary")
-    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
-    monkeypatch.setattr(baselines, "_WINDOW_PX", 16)
-    sampled = baselines._sample_windows(areas, 96 * 96)
-    pixels = [sum(window.width * window.height for window in area.windows) for area in sampled]
-    assert pixels == [3072, 3072, 3072]  # of 9,216 each
-    assert baselines._sample_windows(areas, 3 * 96 * 96) == areas
-    monkeypatch.setattr(baselines, "_MAX_PIXELS", 96 * 96)
-    whole, part = (LinearDiscriminant.fit(one, recipe.task).score(areas, recipe.task) for one in (sampled, areas))
-    np.testing.assert_array_equal(whole.counts, part.counts)
-
-
-def test_cover_fractions_count_as_what_covers_most(tmp_path):
-    write_pair(tmp_path, "binary", "a")
-    with rasterio.open(tmp_path / "labels" / "a.tif") as labels:
-        codes = labels.read(1)
-    share = np.where(codes == 255, np.nan, np.where(codes == 7, 0.8, 0.3)).astype(np.float32)
-    write_raster(tmp_path / "shares" / "a.tif", share)
-    recipe = recipe_for(tmp_path, "binary")
-    soft = {"images": str(tmp_path / "images"), "labels": {"path": str(tmp_path / "shares"), "fractions": True}}
-    counts = []
-    for each in (recipe, recipe_for(tmp_path, "binary", data={"train": soft})):
-        areas = full_areas(open_samples(each.data.train, each.data, each.task).samples)
-        counts.append(LinearDiscriminant.fit(areas, each.task).score(areas, each.task).counts)
-    assert counts[0].sum() > 8000
-    np.testing.assert_array_equal(*counts)
+def test_a_baseline_has_no_weights_of_classes_and_no_features(tmp_path):
+    """It is always the same, so that runs can be compared."""
+    write_pair(tmp_path, "multiclass", "a")
+    plain, areas, counts = opened(tmp_path, "multiclass")
+    expected = score_baselines(plain, areas, areas, counts)
+    changes = {"model": {"features": {"texture": [3]}}, "train": {"class_weights": {"water": 50.0}}}
+    recipe = recipe_for(tmp_path, "multiclass", train=changes["train"])
+    model = recipe.model.model_validate({"architecture": "lda", **changes["model"]})
+    weighted = Segmenter(recipe.model_copy(update={"model": model}), [500.0] * 3, [50.0] * 3, ("r", "g", "b"))
+    found = score_baselines(weighted, areas, areas, counts)["linear_discriminant"]
+    assert found == pytest.approx(expected["linear_discriminant"], abs=1e-3)
 
 
 def test_without_a_pixel_of_complete_bands_there_is_no_score(tmp_path, monkeypatch):
     write_pair(tmp_path, "binary", "a")
-    recipe = recipe_for(tmp_path, "binary")
-    areas = full_areas(open_samples(recipe.data.train, recipe.data, recipe.task).samples)
-    monkeypatch.setattr(baselines, "_usable", lambda tile, target: np.zeros(target.shape, dtype=bool))
-    found = baselines.score_baselines(areas, areas, recipe.task)
-    assert set(found["linear_discriminant"].values()) == {None}
-    assert baselines.compare_with_baseline({"mean_iou": 0.5, "baselines": found}) is None
+    model, areas, counts = opened(tmp_path, "binary")
+    monkeypatch.setattr("segkit.training.discriminant.read_labelled_pixels", lambda *_: iter(()))
+    found = score_baselines(model, areas, areas, counts)["linear_discriminant"]
+    assert set(found.values()) == {None}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "warned"), [(0.5, 0.5, True), (0.6, 0.5, False), (0.5, None, False)])
+@pytest.mark.parametrize("architecture", ["unet", "forest", "lda"])
+def test_what_is_not_better_is_warned_of(tmp_path, ours, theirs, warned, architecture):
+    model = segmenter(tmp_path)
+    if architecture != "unet":
+        kind = model.recipe.model.model_validate({"architecture": architecture})
+        model.recipe = model.recipe.model_copy(update={"model": kind})
+    model.metrics = {"mean_iou": ours, "baselines": {"linear_discriminant": {"mean_iou": theirs}}}
+    found = compare_with_baseline(model)
+    assert (found is not None) == (warned and architecture != "lda")
+    if found:
+        assert ("network" in found) == (architecture == "unet")

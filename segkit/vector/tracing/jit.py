@@ -55,8 +55,9 @@ class _Cache(FunctionCache):
         super().__init__(function)
         # Compiled code contains the functions that it calls, but numba only checks the file of the function itself. The
         # version comes first in a cache file; of another version, numba does not unpickle types that may be gone.
-        self._cache_file._source_stamp = _sources()
-        self._cache_file._version = f"{numba.__version__} {_sources()}"
+        sources = _sources(function.__code__.co_filename)
+        self._cache_file._source_stamp = sources
+        self._cache_file._version = f"{numba.__version__} {sources}"
 
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk is not an error here
@@ -64,10 +65,10 @@ class _Cache(FunctionCache):
 
 
 @functools.cache
-def _sources() -> str:
-    """Return a checksum of the modules with compiled functions."""
+def _sources(source: str) -> str:
+    """Return a checksum of a module with compiled functions and of those that it may call."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for file in [*sorted(folder.glob("*.py")), folder.parent / "geometry.py"]:
+    for file in sorted({*folder.glob("*.py"), folder.parent / "geometry.py", Path(source)}):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""Keys of a recipe for classical learners: their features, and which other keys apply to them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+CLASSICAL = ("lda", "svm", "forest", "boosting")  # model.architecture; all others are networks
+_KEYS_OF_NETWORKS = ("encoder", "encoder_weights")  # of model
+# Of train; tile_size is used by the default block and gap of a split.
+_KEYS_OF_CLASSICAL = (
+    "tile_size", "class_weights", "fit_thresholds", "calibrate", "device", "devices", "num_nodes", "seed",
+)  # fmt: skip
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class StrictModel(BaseModel):
+    """A section of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _band_tag(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<scalar>"
+
+
+_Band = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[Count, Tag("<scalar>")],
+    Discriminator(
+        _band_tag,
+        custom_error_type="either",
+        custom_error_message="Input should be the name or the number of a band",
+    ),
+]
+
+
+class Features(StrictModel):
+    """Features of a classical learner besides the bands."""
+
+    texture: tuple[Annotated[int, Field(ge=3)], ...] = ()
+    """Sides of square windows in pixels, odd: the mean and standard deviation of each band around each pixel."""
+    indices: tuple[tuple[_Band, ...], ...] = ()
+    """Pairs of bands [a, b], by name or by number as in data.bands: (a - b) / (a + b)."""
+
+    @model_validator(mode="after")
+    def _check_features(self) -> Features:
+        for side in self.texture:
+            if side % 2 == 0:
+                raise ValueError(f"texture has a side of {side} pixels; use an odd number, so that a pixel is central")
+            if self.texture.count(side) > 1:
+                raise ValueError(f"texture lists {side} twice; remove one of them")
+        for pair in self.indices:
+            named = " and ".join(map(str, pair))
+            if len(pair) != 2:
+                raise ValueError(f"indices has a list of {len(pair)} bands ({named}); give pairs")
+            if pair[0] == pair[1]:
+                raise ValueError(f"indices has a pair of the same band, {pair[0]}; give two bands")
+            if self.indices.count(pair) > 1:
+                raise ValueError(f"indices lists {named} twice; remove one of them")
+        return self
+
+
+def check_model_keys(architecture: str, given: Collection[str], features: Features | None) -> None:
+    """Raise a ValueError if a key of `model` was given that is not for its architecture."""
+    if architecture not in CLASSICAL and features is not None:
+        raise ValueError(
+            f"features are for {', '.join(CLASSICAL)}; {architecture} is a network, which learns its own: remove them"
+        )
+    for key in _KEYS_OF_NETWORKS if architecture in CLASSICAL else ():
+        if key in given:
+            raise ValueError(f"{key} is for networks, and {architecture} is none; remove it")
+
+
+def keys_of_others(architecture: str) -> tuple[str, ...]:
+    """Return the keys of `model` that are not for an architecture, and that a stored recipe does not have."""
+    return _KEYS_OF_NETWORKS if architecture in CLASSICAL else ("features",)
+
+
+def ignored_train_keys(train: BaseModel) -> tuple[str, ...]:
+    """Return the keys of `train` that were given, but have no effect on classical learners.
+
+    Of a recipe with all keys, as a training stores it, those count as given that differ from their defaults.
+    """
+    fields = type(train).model_fields
+    given = set(train.model_fields_set)
+    if given == set(fields):
+        given = {key for key in fields if getattr(train, key) != fields[key].get_default(call_default_factory=True)}
+    return tuple(key for key in fields if key in given and key not in _KEYS_OF_CLASSICAL)
