@@ -14,6 +14,7 @@ from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
 from segkit.models.training_pixels import TrainingPixels
+from segkit.models.weights import InitialWeights
 from segkit.runtime.version import VERSION
 
 _FORMAT = 1  # version of the header; newer ones are refused
@@ -47,6 +48,8 @@ class Header:
         Scale and shift of the logits; None if the model is not calibrated.
     training_pixels
         A sample of the training pixels; None in files of segkit 0.2.
+    initial_weights
+        Where the weights came from that training started from; None if they were random.
     """
 
     recipe: dict[str, Any]
@@ -60,6 +63,7 @@ class Header:
     receptive_field: int | Literal["global"] | None = None
     calibration: Calibration | None = None
     training_pixels: TrainingPixels | None = None
+    initial_weights: InitialWeights | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
@@ -101,6 +105,8 @@ def read_header(path: PathLike) -> Header:
                 )
             if fields.get("training_pixels") is not None:
                 parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
+            if fields.get("initial_weights") is not None:
+                parsed["initial_weights"] = InitialWeights(**fields["initial_weights"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error

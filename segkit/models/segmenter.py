@@ -28,6 +28,7 @@ from segkit.models.network import describe_non_finite, first_line, make_network
 from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.models.training_pixels import TrainingPixels
+from segkit.models.weights import InitialWeights, load_encoder_weights
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
@@ -97,6 +98,9 @@ class Segmenter(nn.Module):
         ]
         self.register_buffer("std", torch.tensor(divisor, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.network = make_network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
+        self.initial_weights: InitialWeights | None = (
+            load_encoder_weights(self.network, recipe.model, self.band_names) if pretrained else None
+        )
         self._input_dtype: torch.dtype | None = None  # of the network's input; None: float32
         self._folded = False  # whether batch normalisation is folded, as for prediction
         self.stride: int = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
@@ -266,6 +270,7 @@ class Segmenter(nn.Module):
             receptive_field=self._receptive_field,
             calibration=self.calibration,
             training_pixels=self.training_pixels,
+            initial_weights=self.initial_weights,
         )
 
     def save(self, path: PathLike) -> None:
@@ -312,6 +317,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter._receptive_field = header.receptive_field
     segmenter.set_calibration(header.calibration)
     segmenter.training_pixels = header.training_pixels
+    segmenter.initial_weights = header.initial_weights
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

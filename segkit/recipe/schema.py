@@ -244,9 +244,38 @@ class Model(_StrictModel):
     encoder: str = "resnet34"
     """Name in segmentation-models-pytorch."""
     encoder_weights: str | None = None
-    """Initial weights: null for random ones, "imagenet" (downloaded), or a local file."""
+    """Initial weights of the encoder: null for random ones, "imagenet" (downloaded), or a local file."""
+    encoder_bands: (
+        Annotated[
+            tuple[
+                Annotated[
+                    Annotated[str, Tag("<text>")] | Annotated[Count, Tag("<scalar>")],
+                    _one_of("the name or the number of a band"),
+                ],
+                ...,
+            ],
+            Field(min_length=1),
+        ]
+        | None
+    ) = None
+    """Input bands of the encoder weights, in their order, named as in the imagery (a band without a name by its
+    number), so that they are matched by name. By default they are matched by order."""
+    start_from: str | None = None
+    """Model file of segkit whose weights the training starts from, as far as they fit the bands and classes."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the architecture."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Model:
+        if self.start_from is not None and self.encoder_weights is not None:
+            raise ValueError("start_from and encoder_weights both give weights to the encoder; remove one of them")
+        if self.encoder_bands is not None:
+            if self.encoder_weights is None:
+                raise ValueError("encoder_bands needs encoder_weights, whose input bands it names; add it")
+            names = [str(name) for name in self.encoder_bands]
+            if len({*names}) < len(names):
+                raise ValueError(f"encoder_bands names a band twice ({', '.join(names)}); correct it")
+        return self
 
 
 class Train(_StrictModel):
@@ -262,6 +291,10 @@ class Train(_StrictModel):
     """Optimizer steps per epoch; by default labelled pixels / (batch_size x tile_size^2)."""
     learning_rate: Positive = 1e-3
     """Maximum learning rate of the schedule."""
+    encoder_learning_rate_factor: Positive = 1.0
+    """Factor of the learning rate in the encoder; below 1 to change pretrained weights less than others."""
+    freeze: tuple[Literal["encoder", "decoder", "head"], ...] = ()
+    """Parts of the network that keep their pretrained weights, and the statistics of their batch normalisation."""
     weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
     warmup: Share = 0.05
@@ -317,9 +350,11 @@ class Train(_StrictModel):
     """Whether to write curves for TensorBoard, too."""
 
     @model_validator(mode="after")
-    def _check_loss(self) -> Train:
+    def _check_training(self) -> Train:
         if not any(self.loss.values()):
             raise ValueError("all weights in loss are 0; set one of them above 0")
+        if {*self.freeze} == {"encoder", "decoder", "head"}:
+            raise ValueError("freeze lists all parts of the network, so there is nothing to train; remove one of them")
         return self
 
 

@@ -50,6 +50,7 @@ from segkit.models.run_folder import (
     stored_recipe_text,
 )
 from segkit.models.segmenter import Segmenter
+from segkit.models.transfer import check_start, start_from_model, with_start
 from segkit.plots import style, training_curves
 from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime import distributed
@@ -95,6 +96,7 @@ def train(
     overwrite: bool = False,
     overrides: Sequence[str] = (),
     fold: str | None = None,
+    start_from: PathLike | None = None,
     force: bool = False,
     show_progress: bool = False,
 ) -> Run:
@@ -115,6 +117,8 @@ def train(
         For a recipe file: ``"train.epochs=3"`` and so on.
     fold
         ``"0/5"``: validate on the first of five folds, see `with_fold`.
+    start_from
+        Model file whose weights the training starts from, see `with_start`. A resumed run does not read it again.
     force
         Train in spite of the problems that `segkit.check` reports; a resumed run is not checked again.
     show_progress
@@ -135,7 +139,11 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
         recipe = with_fold(recipe, fold)
+    if start_from is not None:
+        recipe = with_start(recipe, start_from)
     check_names(recipe)
+    if not resume:
+        check_start(recipe)
     precision, accelerator = _choose_hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     is_main = _is_main_process(recipe)
@@ -171,6 +179,11 @@ def _train(
     segmenter = Segmenter(
         recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
     )
+    if not resume:
+        if recipe.model.start_from is not None:
+            start_from_model(segmenter, recipe.model.start_from)
+        if segmenter.initial_weights is not None and show_progress:
+            print(f"weights from {segmenter.initial_weights.summary}", file=sys.stderr)
     # Measured before the training, so that the warning does not come hours later; kept in the model file.
     if segmenter.fixed_window_size is not None and show_progress:
         _warn_context(segmenter)
@@ -275,7 +288,7 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check names of losses and class weights, and the TensorBoard extra, before any data is read."""
+    """Check names of losses and class weights, frozen parts, and the TensorBoard extra, before any data is read."""
     for name in recipe.train.loss:
         if name not in LOSSES:
             raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
@@ -284,6 +297,10 @@ def check_names(recipe: Recipe) -> None:
             if name not in recipe.task.channel_names:
                 known = ", ".join(recipe.task.channel_names)
                 raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; use {known}")
+    for part in recipe.train.freeze:
+        if recipe.model.start_from is None and (part != "encoder" or recipe.model.encoder_weights is None):
+            needed = "model.encoder_weights or model.start_from" if part == "encoder" else "model.start_from"
+            raise RecipeError(f"train.freeze: the {part} would keep random weights; give {needed}, or remove it")
     if recipe.train.tensorboard:
         try:
             import tensorboard  # type: ignore[import-untyped]  # noqa: F401
