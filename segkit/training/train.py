@@ -263,10 +263,11 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # In this order: the number of workers is intended; the folder was checked before; Lightning's own use of
-            # torch; DDP copies gradients of 1 x 1 kernels in channels-last layout; training without srun is allowed.
+            # torch; DDP copies gradients of 1 x 1 kernels in channels-last layout; training without srun is allowed;
+            # frozen parts do not train.
             ignored = (
                 "does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides",
-                "The `srun` command is available",
+                "The `srun` command is available", ".* in eval mode at the start of training",
             )  # fmt: skip
             for message in ignored:
                 warnings.filterwarnings("ignore", message=f".*{message}")
