@@ -88,7 +88,7 @@ def start_from_model(segmenter: Segmenter, path: PathLike) -> None:
     if (not whole and frozen - {"encoder"}) or ("head" in frozen and None in channels):
         why = "classes of the recipe are not in the model" if whole else "the model has other model.options"
         raise RecipeError(f"train.freeze: the head or the decoder would stay random, because {why}; do not freeze it")
-    parts = [f"{path}: taken: {_counted(taken, len(segmenter.state_dict()))}"]
+    parts = [f"taken: {_counted(taken, len(segmenter.state_dict()))}"]
     if not whole:
         parts[0] += " (the encoder only, because model.options differ)"
     parts.append(f"first layer: bands {bands.summary}")

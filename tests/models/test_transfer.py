@@ -69,7 +69,7 @@ def test_the_same_bands_and_classes_give_the_same_logits(source, tmp_path):
     said = made.initial_weights
     assert (said.source, said.fingerprint) == (str(source), load(source).fingerprint())
     assert re.fullmatch(
-        rf"{source}: taken: all \d+ tensors; first layer: bands B2, B3, B4 by name; "
+        r"taken: all \d+ tensors; first layer: bands B2, B3, B4 by name; "
         "last layer: classes background, water, forest, field by name; normalisation: that of the model "
         r"\(means of the new data differ by at most 0.4 standard deviations, standard deviations by a factor of 1.2\)",
         said.summary,
