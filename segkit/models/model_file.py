@@ -106,7 +106,7 @@ def read_header(path: PathLike) -> Header:
             if fields.get("training_pixels") is not None:
                 parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
             if fields.get("initial_weights") is not None:
-                parsed["initial_weights"] = InitialWeights(**fields["initial_weights"])
+                parsed["initial_weights"] = InitialWeights.from_json(fields["initial_weights"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from segkit.io.paths import PathLike
 from segkit.models.band_mapping import BandMapping, are_named, match_names, match_order
 from segkit.models.model_file import read_header
 from segkit.models.segmenter import Segmenter, load
-from segkit.models.weights import InitialWeights, find_axes
+from segkit.models.weights import InitialWeights, describe_number, find_axes
 from segkit.recipe.schema import Recipe
 from segkit.recipe.yaml import resolve_paths
 from segkit.task import LandCoverClass, Task
@@ -88,14 +88,14 @@ def start_from_model(segmenter: Segmenter, path: PathLike) -> None:
     if (not whole and frozen - {"encoder"}) or ("head" in frozen and None in channels):
         why = "classes of the recipe are not in the model" if whole else "the model has other model.options"
         raise RecipeError(f"train.freeze: the head or the decoder would stay random, because {why}; do not freeze it")
-    parts = [f"taken: {_counted(taken, len(segmenter.state_dict()))}"]
+    parts = [f"taken: {describe_number(taken, len(segmenter.state_dict()))}"]
     if not whole:
         parts[0] += " (the encoder only, because model.options differ)"
     parts.append(f"first layer: bands {bands.summary}")
     if whole:
         parts.append(f"last layer: {_describe_channels(source.task, segmenter.task)}")
     parts.append(f"normalisation: {_take_normalization(source, segmenter, bands)}")
-    segmenter.initial_weights = InitialWeights(str(path), source.fingerprint(), "; ".join(parts))
+    segmenter.initial_weights = InitialWeights(str(path), source.fingerprint(), tuple(parts))
 
 
 def _match_bands(old: Sequence[str], new: Sequence[str]) -> BandMapping:
@@ -197,7 +197,3 @@ def _describe_channels(old: Task, new: Task) -> str:
     parts += [f"new: {', '.join(started)}"] if started else []
     parts += [f"not used: {', '.join(dropped)}"] if dropped else []
     return f"classes {'; '.join(parts)}"
-
-
-def _counted(number: int, total: int) -> str:
-    return f"all {total} tensors" if number == total else f"{number} of {total} tensors"

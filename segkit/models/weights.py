@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Self
@@ -40,12 +40,21 @@ class InitialWeights:
     fingerprint
         Hash of the content: `Segmenter.fingerprint` of a model, SHA-256 of another file; None of published weights.
     summary
-        What was taken and what was not, one line.
+        What was taken and what was not: the number of tensors, the first layer and so on.
     """
 
     source: str
     fingerprint: str | None
-    summary: str
+    summary: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> InitialWeights:
+        """Return what a model file holds."""
+        return cls(stored["source"], stored["fingerprint"], tuple(stored["summary"]))
+
+    def render(self) -> str:
+        """Return the summary as text, with a line for each part."""
+        return "\n  ".join((f"weights from {self.source}", *self.summary))
 
 
 def load_encoder_weights(network: nn.Module, model: Model, band_names: Sequence[str]) -> InitialWeights | None:
@@ -77,9 +86,7 @@ def load_encoder_weights(network: nn.Module, model: Model, band_names: Sequence[
     if is_published(name):
         if model.encoder_bands is None:
             mapping = repeat_inputs(len(_PUBLISHED_BANDS), band_names)
-            return InitialWeights(
-                name, None, f"all {len(state)} tensors of the encoder; first layer: {mapping.summary}"
-            )
+            return _describe(name, None, len(state), len(state), mapping)
         with torch.random.fork_rng(devices=[]):
             stored = make_network(model, len(_PUBLISHED_BANDS), 1, pretrained=True).encoder.state_dict()  # type: ignore[union-attr]
         path, fingerprint = Path(name), None
@@ -94,8 +101,17 @@ def load_encoder_weights(network: nn.Module, model: Model, band_names: Sequence[
     mapping = _adapt_first_layer(weights, state, path, model, band_names)
     _check_fit(weights, state, stored, path)
     encoder.load_state_dict(state | weights)
-    number = f"all {len(state)}" if len(weights) == len(state) else f"{len(weights)} of {len(state)}"
-    return InitialWeights(name, fingerprint, f"{number} tensors of the encoder; first layer: {mapping.summary}")
+    return _describe(name, fingerprint, len(weights), len(state), mapping)
+
+
+def _describe(source: str, fingerprint: str | None, number: int, total: int, mapping: BandMapping) -> InitialWeights:
+    taken = f"taken: {describe_number(number, total)} of the encoder"
+    return InitialWeights(source, fingerprint, (taken, f"first layer: bands {mapping.summary}"))
+
+
+def describe_number(number: int, total: int) -> str:
+    """Return "all 120 tensors" or "118 of 120 tensors"."""
+    return f"all {total} tensors" if number == total else f"{number} of {total} tensors"
 
 
 def find_axes(state: Mapping[str, Tensor], larger: Mapping[str, Tensor]) -> dict[str, int]:
@@ -138,7 +154,10 @@ def _adapt_first_layer(
 
 def _map_inputs(inputs: int, path: Path, names: Sequence[str | int] | None, band_names: Sequence[str]) -> BandMapping:
     if names is None:
-        return match_order(inputs, band_names) if inputs == len(band_names) else repeat_inputs(inputs, band_names)
+        repeated = repeat_inputs(inputs, band_names)
+        if inputs == len(band_names):
+            return repeated
+        return replace(repeated, summary=f"{repeated.summary}; model.encoder_bands would match them by name")
     if len(names) != inputs:
         raise ModelFileError(
             f"{path}: has {inputs} input bands, model.encoder_bands names {len(names)}; name the bands that the "

@@ -154,7 +154,7 @@ class TrainingModule(lightning.LightningModule):
             group |= {"lr": group["lr"] * (new / old), "initial_lr": new}
         schedule["base_lrs"] = rates
         if "initial_weights" in checkpoint:
-            self.segmenter.initial_weights = InitialWeights(**checkpoint["initial_weights"])
+            self.segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
             for buffer, values in zip(
                 (self.segmenter.mean, self.segmenter.std), checkpoint["normalization"], strict=True
             ):

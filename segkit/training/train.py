@@ -183,8 +183,7 @@ def _train(
         if recipe.model.start_from is not None:
             start_from_model(segmenter, recipe.model.start_from)
         if segmenter.initial_weights is not None and show_progress:
-            found = segmenter.initial_weights
-            print(f"weights from {found.source}: {found.summary}", file=sys.stderr)
+            print(segmenter.initial_weights.render(), file=sys.stderr)
     # Measured before the training, so that the warning does not come hours later; kept in the model file.
     if segmenter.fixed_window_size is not None and show_progress:
         _warn_context(segmenter)

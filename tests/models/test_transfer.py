@@ -69,10 +69,10 @@ def test_the_same_bands_and_classes_give_the_same_logits(source, tmp_path):
     said = made.initial_weights
     assert (said.source, said.fingerprint) == (str(source), load(source).fingerprint())
     assert re.fullmatch(
-        r"taken: all \d+ tensors; first layer: bands B2, B3, B4 by name; "
-        "last layer: classes background, water, forest, field by name; normalisation: that of the model "
+        rf"weights from {source}\n  taken: all \d+ tensors\n  first layer: bands B2, B3, B4 by name\n  "
+        "last layer: classes background, water, forest, field by name\n  normalisation: that of the model "
         r"\(means of the new data differ by at most 0.4 standard deviations, standard deviations by a factor of 1.2\)",
-        said.summary,
+        said.render(),
     )
 
 
@@ -87,7 +87,7 @@ def test_bands_and_classes_in_another_order_give_the_same_logits_in_that_order(s
 def test_bands_without_names_are_taken_in_order(source, tmp_path):
     made = started(source, tmp_path, ("1", "2", "3"), classes("water", "forest", "field"), MEAN, STD)
     assert torch.equal(logits(made, *pixels()), logits(load(source), *pixels()))
-    assert "bands 1, 2, 3 by order; last" in made.initial_weights.summary
+    assert "bands 1, 2, 3 by order\n  last" in made.initial_weights.render()
 
 
 def test_other_classes_keep_the_logits_of_those_that_are_the_same(source, tmp_path):
@@ -95,7 +95,7 @@ def test_other_classes_keep_the_logits_of_those_that_are_the_same(source, tmp_pa
     found, expected = logits(made, *pixels()), logits(load(source), *pixels())
     torch.testing.assert_close(found[:, [0, 2]], expected[:, [0, 2]])
     assert not torch.allclose(found[:, 1], expected[:, 1])
-    assert "classes background, forest by name; new: burnt; not used: water, field" in made.initial_weights.summary
+    assert "classes background, forest by name; new: burnt; not used: water, field" in made.initial_weights.render()
 
 
 def test_of_entirely_other_classes_only_the_last_layer_is_new(source, tmp_path):
@@ -108,8 +108,8 @@ def test_of_entirely_other_classes_only_the_last_layer_is_new(source, tmp_path):
     assert differing == {"network.segmentation_head.0.weight", "network.segmentation_head.0.bias"}
     assert torch.equal(made.state_dict()["network.segmentation_head.0.weight"], before)
     total = len(old)
-    assert f"taken: {total - 2} of {total} tensors; " in made.initial_weights.summary
-    assert "last layer: classes new: road, rail; not used: background, water, " in made.initial_weights.summary
+    assert f"taken: {total - 2} of {total} tensors\n" in made.initial_weights.render()
+    assert "last layer: classes new: road, rail; not used: background, water, " in made.initial_weights.render()
 
 
 def test_a_new_band_starts_from_its_neighbours_and_has_its_own_statistics(source, tmp_path):
@@ -124,8 +124,8 @@ def test_a_new_band_starts_from_its_neighbours_and_has_its_own_statistics(source
     torch.testing.assert_close(found, torch.cat([old, old[:, 2:]], dim=1) * 3 / 4)
     torch.testing.assert_close(made.mean.flatten(), torch.tensor([*MEAN, 3000.0]))
     assert logits(made, torch.cat([image, fourth], dim=1), valid).isfinite().all()
-    said = made.initial_weights.summary
-    assert "bands B2, B3, B4 by name; new: B8 from B4; last" in said
+    said = made.initial_weights.render()
+    assert "bands B2, B3, B4 by name; new: B8 from B4\n  last" in said
     assert "that of the model; of the new data for new bands (" in said
 
 
@@ -134,7 +134,7 @@ def test_missing_bands_count_as_their_mean(source, tmp_path):
     image, valid = pixels()
     image[:, 1] = 600.0
     torch.testing.assert_close(logits(made, image[:, [2, 0]], valid), logits(load(source), image, valid))
-    assert "not used: B3" in made.initial_weights.summary
+    assert "not used: B3" in made.initial_weights.render()
 
 
 @pytest.mark.parametrize(("mean", "std"), [(small(MEAN), small(STD)), ((500.0, 670.0, 700.0), STD)])
@@ -147,7 +147,7 @@ def test_data_on_another_scale_is_normalised_by_its_own_statistics(source, tmp_p
     normalised = (image - torch.tensor(MEAN).view(shape)) / torch.tensor(STD).view(shape)
     other = normalised * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
     torch.testing.assert_close(logits(made, other, valid), logits(load(source), image, valid))
-    assert "normalisation: of the new data, whose values are on another scale (band B" in made.initial_weights.summary
+    assert "normalisation: of the new data, whose values are on another scale (band B" in made.initial_weights.render()
 
 
 def test_of_a_network_with_other_options_the_encoder_is_taken(source, tmp_path):
@@ -158,7 +158,7 @@ def test_of_a_network_with_other_options_the_encoder_is_taken(source, tmp_path):
     old = load(source).state_dict()
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, (old if name.startswith("network.encoder.") else before)[name])
-    assert "tensors (the encoder only, because model.options differ); first layer" in made.initial_weights.summary
+    assert "tensors (the encoder only, because model.options differ)\n  first layer" in made.initial_weights.render()
 
 
 OTHER = {"architecture": {"architecture": "fpn", "options": {}}, "encoder": {"encoder": "resnet18"}}

@@ -219,7 +219,10 @@ def test_an_encoder_has_the_features_of_the_network_that_the_file_was_made_from(
     with torch.inference_mode():
         for found, expected in zip(encoder(pixels)[1:], features(resnet, pixels), strict=True):
             torch.testing.assert_close(found, expected)
-    assert said.summary.startswith("all 120 tensors of the encoder; first layer: B1, B2, ")
+    assert said.summary == (
+        "taken: all 120 tensors of the encoder",
+        f"first layer: bands {', '.join(SENTINEL_2)} by order",
+    )
     assert said.fingerprint == sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
 
 
@@ -231,7 +234,7 @@ def test_bands_are_found_by_name_and_the_others_of_the_file_count_as_mean(tmp_pa
         whole[:, SENTINEL_2.index(band)] = pixels[:, place]
     with torch.inference_mode():
         torch.testing.assert_close(encoder(pixels)[-1], features(resnet, whole)[-1], atol=1e-4, rtol=1e-4)
-    assert "first layer: B8, B4, B3, B2 by name; not used: B1, B5, B6, " in said.summary
+    assert "first layer: bands B8, B4, B3, B2 by name; not used: B1, B5, B6, " in said.render()
 
 
 def test_bands_without_names_are_found_by_number(tmp_path, resnet):
@@ -241,7 +244,7 @@ def test_bands_without_names_are_found_by_number(tmp_path, resnet):
     encoder, said = load_encoder(tmp_path, weights, ("1", "2", "3", "4"), encoder_bands=(3, 2, 1))
     red, green, blue = weights["conv1.weight"].unbind(dim=1)
     torch.testing.assert_close(encoder.conv1.weight, torch.stack([blue, green, red, red], dim=1) * 3 / 4)
-    assert "1, 2, 3 by name; new: 4 from 3" in said.summary
+    assert "1, 2, 3 by name; new: 4 from 3" in said.render()
 
 
 def test_published_weights_are_matched_by_name_as_well(monkeypatch, resnet):
@@ -260,7 +263,7 @@ def test_published_weights_are_matched_by_name_as_well(monkeypatch, resnet):
         network = make_network(model, 4, 2, pretrained=True)
         said = load_encoder_weights(network, model, ("blue", "green", "red", "nir"))
         torch.testing.assert_close(network.encoder.conv1.weight, weight)
-        assert ("by name" if names else "3 bands repeated over blue, green, red, nir") in said.summary
+        assert ("by name" if names else "3 bands repeated over blue, green, red, nir") in said.render()
 
 
 BANDS = {
@@ -290,6 +293,6 @@ def test_no_code_of_a_checkpoint_is_run_or_imported(tmp_path, resnet, monkeypatc
     monkeypatch.delitem(sys.modules, "not_installed")
     settings = Model(architecture="unet", encoder_weights="given.pth", **RESNET)
     said = load_encoder_weights(make_network(settings, 13, 2, pretrained=False), settings, SENTINEL_2)
-    assert said.summary.startswith("all 120 tensors")
+    assert said.render().startswith("weights from given.pth\n  taken: all 120 tensors")
     assert not (tmp_path / "harm").exists()
     assert set(torch.serialization.get_safe_globals()) == set(allowed)

@@ -7,6 +7,7 @@ from segkit.errors import UsageError
 from segkit.models.model_file import read_header
 from segkit.models.segmenter import load
 from segkit.training.callbacks import EpochLog
+from segkit.training.module import TrainingModule
 from segkit.training.train import train
 
 STEP = {"epochs": 1, "steps_per_epoch": 1, "checkpoint": "last"}
@@ -51,6 +52,20 @@ def test_a_frozen_part_keeps_its_weights_and_statistics_also_after_a_validation(
     assert min(found[other]) > 1e-3
 
 
+def test_a_frozen_part_needs_no_gradients_and_is_never_in_training_mode(data):
+    """Gradients that are not used would count when the others are clipped."""
+    model = segmenter(data)
+    model.recipe = start(data, freeze=["encoder", "head"])
+    module = TrainingModule(model.train(), None)
+    network = model.network
+    for _ in range(2):
+        for part, trained in ((network.encoder, False), (network.decoder, True), (network.segmentation_head, False)):
+            assert all(weight.requires_grad == trained for weight in part.parameters())
+            if module.training:
+                assert all(layer.training == trained for layer in part.modules())
+        module.eval().train()
+
+
 def test_the_encoder_changes_less_by_the_factor_of_its_learning_rate(data, tmp_path):
     """In its first step AdamW changes a weight by the learning rate, whatever the gradient is."""
     settings = STEP | {"learning_rate": 1e-3, "weight_decay": 0.0, "encoder_learning_rate_factor": 0.125}
@@ -82,7 +97,7 @@ def test_a_run_that_started_from_a_model_is_resumed_without_it(data, tmp_path, m
     assert expected.initial_weights.fingerprint == load(source).fingerprint()
     assert (expected.mean, expected.std) == ((550.0, 500.0, 500.0), (50.0, 10.0, 10.0))  # those of the source
     said = capsys.readouterr().err
-    assert said.count(f"weights from {source}: taken: ") == 1
+    assert said.count(f"weights from {source}\n  taken: ") == 1
     assert said.index("weights from") < said.index("epoch 1/2")
     for rate in (1e-3, 2e-4):
         folder = tmp_path / str(rate)
