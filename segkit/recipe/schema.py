@@ -49,6 +49,10 @@ Stack = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[tuple[str, ...], Tag("<list>"), Field(min_length=1)],
     _one_of("a path, or a list of paths that make up one scene"),
 ]
+Band = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[int, Tag("<scalar>"), Field(ge=1)],
+    _one_of("the name or the number of a band"),
+]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -245,23 +249,11 @@ class Model(_StrictModel):
     """Name in segmentation-models-pytorch."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: null for random ones, "imagenet" (downloaded), or a local file."""
-    encoder_bands: (
-        Annotated[
-            tuple[
-                Annotated[
-                    Annotated[str, Tag("<text>")] | Annotated[Count, Tag("<scalar>")],
-                    _one_of("the name or the number of a band"),
-                ],
-                ...,
-            ],
-            Field(min_length=1),
-        ]
-        | None
-    ) = None
+    encoder_bands: Annotated[tuple[Band, ...], Field(min_length=1)] | None = None
     """Input bands of the encoder weights, in their order, named as in the imagery (a band without a name by its
     number), so that they are matched by name. By default they are matched by order."""
     start_from: str | None = None
-    """Model file of segkit whose weights the training starts from, as far as they fit the bands and classes."""
+    """Model file with the weights that the training starts from, as far as they fit the bands and classes."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the architecture."""
 
