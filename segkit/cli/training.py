@@ -57,6 +57,7 @@ def check(
     epilog=examples(
         "segkit train configs/deforestation.yaml -o forest --set train.epochs=3",
         "segkit train configs/deforestation.yaml -o folds --folds 2 --set train.epochs=1",
+        "segkit train configs/deforestation.yaml -o tuned --from forest.safetensors --set train.learning_rate=1e-4",
     )
 )
 def train(
@@ -70,6 +71,12 @@ def train(
     folds: Annotated[
         int | None, typer.Option(metavar="N", help="Train all N folds, each in a folder of RUN, and table the scores.")
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="MODEL", help="Start from the weights of a model, also of other bands or classes."
+        ),
+    ] = None,
     set_: Set = None,
     force: Force = False,
     overwrite: Overwrite = False,
@@ -79,7 +86,7 @@ def train(
         if fold is not None or resume:
             why = "one fold is trained with --fold, all with --folds" if fold else "--folds resumes without it"
             raise typer.BadParameter(f"{why}; leave it out", param_hint="--fold" if fold else "--resume")
-        _train_folds(recipe, output, folds, set_ or (), force=force, overwrite=overwrite)
+        _train_folds(recipe, output, folds, set_ or (), from_, force=force, overwrite=overwrite)
         return
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -92,6 +99,7 @@ def train(
         overwrite=overwrite,
         overrides=set_ or (),
         fold=fold,
+        start_from=from_,
         force=force,
         show_progress=True,
     )
@@ -104,13 +112,27 @@ def train(
 
 
 def _train_folds(
-    recipe: Path, output: Path | None, folds: int, overrides: Sequence[str], *, force: bool, overwrite: bool
+    recipe: Path,
+    output: Path | None,
+    folds: int,
+    overrides: Sequence[str],
+    start_from: Path | None,
+    *,
+    force: bool,
+    overwrite: bool,
 ) -> None:
     """Train all folds and print the table of their scores."""
     from segkit.training.cross_validation import cross_validate
 
     result = cross_validate(
-        recipe, output, folds=folds, overrides=overrides, force=force, overwrite=overwrite, show_progress=True
+        recipe,
+        output,
+        folds=folds,
+        overrides=overrides,
+        start_from=start_from,
+        force=force,
+        overwrite=overwrite,
+        show_progress=True,
     )
     print(result.render())
     print(f"\ntable {result.folder / 'folds.csv'}")

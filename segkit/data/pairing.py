@@ -154,6 +154,8 @@ def recipe_files(recipe: Recipe) -> list[Path]:
         files.append(as_path(val.polygons))
     if recipe.model.encoder_weights is not None:  # a file, or the name of published weights
         files.append(as_path(recipe.model.encoder_weights))
+    if recipe.model.start_from is not None:
+        files.append(as_path(recipe.model.start_from))
     return files
 
 

@@ -15,6 +15,7 @@ from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
+from segkit.models.weights import InitialWeights
 from segkit.runtime.version import VERSION
 
 _FORMAT = 1  # version of the header; newer ones are refused
@@ -50,6 +51,8 @@ class Header:
         A sample of the training pixels; None in files of segkit 0.2.
     training_scenes
         How the training scenes look; None in files of segkit 0.2, and if there are fewer than two.
+    initial_weights
+        Where the weights came from that training started from; None if they were random.
     """
 
     recipe: dict[str, Any]
@@ -64,6 +67,7 @@ class Header:
     calibration: Calibration | None = None
     training_pixels: TrainingPixels | None = None
     training_scenes: TrainingScenes | None = None
+    initial_weights: InitialWeights | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
@@ -107,6 +111,8 @@ def read_header(path: PathLike) -> Header:
                 parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
             if fields.get("training_scenes") is not None:
                 parsed["training_scenes"] = TrainingScenes.from_json(fields["training_scenes"])
+            if fields.get("initial_weights") is not None:
+                parsed["initial_weights"] = InitialWeights.from_json(fields["initial_weights"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error

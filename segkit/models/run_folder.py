@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from segkit.errors import RecipeError
-from segkit.recipe.renamed import rename_keys
 from segkit.recipe.schema import Recipe
 
 # Paths in a run folder.
@@ -33,13 +32,12 @@ def is_run_of(folder: Path, recipe: Recipe) -> bool:
 
 
 def stored_recipe_text(folder: Path) -> str:
-    """Return the recipe in a run folder, with keys of segkit 0.2 renamed to the current ones."""
+    """Return the recipe in a run folder with the keys of today: renamed ones, and new ones with their defaults."""
     text = (folder / RECIPE).read_text()
     try:
-        raw = rename_keys(yaml.safe_load(text), RECIPE, warn=False)
-    except (yaml.YAMLError, RecipeError):
+        return recipe_text(Recipe.from_dict(yaml.safe_load(text)))
+    except (yaml.YAMLError, RecipeError, TypeError, ValueError):
         return text
-    return yaml.safe_dump(raw, sort_keys=False)
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -30,6 +30,7 @@ from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
+from segkit.models.weights import InitialWeights, load_encoder_weights
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
@@ -101,11 +102,14 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(divisor, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.network: nn.Module
         self.stride: int
+        self.initial_weights: InitialWeights | None = None
         if recipe.model.is_classical:
             self.network, self.stride = PixelClassifier(recipe, self.mean, self.std, self.band_names), 1
         else:
             self.network = make_network(recipe.model, self.bands, self.task.channels, pretrained=pretrained)
             self.stride = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
+            if pretrained:
+                self.initial_weights = load_encoder_weights(self.network, recipe.model, self.band_names)
         self._input_dtype: torch.dtype | None = None  # of the network's input; None: float32
         self._folded = False  # whether batch normalisation is folded, as for prediction
 
@@ -304,6 +308,7 @@ class Segmenter(nn.Module):
             calibration=self.calibration,
             training_pixels=self.training_pixels,
             training_scenes=self.training_scenes,
+            initial_weights=self.initial_weights,
         )
 
     def save(self, path: PathLike) -> None:
@@ -351,6 +356,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter.set_calibration(header.calibration)
     segmenter.training_pixels = header.training_pixels
     segmenter.training_scenes = header.training_scenes
+    segmenter.initial_weights = header.initial_weights
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

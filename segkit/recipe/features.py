@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from segkit.recipe.base import Band, StrictModel
 
 CLASSICAL = ("lda", "svm", "forest", "boosting")  # model.architecture; all others are networks
-_KEYS_OF_NETWORKS = ("encoder", "encoder_weights")  # of model
+_KEYS_OF_NETWORKS = ("start_from", "encoder", "encoder_weights", "encoder_bands")  # of model
 # Of train; tile_size is used by the default block and gap of a split.
 _KEYS_OF_CLASSICAL = (
     "tile_size", "class_weights", "fit_thresholds", "calibrate", "device", "devices", "num_nodes", "seed",
 )  # fmt: skip
-
-Count = Annotated[int, Field(ge=1)]
-
-
-class StrictModel(BaseModel):
-    """A section of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def _band_tag(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<scalar>"
-
-
-_Band = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[Count, Tag("<scalar>")],
-    Discriminator(
-        _band_tag,
-        custom_error_type="either",
-        custom_error_message="Input should be the name or the number of a band",
-    ),
-]
 
 
 class Features(StrictModel):
@@ -42,7 +22,7 @@ class Features(StrictModel):
 
     texture: tuple[Annotated[int, Field(ge=3)], ...] = ()
     """Sides of square windows in pixels, odd: the mean and standard deviation of each band around each pixel."""
-    indices: tuple[tuple[_Band, ...], ...] = ()
+    indices: tuple[tuple[Band, ...], ...] = ()
     """Pairs of bands [a, b], by name or by number as in data.bands: (a - b) / (a + b)."""
 
     @model_validator(mode="after")

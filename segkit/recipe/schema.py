@@ -13,43 +13,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_serializer, model_validator
+from pydantic import Field, Tag, ValidationError, model_serializer, model_validator
 
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
-from segkit.recipe.features import CLASSICAL, Count, Features, check_model_keys, keys_of_others
-from segkit.recipe.features import StrictModel as _StrictModel
+from segkit.recipe.base import Band, Count, StrictModel, one_of, tag_form
+from segkit.recipe.features import CLASSICAL, Features, check_model_keys, keys_of_others
 from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
 from segkit.task import BACKGROUND, Task
 
 
-def _union_tag(value: Any) -> str:
-    """Return the tag of the union member that a value has the form of; messages leave the tag out."""
-    if isinstance(value, str):
-        return "<text>"
-    if isinstance(value, list | tuple):
-        return "<sources>" if value and all(isinstance(each, dict | BaseModel) for each in value) else "<list>"
+def _tag_validation(value: Any) -> str:
+    """Return the tag of the kind of validation that a value of `data.val` is."""
     if isinstance(value, DatasetSource) or (
         isinstance(value, dict) and value.keys() & DatasetSource.model_fields.keys()
     ):
         return "<scenes>"
     if isinstance(value, TableSplit) or (isinstance(value, dict) and "column" in value):
         return "<rows>"
-    if value is None:
-        return "<nothing>"
-    return "<keys>" if isinstance(value, dict | BaseModel) else "<scalar>"
-
-
-def _one_of(rule: str) -> Discriminator:
-    """Choose the member of a union by the form of the value, so that an error is about that member alone."""
-    return Discriminator(_union_tag, custom_error_type="either", custom_error_message=f"Input should be {rule}")
+    return tag_form(value)
 
 
 Stack = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[tuple[str, ...], Tag("<list>"), Field(min_length=1)],
-    _one_of("a path, or a list of paths that make up one scene"),
+    one_of("a path, or a list of paths that make up one scene"),
 ]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -57,11 +46,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class LabelSource(_StrictModel):
+class LabelSource(StrictModel):
     """Labels and how to read them."""
 
     path: (
-        Annotated[Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], _one_of("a path or a list of paths")]
+        Annotated[Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], one_of("a path or a list of paths")]
         | None
     ) = None
     """A folder, a file, a glob or a list of files; by default the files in the column label of the table."""
@@ -93,13 +82,13 @@ class LabelSource(_StrictModel):
         return (self.path,) if isinstance(self.path, str) else self.path or ()
 
 
-class DatasetSource(_StrictModel):
+class DatasetSource(StrictModel):
     """Scenes and their labels, paired by file name or listed in a table."""
 
     images: (
         Annotated[
             Annotated[str, Tag("<text>")] | Annotated[tuple[Stack, ...], Tag("<list>"), Field(min_length=1)],
-            _one_of("a path, a list of paths, or a list of lists (the files of each scene)"),
+            one_of("a path, a list of paths, or a list of lists (the files of each scene)"),
         ]
         | None
     ) = None
@@ -110,7 +99,7 @@ class DatasetSource(_StrictModel):
             | Annotated[Names, Tag("<list>")]
             | Annotated[LabelSource, Tag("<keys>")]
             | Annotated[tuple[LabelSource, ...], Tag("<sources>"), Field(min_length=1)],
-            _one_of("a path, a list of paths, keys with a path among them, or a list of such keys"),
+            one_of("a path, a list of paths, keys with a path among them, or a list of such keys"),
         ]
         | None
     ) = None
@@ -141,7 +130,7 @@ class DatasetSource(_StrictModel):
         return tuple(one for one in self.labels if isinstance(one, LabelSource))
 
 
-class SpatialSplit(_StrictModel):
+class SpatialSplit(StrictModel):
     """Spatial split: validate on blocks, whole scenes or polygons of the training scenes."""
 
     by: Literal["block", "scene", "polygon", "appearance"] = "block"
@@ -190,7 +179,7 @@ class SpatialSplit(_StrictModel):
         return self
 
 
-class TableSplit(_StrictModel):
+class TableSplit(StrictModel):
     """Validate on the rows of the table of `data.train` that are marked in a column."""
 
     column: str
@@ -201,7 +190,7 @@ class TableSplit(_StrictModel):
     """Values of training rows; by default all others except empty ones."""
 
 
-class Data(_StrictModel):
+class Data(StrictModel):
     """The data to train and validate on."""
 
     train: DatasetSource
@@ -211,7 +200,10 @@ class Data(_StrictModel):
         | Annotated[DatasetSource, Tag("<scenes>")]
         | Annotated[TableSplit, Tag("<rows>")]
         | Annotated[None, Tag("<nothing>")],
-        _one_of("a split (by, fraction, ...), scenes (images, labels or table), a column of the table, or null"),
+        one_of(
+            "a split (by, fraction, ...), scenes (images, labels or table), a column of the table, or null",
+            _tag_validation,
+        ),
     ] = SpatialSplit()
     """A spatial split of the training scenes, other scenes, marked rows of the table, or null (no validation)."""
     bands: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
@@ -233,7 +225,7 @@ class Data(_StrictModel):
         return self
 
 
-class Model(_StrictModel):
+class Model(StrictModel):
     """The network: any architecture and encoder of segmentation-models-pytorch; or a classical learner."""
 
     architecture: str = "unet"
@@ -241,7 +233,12 @@ class Model(_StrictModel):
     encoder: str = "resnet34"
     """Name in segmentation-models-pytorch."""
     encoder_weights: str | None = None
-    """Initial weights: null for random ones, "imagenet" (downloaded), or a local file."""
+    """Initial weights of the encoder: null for random ones, "imagenet" (downloaded), or a local file."""
+    encoder_bands: Annotated[tuple[Band, ...], Field(min_length=1)] | None = None
+    """Input bands of the encoder weights, in their order, named as in the imagery (a band without a name by its
+    number), so that they are matched by name. By default they are matched by order."""
+    start_from: str | None = None
+    """Model file with the weights that the training starts from, as far as they fit the bands and classes."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the architecture, or of the learner in scikit-learn."""
     features: Features | None = None
@@ -261,8 +258,20 @@ class Model(_StrictModel):
     def _to_dict(self, handler: Any) -> dict[str, Any]:
         return {key: value for key, value in handler(self).items() if key not in keys_of_others(self.architecture)}
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> Model:
+        if self.start_from is not None and self.encoder_weights is not None:
+            raise ValueError("start_from and encoder_weights both give weights to the encoder; remove one of them")
+        if self.encoder_bands is not None:
+            if self.encoder_weights is None:
+                raise ValueError("encoder_bands needs encoder_weights, whose input bands it names; add it")
+            names = [str(name) for name in self.encoder_bands]
+            if len({*names}) < len(names):
+                raise ValueError(f"encoder_bands names a band twice ({', '.join(names)}); correct it")
+        return self
 
-class Train(_StrictModel):
+
+class Train(StrictModel):
     """How the network is trained."""
 
     tile_size: Count = 256
@@ -275,6 +284,10 @@ class Train(_StrictModel):
     """Optimizer steps per epoch; by default labelled pixels / (batch_size x tile_size^2)."""
     learning_rate: Positive = 1e-3
     """Maximum learning rate of the schedule."""
+    encoder_learning_rate_factor: Positive = 1.0
+    """Factor of the learning rate in the encoder; below 1 to change pretrained weights less than others."""
+    freeze: tuple[Literal["encoder", "decoder", "head"], ...] = ()
+    """Parts of the network that keep their pretrained weights, and the statistics of their batch normalisation."""
     weight_decay: NotNegative = 0.01
     """Weight decay of AdamW."""
     warmup: Share = 0.05
@@ -290,7 +303,7 @@ class Train(_StrictModel):
             Annotated[Literal["balanced", "effective"], Tag("<text>")]
             | Annotated[dict[str, Positive], Tag("<keys>")]
             | Annotated[tuple[Positive, ...], Tag("<list>")],
-            _one_of("'balanced', 'effective', or a weight for each class"),
+            one_of("'balanced', 'effective', or a weight for each class"),
         ]
         | None
     ) = None
@@ -315,7 +328,7 @@ class Train(_StrictModel):
     """Where to train."""
     devices: Annotated[
         Annotated[Literal["auto"], Tag("<text>")] | Annotated[Count, Tag("<scalar>")],
-        _one_of("a whole number or 'auto'"),
+        one_of("a whole number or 'auto'"),
     ] = 1
     """Number of devices per machine."""
     num_nodes: Count = 1
@@ -330,13 +343,15 @@ class Train(_StrictModel):
     """Whether to write curves for TensorBoard, too."""
 
     @model_validator(mode="after")
-    def _check_loss(self) -> Train:
+    def _check_training(self) -> Train:
         if not any(self.loss.values()):
             raise ValueError("all weights in loss are 0; set one of them above 0")
+        if {*self.freeze} == {"encoder", "decoder", "head"}:
+            raise ValueError("freeze lists all parts of the network, so there is nothing to train; remove one of them")
         return self
 
 
-class Recipe(_StrictModel):
+class Recipe(StrictModel):
     """One experiment: what is mapped, from which data, by which network, trained how."""
 
     name: Annotated[str, Field(min_length=1)]

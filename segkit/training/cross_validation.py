@@ -17,6 +17,7 @@ from segkit.errors import SegkitError, UsageError
 from segkit.evaluation.scene_scores import correlate_with_distance, describe_scene, find_worst_scenes
 from segkit.io.files import atomic_write, check_distinct
 from segkit.io.paths import PathLike
+from segkit.models.transfer import with_start
 from segkit.recipe.schema import Recipe
 from segkit.runtime.tables import format_table
 from segkit.training.agreement import ValidationAreas
@@ -111,6 +112,7 @@ def cross_validate(
     *,
     folds: int = 5,
     overrides: Sequence[str] = (),
+    start_from: PathLike | None = None,
     force: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -130,6 +132,8 @@ def cross_validate(
         Number of folds, at least 2.
     overrides
         For a recipe file: ``"train.epochs=3"`` and so on.
+    start_from
+        Model file whose weights each training starts from, see `with_start`.
     force
         Train in spite of the problems that `segkit.check` reports.
     overwrite
@@ -143,6 +147,8 @@ def cross_validate(
         A fold cannot be trained; nothing was trained.
     """
     base = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
+    if start_from is not None:
+        base = with_start(base, start_from)
     plans = _plan_folds(base, Path(f"runs/{base.name}-folds{folds}" if output is None else output), folds)
     folder = plans[0].folder.parent
     check_trials(folder, plans, "run", is_default=output is None, overwrite=overwrite)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segkit.data.area import LabelledArea
 from segkit.data.datasets import Batch
@@ -19,6 +20,7 @@ from segkit.evaluation.metrics import Confusion
 from segkit.inference.settings import PredictOptions
 from segkit.models.network import describe_non_finite
 from segkit.models.segmenter import Segmenter
+from segkit.models.weights import InitialWeights
 from segkit.runtime import distributed
 from segkit.training.loaders import split_among_processes
 from segkit.training.losses import combine_losses
@@ -40,6 +42,20 @@ class TrainingModule(lightning.LightningModule):
         self._loss = combine_losses(settings.loss, segmenter.task, weights, settings.label_smoothing)
         self._confusion = Confusion(segmenter.task)
         self.gradient = torch.zeros(())  # norm in the last step, before clipping
+        for part in self._frozen_parts():
+            part.requires_grad_(False).eval()
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        """Return the parts of the network that `train.freeze` lists."""
+        names = {"encoder": "encoder", "decoder": "decoder", "head": "segmentation_head"}
+        return [self.segmenter.network.get_submodule(names[part]) for part in self.recipe.train.freeze]
+
+    def train(self, mode: bool = True) -> TrainingModule:
+        """Set the mode; frozen parts stay in evaluation mode, so batch normalisation keeps its statistics there."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
 
     def setup(self, stage: str) -> None:
         """Freeze unused parameters, if several processes train."""
@@ -50,11 +66,11 @@ class TrainingModule(lightning.LightningModule):
         """Freeze parameters that do not affect the logits (stages below `encoder_depth`); DDP waits for all others."""
         segmenter, side = self.segmenter.eval(), self.recipe.train.tile_size
         logits = segmenter(torch.zeros(1, segmenter.bands, side, side), torch.ones(1, side, side, dtype=torch.bool))
-        parameters = list(segmenter.parameters())
+        parameters = [each for each in segmenter.parameters() if each.requires_grad]
         gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
-        segmenter.train()
+        self.train()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Return the loss of a batch."""
@@ -101,11 +117,18 @@ class TrainingModule(lightning.LightningModule):
             self.log(name, math.nan if summary[key] is None else summary[key], sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the number of devices."""
+        """Store the number of devices, and what a training took from the model that it started from."""
         checkpoint["devices"] = self.trainer.world_size
+        if self.segmenter.initial_weights is not None:
+            checkpoint["initial_weights"] = asdict(self.segmenter.initial_weights)
+            checkpoint["normalization"] = [
+                each.flatten().tolist() for each in (self.segmenter.mean, self.segmenter.std)
+            ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the run can be resumed from a checkpoint, and set the recipe's learning rate.
+
+        The normalisation of a model that the run started from is restored, so its file is not needed again.
 
         Raises
         ------
@@ -126,20 +149,37 @@ class TrainingModule(lightning.LightningModule):
             )
         # The checkpoint holds its own learning rate.
         [schedule], [optimizer] = checkpoint["lr_schedulers"], checkpoint["optimizer_states"]
-        new, old = self.recipe.train.learning_rate, schedule["base_lrs"][0]
-        for group in optimizer["param_groups"]:
+        rates = [group["lr"] for group in self._parameter_groups()]
+        for group, old, new in zip(optimizer["param_groups"], schedule["base_lrs"], rates, strict=True):
             group |= {"lr": group["lr"] * (new / old), "initial_lr": new}
-        schedule["base_lrs"] = [new] * len(schedule["base_lrs"])
+        schedule["base_lrs"] = rates
+        if "initial_weights" in checkpoint:
+            self.segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
+            for buffer, values in zip(
+                (self.segmenter.mean, self.segmenter.std), checkpoint["normalization"], strict=True
+            ):
+                buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters with their learning rate and weight decay; none of biases and normalisation."""
+        settings, encoder = self.recipe.train, self.segmenter.network.encoder
+        factor = settings.encoder_learning_rate_factor
+        slow = {id(each) for each in encoder.parameters()} if factor != 1 else set()  # type: ignore[union-attr]
+        frozen = {id(each) for part in self._frozen_parts() for each in part.parameters()}
+        trained = [each for each in self.parameters() if id(each) not in frozen]
+        groups = []
+        for in_encoder, rate in ((False, settings.learning_rate), (True, settings.learning_rate * factor)):
+            of_part = [each for each in trained if (id(each) in slow) == in_encoder]
+            for decayed, weight_decay in ((True, settings.weight_decay), (False, 0.0)):
+                parameters = [each for each in of_part if (each.ndim > 1) == decayed]
+                if parameters:
+                    groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
+        return groups
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW (no weight decay of biases and normalisation) and its schedule: warm-up, then half a cosine."""
+        """Return AdamW and its schedule: warm-up, then half a cosine."""
         settings = self.recipe.train
-        decayed = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim <= 1]  # biases and normalisation
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.learning_rate,
-        )
+        optimizer = torch.optim.AdamW(self._parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
         warmup_steps = max(1, round(settings.warmup * steps))
 

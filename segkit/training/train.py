@@ -50,6 +50,7 @@ from segkit.models.run_folder import (
     stored_recipe_text,
 )
 from segkit.models.segmenter import Segmenter
+from segkit.models.transfer import check_start, start_from_model, with_start
 from segkit.plots import style, training_curves
 from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe, SpatialSplit
@@ -98,6 +99,7 @@ def train(
     overwrite: bool = False,
     overrides: Sequence[str] = (),
     fold: str | None = None,
+    start_from: PathLike | None = None,
     force: bool = False,
     show_progress: bool = False,
 ) -> Run:
@@ -118,6 +120,8 @@ def train(
         For a recipe file: ``"train.epochs=3"`` and so on.
     fold
         ``"0/5"``: validate on the first of five folds, see `with_fold`.
+    start_from
+        Model file whose weights the training starts from, see `with_start`. A resumed run does not read it again.
     force
         Train in spite of the problems that `segkit.check` reports; a resumed run is not checked again.
     show_progress
@@ -138,7 +142,11 @@ def train(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
         recipe = with_fold(recipe, fold)
+    if start_from is not None:
+        recipe = with_start(recipe, start_from)
     check_names(recipe)
+    if not resume:
+        check_start(recipe)
     precision, accelerator = _choose_hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     is_main = _is_main_process(recipe)
@@ -206,6 +214,11 @@ def _train(
     segmenter = Segmenter(
         recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
     )
+    if not resume:
+        if recipe.model.start_from is not None:
+            start_from_model(segmenter, recipe.model.start_from)
+        if segmenter.initial_weights is not None and show_progress:
+            print(segmenter.initial_weights.render(), file=sys.stderr)
     # Measured before the training, so that the warning does not come hours later; kept in the model file.
     if segmenter.fixed_window_size is not None and show_progress:
         _warn_context(segmenter)
@@ -278,10 +291,11 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # In this order: the number of workers is intended; the folder was checked before; Lightning's own use of
-            # torch; DDP copies gradients of 1 x 1 kernels in channels-last layout; training without srun is allowed.
+            # torch; DDP copies gradients of 1 x 1 kernels in channels-last layout; training without srun is allowed;
+            # frozen parts do not train.
             ignored = (
                 "does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides",
-                "The `srun` command is available",
+                "The `srun` command is available", ".* in eval mode at the start of training",
             )  # fmt: skip
             for message in ignored:
                 warnings.filterwarnings("ignore", message=f".*{message}")
@@ -303,7 +317,7 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check names of losses, class weights and options of learners, and extras, before any data is read."""
+    """Check names of losses, class weights and options, frozen parts, and extras, before any data is read."""
     for name in recipe.train.loss:
         if name not in LOSSES:
             raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
@@ -312,6 +326,10 @@ def check_names(recipe: Recipe) -> None:
             if name not in recipe.task.channel_names:
                 known = ", ".join(recipe.task.channel_names)
                 raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; use {known}")
+    for part in recipe.train.freeze:
+        if recipe.model.start_from is None and (part != "encoder" or recipe.model.encoder_weights is None):
+            needed = "model.encoder_weights or model.start_from" if part == "encoder" else "model.start_from"
+            raise RecipeError(f"train.freeze: the {part} would keep random weights; give {needed}, or remove it")
     if recipe.model.is_classical:
         if recipe.train.devices != 1 or recipe.train.num_nodes != 1:
             raise RecipeError(

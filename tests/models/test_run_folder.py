@@ -16,6 +16,15 @@ def test_a_run_of_segkit_0_2_is_recognised(tmp_path):
     assert not is_run_of(tmp_path, recipe_for(tmp_path, "binary", train={"epochs": 9}))
 
 
+def test_a_run_that_was_stored_before_a_key_was_added_is_recognised(tmp_path):
+    recipe = recipe_for(tmp_path, "binary")
+    raw = recipe.to_dict()
+    del raw["model"]["start_from"], raw["train"]["freeze"]
+    (tmp_path / RECIPE).write_text(yaml.safe_dump(raw, sort_keys=False))
+    assert is_run_of(tmp_path, recipe)
+    assert not is_run_of(tmp_path, recipe_for(tmp_path, "binary", train={"freeze": ["encoder"]}))
+
+
 def test_a_damaged_recipe_is_not_of_this_run(tmp_path):
     recipe = recipe_for(tmp_path, "binary")
     for text in ("a: [", "train: {keep: last, checkpoint: best}", ""):

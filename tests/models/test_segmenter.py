@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from segmentation_models_pytorch.encoders import _utils as smp_utils
 from synthetic import SMALLEST, recipe_for, segmenter, write_raster
 from timm.layers import BatchNormAct2d
 from torch import nn
@@ -20,7 +19,7 @@ from torch.nn import functional
 from segkit.errors import MissingFileError, ModelFileError, RecipeError, SegkitError
 from segkit.models.model_file import read_header
 from segkit.models.network import describe_non_finite
-from segkit.models.segmenter import Segmenter, load
+from segkit.models.segmenter import load
 
 ARCHITECTURES = {
     "unet": "tu-resnet10t",
@@ -244,93 +243,6 @@ def test_a_network_that_is_not_known(tmp_path, model, message):
     with pytest.raises(RecipeError, match=message) as caught:
         segmenter(tmp_path, **model)
     assert "\n" not in str(caught.value)
-
-
-def state(name="resnet10t"):
-    """What timm would offer for download."""
-    torch.manual_seed(1)
-    return timm.create_model(name).state_dict()
-
-
-def prefixed(weights, prefix):
-    return {prefix + name: tensor for name, tensor in weights.items()}
-
-
-STORED = {
-    "timm.safetensors": save_file,
-    "timm.pth": torch.save,
-    "encoder.pth": lambda weights, path: torch.save(prefixed(weights, "model."), path),
-    "checkpoint.pth": lambda weights, path: torch.save(
-        {"epoch": 3, "state_dict": prefixed(weights, "module.encoder.") | {"head": torch.ones(1)}}, path
-    ),
-}
-
-
-@pytest.mark.parametrize("bands", [1, 3, 5, 6])
-@pytest.mark.parametrize("name", STORED)
-def test_encoder_weights_from_a_file(tmp_path, bands, name):
-    path, weights = tmp_path / name, state()
-    STORED[name](weights, path)
-    recipe = recipe_for(tmp_path, "binary", model={"encoder_weights": str(path)})
-    encoder = Segmenter(recipe, [0.0] * bands, [1.0] * bands, [str(band) for band in range(bands)]).network.encoder
-    found = {name.removeprefix("model."): tensor for name, tensor in encoder.state_dict().items()}
-    assert found.keys() < weights.keys()
-    first = next(iter(found))
-    for other in found.keys() - {first}:
-        assert torch.equal(found[other], weights[other])
-    oracle = torch.nn.Sequential(torch.nn.Conv2d(3, *weights[first].shape[:1], 3, bias=False))
-    oracle[0].weight.data = weights[first].clone()
-    smp_utils.patch_first_conv(oracle, bands)
-    torch.testing.assert_close(found[first], oracle[0].weight.data)
-    if bands != 5:  # where bands are a multiple of 3, or one, the response to grey stays
-        torch.testing.assert_close(found[first].sum(dim=1), weights[first].sum(dim=1))
-
-
-@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "regnety_002"])
-def test_files_of_timm_fit_its_encoders(tmp_path, name):
-    torch.save(state(name), tmp_path / "weights.pth")
-    weights = str(tmp_path / "weights.pth")
-    model = segmenter(tmp_path, architecture="fpn", encoder=f"tu-{name}", options={}, encoder_weights=weights)
-    stored = list(state(name).values())
-    for parameter in model.network.encoder.parameters():
-        assert any(torch.equal(parameter, tensor) for tensor in stored)
-
-
-WRONG = {
-    "smaller": (lambda: state("resnet18"), "lacks 80 of 216 weights"),
-    "larger": (lambda: timm.create_model("resnet50").state_dict(), "lacks|has other shapes|has unknown"),
-    "nothing": (lambda: {"a": torch.ones(1)}, "lacks 180 of 216 weights"),
-    "list": (lambda: [1, 2], "holds a list, not a table of weights"),
-}
-
-
-@pytest.mark.parametrize(("made", "message"), WRONG.values(), ids=WRONG)
-def test_weights_of_another_encoder_are_refused(tmp_path, made, message):
-    torch.save(made(), tmp_path / "w.pth")
-    with pytest.raises(ModelFileError, match=f"w.pth: .*({message})"):
-        segmenter(tmp_path, encoder="resnet34", options={}, encoder_weights=str(tmp_path / "w.pth"))
-
-
-def test_weights_of_a_deeper_encoder_are_refused(tmp_path):
-    torch.save(state("resnet34"), tmp_path / "w.pth")
-    with pytest.raises(ModelFileError, match="has unknown 96 of 120 weights"):
-        segmenter(tmp_path, encoder="resnet18", options={}, encoder_weights=str(tmp_path / "w.pth"))
-
-
-def test_weights_of_an_encoder_that_are_not_finite_are_refused(tmp_path):
-    weights = state()
-    next(iter(weights.values())).view(-1)[0] = torch.nan
-    torch.save(weights, tmp_path / "w.pth")
-    with pytest.raises(ModelFileError, match=r"w.pth: holds 1 of .* not finite .*; name another file in model.encoder"):
-        segmenter(tmp_path, encoder_weights=str(tmp_path / "w.pth"))
-
-
-def test_a_file_of_weights_that_is_text_or_missing(tmp_path):
-    (tmp_path / "w.pth").write_text("no weights")
-    with pytest.raises(ModelFileError, match=r"w\.pth: not a file of weights"):
-        segmenter(tmp_path, encoder_weights=str(tmp_path / "w.pth"))
-    with pytest.raises(MissingFileError, match="no such file of encoder weights"):
-        segmenter(tmp_path, encoder_weights=str(tmp_path / "v.pth"))
 
 
 @pytest.mark.parametrize(

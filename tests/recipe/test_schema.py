@@ -104,6 +104,13 @@ def test_a_misspelt_key_suggests_the_right_one(recipe, part, place):
         ("train.devices=[1]", "must be a whole number or 'auto'"),
         ("train.loss={}", "train.loss: is empty"),
         ("train.loss={pixel: 0}", "all weights in loss are 0"),
+        ("train.freeze=[encoder, decoder, head]", "freeze lists all parts of the network"),
+        ("train.freeze=[encodr]", "did you mean encoder?"),
+        ("train.encoder_learning_rate_factor=0", "must be greater than 0"),
+        ("model={start_from: a, encoder_weights: imagenet}", "start_from and encoder_weights both give weights"),
+        ("model.encoder_bands=[B2]", "encoder_bands needs encoder_weights"),
+        ("model={encoder_weights: a.pth, encoder_bands: [B2, 3, B2]}", "encoder_bands names a band twice (B2, 3, B2)"),
+        ("model={encoder_weights: a.pth, encoder_bands: [[B2]]}", "must be the name or the number of a band"),
         ("train.loss.pixel=-1", "train.loss.pixel: found -1"),
         ("train.class_weights={clear: 2}", "'clear' is not a class of the task; did you mean cleared?"),
         ("data.val.fraction=1", "must be less than 1"),
@@ -228,6 +235,8 @@ def test_paths_are_relative_to_the_recipe_or_the_current_directory(recipe, tmp_p
     assert changed.data.train.images[1] == f"{shell}/c.tif"
     assert changed.data.train.labels.path == f"{shell}/q.shp"
     assert changed.model.encoder_weights == "imagenet"
+    started = Recipe.load(recipe, ["model.encoder_weights=null", "model.start_from=run"])
+    assert started.model.start_from == f"{shell}/run"
     assert changed.data.train.images[0] == loaded.data.train.images[0]
     whole = Recipe.load(recipe, ["data.val={images: v, labels: /abs/l}"])
     assert whole.data.val == DatasetSource(images=f"{shell}/v", labels="/abs/l")

@@ -14,7 +14,7 @@ import yaml
 from halves import LAYERS, learned, loss_cases, work
 from quick import skip_measurements
 from safetensors.torch import load_file
-from synthetic import recipe_for, write_pair
+from synthetic import recipe_for, segmenter, write_pair
 
 from segkit.data.area import full_areas
 from segkit.data.areas import open_labelled_samples
@@ -79,6 +79,8 @@ MODELS = {
     "binary": {"encoder": "resnet18", "options": {"encoder_depth": 2, "decoder_channels": [16, 8]}},
     "multilabel": {},
 }
+# With the learning rate and a frozen part of a training that starts from a model.
+FINE_TUNING = {"freeze": ["decoder"], "encoder_learning_rate_factor": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +94,15 @@ def data(tmp_path_factory):
             labels = dataset.read()
             labels[0, :, 40:] = 255
             dataset.write(labels)
+    segmenter(folders["multilabel"], "multilabel").save(folders["multilabel"] / "source.safetensors")
     return folders
 
 
 def recipe(data, kind, **setup):
-    return recipe_for(data[kind], kind, model=MODELS[kind], train=SETUP | setup)
+    if kind == "binary":
+        return recipe_for(data[kind], kind, model=MODELS[kind], train=SETUP | setup)
+    start = {"start_from": str(data[kind] / "source.safetensors")}
+    return recipe_for(data[kind], kind, model=MODELS[kind] | start, train=SETUP | FINE_TUNING | setup)
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,15 @@ def test_every_fold_is_trained_on_the_rest(folder, tmp_path, training):
     assert {one.path.parent for one in ensemble.members} == {fold.trial.folder for fold in result.folds}
 
 
+def test_every_fold_starts_from_the_same_model(folder, tmp_path, training, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_for(folder, "binary", data=BLOCKS)
+    result = cross_validate(recipe, tmp_path / "out", folds=2, start_from="source.safetensors")
+    for fold in result.folds:
+        stored = Recipe.load(fold.trial.folder / "recipe.yaml")
+        assert stored.model.start_from == str(tmp_path / "source.safetensors")
+
+
 def test_the_table_has_mean_spread_and_worst_of_the_folds(folder, tmp_path, training):
     result = cross_validate(recipe_for(folder, "binary", data=BLOCKS), tmp_path / "out", folds=4)
     stored = json.loads((tmp_path / "out/folds.json").read_text())
