@@ -31,8 +31,10 @@ from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights, load_encoder_weights
-from segkit.recipe.schema import Recipe
+from segkit.recipe.schema import Model, Recipe
 from segkit.runtime.version import VERSION
+
+_MIN_PROBABILITY = 1e-7  # of a mean of two; the logit of 0 would be infinite
 
 
 class Segmenter(nn.Module):
@@ -110,6 +112,10 @@ class Segmenter(nn.Module):
             self.stride = self.network.encoder.output_stride  # type: ignore[assignment, union-attr]
             if pretrained:
                 self.initial_weights = load_encoder_weights(self.network, recipe.model, self.band_names)
+        self.pixel_branch: nn.Module | None = None
+        if recipe.model.pixel_branch:
+            of_pixels = recipe.model_copy(update={"model": Model(architecture="lda")})
+            self.pixel_branch = PixelClassifier(of_pixels, self.mean, self.std, self.band_names)
         self._input_dtype: torch.dtype | None = None  # of the network's input; None: float32
         self._folded = False  # whether batch normalisation is folded, as for prediction
 
@@ -126,7 +132,8 @@ class Segmenter(nn.Module):
         Returns
         -------
         float32 (N, channels, H, W), for any H and W. Sizes that the network does not accept (`_padded_size`) are padded
-        by reflection; the logits are cropped.
+        by reflection; the logits are cropped. In evaluation mode they are those of the mean of the probabilities of
+        network and pixel branch, if there is one.
         """
         height, width = pixels.shape[-2:]
         if self.is_classical:
@@ -135,7 +142,14 @@ class Segmenter(nn.Module):
             # The prepared input has no name here, so that it can be freed while the network runs.
             logits = self.network(self._prepare_input(pixels, valid))
         logits = logits[..., :height, :width].float()
+        if self.pixel_branch is not None and not self.training:
+            logits = self._average(logits, self.pixel_branch(self._normalize(pixels, valid), valid))
         return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
+
+    def _average(self, one: Tensor, other: Tensor) -> Tensor:
+        """Return the logits of the mean of the probabilities that two tensors of logits give."""
+        mean = self.task.probabilities(one).add_(self.task.probabilities(other)).div_(2)
+        return self.task.logits(mean.clamp_(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY))
 
     @property
     def is_classical(self) -> bool:

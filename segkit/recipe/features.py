@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from segkit.recipe.base import Band, StrictModel
 
 CLASSICAL = ("lda", "svm", "forest", "boosting")  # model.architecture; all others are networks
-_KEYS_OF_NETWORKS = ("start_from", "encoder", "encoder_weights", "encoder_bands")  # of model
+_KEYS_OF_NETWORKS = ("start_from", "encoder", "encoder_weights", "encoder_bands", "pixel_branch")  # of model
 # Of train; tile_size is used by the default block and gap of a split.
 _KEYS_OF_CLASSICAL = (
     "tile_size", "class_weights", "fit_thresholds", "calibrate", "device", "devices", "num_nodes", "seed",

@@ -239,6 +239,9 @@ class Model(StrictModel):
     number), so that they are matched by name. By default they are matched by order."""
     start_from: str | None = None
     """Model file with the weights that the training starts from, as far as they fit the bands and classes."""
+    pixel_branch: bool = False
+    """Whether maps average the probabilities of the network with those of a linear discriminant of single pixels, which
+    is fitted to the training pixels."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments of the architecture, or of the learner in scikit-learn."""
     features: Features | None = None

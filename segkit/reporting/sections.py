@@ -344,7 +344,9 @@ def _describe_model(model: Segmenter) -> dict[str, str]:
     settings = model.recipe.model
     if not model.is_classical:
         weights = sum(weight.numel() for weight in model.network.parameters())
-        return {"network": f"{settings.architecture} with {settings.encoder}, {weights / 1e6:.1f} million weights"}
+        text = f"{settings.architecture} with {settings.encoder}, {weights / 1e6:.1f} million weights"
+        branch = ", averaged with a linear discriminant of single pixels" * settings.pixel_branch
+        return {"network": text + branch}
     facts = {"learner": settings.architecture}
     if settings.features is not None:
         sides = [f"mean and standard deviation in {side} x {side} pixels" for side in settings.features.texture]

@@ -56,7 +56,7 @@ from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
-from segkit.training.baselines import compare_with_baseline, score_baselines
+from segkit.training.baselines import compare_with_baseline, fit_baseline, score_baselines
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.classical import check_options, describe_fit, fit_learners
 from segkit.training.loaders import CropLoaders
@@ -219,6 +219,8 @@ def _train(
             start_from_model(segmenter, recipe.model.start_from)
         if segmenter.initial_weights is not None and show_progress:
             print(segmenter.initial_weights.render(), file=sys.stderr)
+    if segmenter.pixel_branch is not None:
+        segmenter.pixel_branch = fit_baseline(segmenter, training, statistics.counts).network
     # Measured before the training, so that the warning does not come hours later; kept in the model file.
     if segmenter.fixed_window_size is not None and show_progress:
         _warn_context(segmenter)

@@ -24,6 +24,7 @@ from segkit.data.area import full_areas
 from segkit.data.areas import open_areas, with_fold
 from segkit.data.datasets import TrainDataset
 from segkit.data.pairing import open_samples
+from segkit.data.statistics import Statistics
 from segkit.errors import DataError, OutputExistsError, RecipeError, TrainingError, UsageError
 from segkit.evaluation.calibration import CalibrationFit
 from segkit.evaluation.decisions import ModelPredictor
@@ -34,7 +35,7 @@ from segkit.models.run_folder import read_log
 from segkit.models.segmenter import load
 from segkit.recipe.schema import Recipe
 from segkit.task import IGNORE
-from segkit.training.baselines import BASELINE_SCORES
+from segkit.training.baselines import BASELINE_SCORES, fit_baseline
 from segkit.training.callbacks import EpochLog, StopOnNonFinite
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
@@ -225,6 +226,33 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(data, tmp_path, monk
     # What is finished may be resumed, too: nothing is left to do.
     assert train(recipe, tmp_path / "resumed", resume=True).metrics == straight.metrics
     assert without_seconds(resumed.folder) == without_seconds(straight.folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pixel_branch_averages_with_the_linear_discriminant(data, tmp_path, monkeypatch, kind):
+    """The network trains as without it, the map is that of the mean of two models, and a resumed run ends the same."""
+    settings = {"epochs": 2, "calibrate": False, "fit_thresholds": False, "checkpoint": "last"}
+    plain = load(train(recipe_for(data[kind], kind, train=settings), tmp_path / "plain").model)
+    recipe = recipe_for(data[kind], kind, train=settings, model={"pixel_branch": True})
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run")
+    run = train(recipe, tmp_path / "run", resume=True)
+    model = load(run.model)
+    areas, _ = open_areas(recipe)
+    counts = Statistics.from_areas(areas, recipe.task).counts
+    discriminant = fit_baseline(plain, areas, counts)
+    pixels, valid = torch.randn(2, 3, 40, 40) * 50 + 550, torch.rand(2, 40, 40) > 0.1
+    with torch.inference_mode():
+        probabilities = [model.task.probabilities(one(pixels, valid)) for one in (plain, discriminant, model)]
+    torch.testing.assert_close(probabilities[2], (probabilities[0] + probabilities[1]) / 2, rtol=0, atol=1e-5)
+    assert (probabilities[0] - probabilities[1]).abs().max() > 0.01
+    assert run.metrics["mean_iou"] == pytest.approx(read_log(run.folder / "log.csv")[-1]["val_iou"])
+    options = {"device": "cpu", "precision": "fp32"}
+    [summary] = predict(model, data[kind] / "images/a.tif", tmp_path / "map.tif", **options)
+    [expected] = predict([plain, discriminant], data[kind] / "images/a.tif", tmp_path / "expected.tif", **options)
+    assert summary.pixels == expected.pixels
 
 
 def kill_at(where, epoch):
