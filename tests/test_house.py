@@ -137,6 +137,12 @@ def test_tests_lie_in_folders_like_the_modules_they_test():
         assert module.exists() or str(name) in others, f"{name} tests no module of its name"
 
 
+def test_test_files_have_names_of_their_own():
+    """Folders of tests are no packages, so pytest imports two files of one name as the same module."""
+    names = [file.name for file in (HOUSE.parent / "tests").glob("**/test_*.py")]
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_the_walks_of_contributing_name_what_exists():
     text = (HOUSE.parent / "CONTRIBUTING.md").read_text()
     source = {

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import Allocation, ClassNames, OverlappingClass, Overwrite
+from segkit.cli.printing import print_table
 from segkit.cli.root import assess_app, examples
-from segkit.cli.tables import print_table
 
 
 @assess_app.command(

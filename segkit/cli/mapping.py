@@ -28,8 +28,8 @@ from segkit.cli.options import (
     Tile,
     Uncertainty,
 )
+from segkit.cli.printing import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
 from segkit.cli.root import app, examples
-from segkit.cli.tables import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
 from segkit.io.remote import as_path
 
 _WORST_SCENES = 3  # that evaluate prints

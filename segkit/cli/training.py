@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import Force, Overwrite, RecipeFile, Set
+from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
-from segkit.cli.tables import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.errors import SegkitError
 
 

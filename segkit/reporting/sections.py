@@ -27,7 +27,7 @@ from segkit.io.raster import open_raster, read_grid
 from segkit.io.scene import Scene
 from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
 from segkit.models.segmenter import Segmenter, load
-from segkit.plots import area_bars, charts, scene_scores, style, training_curves
+from segkit.plots import area_bars, charts, distance_chart, style, training_curves
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_score, format_with_error
 from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe
@@ -220,7 +220,7 @@ class ReportBuilder:
             caption = "Reliability diagram: confidence of the predictions and observed frequency."
             section_charts.append(Chart(f"{name}-reliability", reliability, caption))
         scenes = evaluation.get("scenes", ())
-        by_distance = scene_scores.scores_by_distance(scenes)
+        by_distance = distance_chart.scores_by_distance(scenes)
         if by_distance is not None:
             section_charts.append(Chart(f"{name}-distance", by_distance, _describe_distances(scenes)))
         worst = find_worst_scenes(scenes, _N_WORST_SCENES)

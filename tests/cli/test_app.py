@@ -13,8 +13,8 @@ import yaml
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit.cli import app as cli
+from segkit.cli.printing import print_summary
 from segkit.cli.root import RENAMED_OPTIONS
-from segkit.cli.tables import print_summary
 from segkit.errors import UsageError
 from segkit.inference.predict import Summary
 from segkit.inference.settings import ResolvedSettings

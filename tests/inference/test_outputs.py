@@ -9,7 +9,7 @@ from killing import names
 from predicting import FAST, TASKS, Neighbours, Network, expected, read, with_training_pixels, write_scene
 from torch import nn
 
-from segkit.cli.tables import describe_share_outside
+from segkit.cli.printing import describe_share_outside
 from segkit.errors import OutputExistsError, RasterError, SegkitError, UsageError
 from segkit.inference import tiling as plan
 from segkit.inference.predict import predict

@@ -1,6 +1,6 @@
 import pytest
 
-from segkit.cli.tables import print_worst_scenes
+from segkit.cli.printing import print_worst_scenes
 
 
 def row(scene, accuracy, distance):
