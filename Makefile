@@ -1,5 +1,6 @@
 # Every target makes .venv when it is not there; a second call is quick. pip would compile all modules of torch to
-# bytecode, which takes a minute; Python compiles those that are imported.
+# bytecode, which takes a minute; Python compiles those that are imported, once, if it may store them.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
