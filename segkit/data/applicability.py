@@ -68,18 +68,7 @@ def describe_training_pixels(areas: Sequence[LabelledArea]) -> TrainingPixels | 
         areas_by_scene.setdefault(area.sample.scene.paths, []).append(area)
     groups_of_areas = list(areas_by_scene.values())
     groups_of_areas = [groups_of_areas[at] for at in evenly_spaced(len(groups_of_areas), _MAX_SCENES)]
-    scenes = [areas[0].sample.scene for areas in groups_of_areas]
-    windows = [sample_pixels(areas[0].sample.scene, _TrainingRegion(areas)) for areas in groups_of_areas]
-    # The windows of a single scene are groups of their own.
-    groups = [np.concatenate(found) for found in windows if found] if len(scenes) > 1 else windows[0]
-    facts = [_declared(scene) for scene in scenes]
-    sides = [side for scene in scenes if (side := _resolution(scene)) is not None]
-    return TrainingPixels.from_samples(
-        groups,
-        [dtype for dtypes, _ in facts for dtype in dtypes],
-        [pair for _, scaling in facts for pair in scaling],
-        (min(sides), max(sides)) if sides else None,
-    )
+    return _describe([_SceneFacts.read(one[0].sample.scene, _TrainingRegion(one)) for one in groups_of_areas])
 
 
 @dataclass(frozen=True)

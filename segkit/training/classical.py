@@ -16,6 +16,7 @@ from segkit.errors import DataError, RecipeError
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.classical.learner import ABSENT
 from segkit.models.network import first_line
+from segkit.models.training_pixels import evenly_spaced
 from segkit.recipe.schema import Model, Recipe
 from segkit.training.discriminant import MAX_PIXELS, LinearDiscriminant
 from segkit.training.pixels import PixelSample, draw_samples
@@ -223,7 +224,7 @@ def _fit_slopes(estimator: Any, pixels: NDArray[np.float32], sample: PixelSample
     from sklearn.base import clone
 
     order = np.argsort(sample.categories, kind="stable")
-    chosen = np.sort(order[np.linspace(0, len(order) - 1, min(len(order), _MAX_CV_PIXELS)).round().astype(int)])
+    chosen = np.sort(order[evenly_spaced(len(order), _MAX_CV_PIXELS)])
     pixels, truth = pixels[chosen], sample.categories[chosen]
     weights = np.ones(len(truth)) if sample.weights is None else sample.weights[chosen]
     fold = np.zeros(len(truth), dtype=int)
