@@ -37,6 +37,7 @@ _IGNORE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 # Set before they start. Threads of several networks share the cores, so waiting threads must not occupy one. Work items
 # run in a thread, which needs the heap of the main thread to reuse its memory (`segkit.runtime.memory`).
 _LOCAL_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1"}
+_SET_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID")  # by its nanny in this process
 
 
 @contextmanager
@@ -300,8 +301,8 @@ def _parse_address(address: str, *, insecure: bool) -> int | None:
 
 @contextmanager
 def _environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for processes that start during the block; Dask itself would leave them set."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Set environment variables for processes that start during the block; Dask would leave them and its own set."""
+    before = {name: os.environ.get(name) for name in (*variables, *_SET_BY_DASK)}
     os.environ.update(variables)
     try:
         yield

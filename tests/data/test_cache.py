@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import segkit_command
 import shapely
 import torch
+from fork_server import SERVER
 from geopandas import GeoDataFrame
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -354,7 +354,7 @@ def test_several_at_once_share_an_entry(write_raster):
     path = write_raster("scene.tif", noise("uint8", shape=(3, 300, 300)))
     # Forked from a process that has imported everything; its environment is older than this test's.
     environment = {"SEGKIT_CACHE": os.environ["SEGKIT_CACHE"]}
-    with segkit_command.SERVER.Pool(3, _set_environment, [environment]) as pool:
+    with SERVER.Pool(3, _set_environment, [environment]) as pool:
         sums = pool.map(_take, [path] * 6)
     assert set(sums) == {float(Scene.from_files(path).read().pixels.sum())}
     assert [entry.path.parent for entry in list_entries()] == [cache_folder()]

@@ -1,14 +1,11 @@
-"""`segkit train` in processes that are forked from one that has imported everything, which takes most of the time."""
+"""`segkit train` in processes that start at once, and records what they do."""
 
-import atexit
-import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 from unittest import mock
 
-import segmentation_models_pytorch  # noqa: F401 - imported here for all processes
+import fork_server
 from quick import skip_measurements
 
 from segkit.cli import main
@@ -17,8 +14,6 @@ from segkit.training.module import TrainingModule
 
 # For further processes of one training, which Lightning starts.
 SCRIPT = "import segkit_command; segkit_command.run()"
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["halves", "segkit_command"])
 
 
 def run():
@@ -38,22 +33,11 @@ def run():
         main()
 
 
-def _run_in(folder, arguments, environment):
-    os.chdir(folder)
-    os.environ.update(environment)
-    tempfile.tempdir = None  # TMPDIR may have changed
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        with (folder / f"{name}.txt").open("w") as file:
-            os.dup2(file.fileno(), descriptor)
+def _run_with(arguments):
     sys.argv = list(arguments)
-    try:
-        run()
-    finally:
-        atexit._run_exitfuncs()  # multiprocessing does not
+    run()
 
 
 def start(folder, *arguments, **environment):
-    """Start the command in a folder, where its output goes to stdout.txt and stderr.txt; return the process."""
-    process = SERVER.Process(target=_run_in, args=(folder, arguments, environment))
-    process.start()
-    return process
+    """Start the command in a folder; see `fork_server.start`."""
+    return fork_server.start(_run_with, arguments, folder=folder, **environment)

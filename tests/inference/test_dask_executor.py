@@ -16,14 +16,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dask
+import fork_server
 import numpy as np
 import pytest
 import rasterio
 import torch
 import yaml
+from dask.cli import run_cli
 from dask_workers import forked_workers
 from killing import names
-from places import HELPERS, ROOT
+from places import ROOT
 from predicting import UTM, placed, read, write_area
 from synthetic import segmenter, write_pair
 from typer.testing import CliRunner
@@ -218,25 +220,23 @@ def test_a_client_that_is_killed_is_followed_by_another(made, tmp_path, executor
     """The same command with the same workers, of which one may still be at a band of the first client."""
     mapped(made["binary"], tmp_path / "here", **FAST)
     (tmp_path / "there").mkdir()
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path; from functools import partial\n"
-        "import test_dask_executor as t; t.plan._MIN_BAND_PIXELS = 1\n"
-        "with t.connect(sys.argv[2]) as executor:\n"
-        "    slow = t.Meddling(executor, lambda task: partial(t.wait_and, 3, task))\n"
-        "    t.mapped(Path(sys.argv[3]), Path(sys.argv[4]), executor=slow, **t.FAST)\n"
-    )
-    arguments = [Path(__file__).parent, executor._client.scheduler.address, made["binary"], tmp_path / "there"]
-    client = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)])
+    address = executor._client.scheduler.address
+    client = fork_server.start(predict_slowly, address, made["binary"], tmp_path / "there", folder=tmp_path)
     journal = tmp_path / "there/map.tif.bands"
     wait_until(lambda: len(list(journal.glob("band-*"))) > 1)
     client.kill()
-    client.wait()
+    client.join()
     [summary] = mapped(made["binary"], tmp_path / "there", executor=executor, **FAST)
     assert summary.resumed >= 2
     assert_same(tmp_path / "there", tmp_path / "here")
     time.sleep(3)  # the straggler comes to its end
     assert names(tmp_path / "there") == {f"{name}.tif" for name in RASTERS}
+
+
+def predict_slowly(address, folder, where):
+    plan._MIN_BAND_PIXELS = 1
+    with connect(address) as executor:
+        mapped(folder, where, executor=Meddling(executor, lambda task: partial(wait_and, 3, task)), **FAST)
 
 
 def wait_until(condition, seconds=60):
@@ -265,28 +265,33 @@ def dotted(configuration):
 
 @contextmanager
 def one_worker(folder, configuration):
-    """A scheduler and a worker as a user starts them: (address, scheduler's process, worker's process)."""
+    """A scheduler, in a new process, and a worker as a user starts them: (address, their processes)."""
     (folder / "dask.yaml").write_text(yaml.safe_dump(configuration))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, HELPERS))),
-        "DASK_CONFIG": str(folder / "dask.yaml"),
-    }
-    processes, file = [], folder / "scheduler.json"
+    environment, file = os.environ | {"DASK_CONFIG": str(folder / "dask.yaml")}, folder / "scheduler.json"
     protocol = "tls" if configuration else "tcp"
+    words = ["scheduler", "--protocol", protocol, "--host", "127.0.0.1", "--port", "0"]
+    command = [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file), "--no-dashboard"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as scheduler:
+        worker = None
+        try:
+            wait_until(lambda: file.exists() and file.read_text().endswith("}"))
+            words = ["worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder)]
+            worker = fork_server.start(
+                run_dask, configuration, *words, "--scheduler-file", str(file), "--no-dashboard", folder=folder
+            )
+            yield json.loads(file.read_text())["address"], scheduler, worker
+        finally:
+            if worker is not None:
+                worker.kill()
+                worker.join()
+            scheduler.kill()
 
-    def start(*words):
-        command = [sys.executable, "-m", "dask", *words, "--scheduler-file", str(file), "--no-dashboard"]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
 
-    try:
-        start("scheduler", "--protocol", protocol, "--host", "127.0.0.1", "--port", "0")
-        wait_until(lambda: file.exists() and file.read_text().endswith("}"))
-        start("worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
-        yield json.loads(file.read_text())["address"], *processes
-    finally:
-        for process in reversed(processes):
-            process.kill()
-            process.wait()
+def run_dask(configuration, *words):
+    """Run the command `dask`, whose configuration has been read before."""
+    dask.config.set(dotted(configuration))
+    sys.argv = ["dask", *words]
+    run_cli()
 
 
 @pytest.mark.parametrize("dies", ["scheduler", "worker"])

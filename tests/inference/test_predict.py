@@ -1,9 +1,13 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import fork_server
 import geopandas
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import rasterio
 import shapely
 import torch
 from affine import Affine
+from killing import names
 from predicting import FAST, MULTICLASS, TASKS, UTM, Network, expected, placed, read, write_area, write_scene
 from rasterio.features import geometry_mask
 
@@ -255,30 +260,31 @@ def test_what_breaks_midway_leaves_nothing(tmp_path, error):
     assert threading.active_count() == before
 
 
-SIGNALLED = """
-import os, signal, threading, time
-from predicting import Network
-from segkit.inference.predict import predict
-class Slow(Network):
+class SlowAndSignalled(Network):
     def forward(self, pixels, valid):
         if self.calls == 2:
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         return super().forward(pixels, valid)
-model = Slow()
-try:
-    predict(model, "scene.tif", "map.tif", tile=16, overlap=4, batch_size=1, device="cpu")
-except KeyboardInterrupt:
-    print("stopped after", model.calls)
-"""
+
+
+def predict_until_ctrl_c():
+    model = SlowAndSignalled()
+    try:
+        predict(model, "scene.tif", "map.tif", tile=16, overlap=4, batch_size=1, device="cpu")
+    except KeyboardInterrupt:
+        print("stopped after", model.calls)
 
 
 def test_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path):
     write_scene(tmp_path / "scene.tif", 300, 300)
-    done = subprocess.run([sys.executable, "-c", SIGNALLED], cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.stdout.startswith("stopped after"), done.stderr
-    assert int(done.stdout.split()[-1]) < 10
-    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+    process = fork_server.start(predict_until_ctrl_c, folder=tmp_path)
+    process.join(600)
+    assert process.exitcode == 0
+    printed = (tmp_path / "stdout.txt").read_text()
+    assert printed.startswith("stopped after")
+    assert int(printed.split()[-1]) < 10
+    assert names(tmp_path) == {"scene.tif", "stdout.txt", "stderr.txt"}
 
 
 @pytest.mark.parametrize(

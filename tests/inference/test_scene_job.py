@@ -8,13 +8,14 @@ import time
 import warnings
 from pathlib import Path
 
+import fork_server
 import geopandas
 import numpy as np
 import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killing import alone, forked, names, unix
+from killing import forked, names, unix
 from predicting import FAST, UTM, Neighbours, Network, expected, placed, read, write_area, write_scene
 
 from segkit.errors import OutputExistsError, RasterError, ScenesError
@@ -114,7 +115,7 @@ def kill_at_any_time(folder):
 
 @unix
 def test_the_same_call_goes_on_after_kills_at_any_time(tmp_path):
-    alone(kill_at_any_time, tmp_path)
+    fork_server.run(kill_at_any_time, tmp_path)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RasterError("block 7 is damaged"), ValueError("a fault")])

@@ -11,6 +11,7 @@ import rasterio
 import segkit_command
 import torch
 import yaml
+from fork_server import SERVER
 from halves import LAYERS, learned, loss_cases, work
 from quick import skip_measurements
 from safetensors.torch import load_file
@@ -31,7 +32,7 @@ from segkit.training.train import train
 def halves(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("halves")
-    both = [segkit_command.SERVER.Process(target=work, args=(rank, folder)) for rank in range(2)]
+    both = [SERVER.Process(target=work, args=(rank, folder)) for rank in range(2)]
     for process in both:
         process.start()
     for process in both:

@@ -1,19 +1,19 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import fork_server
 import lightning.pytorch as lightning
 import numpy as np
 import pytest
 import rasterio
+import segkit_command
 import torch
 import yaml
-from killing import alone, forked, unix
+from killing import forked, unix
 from lightning.pytorch.callbacks import ModelCheckpoint
 from quick import skip_measurements, skip_pictures
 from safetensors.torch import load_file
@@ -295,7 +295,7 @@ def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(data, tmp_path):
     recipe = recipe_for(data["binary"], "binary", train={"epochs": 4})
     straight = train(recipe, tmp_path / "straight")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
-    alone(train_killed_twice, tmp_path / "recipe.yaml", tmp_path / "run")
+    fork_server.run(train_killed_twice, tmp_path / "recipe.yaml", tmp_path / "run")
     assert without_seconds(tmp_path / "run") == without_seconds(straight.folder)
     assert same_weights(tmp_path / "run/model.safetensors", straight.model)
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == straight.metrics
@@ -303,15 +303,14 @@ def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(data, tmp_path):
 
 def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_for(data["binary"], "binary").to_dict()))
-    command = [sys.executable, "-m", "segkit.cli", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500"]
-    with (tmp_path / "output").open("w") as output:
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=output, stdout=output)
-        deadline = time.monotonic() + 600
-        while not (tmp_path / "run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(600) == 130
-    *epochs, last = (tmp_path / "output").read_text().splitlines()
+    process = segkit_command.start(tmp_path, "segkit", "train", "recipe.yaml", "-o", "run", "--set", "train.epochs=500")
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(600)
+    assert process.exitcode == 130
+    *epochs, last = (tmp_path / "stderr.txt").read_text().splitlines()
     assert last == "segkit: interrupted; finished epochs are kept; continue with --resume"
     assert all(line.startswith("epoch ") for line in epochs)
     done = len(read_log(tmp_path / "run/log.csv"))
