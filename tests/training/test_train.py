@@ -84,18 +84,18 @@ def test_scores_of_the_linear_discriminant_are_beside_those_of_the_network(runs,
     recipe = Recipe.from_dict(recipe.to_dict() | {"model": {"architecture": "lda"}})
     expected = train(recipe, tmp_path / "lda").metrics
     for found in (runs[kind].metrics["baselines"], expected["baselines"]):
-        assert found["linear_discriminant"] == {key: expected[key] for key in BASELINE_SCORES}
+        assert found == {"lda": {key: expected[key] for key in BASELINE_SCORES}}
 
 
 @pytest.mark.parametrize("worse", [True, False])
 def test_a_network_that_is_not_better_than_the_discriminant_is_warned_of(data, tmp_path, capsys, monkeypatch, worse):
     """The discriminant separates these classes."""
     if not worse:
-        wrong = {"linear_discriminant": dict.fromkeys(BASELINE_SCORES, 0.0)}
+        wrong = {"lda": dict.fromkeys(BASELINE_SCORES, 0.0)}
         monkeypatch.setattr("segkit.training.train.score_baselines", lambda *_: wrong)
     recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-9})
     train(recipe, tmp_path / "run", show_progress=True)
-    assert ("is not better than a linear discriminant of single pixels" in capsys.readouterr().err) == worse
+    assert ("is not better than the linear discriminant of single pixels" in capsys.readouterr().err) == worse
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -243,6 +243,7 @@ def test_a_pixel_branch_averages_with_the_linear_discriminant(data, tmp_path, mo
     areas, _ = open_areas(recipe)
     counts = Statistics.from_areas(areas, recipe.task).counts
     discriminant = fit_baseline(plain, areas, counts)
+    assert run.metrics["baselines"] == plain.metrics["baselines"]
     pixels, valid = torch.randn(2, 3, 40, 40) * 50 + 550, torch.rand(2, 40, 40) > 0.1
     with torch.inference_mode():
         probabilities = [model.task.probabilities(one(pixels, valid)) for one in (plain, discriminant, model)]
