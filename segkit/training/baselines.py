@@ -64,12 +64,16 @@ def score_baselines(
     """Return {learner: {score: value}} of `train.baselines` on the validation areas, for ``metrics.json``.
 
     A baseline is calibrated and scored like the segmenter: as a model with this `model.architecture`. Its scores are
-    None if it cannot be fitted to the training areas.
+    None if it cannot be fitted to the training areas. The segmenter's pixel branch is not fitted again.
     """
     scores: dict[str, dict[str, float | None]] = {}
     for learner in segmenter.recipe.train.baselines:
         try:
-            baseline = fit_baseline(segmenter, training, counts, learner)
+            if learner == "lda" and segmenter.pixel_branch is not None:
+                baseline = _make_baseline(segmenter, learner)
+                baseline.network = segmenter.pixel_branch
+            else:
+                baseline = fit_baseline(segmenter, training, counts, learner)
         except DataError:
             scores[learner] = dict.fromkeys(BASELINE_SCORES)
             continue
