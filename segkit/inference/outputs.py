@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.inference.uncertainty import DISAGREEMENT, UNCERTAINTY_MEASURES, compute_measures
+from segkit.io.class_table import OUTPUT_TAG
 from segkit.io.cog import MapProfile
 from segkit.task import Task
 
@@ -68,8 +69,9 @@ class OutputRequest:
         return RASTER_OUTPUTS[self.name]
 
     def profile(self, task: Task, tags: Mapping[str, str]) -> MapProfile:
-        """Return the profile of the raster."""
-        return self.output.profile(task, self.measures, tags)
+        """Return the profile of the raster; one that is not the map says so in its tags."""
+        kind = {} if self.name == "map" else {OUTPUT_TAG: self.name}
+        return self.output.profile(task, self.measures, {**tags, **kind})
 
 
 def needs_model_entropies(outputs: Sequence[OutputRequest]) -> bool:
