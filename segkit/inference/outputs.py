@@ -79,6 +79,19 @@ def needs_model_entropies(outputs: Sequence[OutputRequest]) -> bool:
     return any(DISAGREEMENT in one.measures for one in outputs)
 
 
+def compute_outputs(task: Task, channels: Tensor, outputs: Sequence[OutputRequest]) -> dict[str, Tensor]:
+    """Return the decided "targets", and by name the raster outputs that are computed from channels of a `Runner`."""
+    import torch
+
+    with torch.inference_mode():
+        targets = task.decide(channels[None, : task.channels])[0]
+        tensors = {"targets": targets}
+        for one in outputs:
+            if compute := one.output.compute:
+                tensors[one.name] = compute(task, channels, targets, one.measures)
+        return tensors
+
+
 def _map_profile(task: Task, _: Sequence[str], tags: Mapping[str, str]) -> MapProfile:
     return MapProfile(task.dtype, task.nodata, task.band_names, tags, task.colors)
 
