@@ -21,6 +21,8 @@ def gigabytes(entries: Sequence[CacheEntry]) -> str:
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print a row of scores for each class, and the scores of all."""
+    from segkit.models.run_folder import baseline_scores
+    from segkit.recipe.features import full_name
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
@@ -31,11 +33,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     print_table(("class", *columns), rows)
     overall = ("overall_accuracy", "mean_iou", "macro_f1", "ece", "brier", "pixels")
     print("\n" + "   ".join(f"{key} {number(metrics[key])}" for key in overall if key in metrics))
-    for baseline, scores in metrics.get("baselines", {}).items():
-        print(
-            f"{baseline.replace('_', ' ')} of single pixels: "
-            + "   ".join(f"{k} {number(v)}" for k, v in scores.items())
-        )
+    for learner, scores in baseline_scores(metrics).items():
+        print(f"{full_name(learner)} of single pixels: " + "   ".join(f"{k} {number(v)}" for k, v in scores.items()))
     intervals = metrics.get("intervals")
     if intervals:
         spans = (

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from torch import Tensor
 
 from segkit.inference.blending import Block, BlockPart, fetch_async, predict_blocks
-from segkit.inference.outputs import OutputRequest
+from segkit.inference.outputs import OutputRequest, compute_outputs
 from segkit.inference.runner import Runner
 from segkit.inference.summary import ClassTally
 from segkit.inference.tiling import Band, Tiling
@@ -141,7 +140,7 @@ def merge_seam(
             probabilities = read_window(bottom, bottom.indexes, window) + read_window(top, top.indexes, window)
             valid = ~np.isnan(probabilities[0])
             if valid.any():
-                arrays = _compute_outputs(task, torch.from_numpy(np.nan_to_num(probabilities)), outputs)
+                arrays = compute_outputs(task, torch.from_numpy(np.nan_to_num(probabilities)), outputs)
                 scene_window = Window(column, row, window.width, rows)
                 out.write({name: array.numpy() for name, array in arrays.items()}, valid, scene_window)
     return out.tally.counts()
@@ -166,7 +165,7 @@ class _OutputWriter(ExitStack):
         return self
 
     def write(self, arrays: Mapping[str, NDArray[Any]], valid: NDArray[np.bool_], window: Window) -> None:
-        """Write the result of `_compute_outputs` for a window of the scene."""
+        """Write the result of `compute_outputs` for a window of the scene."""
         for top in range(0, len(valid), _WRITE_CHUNK_ROWS):
             rows = slice(top, top + _WRITE_CHUNK_ROWS)
             if not valid[rows].any():
@@ -227,7 +226,7 @@ def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[Outpu
     with closing(blocks):
         for block in blocks:
             if block.part == "body":
-                tensors = _compute_outputs(task, block.probabilities, outputs) if block.valid.any() else {}
+                tensors = compute_outputs(task, block.probabilities, outputs) if block.valid.any() else {}
             else:
                 valid = torch.from_numpy(np.ascontiguousarray(block.valid)).to(block.probabilities.device)
                 tensors = {"share": block.probabilities.where(valid, block.probabilities.new_tensor(float("nan")))}
@@ -237,17 +236,6 @@ def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[Outpu
             if len(waiting) > 1:
                 yield waiting.popleft()
     yield from waiting
-
-
-@torch.inference_mode()
-def _compute_outputs(task: Task, channels: Tensor, outputs: Sequence[OutputRequest]) -> dict[str, Tensor]:
-    """Return the decided "targets", and by name the raster outputs that are computed from channels of a `Runner`."""
-    targets = task.decide(channels[None, : task.channels])[0]
-    tensors = {"targets": targets}
-    for one in outputs:
-        if compute := one.output.compute:
-            tensors[one.name] = compute(task, channels, targets, one.measures)
-    return tensors
 
 
 def _strip_profile(runner: Runner) -> MapProfile:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.inference.uncertainty import DISAGREEMENT, UNCERTAINTY_MEASURES, compute_measures
+from segkit.io.class_table import OUTPUT_TAG
 from segkit.io.cog import MapProfile
 from segkit.task import Task
 
@@ -68,13 +69,27 @@ class OutputRequest:
         return RASTER_OUTPUTS[self.name]
 
     def profile(self, task: Task, tags: Mapping[str, str]) -> MapProfile:
-        """Return the profile of the raster."""
-        return self.output.profile(task, self.measures, tags)
+        """Return the profile of the raster; one that is not the map says so in its tags."""
+        kind = {} if self.name == "map" else {OUTPUT_TAG: self.name}
+        return self.output.profile(task, self.measures, {**tags, **kind})
 
 
 def needs_model_entropies(outputs: Sequence[OutputRequest]) -> bool:
     """Whether a `Runner` must give the mean entropy of its models for these outputs."""
     return any(DISAGREEMENT in one.measures for one in outputs)
+
+
+def compute_outputs(task: Task, channels: Tensor, outputs: Sequence[OutputRequest]) -> dict[str, Tensor]:
+    """Return the decided "targets", and by name the raster outputs that are computed from channels of a `Runner`."""
+    import torch
+
+    with torch.inference_mode():
+        targets = task.decide(channels[None, : task.channels])[0]
+        tensors = {"targets": targets}
+        for one in outputs:
+            if compute := one.output.compute:
+                tensors[one.name] = compute(task, channels, targets, one.measures)
+        return tensors
 
 
 def _map_profile(task: Task, _: Sequence[str], tags: Mapping[str, str]) -> MapProfile:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError, suggest
+from segkit.inference.outputs import OutputRequest, compute_outputs, needs_model_entropies
 from segkit.io.scene import Tile
 from segkit.models.ensemble import members
 from segkit.runtime.memory import retain_freed_memory
@@ -245,14 +246,16 @@ def precision_agreement(model: AnyModel, device: torch.device, tiles: Iterable[T
     return equal / valid if valid else None
 
 
-def bytes_per_pixel(model: AnyModel, precision: str) -> float:
-    """Return the peak memory of a forward pass per pixel of a window, in bytes, without the weights.
+def bytes_per_pixel(model: AnyModel, precision: str, outputs: Sequence[OutputRequest] = ()) -> float:
+    """Return the peak memory of a window per pixel, in bytes, without the weights.
 
-    It is measured on the CPU, without what single operations allocate internally.
+    It is that of the forward pass, or of the raster outputs that are computed from its result, whichever is more,
+    measured on the CPU without what single operations allocate internally.
     """
     meter = _MemoryMeter()
-    peak = _measure_per_pixel(model, precision, meter, lambda: meter.peak)
-    return peak + 4 * model.bands + 1  # pixels and mask of the tile were allocated before
+    peak = _measure_per_pixel(model, precision, meter, lambda: meter.peak, outputs)
+    # Pixels and mask of the tile were allocated before, and a float32 number for each output from its pixels.
+    return peak + 4 * model.bands + 1 + 4 * sum(one.output.from_pixels for one in outputs)
 
 
 def operations_per_pixel(model: AnyModel) -> float:
@@ -262,14 +265,20 @@ def operations_per_pixel(model: AnyModel) -> float:
 
 
 def _measure_per_pixel(
-    model: AnyModel, precision: str, meter: AbstractContextManager[Any], result: Callable[[], int]
+    model: AnyModel,
+    precision: str,
+    meter: AbstractContextManager[Any],
+    result: Callable[[], int],
+    outputs: Sequence[OutputRequest] = (),
 ) -> float:
-    """Run one forward pass on the CPU inside `meter`, and return `result()` per pixel."""
+    """Run one forward pass on the CPU inside `meter`, compute outputs of it, and return `result()` per pixel."""
     side = model.fixed_window_size or _MEASURED_SIDE_PX
-    runner = Runner(model, torch.device("cpu"), precision)
+    runner = Runner(model, torch.device("cpu"), precision, model_entropies=needs_model_entropies(outputs))
     tile = Tile(np.zeros((model.bands, side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
     with meter:
-        runner([tile])
+        probabilities = runner([tile])
+        if outputs:
+            compute_outputs(runner.task, probabilities[0], outputs)
     return result() / side**2
 
 

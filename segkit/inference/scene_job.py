@@ -75,7 +75,7 @@ def predict_scene(
     with Journal.open(map_path, request, overwrite=overwrite) as journal:
         plan = journal.plan
         while True:
-            inspect = [InspectScene(name, files, vrt, options, plan)]
+            inspect = [InspectScene(name, files, vrt, options, plan, outputs)]
             [(scene, settings)] = results_or_raise(inspect, (yield inspect))
             journal.record_plan(asdict(settings))
             tiling = settings.tiling(scene.grid, model.stride)

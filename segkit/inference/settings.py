@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from segkit.io.scene import Scene, Tile
 from segkit.models.ensemble import members
 
 if TYPE_CHECKING:
+    from segkit.inference.outputs import OutputRequest
     from segkit.models.ensemble import AnyModel
 
 # Chosen by the measurements in docs/predict.md: differences from a single pass over the scene, and their cost.
@@ -145,6 +146,7 @@ def resolve_settings(
     *,
     workers_per_host: int = 1,
     measured: MeasuredAgreement | None = None,
+    outputs: Sequence[OutputRequest] = (),
 ) -> ResolvedSettings:
     """Resolve options that are None or "auto".
 
@@ -158,6 +160,8 @@ def resolve_settings(
         Number of processes that predict on this machine and share its memory.
     measured
         Agreement of bf16 from earlier calls with this model, which is not measured again; new values are added.
+    outputs
+        Raster outputs, which need memory for each pixel of a window, too.
 
     Raises
     ------
@@ -181,7 +185,7 @@ def resolve_settings(
         settings = replace(settings, precision=precision, agreement=agreement)
     memory = available_memory(device) * _USABLE_MEMORY_SHARE / workers_per_host
     if options.tile is None and not options.exact and memory < settings.tile**2 * _AMPLE_BYTES_PER_PIXEL:
-        max_pixels = memory / bytes_per_pixel(model, precision)
+        max_pixels = memory / bytes_per_pixel(model, precision, outputs)
         while settings.tile**2 > max_pixels and (smaller := settings.halve_tile()) is not None:
             settings = smaller
     return replace(settings, compiled=not options.exact and _should_compile(model, scene, settings, device))
@@ -217,12 +221,18 @@ def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, d
     )
 
 
-def default_batch_size(model: AnyModel, settings: ResolvedSettings, tiling: Tiling, device: torch.device) -> int:
+def default_batch_size(
+    model: AnyModel,
+    settings: ResolvedSettings,
+    tiling: Tiling,
+    device: torch.device,
+    outputs: Sequence[OutputRequest] = (),
+) -> int:
     """Return the number of windows per forward pass that fits into a GPU, or keeps a CPU busy."""
     pixels = tiling.rows.length * tiling.columns.length
     if device.type == "cpu":
         return max(1, _CPU_BATCH_PIXELS // pixels)
-    memory = available_memory(device) * _USABLE_MEMORY_SHARE / bytes_per_pixel(model, settings.precision)
+    memory = available_memory(device) * _USABLE_MEMORY_SHARE / bytes_per_pixel(model, settings.precision, outputs)
     return max(1, min(_MAX_BATCH, int(memory / pixels)))
 
 

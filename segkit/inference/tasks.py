@@ -199,6 +199,7 @@ class InspectScene(WorkItem):
     vrt: bool
     options: PredictOptions
     plan: Mapping[str, Any] | None
+    outputs: tuple[OutputRequest, ...] = ()
 
     def __call__(self, context: WorkerContext, advance: Advance) -> tuple[Scene, ResolvedSettings]:
         """Return the scene and its settings."""
@@ -215,10 +216,11 @@ class InspectScene(WorkItem):
                 context.region(scene.grid),
                 workers_per_host=context.workers_per_host,
                 measured=context.measured,
+                outputs=self.outputs,
             )
         if settings.batch is None:
             tiling = settings.tiling(scene.grid, model.stride)
-            settings = replace(settings, batch=default_batch_size(model, settings, tiling, device))
+            settings = replace(settings, batch=default_batch_size(model, settings, tiling, device, self.outputs))
         if settings.threads is None and device.type == "cpu":
             settings = replace(settings, threads=torch.get_num_threads())
         return scene, settings

@@ -21,6 +21,7 @@ from segkit.io.paths import PathLike
 from segkit.io.raster import vrt_description
 from segkit.runtime.version import VERSION
 
+OUTPUT_TAG = "segkit_output"  # what a raster that was written beside a map holds, "confidence" and so on
 # Accepted column names of a CSV file of class names.
 _COLUMNS = {
     **dict.fromkeys(("value", "code", "class_id", "id"), "value"),
@@ -91,9 +92,10 @@ class Legend:
         MissingFileError
             The CSV file does not exist.
         DataError
-            The raster is not a map: not integer, several bands without being multilabel, or an unreadable list of
-            classes. Or the CSV file is unreadable.
+            The raster is not a map: another output of a prediction, not integer, several bands without being
+            multilabel, or an unreadable list of classes. Or the CSV file is unreadable.
         """
+        _refuse_other_outputs(dataset)
         for band, dtype in zip(dataset.indexes, dataset.dtypes, strict=True):
             if np.dtype(dtype).kind not in "iu":
                 raise DataError(
@@ -223,6 +225,21 @@ def map_tags(map_type: str, classes: Sequence[Mapping[str, Any]]) -> dict[str, s
         "segkit_version": VERSION,
         "segkit_date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _refuse_other_outputs(dataset: DatasetReader) -> None:
+    """Raise a DataError if a raster was written beside a map: probabilities, confidence and so on.
+
+    They have the map's tags, and their bytes could be class values. Those of earlier versions do not have the tag with
+    their name; but their bands have a scale, unlike those of a map.
+    """
+    tags = dataset.tags()
+    what = tags.get(OUTPUT_TAG)
+    scales = [scale for scale in dataset.scales if scale != 1]
+    if what is None and "segkit_type" in tags and scales:
+        what = f"probabilities, confidence or uncertainty (scale {scales[0]:.4g})"
+    if what is not None:
+        raise DataError(f"{dataset.name}: holds the {what} of a map, not its classes; give the map itself")
 
 
 def parse_color(color: str) -> tuple[int, int, int]:

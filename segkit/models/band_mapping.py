@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from segkit.models.band_names import canonical_name
 
 # Names whose order is known. Values are central wavelengths in nm (Sentinel-2: ESA, "Sentinel-2 Spectral Response
 # Functions"; the others are the common names of STAC's eo extension), or numbers that sort the bands of Landsat.
@@ -70,7 +71,10 @@ def match_names(inputs: Sequence[str], bands: Sequence[str]) -> BandMapping | No
     2, common names like "red"), else from its neighbours in the imagery. Inputs without their like are not used, as if
     they were always at their mean. Weights are multiplied by the share of bands that have their like.
     """
-    names, places = [_normalize(name) for name in bands], {_normalize(name): at for at, name in enumerate(inputs)}
+    names, places = (
+        [canonical_name(name) for name in bands],
+        {canonical_name(name): at for at, name in enumerate(inputs)},
+    )
     found = [places.get(name) for name in names]
     matched = [at for at in found if at is not None]
     if not matched:
@@ -115,20 +119,6 @@ def repeat_inputs(inputs: int, bands: Sequence[str]) -> BandMapping:
         return BandMapping((tuple(range(inputs)),), (False,), inputs, inputs, summary)
     sources, flags = tuple((place % inputs,) for place in range(number)), (False,) * number
     return BandMapping(sources, flags, inputs, inputs / number, f"{inputs} bands repeated over {', '.join(bands)}")
-
-
-def are_named(bands: Sequence[str]) -> bool:
-    """Return whether bands have names that distinguish them; a band without a name has its number."""
-    names = {_normalize(name) for name in bands}
-    return len(names) == len(bands) and not any(name.isdecimal() for name in names)
-
-
-def _normalize(name: str) -> str:
-    """Return a band's name without differences in spelling: "b04" -> "B4"."""
-    # Bands of a scene of several files are called FILE:BAND.
-    file, _, band = name.rpartition(":")
-    text = file if file and band.isdecimal() else band
-    return re.sub(r"\bB0+(?=\d)", "B", text.split(",")[0].strip().upper())
 
 
 def _find_neighbours(name: str, place: int, inputs: dict[str, int], found: Sequence[int | None]) -> tuple[int, ...]:

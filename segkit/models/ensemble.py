@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from string import digits
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from segkit.errors import UsageError
 from segkit.io.paths import PathLike
+from segkit.models.band_names import distinct_parts
 from segkit.models.run_folder import MODEL, find_folds
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Ensemble:
         self.fingerprints: tuple[str, ...] = tuple(sorted(by_fingerprint))
         self.members: tuple[Segmenter, ...] = tuple(by_fingerprint[each] for each in self.fingerprints)
         # Bands of a scene are found by the names of this model. Others may lack names, but not have different ones.
-        named = next((one for one in models if _distinct_names(one.band_names)), models[0])
+        named = next((one for one in models if distinct_parts(one.band_names)), models[0])
         for other in models:
             _check_compatible(named, other)
         self._named = self.members.index(named)
@@ -202,7 +202,7 @@ def _check_compatible(first: Segmenter, other: Segmenter) -> None:
                 f"{names[1]}: {what} {_as_text(theirs[what])}, but {names[0]} has {_as_text(one)}; models that are "
                 "averaged need the same classes in the same order, the same head and the same bands"
             )
-    ours, others = _distinct_names(first.band_names), _distinct_names(other.band_names)
+    ours, others = distinct_parts(first.band_names), distinct_parts(other.band_names)
     if ours and others and ours != others:
         names = _names([first, other])
         raise UsageError(
@@ -225,34 +225,6 @@ def _facts(model: Segmenter) -> dict[str, Any]:
         "data.apply_scale_offset": data.apply_scale_offset,
         "data.resample": data.resample,
     }
-
-
-def _distinct_names(band_names: Sequence[str]) -> tuple[str, ...] | None:
-    """Return what the names of bands have not in common, such as 2, 3, 8 of B02, B03, B08.
-
-    What they have in common may come from a file, as in tile7_red and tile7_green; so does the part before a colon (see
-    `Scene.from_files`).
-
-    Returns
-    -------
-    None if the names do not tell which bands they are: they are numbers from 0 or 1 on, or not all different.
-    """
-    own = [name.rpartition(":")[2].strip().casefold() for name in band_names]
-    if any(name.isdigit() for name in own):
-        return None
-    start = _common_start(own).rstrip(digits)
-    own = [name.removeprefix(start) for name in own]
-    end = _common_start([name[::-1] for name in own])[::-1].lstrip(digits)
-    own = [name.removesuffix(end).lstrip("0") or "0" for name in own]
-    is_count = any(own == [str(number) for number in range(first, first + len(own))] for first in (0, 1))
-    return None if is_count or len({*own}) < len(own) or len(own) < 2 else tuple(own)
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    """Return the longest text with which all texts start."""
-    first, last = min(texts), max(texts)  # in between, texts have at least their common start
-    pairs = enumerate(zip(first, last, strict=False))
-    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
 def _as_text(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 # Keys that may be changed when a run is resumed: those that help against non-finite numbers.
 CHANGEABLE = ("train.learning_rate", "train.precision")
+
+_OLD_BASELINES = {"linear_discriminant": "lda"}  # {name in older metrics.json: name of the learner}
 
 
 def find_folds(folder: Path) -> dict[tuple[int, int], Path]:
@@ -51,6 +54,11 @@ def resume_key(raw: dict[str, Any]) -> str:
         part, name = key.split(".")
         raw[part].pop(name, None)
     return yaml.safe_dump(raw, sort_keys=False)
+
+
+def baseline_scores(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
+    """Return {learner: {score: value}} of the baselines in the content of metrics.json; empty without any."""
+    return {_OLD_BASELINES.get(name, name): scores for name, scores in metrics.get("baselines", {}).items()}
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

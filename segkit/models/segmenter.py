@@ -136,14 +136,18 @@ class Segmenter(nn.Module):
         network and pixel branch, if there is one.
         """
         height, width = pixels.shape[-2:]
+        # In a list, from which it is taken, so that it can be freed while the network runs.
+        normalized = [self._normalize(pixels, valid)]
+        of_branch: Tensor | None = None
         if self.is_classical:
-            logits: Tensor = self.network(self._normalize(pixels, valid), valid)
+            logits: Tensor = self.network(normalized[0], valid)
         else:
-            # The prepared input has no name here, so that it can be freed while the network runs.
-            logits = self.network(self._prepare_input(pixels, valid))
+            if self.pixel_branch is not None and not self.training:
+                of_branch = self.pixel_branch(normalized[0], valid)
+            logits = self.network(self._to_network_input(normalized.pop()))
         logits = logits[..., :height, :width].float()
-        if self.pixel_branch is not None and not self.training:
-            logits = self._average(logits, self.pixel_branch(self._normalize(pixels, valid), valid))
+        if of_branch is not None:
+            logits = self._average(logits, of_branch)
         return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
 
     def _average(self, one: Tensor, other: Tensor) -> Tensor:
@@ -172,9 +176,8 @@ class Segmenter(nn.Module):
         """Normalise, and set pixels without data to 0 (the mean)."""
         return (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])
 
-    def _prepare_input(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Normalise and pad to `_padded_size`."""
-        pixels = self._normalize(pixels, valid)
+    def _to_network_input(self, pixels: Tensor) -> Tensor:
+        """Pad normalised pixels to `_padded_size`, and convert them to the type and layout of the network's weights."""
         height, width = pixels.shape[-2:]
         rows, columns = self._padded_size(height, width)
         if (rows, columns) != (height, width):

@@ -1,20 +1,42 @@
-"""Keys of a recipe for classical learners: their features, and which other keys apply to them."""
+"""Keys of a recipe for classical learners: their names and features, and which other keys apply to them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from segkit.recipe.base import Band, StrictModel
 
-CLASSICAL = ("lda", "svm", "forest", "boosting")  # model.architecture; all others are networks
+LearnerName = Literal["lda", "svm", "forest", "boosting"]
+CLASSICAL: tuple[LearnerName, ...] = get_args(LearnerName)  # model.architecture; all others are networks
+_FULL_NAMES = {
+    "lda": "linear discriminant",
+    "svm": "support vector machine",
+    "forest": "random forest",
+    "boosting": "gradient boosting",
+}
 _KEYS_OF_NETWORKS = ("start_from", "encoder", "encoder_weights", "encoder_bands", "pixel_branch")  # of model
 # Of train; tile_size is used by the default block and gap of a split.
 _KEYS_OF_CLASSICAL = (
-    "tile_size", "class_weights", "fit_thresholds", "calibrate", "device", "devices", "num_nodes", "seed",
+    "tile_size", "class_weights", "fit_thresholds", "calibrate", "baselines", "device", "devices", "num_nodes", "seed",
 )  # fmt: skip
+
+
+def full_name(learner: str) -> str:
+    """Return the name of a classical learner as in texts: "linear discriminant" for lda."""
+    return _FULL_NAMES.get(learner, learner)
+
+
+def _refuse_repeated(learners: tuple[LearnerName, ...]) -> tuple[LearnerName, ...]:
+    for name in learners:
+        if learners.count(name) > 1:
+            raise ValueError(f"lists {name} twice; remove one of them")
+    return learners
+
+
+LearnerNames = Annotated[tuple[LearnerName, ...], AfterValidator(_refuse_repeated)]
 
 
 class Features(StrictModel):

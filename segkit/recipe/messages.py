@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import ErrorDetails
@@ -46,6 +46,30 @@ _WORDS = {
     "an object": "keys with values",
     "a valid dictionary": "keys with values",
 }
+
+
+def describe_errors(
+    errors: Sequence[ErrorDetails], source: str, origins: Mapping[Location, str], schema: Mapping[str, Any]
+) -> str:
+    """Return the first of pydantic's errors as one line, and how many others there are.
+
+    Parameters
+    ----------
+    source
+        Where the recipe comes from; in front of the line.
+    origins
+        {place: where its value comes from}, in place of `source`.
+    schema
+        The recipe's JSON schema.
+    """
+    # A list of wrong items is also reported as empty, and a misspelt key also as a missing one, so unknown keys come
+    # first.
+    found = [each for each in errors if each["type"] != "too_short" or not each["input"]]
+    first, *others = sorted(found, key=lambda each: each["type"] not in UNKNOWN)
+    place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
+    origin = next((text for at, text in origins.items() if place[: len(at)] == at), source)
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{origin}: {readable_error(first, place, schema)}{more}"
 
 
 def readable_error(error: ErrorDetails, place: Location, schema: Mapping[str, Any]) -> str:

@@ -18,8 +18,8 @@ from pydantic import Field, Tag, ValidationError, model_serializer, model_valida
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
 from segkit.recipe.base import Band, Count, StrictModel, one_of, tag_form
-from segkit.recipe.features import CLASSICAL, Features, check_model_keys, keys_of_others
-from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
+from segkit.recipe.features import CLASSICAL, Features, LearnerNames, check_model_keys, keys_of_others
+from segkit.recipe.messages import describe_errors, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
 from segkit.task import BACKGROUND, Task
@@ -323,6 +323,9 @@ class Train(StrictModel):
     calibrate: bool = True
     """Whether to fit the calibration of probabilities on the validation data: temperature scaling for softmax, Platt
     scaling for each sigmoid channel."""
+    baselines: LearnerNames = ("lda",)
+    """Classical learners of single pixels that are fitted to the same training data, for comparison: lda, svm, forest,
+    boosting; [] for none."""
     early_stopping: Count | None = None
     """Patience of early stopping, in epochs without a better validation IoU; by default none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -478,15 +481,7 @@ class Recipe(StrictModel):
             # Strict JSON has the types of YAML: lists become tuples, but "3" is not a number, nor true an integer.
             return cls.model_validate_json(json.dumps(raw, default=str), strict=True)
         except ValidationError as error:
-            # A list of wrong items is also reported as empty, and a misspelt key also as a missing one, so unknown keys
-            # come first.
-            found = error.errors(include_url=False)
-            found = [each for each in found if each["type"] != "too_short" or not each["input"]]
-            first, *others = sorted(found, key=lambda each: each["type"] not in UNKNOWN)
-            place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
-            origin = next((text for at, text in origins.items() if place[: len(at)] == at), source)
-            more = f" (and {len(others)} more)" if others else ""
-            raise RecipeError(f"{origin}: {readable_error(first, place, _schema())}{more}") from error
+            raise RecipeError(describe_errors(error.errors(include_url=False), source, origins, _schema())) from error
 
 
 def schema() -> dict[str, Any]:

@@ -25,11 +25,12 @@ from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.scene import Scene
-from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
+from segkit.models.run_folder import LOG, METRICS, MODEL, baseline_scores, read_log
 from segkit.models.segmenter import Segmenter, load
 from segkit.plots import area_bars, charts, distance_chart, style, training_curves
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_score, format_with_error
+from segkit.recipe.features import full_name
 from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe
 from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.html import Chart, Section
@@ -328,9 +329,9 @@ def _training_section(
         facts["calibration error"] = (
             f"{before:.4f} before and {model.metrics['ece']:.4f} after calibration, on the areas used to fit it"
         )
-    for baseline, scores in model.metrics.get("baselines", {}).items():
+    for learner, scores in baseline_scores(model.metrics).items():
         values = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in scores.items() if value is not None)
-        facts[f"{baseline.replace('_', ' ')} of single pixels"] = f"{values} on the validation data, for comparison"
+        facts[f"{full_name(learner)} of single pixels"] = f"{values} on the validation data, for comparison"
     section_charts = []
     if not recipe.model.is_classical and (rows := read_log(folder / LOG)):
         curves = training_curves.curves(rows, _saved_epoch(rows, recipe))

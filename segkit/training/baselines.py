@@ -12,18 +12,22 @@ from segkit.data.area import LabelledArea
 from segkit.errors import DataError
 from segkit.evaluation.decisions import ModelPredictor
 from segkit.inference.settings import PredictOptions
+from segkit.models.run_folder import baseline_scores
 from segkit.models.segmenter import Segmenter
+from segkit.recipe.features import full_name
 from segkit.recipe.schema import Model
 from segkit.training.classical import fit_learners
 from segkit.training.scoring import calibrate_and_score
 
-LINEAR_DISCRIMINANT = "linear_discriminant"  # in metrics.json
 BASELINE_SCORES = ("overall_accuracy", "mean_iou", "macro_f1")
-_ARCHITECTURES = {LINEAR_DISCRIMINANT: "lda"}
 
 
-def fit_baseline(segmenter: Segmenter, training: Sequence[LabelledArea], counts: NDArray[np.int64]) -> Segmenter:
-    """Return a linear discriminant with the task, the bands and the normalisation of a segmenter.
+def fit_baseline(
+    segmenter: Segmenter, training: Sequence[LabelledArea], counts: NDArray[np.int64], learner: str = "lda"
+) -> Segmenter:
+    """Return a learner of single pixels with the task, the bands and the normalisation of a segmenter.
+
+    It has the default options, no features but the bands, and no class weights.
 
     Parameters
     ----------
@@ -31,17 +35,23 @@ def fit_baseline(segmenter: Segmenter, training: Sequence[LabelledArea], counts:
         The training areas.
     counts
         int64 (T, K): labelled pixels of each category of each target.
+    learner
+        A `model.architecture`.
 
     Raises
     ------
     DataError
-        No training pixel has data in all bands.
+        No training pixel has data in all bands, or a learner other than lda finds one category only.
     """
-    recipe = segmenter.recipe.model_copy(update={"model": Model(architecture=_ARCHITECTURES[LINEAR_DISCRIMINANT])})
-    mean, std = segmenter.mean.flatten().tolist(), segmenter.std.flatten().tolist()
-    baseline = Segmenter(recipe, mean, std, segmenter.band_names).eval()
+    baseline = _make_baseline(segmenter, learner)
     fit_learners(baseline, training, counts, None)
     return baseline
+
+
+def _make_baseline(segmenter: Segmenter, learner: str) -> Segmenter:
+    recipe = segmenter.recipe.model_copy(update={"model": Model(architecture=learner)})
+    mean, std = segmenter.mean.flatten().tolist(), segmenter.std.flatten().tolist()
+    return Segmenter(recipe, mean, std, segmenter.band_names).eval()
 
 
 def score_baselines(
@@ -51,25 +61,41 @@ def score_baselines(
     counts: NDArray[np.int64],
     device: str = "cpu",
 ) -> dict[str, dict[str, float | None]]:
-    """Return {baseline: {score: value}} on the validation areas, for ``metrics.json``.
+    """Return {learner: {score: value}} of `train.baselines` on the validation areas, for ``metrics.json``.
 
-    A baseline is calibrated and scored like the segmenter: as a model with `model.architecture: lda`. Its scores are
-    None if no training pixel has data in all bands.
+    A baseline is calibrated and scored like the segmenter: as a model with this `model.architecture`. Its scores are
+    None if it cannot be fitted to the training areas. The segmenter's pixel branch is not fitted again.
     """
-    try:
-        baseline = fit_baseline(segmenter, training, counts)
-    except DataError:
-        return {LINEAR_DISCRIMINANT: dict.fromkeys(BASELINE_SCORES)}
-    summary = calibrate_and_score(ModelPredictor(baseline, PredictOptions(device=device)), validation)
-    return {LINEAR_DISCRIMINANT: {key: summary[key] for key in BASELINE_SCORES}}
+    scores: dict[str, dict[str, float | None]] = {}
+    for learner in segmenter.recipe.train.baselines:
+        try:
+            if learner == "lda" and segmenter.pixel_branch is not None:
+                baseline = _make_baseline(segmenter, learner)
+                baseline.network = segmenter.pixel_branch
+            else:
+                baseline = fit_baseline(segmenter, training, counts, learner)
+        except DataError:
+            scores[learner] = dict.fromkeys(BASELINE_SCORES)
+            continue
+        summary = calibrate_and_score(ModelPredictor(baseline, PredictOptions(device=device)), validation)
+        scores[learner] = {key: summary[key] for key in BASELINE_SCORES}
+    return scores
 
 
-def compare_with_baseline(segmenter: Segmenter) -> str | None:
-    """Return a warning if the mean IoU of a model is not above that of the linear discriminant; None if it is."""
+def compare_with_baselines(segmenter: Segmenter) -> str | None:
+    """Return a warning if the mean IoU of a model is not above that of the best baseline; None if it is.
+
+    A classical learner is not compared with the baseline of its own name.
+    """
     metrics: Mapping[str, Any] = segmenter.metrics
-    model = segmenter.recipe.model
-    ours, theirs = metrics["mean_iou"], metrics["baselines"][LINEAR_DISCRIMINANT]["mean_iou"]
-    if model.architecture == "lda" or ours is None or theirs is None or ours > theirs:
+    model, ours = segmenter.recipe.model, metrics["mean_iou"]
+    others = {
+        learner: scores["mean_iou"]
+        for learner, scores in baseline_scores(metrics).items()
+        if learner != model.architecture and scores["mean_iou"] is not None
+    }
+    best = max(others, key=lambda learner: others[learner], default=None)
+    if best is None or ours is None or ours > others[best]:
         return None
     what, advice = (
         "network",
@@ -79,8 +105,8 @@ def compare_with_baseline(segmenter: Segmenter) -> str | None:
         ),
     )
     if model.is_classical:
-        what, advice = model.architecture, "add labels, declare features (model.features), or use lda"
+        what, advice = model.architecture, f"add labels, declare features (model.features), or use {best}"
     return (
-        f"on the validation areas the {what} (mean IoU {ours:.4f}) is not better than a linear discriminant of single "
-        f"pixels ({theirs:.4f}); {advice}"
+        f"on the validation areas the {what} (mean IoU {ours:.4f}) is not better than the {full_name(best)} of single "
+        f"pixels ({others[best]:.4f}); {advice}"
     )

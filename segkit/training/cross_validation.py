@@ -17,11 +17,13 @@ from segkit.errors import SegkitError, UsageError
 from segkit.evaluation.scene_scores import correlate_with_distance, describe_scene, find_worst_scenes
 from segkit.io.files import atomic_write, check_distinct
 from segkit.io.paths import PathLike
+from segkit.models.run_folder import baseline_scores
 from segkit.models.transfer import with_start
+from segkit.recipe.features import full_name
 from segkit.recipe.schema import Recipe
 from segkit.runtime.tables import format_table
 from segkit.training.agreement import ValidationAreas
-from segkit.training.baselines import BASELINE_SCORES, LINEAR_DISCRIMINANT
+from segkit.training.baselines import BASELINE_SCORES
 from segkit.training.comparison import MEASURES, Measure, Trial
 from segkit.training.train import check_names, run_files
 from segkit.training.trials import check_trials, run_trial
@@ -42,18 +44,20 @@ class FoldScores:
     ----------
     trial
         The training, with the scores of its model.
-    baseline
-        Scores of a per-pixel linear discriminant that was fitted to the same training areas.
+    baselines
+        {learner: {score: value}} of learners of single pixels that were fitted to the same training areas.
     """
 
     trial: Trial
-    baseline: Mapping[str, Any]
+    baselines: Mapping[str, Mapping[str, float | None]]
 
     @property
     def scores(self) -> dict[str, float | None]:
-        """Accuracy, mean IoU and F1 of the model, then those of the baseline ("linear_discriminant_mean_iou")."""
-        of_baseline = {f"{LINEAR_DISCRIMINANT}_{key}": self.baseline[key] for key in BASELINE_SCORES}
-        return {key: self.trial.metrics[key] for key in BASELINE_SCORES} | of_baseline
+        """Accuracy, mean IoU and F1 of the model, then those of each baseline ("lda_mean_iou")."""
+        of_baselines = {
+            f"{learner}_{key}": scores[key] for learner, scores in self.baselines.items() for key in BASELINE_SCORES
+        }
+        return {key: self.trial.metrics[key] for key in BASELINE_SCORES} | of_baselines
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,12 @@ class CrossValidation:
 
     def render(self) -> str:
         """Return the table as text."""
-        titles = [f"{start}{MEASURES[key]}" for start in ("", "LDA ") for key in BASELINE_SCORES]
+        learners = list(self.folds[0].baselines)
+        starts = ["", *(f"{learner} " for learner in learners)]
+        titles = [f"{start}{MEASURES[key]}" for start in starts for key in BASELINE_SCORES]
         rows = [(name, *("-" if value is None else f"{value:.4f}" for value in row)) for name, row in self.rows]
-        lines = [format_table(("fold", *titles), rows), "LDA: linear discriminant of single pixels, the baseline"]
+        lines = [format_table(("fold", *titles), rows)]
+        lines += [f"{learner}: {full_name(learner)} of single pixels, for comparison" for learner in learners]
         scenes = self.scenes
         lines += [
             f"worst of {len(scenes)} scenes: {describe_scene(worst)}, fold {worst['fold']}"
@@ -170,7 +177,9 @@ def cross_validate(
                 done = ": already finished" if plan.finished and not overwrite else ""
                 print(f"fold {plan.fold}, {plan.folder}{done}", file=sys.stderr, flush=True)
             trial = run_trial(plan, overwrite=overwrite, show_progress=show_progress)
-            found.append(FoldScores(trial, trial.metrics["baselines"][LINEAR_DISCRIMINANT]))
+            scores = baseline_scores(trial.metrics)
+            unknown = dict.fromkeys(BASELINE_SCORES)
+            found.append(FoldScores(trial, {name: scores.get(name, unknown) for name in base.train.baselines}))
     result = CrossValidation(folder, tuple(found))
     _write(result)
     return result

@@ -53,10 +53,10 @@ from segkit.models.segmenter import Segmenter
 from segkit.models.transfer import check_start, start_from_model, with_start
 from segkit.plots import style, training_curves
 from segkit.recipe.features import ignored_train_keys
-from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.recipe.schema import Model, Recipe, SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
-from segkit.training.baselines import compare_with_baseline, fit_baseline, score_baselines
+from segkit.training.baselines import compare_with_baselines, fit_baseline, score_baselines
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.classical import check_options, describe_fit, fit_learners
 from segkit.training.loaders import CropLoaders
@@ -319,7 +319,15 @@ def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
 
 
 def check_names(recipe: Recipe) -> None:
-    """Check names of losses, class weights and options, frozen parts, and extras, before any data is read."""
+    """Check names of losses, class weights and options, frozen parts, and extras, before any data is read.
+
+    Raises
+    ------
+    RecipeError
+        A name is not known, or a key does not fit the others.
+    ModuleNotFoundError, UsageError
+        A package of an extra is not installed.
+    """
     for name in recipe.train.loss:
         if name not in LOSSES:
             raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
@@ -332,6 +340,8 @@ def check_names(recipe: Recipe) -> None:
         if recipe.model.start_from is None and (part != "encoder" or recipe.model.encoder_weights is None):
             needed = "model.encoder_weights or model.start_from" if part == "encoder" else "model.start_from"
             raise RecipeError(f"train.freeze: the {part} would keep random weights; give {needed}, or remove it")
+    for learner in recipe.train.baselines:
+        check_options(Model(architecture=learner))  # whether scikit-learn is there
     if recipe.model.is_classical:
         if recipe.train.devices != 1 or recipe.train.num_nodes != 1:
             raise RecipeError(
@@ -455,7 +465,7 @@ def _finalize(
         segmenter.metrics["baselines"] = score_baselines(
             segmenter, training, validation, statistics.counts, accelerator
         )
-        if show_progress and (warning := compare_with_baseline(segmenter)):
+        if show_progress and (warning := compare_with_baselines(segmenter)):
             print(f"warning: {warning}", file=sys.stderr)
     if epoch is not None:
         _write_curves(folder, epoch, segmenter.metrics["mean_iou"], show_progress=show_progress)

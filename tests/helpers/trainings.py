@@ -33,7 +33,7 @@ class TrainingStandIn:
         model._receptive_field = 40  # takes a second to measure
         scores = np.random.default_rng(len(self.calls)).random(len(SCORES)).tolist()
         metrics = dict(zip(SCORES, scores, strict=True))
-        metrics["baselines"] = {"linear_discriminant": {key: 1 - score for key, score in metrics.items()}}
+        metrics["baselines"] = {"lda": {key: 1 - score for key, score in metrics.items()}}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         model.save(folder / "model.safetensors")
 

@@ -9,8 +9,10 @@ from killing import names
 from predicting import FAST, TASKS, Neighbours, Network, expected, read, with_training_pixels, write_scene
 from torch import nn
 
+import segkit
+from segkit.assess.design import design
 from segkit.cli.printing import describe_share_outside
-from segkit.errors import OutputExistsError, RasterError, SegkitError, UsageError
+from segkit.errors import DataError, OutputExistsError, RasterError, SegkitError, UsageError
 from segkit.inference import tiling as plan
 from segkit.inference.predict import predict
 from segkit.io.scene import Scene
@@ -71,6 +73,37 @@ def test_a_product_can_be_had_without_the_others(tmp_path):
         predict(Network(), scene, tmp_path / "other.tif", **{name: tmp_path / "one.tif"}, overwrite=True, **FAST)
         np.testing.assert_array_equal(read(tmp_path / "one.tif"), read(file))
         np.testing.assert_array_equal(read(tmp_path / "other.tif"), read(tmp_path / "map.tif"))
+
+
+OPENERS = {
+    "vectorize": lambda path: segkit.vectorize(path, path.with_suffix(".gpkg")),
+    "evaluate": lambda path: segkit.evaluate(path, None, path),
+    "assess": lambda path: design(path, path.with_suffix(".gpkg"), samples=10),
+    "change": lambda path: segkit.change(path, path, path.with_suffix(".change.tif")),
+    "report": lambda path: segkit.report(path, path.with_suffix(".html")),
+}
+
+
+@pytest.mark.parametrize("task", [TASKS[0], TASKS[5]], ids=["exclusive", "overlapping"])
+def test_no_other_output_is_taken_for_a_map(tmp_path, task, monkeypatch):
+    """Also not one of an earlier version, which has no tag with its name."""
+    model, scene = with_training_pixels(Network(task), 250), write_scene(tmp_path / "scene.tif")
+    files = {kind: tmp_path / f"{kind}.tif" for kind in ("probabilities", "confidence", "applicability")}
+
+    def predict_all():
+        predict(model, scene, tmp_path / "map.tif", **files, uncertainty=["entropy"], overwrite=True, **FAST)
+        return files | {"uncertainty": tmp_path / "map_uncertainty.tif"}
+
+    for kind, path in predict_all().items():
+        for run in OPENERS.values():
+            with pytest.raises(DataError, match=rf"{path.name}: holds the {kind} of a map, not its classes") as refused:
+                run(path)
+            assert "\n" not in str(refused.value)
+    monkeypatch.setattr("segkit.inference.outputs.OUTPUT_TAG", "segkit_unknown")
+    for kind, path in predict_all().items():
+        with pytest.raises(DataError, match="float32" if kind == "applicability" else "scale 0.003937"):
+            segkit.vectorize(path, tmp_path / "old.gpkg")
+    segkit.vectorize(tmp_path / "map.tif", tmp_path / "map.gpkg")
 
 
 def written(folder, model, scene, **options):

@@ -10,6 +10,7 @@ from torch._dynamo.exc import Unsupported
 from torch.nn import functional
 
 from segkit.inference.device import available_memory
+from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner import (
     CompilationError,
     OutOfMemoryError,
@@ -241,6 +242,21 @@ def test_memory_is_measured_in_the_windows_that_a_network_takes():
 
     bytes_per_pixel(Model(seeing, fixed_window_size=96), "fp32")
     assert sides == [(96, 96)]
+
+
+def test_memory_of_the_raster_outputs_is_counted():
+    """More channels of a small network, and what is computed from them, need more memory for a pixel than it does."""
+    plain = bytes_per_pixel(Model(mixed), "fp32")
+    assert bytes_per_pixel(Model(mixed), "fp32", [OutputRequest("map"), OutputRequest("applicability")]) >= plain + 4
+    uncertain = bytes_per_pixel(Model(mixed), "fp32", [OutputRequest("uncertainty", ("entropy",))])
+    disagreeing = bytes_per_pixel(Model(mixed), "fp32", [OutputRequest("uncertainty", ("entropy", "disagreement"))])
+    assert plain < uncertain < disagreeing
+
+
+def test_outputs_of_a_large_network_need_no_more_than_its_features(tmp_path):
+    model = segmenter(tmp_path)
+    outputs = [OutputRequest("map"), OutputRequest("uncertainty", ("margin",))]
+    assert bytes_per_pixel(model, "fp32", outputs) == bytes_per_pixel(model, "fp32")
 
 
 def test_memory_of_a_network_is_seen_whole(tmp_path):

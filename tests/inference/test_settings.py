@@ -13,12 +13,13 @@ from predicting import FAST, Network, expected, read, write_scene
 from torch import nn
 
 from segkit.errors import SegkitError, UsageError
-from segkit.inference import device
+from segkit.inference import device, tasks
 from segkit.inference import settings as choice
 from segkit.inference import tiling as plan
 from segkit.inference.blending import predict_blocks
+from segkit.inference.outputs import OutputRequest
 from segkit.inference.predict import predict
-from segkit.inference.runner import OutOfMemoryError, Runner
+from segkit.inference.runner import OutOfMemoryError, Runner, bytes_per_pixel
 from segkit.inference.settings import OVERLAP, TILE, PredictOptions, ResolvedSettings, resolve_settings
 from segkit.io.scene import Scene
 from segkit.task import LandCoverClass, Task
@@ -237,7 +238,7 @@ def test_without_bf16_or_without_a_valid_pixel_fp32_is_taken(tmp_path, monkeypat
 def test_the_tile_fits_into_the_memory_but_for_twice_the_overlap(tmp_path_factory, megapixels, overlap):
     scene = Scene.from_files(write_scene(tmp_path_factory.mktemp("case") / "scene.tif"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "bytes_per_pixel", lambda model, precision: 10)
+        patch.setattr(choice, "bytes_per_pixel", lambda model, precision, outputs: 10)
         patch.setattr(
             choice, "available_memory", lambda device: int(megapixels * 1e6) * 10 / choice._USABLE_MEMORY_SHARE
         )
@@ -250,6 +251,28 @@ def test_the_tile_fits_into_the_memory_but_for_twice_the_overlap(tmp_path_factor
     assert made.tile >= least
     assert made.tile**2 <= megapixels * 1e6 or made.tile // 2 < least
     assert made.tile == TILE or (2 * made.tile) ** 2 > megapixels * 1e6 - 1, "no smaller than it must be"
+
+
+def test_the_tile_leaves_memory_for_the_outputs(tmp_path):
+    scene = Scene.from_files(write_scene(tmp_path / "scene.tif"))
+    outputs = [OutputRequest("map"), OutputRequest("uncertainty", ("entropy", "margin"))]
+    options = PredictOptions(device="cpu", precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        needed = TILE**2 * bytes_per_pixel(Network(), "fp32")
+        patch.setattr(choice, "available_memory", lambda device: (needed + 1) / choice._USABLE_MEMORY_SHARE)
+        assert resolve_settings(Network(), scene, options).tile == TILE
+        assert resolve_settings(Network(), scene, options, outputs=outputs).tile == TILE // 2
+
+
+def test_a_prediction_tells_its_outputs_to_the_choice_of_the_tile(tmp_path, monkeypatch):
+    asked = []
+    original = tasks.resolve_settings
+    monkeypatch.setattr(
+        tasks, "resolve_settings", lambda *given, **more: asked.append(more["outputs"]) or original(*given, **more)
+    )
+    scene = write_scene(tmp_path / "scene.tif")
+    predict(Network(), scene, tmp_path / "map.tif", uncertainty="entropy", **FAST)
+    assert [[str(one) for one in outputs] for outputs in asked] == [["map", "uncertainty (entropy)"]]
 
 
 class Hungry(Network):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from segkit.models.band_mapping import are_named, match_names, match_order, repeat_inputs
+from segkit.models.band_mapping import match_names, match_order, repeat_inputs
 
 SENTINEL_2 = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 
@@ -43,14 +43,6 @@ def test_spelling_does_not_matter(name):
 
 def test_no_common_name_is_no_mapping():
     assert match_names(("B2", "B3"), ("1", "2")) is None
-
-
-@pytest.mark.parametrize(
-    ("bands", "named"),
-    [(("B2", "B3"), True), (("1", "2"), False), (("B2", "2"), False), (("B02", "B2"), False), (("a:1", "b:1"), True)],
-)
-def test_bands_are_named_if_their_names_tell_them_apart(bands, named):
-    assert are_named(bands) == named
 
 
 @pytest.mark.parametrize("inputs", [SENTINEL_2, ("B4", "B3", "B2")])

@@ -1,7 +1,7 @@
 import yaml
 from synthetic import recipe_for
 
-from segkit.models.run_folder import RECIPE, is_run_of, recipe_text, stored_recipe_text
+from segkit.models.run_folder import RECIPE, baseline_scores, is_run_of, recipe_text, stored_recipe_text
 
 OLD_KEYS = {"steps_per_epoch": "steps", "class_balanced_sampling": "oversample", "checkpoint": "keep"}
 
@@ -19,7 +19,7 @@ def test_a_run_of_segkit_0_2_is_recognised(tmp_path):
 def test_a_run_that_was_stored_before_a_key_was_added_is_recognised(tmp_path):
     recipe = recipe_for(tmp_path, "binary")
     raw = recipe.to_dict()
-    del raw["model"]["start_from"], raw["train"]["freeze"]
+    del raw["model"]["start_from"], raw["train"]["freeze"], raw["train"]["baselines"]
     (tmp_path / RECIPE).write_text(yaml.safe_dump(raw, sort_keys=False))
     assert is_run_of(tmp_path, recipe)
     assert not is_run_of(tmp_path, recipe_for(tmp_path, "binary", train={"freeze": ["encoder"]}))
@@ -30,3 +30,12 @@ def test_a_damaged_recipe_is_not_of_this_run(tmp_path):
     for text in ("a: [", "train: {keep: last, checkpoint: best}", ""):
         (tmp_path / RECIPE).write_text(text)
         assert not is_run_of(tmp_path, recipe)
+
+
+def test_baselines_of_earlier_runs_have_the_names_of_today():
+    scores = {"mean_iou": 0.5}
+    assert baseline_scores({"baselines": {"linear_discriminant": scores, "forest": {}}}) == {
+        "lda": scores,
+        "forest": {},
+    }
+    assert baseline_scores({}) == {}

@@ -44,6 +44,19 @@ def test_keys_that_do_not_fit_are_refused(tmp_path, model, message):
         with_model(tmp_path, **{"architecture": "forest"} | model)
 
 
+@pytest.mark.parametrize(
+    ("baselines", "message"),
+    [
+        (["lda", "knn"], "train.baselines.1: found .knn.; must be 'lda', 'svm', 'forest' or 'boosting'"),
+        (["svm", "lda", "svm"], "train.baselines: lists svm twice; remove one of them"),
+        ("lda", "train.baselines: found .lda.; must be a list"),
+    ],
+)
+def test_baselines_are_learners_each_once(tmp_path, baselines, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_for(tmp_path, "binary", train={"baselines": baselines})
+
+
 def test_keys_without_effect_are_those_that_were_given():
     assert ignored_train_keys(Train()) == ()
     given = Train(epochs=40, seed=3, tile_size=64, loss={"pixel": 1.0})

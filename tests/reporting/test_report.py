@@ -81,7 +81,7 @@ def test_report_of_a_run(made, tmp_path):
         assert f"{metrics[key]:.3f}" in page.text
     assert "2 scenes, 0.01 million pixels" in page.text
     assert "calibration error" in page.text
-    baseline = metrics["baselines"]["linear_discriminant"]["mean_iou"]
+    baseline = metrics["baselines"]["lda"]["mean_iou"]
     assert re.search(rf"linear discriminant of single pixels .*mean iou {baseline:.3f}", page.text)
     assert {path.name for path in result.pictures} == {path.name for path in (tmp_path / "png").iterdir()}
     names = [path.stem for path in result.pictures]

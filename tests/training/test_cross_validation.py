@@ -15,6 +15,7 @@ from segkit.data.areas import with_fold
 from segkit.errors import OutputExistsError, SegkitError
 from segkit.models.ensemble import Ensemble, load_model
 from segkit.recipe.schema import Recipe
+from segkit.training.baselines import BASELINE_SCORES
 from segkit.training.callbacks import ProgressCallback
 from segkit.training.cross_validation import cross_validate
 from segkit.training.train import _callbacks
@@ -41,7 +42,7 @@ def test_every_fold_is_trained_on_the_rest(folder, tmp_path, training):
     assert training.again() == [(f"out/fold{number}of3", False) for number in range(3)]
     for number, fold in enumerate(result.folds):
         assert Recipe.load(fold.trial.folder / "recipe.yaml") == with_fold(recipe, f"{number}/3")
-        assert fold.baseline == fold.trial.metrics["baselines"]["linear_discriminant"]
+        assert fold.baselines == fold.trial.metrics["baselines"]
     ensemble = load_model(result.folder)
     assert isinstance(ensemble, Ensemble)
     assert {one.path.parent for one in ensemble.members} == {fold.trial.folder for fold in result.folds}
@@ -64,14 +65,36 @@ def test_the_table_has_mean_spread_and_worst_of_the_folds(folder, tmp_path, trai
     assert list(table) == ["0/4", "1/4", "2/4", "3/4", "mean", "spread", "worst"]
     for key in SCORES:
         scores = [json.loads((tmp_path / f"out/fold{n}of4/metrics.json").read_text())[key] for n in range(4)]
-        baselines = [fold.baseline[key] for fold in result.folds]
-        for name, values in ((key, scores), (f"linear_discriminant_{key}", baselines)):
+        baselines = [fold.baselines["lda"][key] for fold in result.folds]
+        for name, values in ((key, scores), (f"lda_{key}", baselines)):
             summary = {"mean": np.mean(values), "spread": np.std(values, ddof=1), "worst": min(values)}
             assert [float(row[name]) for row in table.values()] == pytest.approx([*values, *summary.values()])
             assert [fold[name] for fold in stored["folds"]] == values
             assert stored["summary"][name] == pytest.approx(summary)
             assert all(f"{value:.4f}" in result.render() for value in [*values, *summary.values()])
     assert [fold["folder"] for fold in stored["folds"]] == [f"fold{n}of4" for n in range(4)]
+
+
+def test_the_table_has_the_baselines_of_the_recipe(folder, tmp_path, training):
+    """A run of an earlier version has the name linear_discriminant; a learner that is in no metrics has no scores."""
+    chosen = recipe_for(folder, "binary", data=BLOCKS, train={"baselines": ["forest", "lda"]})
+    cross_validate(chosen, tmp_path / "out", folds=2)
+    for number in range(2):
+        file = tmp_path / f"out/fold{number}of2/metrics.json"
+        metrics = json.loads(file.read_text())
+        file.write_text(json.dumps(metrics | {"baselines": {"linear_discriminant": metrics["baselines"]["lda"]}}))
+    again = cross_validate(chosen, tmp_path / "out", folds=2)
+    for fold in again.folds:
+        found = fold.trial.metrics["baselines"]["linear_discriminant"]
+        assert fold.baselines == {"forest": dict.fromkeys(SCORES), "lda": found}
+    lines = again.render().splitlines()
+    assert all(f"{learner} {title}" in lines[0] for learner in ("forest", "lda") for title in ("accuracy", "F1"))
+    assert lines[-2:] == [
+        "forest: random forest of single pixels, for comparison",
+        "lda: linear discriminant of single pixels, for comparison",
+    ]
+    plain = recipe_for(folder, "binary", data=BLOCKS, train={"baselines": []})
+    assert list(cross_validate(plain, tmp_path / "plain", folds=2).measures) == list(BASELINE_SCORES)
 
 
 def test_a_score_that_is_undefined_in_a_fold_is_left_out(folder, tmp_path, training):

@@ -4,6 +4,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import fork_server
 import lightning.pytorch as lightning
@@ -32,11 +33,12 @@ from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict
 from segkit.models.model_file import read_header
 from segkit.models.run_folder import read_log
-from segkit.models.segmenter import load
+from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
 from segkit.task import IGNORE
 from segkit.training.baselines import BASELINE_SCORES, fit_baseline
 from segkit.training.callbacks import EpochLog, StopOnNonFinite
+from segkit.training.classical import fit_learners
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
 from segkit.training.train import _quiet_lightning, train
@@ -84,18 +86,18 @@ def test_scores_of_the_linear_discriminant_are_beside_those_of_the_network(runs,
     recipe = Recipe.from_dict(recipe.to_dict() | {"model": {"architecture": "lda"}})
     expected = train(recipe, tmp_path / "lda").metrics
     for found in (runs[kind].metrics["baselines"], expected["baselines"]):
-        assert found["linear_discriminant"] == {key: expected[key] for key in BASELINE_SCORES}
+        assert found == {"lda": {key: expected[key] for key in BASELINE_SCORES}}
 
 
 @pytest.mark.parametrize("worse", [True, False])
 def test_a_network_that_is_not_better_than_the_discriminant_is_warned_of(data, tmp_path, capsys, monkeypatch, worse):
     """The discriminant separates these classes."""
     if not worse:
-        wrong = {"linear_discriminant": dict.fromkeys(BASELINE_SCORES, 0.0)}
+        wrong = {"lda": dict.fromkeys(BASELINE_SCORES, 0.0)}
         monkeypatch.setattr("segkit.training.train.score_baselines", lambda *_: wrong)
     recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-9})
     train(recipe, tmp_path / "run", show_progress=True)
-    assert ("is not better than a linear discriminant of single pixels" in capsys.readouterr().err) == worse
+    assert ("is not better than the linear discriminant of single pixels" in capsys.readouterr().err) == worse
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,14 +240,21 @@ def test_a_pixel_branch_averages_with_the_linear_discriminant(data, tmp_path, mo
         interrupt(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "run")
-    run = train(recipe, tmp_path / "run", resume=True)
+    with mock.patch("segkit.training.baselines.fit_learners", wraps=fit_learners) as fit:
+        run = train(recipe, tmp_path / "run", resume=True)
+    assert fit.call_count == 1  # for the branch and the baseline
     model = load(run.model)
     areas, _ = open_areas(recipe)
     counts = Statistics.from_areas(areas, recipe.task).counts
     discriminant = fit_baseline(plain, areas, counts)
+    assert run.metrics["baselines"] == plain.metrics["baselines"]
     pixels, valid = torch.randn(2, 3, 40, 40) * 50 + 550, torch.rand(2, 40, 40) > 0.1
-    with torch.inference_mode():
+    with (
+        torch.inference_mode(),
+        mock.patch.object(Segmenter, "_normalize", autospec=True, side_effect=Segmenter._normalize) as normalize,
+    ):
         probabilities = [model.task.probabilities(one(pixels, valid)) for one in (plain, discriminant, model)]
+    assert normalize.call_count == 3
     torch.testing.assert_close(probabilities[2], (probabilities[0] + probabilities[1]) / 2, rtol=0, atol=1e-5)
     assert (probabilities[0] - probabilities[1]).abs().max() > 0.01
     assert run.metrics["mean_iou"] == pytest.approx(read_log(run.folder / "log.csv")[-1]["val_iou"])
