@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segkit.data.area import LabelledArea
-from segkit.errors import DataError, RecipeError
+from segkit.errors import DataError
 from segkit.models.classical.classifier import PixelClassifier
+from segkit.models.classical.estimators import ESTIMATORS, make_estimator, misfit
 from segkit.models.classical.learner import ABSENT
-from segkit.models.network import first_line
 from segkit.models.training_pixels import evenly_spaced
-from segkit.recipe.schema import Model, Recipe
+from segkit.recipe.schema import Recipe
 from segkit.training.discriminant import MAX_PIXELS, LinearDiscriminant
 from segkit.training.pixels import PixelSample, draw_samples
 
@@ -25,35 +23,7 @@ if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
 
 _Arrays = dict[str, NDArray[Any]]
-# Arguments of the learners of scikit-learn that segkit sets or does not support.
-_RESERVED = {
-    "break_ties", "categorical_features", "class_weight", "coef0", "decision_function_shape", "degree",
-    "interaction_cst", "kernel", "loss", "monotonic_cst", "n_jobs", "oob_score", "probability", "random_state",
-    "scoring", "verbose", "warm_start",
-}  # fmt: skip
 _CV_FOLDS, _MAX_CV_PIXELS = 3, 5000  # of the cross-validation of support vector machines
-
-
-@dataclass(frozen=True)
-class _Fitter:
-    """How a learner of scikit-learn is fitted.
-
-    Parameters
-    ----------
-    make
-        Return the class, which is imported late.
-    defaults
-        Its arguments where they differ from scikit-learn's.
-    max_pixels
-        Default of the option of this name.
-    fit
-        Fits scikit-learn's learner to a sample; returns the arrays of segkit's for a number of categories.
-    """
-
-    make: Callable[[], Any]
-    defaults: dict[str, Any]
-    max_pixels: int
-    fit: Callable[[Any, PixelSample, int], _Arrays]
 
 
 def describe_fit(recipe: Recipe, used: Sequence[int], labelled: Sequence[int]) -> str:
@@ -114,8 +84,7 @@ def fit_learners(
             biases = fitted.biases[target]
             learner.set_arrays(weight=fitted.weights[target], bias=np.where(np.isfinite(biases), biases, ABSENT))
         return fitted.pixels, labelled
-    fitter = _FITTERS[model.architecture]
-    limit = int(model.options.get("max_pixels", fitter.max_pixels))
+    limit = int(model.options.get("max_pixels", ESTIMATORS[model.architecture].max_pixels))
     samples = draw_samples(training, segmenter, counts, limit, seed, class_weights)
     for target, (learner, sample) in enumerate(zip(classifier.learners, samples, strict=True)):
         found = np.unique(sample.categories).tolist()
@@ -124,37 +93,15 @@ def fit_learners(
         try:
             arrays = fit_arrays(make_estimator(model, seed), sample, len(segmenter.task.categories))
         except (ValueError, TypeError) as error:  # scikit-learn checks its arguments when it fits
-            raise RecipeError(f"model.options: {model.architecture} cannot be fitted: {first_line(error)}") from error
+            raise misfit(model, error) from error
         learner.set_arrays(**arrays)
     return [len(sample.features) for sample in samples], labelled
 
 
-def check_options(model: Model) -> None:
-    """Check the names of the options of a classical learner.
-
-    Raises
-    ------
-    RecipeError
-        One is not known.
-    ModuleNotFoundError
-        scikit-learn is not installed.
-    """
-    known = {"max_pixels"}
-    if model.architecture in _FITTERS:
-        known |= set(inspect.signature(_FITTERS[model.architecture].make()).parameters) - _RESERVED
-    for name in model.options:
-        if name not in known:
-            listed = ", ".join(sorted(known))
-            raise RecipeError(f"model.options.{name}: {model.architecture} has no such option; it has {listed}")
-    limit = model.options.get("max_pixels", 1)
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise RecipeError(f"model.options.max_pixels: found {limit!r}; must be a whole number of 1 or more")
-
-
 def fit_arrays(estimator: Any, sample: PixelSample, categories: int) -> dict[str, NDArray[Any]]:
     """Fit a learner of scikit-learn, and return the arrays of the `Learner` that decides alike."""
-    (fitter,) = (one for one in _FITTERS.values() if isinstance(estimator, one.make()))
-    return fitter.fit(estimator, sample, categories)
+    (name,) = (name for name, one in ESTIMATORS.items() if isinstance(estimator, one.make()))
+    return _FITTERS[name](estimator, sample, categories)
 
 
 def _describe_missing(segmenter: Segmenter, target: int, found: Sequence[int]) -> str:
@@ -164,13 +111,6 @@ def _describe_missing(segmenter: Segmenter, target: int, found: Sequence[int]) -
     if not found:
         return f"{name} cannot be fitted{of_class}: no labelled training pixel has data in all bands; see segkit check"
     return f"{name} cannot be fitted{of_class}: all training pixels are {task.categories[found[0]]}; label others"
-
-
-def make_estimator(model: Model, seed: int) -> Any:
-    """Return the learner of scikit-learn that a recipe declares, unfitted."""
-    fitter = _FITTERS[model.architecture]
-    options = {key: value for key, value in model.options.items() if key != "max_pixels"}
-    return fitter.make()(**fitter.defaults | {"random_state": seed} | options)
 
 
 def _scatter(values: NDArray[Any], categories: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
@@ -345,26 +285,8 @@ class _TreeArrays:
         }
 
 
-def _svm() -> Any:
-    from sklearn.svm import SVC
-
-    return SVC
-
-
-def _forest() -> Any:
-    from sklearn.ensemble import RandomForestClassifier
-
-    return RandomForestClassifier
-
-
-def _boosting() -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier
-
-
-_FITTERS = {
-    "svm": _Fitter(_svm, {}, 10_000, _fit_svm),
-    "forest": _Fitter(_forest, {"n_estimators": 300}, 100_000, _fit_forest),
-    "boosting": _Fitter(_boosting, {"early_stopping": False}, 200_000, _fit_boosting),
+_FITTERS: dict[str, Callable[[Any, PixelSample, int], _Arrays]] = {
+    "svm": _fit_svm,
+    "forest": _fit_forest,
+    "boosting": _fit_boosting,
 }
