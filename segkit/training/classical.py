@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from segkit.data.area import LabelledArea
-from segkit.errors import DataError
+from segkit.errors import DataError, UsageError
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.classical.estimators import ESTIMATORS, make_estimator, misfit
 from segkit.models.classical.learner import ABSENT
+from segkit.models.classical.trees import Boosting
+from segkit.models.network import first_line
 from segkit.models.training_pixels import evenly_spaced
 from segkit.recipe.schema import Recipe
 from segkit.training.discriminant import MAX_PIXELS, LinearDiscriminant
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 _Arrays = dict[str, NDArray[Any]]
 _CV_FOLDS, _MAX_CV_PIXELS = 3, 5000  # of the cross-validation of support vector machines
+_MAX_COMPARED_PIXELS = 1000  # whose scores by gradient boosting are compared with scikit-learn's
 
 
 def describe_fit(recipe: Recipe, used: Sequence[int], labelled: Sequence[int]) -> str:
@@ -67,8 +71,8 @@ def fit_learners(
     ------
     DataError
         A target has no pixel with data in all bands, or all have the same category.
-    RecipeError
-        The learner does not accept its options.
+    UsageError
+        The learner does not accept its options, or this version of scikit-learn stores it in an unknown way.
     """
     classifier, model, seed = segmenter.network, segmenter.recipe.model, segmenter.recipe.train.seed
     assert isinstance(classifier, PixelClassifier)
@@ -92,6 +96,8 @@ def fit_learners(
             raise DataError(_describe_missing(segmenter, target, found))
         try:
             arrays = fit_arrays(make_estimator(model, seed), sample, len(segmenter.task.categories))
+        except UsageError:
+            raise
         except (ValueError, TypeError) as error:  # scikit-learn checks its arguments when it fits
             raise misfit(model, error) from error
         learner.set_arrays(**arrays)
@@ -130,7 +136,9 @@ def _fit_svm(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
     """Fit machines for all pairs of classes on standardised features."""
     shift, scale = _standardization(sample.features)
     pixels = ((sample.features - shift) / scale).astype(np.float32)
-    estimator.fit(pixels, sample.categories, sample_weight=sample.weights)
+    declared, gamma = estimator.gamma, _resolve_gamma(estimator.gamma, pixels)
+    estimator.set_params(gamma=gamma).fit(pixels, sample.categories, sample_weight=sample.weights)
+    estimator.set_params(gamma=declared)
     classes, ends = estimator.classes_, np.concatenate([[0], np.cumsum(estimator.n_support_)])
     pairs = list(itertools.combinations(range(len(classes)), 2))
     coefficients = np.zeros((len(pairs), ends[-1]))
@@ -146,12 +154,20 @@ def _fit_svm(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
         "shift": shift,
         "scale": scale,
         "vectors": estimator.support_vectors_,
-        "gamma": np.array([estimator._gamma]),
+        "gamma": np.array([gamma]),
         "pairs": classes[np.array(pairs)],
         "coefficients": sign * coefficients,
         "intercepts": sign * estimator.intercept_,
         "slopes": _fit_slopes(estimator, pixels, sample),
     }
+
+
+def _resolve_gamma(declared: str | float, pixels: NDArray[np.float32]) -> float:
+    """Return gamma as a number: "scale" is 1 / (F x variance of all features), "auto" 1 / F, as in scikit-learn."""
+    if not isinstance(declared, str):
+        return float(declared)
+    variance = pixels.astype(np.float64).var() if declared == "scale" else 1.0
+    return 1.0 / (pixels.shape[1] * variance) if variance else 1.0
 
 
 def _fit_slopes(estimator: Any, pixels: NDArray[np.float32], sample: PixelSample) -> NDArray[np.float64]:
@@ -224,6 +240,16 @@ def _fit_forest(estimator: Any, sample: PixelSample, categories: int) -> _Arrays
 
 def _fit_boosting(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
     estimator.fit(sample.features, sample.categories, sample_weight=sample.weights)
+    try:
+        arrays = _read_boosting(estimator, categories)
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise _unreadable_boosting(first_line(error)) from error
+    _compare_boosting(estimator, arrays, sample.features, categories)
+    return arrays
+
+
+def _read_boosting(estimator: Any, categories: int) -> _Arrays:
+    """Return the arrays of fitted trees, which scikit-learn holds in private attributes: it has no public way."""
     classes, builder = estimator.classes_, _TreeArrays()
     # Of two classes, there is one tree per iteration, for the log odds of the second.
     columns = classes if len(classes) > 2 else classes[1:]
@@ -239,6 +265,28 @@ def _fit_boosting(estimator: Any, sample: PixelSample, categories: int) -> _Arra
     base[classes] = 0.0
     base[columns] = np.ravel(estimator._baseline_prediction)
     return builder.arrays(base)
+
+
+def _compare_boosting(estimator: Any, arrays: _Arrays, features: NDArray[np.float32], categories: int) -> None:
+    """Raise a UsageError if arrays do not give scikit-learn's scores: another version may hold its trees otherwise."""
+    chosen = features[evenly_spaced(len(features), _MAX_COMPARED_PIXELS)]
+    learner = Boosting(features.shape[1], categories)
+    learner.set_arrays(**arrays)
+    classes, expected = estimator.classes_, estimator.decision_function(chosen)
+    columns = classes if len(classes) > 2 else classes[1:]
+    with torch.inference_mode():
+        found = learner(torch.from_numpy(np.ascontiguousarray(chosen))).numpy()[:, columns]
+    if not np.allclose(found, expected.reshape(found.shape), rtol=1e-3, atol=1e-3):
+        raise _unreadable_boosting("its trees give other scores")
+
+
+def _unreadable_boosting(problem: str) -> UsageError:
+    from sklearn import __version__
+
+    return UsageError(
+        f"model.architecture: segkit cannot read boosting as scikit-learn {__version__} stores it ({problem}); install "
+        "an earlier scikit-learn, or use forest"
+    )
 
 
 class _TreeArrays:
