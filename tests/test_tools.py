@@ -1,10 +1,14 @@
-"""The benchmarks use names that exist, also in code that they hand to other processes as text."""
+"""The benchmarks use names that exist, also in code that they hand to other processes as text, and can predict."""
 
 import importlib
 import re
+import sys
 
 import pytest
+import rasterio
 from places import ROOT
+
+from segkit.inference.predict import predict
 
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
@@ -17,3 +21,16 @@ def test_imported_names_exist(tool):
         for name in re.findall(r"(\w+)(?: as \w+)?\s*(?:,|$)", re.sub(r"#.*", "", block or line)):
             found = importlib.import_module(module)
             assert hasattr(found, name) or importlib.import_module(f"{module}.{name}"), f"{module}.{name}"
+
+
+def test_the_tiny_network_of_benchmarks_predicts(tmp_path, monkeypatch):
+    """It has all properties of a model that a prediction asks for."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    bench = importlib.import_module("bench_predict")
+    monkeypatch.delitem(sys.modules, "bench_predict")
+    scene = bench.make_scene(tmp_path / "scene.tif", 96)
+    settings = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
+    [summary] = predict(bench.Tiny(), scene, tmp_path / "map.tif", probabilities=tmp_path / "p.tif", **settings)
+    assert summary.valid == 96**2
+    with rasterio.open(tmp_path / "p.tif") as found:
+        assert found.count == len(bench.CLASSES) + 1

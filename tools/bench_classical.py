@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from segkit.models.classical.classifier import LEARNERS
+from segkit.models.classical.estimators import ESTIMATORS, make_estimator
 from segkit.recipe.schema import Model
-from segkit.training.classical import _FITTERS, fit_arrays, make_estimator
+from segkit.training.classical import fit_arrays
 from segkit.training.pixels import PixelSample
 
 BANDS, CLASSES = 10, 5
@@ -46,7 +47,7 @@ def measure(predict: Callable[[], Any], pixels: int, repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("learners", nargs="*", default=list(_FITTERS), help=f"of {', '.join(_FITTERS)}")
+    parser.add_argument("learners", nargs="*", default=list(ESTIMATORS), help=f"of {', '.join(ESTIMATORS)}")
     parser.add_argument("--pixels", type=int, default=50_000, help="to predict")
     parser.add_argument("--fitted", type=int, nargs="*", default=[5_000, 100_000], help="pixels to fit to")
     parser.add_argument("--repeats", type=int, default=3)
@@ -55,7 +56,7 @@ def main() -> None:
     tested, _ = make_pixels(options.pixels, 1)
     for name in options.learners:
         for number in options.fitted:
-            sample = PixelSample(*make_pixels(min(number, _FITTERS[name].max_pixels), 2), None, number)
+            sample = PixelSample(*make_pixels(min(number, ESTIMATORS[name].max_pixels), 2), None, number)
             estimator = make_estimator(Model(architecture=name), 0)
             learner = LEARNERS[name](BANDS, CLASSES)
             started = time.process_time()

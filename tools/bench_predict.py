@@ -51,7 +51,7 @@ PLACE = {"crs": "EPSG:32622", "transform": Affine(10, 0, 400_000, 0, -10, 9_000_
 class Tiny(nn.Module):
     """One 3 x 3 convolution in a Segmenter's place: the machinery without a network."""
 
-    context, reach, path, is_classical = None, 1, None, False
+    fixed_window_size, receptive_field, path, is_classical, training_pixels = None, 1, None, False, None
 
     def __init__(self, stride: int = 32) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Tiny(nn.Module):
         self.bands, self.stride = BANDS, stride
         self.network = nn.Conv2d(BANDS, self.task.channels, 3, padding=1)
 
-    def scene(self, paths: Any, *, vrt: bool = False) -> Scene:
+    def open_scene(self, paths: Any, *, vrt: bool = False) -> Scene:
         """Describe a scene."""
         return Scene.from_files(paths, vrt=vrt)
 

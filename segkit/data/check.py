@@ -211,7 +211,6 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         _check_scene(part, sample, one, task) for (part, sample), one in zip(all_samples, scene_counts, strict=True)
     ]
     found = Examination(recipe)
-    network_warnings: list[str] = []
     notes = list(_notes(all_samples))
     if not problems:
         found = examine(
@@ -224,8 +223,6 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         )
         problems += found.problems
         problems += [] if found.error is None else [str(found.error)]
-        network_warnings, network_problems = _check_network(recipe, found.training)
-        problems += network_problems
         distances = {id(area.sample): one for area, one in zip(found.validation, found.distances, strict=True)}
         scenes = [
             replace(scene, appearance_distance=distances.get(id(sample)))
@@ -234,6 +231,8 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         notes += _unlike_scenes(found)
     else:
         problems += scene_problems([sample for _, sample in all_samples], scene_counts)
+    network_warnings, network_problems = _check_network(recipe, samples["train"], found.training)
+    problems += network_problems
     report = Report(
         recipe, tuple(scenes), tuple(unmatched), tuple(notes), (), tuple(problems), found.nearest,
         () if found.statistics is None else class_counts(found.statistics.counts, task),
@@ -272,19 +271,27 @@ def _open_samples(data: Data, task: Task) -> tuple[dict[str, list[Sample]], list
     return samples, unmatched, problems
 
 
-def _check_network(recipe: Recipe, training: Sequence[LabelledArea]) -> tuple[list[str], list[str]]:
-    """Return warnings and problems of the network: tiles too small for it, or a network that cannot be built."""
-    from segkit.data.datasets import suitable_tile_size
-    from segkit.models.segmenter import Segmenter
+def _check_network(
+    recipe: Recipe, samples: Sequence[Sample], training: Sequence[LabelledArea]
+) -> tuple[list[str], list[str]]:
+    """Return warnings and problems of the model: tiles too small for it, or keys that cannot be used.
 
-    if not training:
-        return [], []
-    bands = training[0].sample.scene.band_names
+    Parameters
+    ----------
+    samples, training
+        Training samples, and their areas if they could be examined.
+    """
+    from segkit.data.datasets import suitable_tile_size
+    from segkit.models.model_check import build_model, check_model_keys
+
     try:
-        segmenter = Segmenter(recipe, [0.0] * len(bands), [1.0] * len(bands), bands, pretrained=False)
+        check_model_keys(recipe)
+        if not samples:
+            return [], []
+        segmenter = build_model(recipe, samples[0].scene.band_names)
     except SegkitError as error:
         return [], [str(error)]
-    _, warning = suitable_tile_size(segmenter, training)
+    warning = suitable_tile_size(segmenter, training)[1] if training else None
     return [] if warning is None else [warning], []
 
 

@@ -43,6 +43,8 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
             raise RecipeError(f"model.options.{option}: {model.architecture} has no such option; it has {known}")
     weights = model.encoder_weights if pretrained else None
     published: str | bool | None = weights if is_published(weights) else None
+    if published:
+        check_published(model)
     if published and model.encoder.startswith("tu-"):
         published = True  # timm takes a flag
     try:
@@ -64,6 +66,22 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
 def is_published(weights: str | None) -> bool:
     """Return whether `model.encoder_weights` names weights that smp or timm download, not a local file."""
     return weights == "imagenet"
+
+
+def check_published(model: Model) -> None:
+    """Raise a RecipeError if there are no published weights `model.encoder_weights` of the encoder."""
+    import segmentation_models_pytorch as smp
+    import timm
+
+    if model.encoder.startswith("tu-"):
+        found = timm.is_model_pretrained(model.encoder.removeprefix("tu-"))
+    else:
+        found = model.encoder_weights in smp.encoders.encoders[model.encoder]["pretrained_settings"]
+    if not found:
+        raise RecipeError(
+            f"model.encoder_weights: there are no published weights {model.encoder_weights} of the encoder "
+            f"{model.encoder}; name a local file, or another encoder, or use null"
+        )
 
 
 _RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segkit.errors import ModelFileError, RecipeError
 from segkit.io.files import require_file
 from segkit.models.band_mapping import BandMapping, match_names, match_order, repeat_inputs
-from segkit.models.network import describe_non_finite, first_line, is_published, make_network
+from segkit.models.network import check_published, describe_non_finite, first_line, is_published, make_network
 from segkit.recipe.schema import Model
 
 # Keys under which files keep their weights. Of DINO's two networks the teacher, the average, is the one to use.
@@ -102,6 +102,17 @@ def load_encoder_weights(network: nn.Module, model: Model, band_names: Sequence[
     _check_fit(weights, state, stored, path)
     encoder.load_state_dict(state | weights)
     return _describe(name, fingerprint, len(weights), len(state), mapping)
+
+
+def check_encoder_weights(network: nn.Module, model: Model, band_names: Sequence[str]) -> None:
+    """Raise the errors of `load_encoder_weights`, whose arguments these are, without a download."""
+    name = model.encoder_weights
+    if name is None or not is_published(name):
+        load_encoder_weights(network, model, band_names)
+        return
+    check_published(model)
+    if model.encoder_bands is not None:
+        _map_inputs(len(_PUBLISHED_BANDS), Path(name), model.encoder_bands, band_names)
 
 
 def _describe(source: str, fingerprint: str | None, number: int, total: int, mapping: BandMapping) -> InitialWeights:

@@ -62,14 +62,20 @@ def describe_errors(
     schema
         The recipe's JSON schema.
     """
-    # A list of wrong items is also reported as empty, and a misspelt key also as a missing one, so unknown keys come
-    # first.
-    found = [each for each in errors if each["type"] != "too_short" or not each["input"]]
+    # A list of wrong items is also reported as too short, and a misspelt key also as a missing one, so unknown keys
+    # come first.
+    places = [each["loc"] for each in errors]
+    found = [each for each in errors if each["type"] != "too_short" or not _has_error_inside(each["loc"], places)]
     first, *others = sorted(found, key=lambda each: each["type"] not in UNKNOWN)
     place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
     origin = next((text for at, text in origins.items() if place[: len(at)] == at), source)
     more = f" (and {len(others)} more)" if others else ""
-    return f"{origin}: {readable_error(first, place, schema)}{more}"
+    text = f"{origin}: {readable_error(first, place, schema)}{more}"
+    return " ".join(text.splitlines())  # a key may hold a line break
+
+
+def _has_error_inside(place: Location, others: Iterable[Location]) -> bool:
+    return any(len(other) > len(place) and other[: len(place)] == place for other in others)
 
 
 def readable_error(error: ErrorDetails, place: Location, schema: Mapping[str, Any]) -> str:
@@ -79,7 +85,7 @@ def readable_error(error: ErrorDetails, place: Location, schema: Mapping[str, An
         return f"{where}: unknown key{_suggestion(place[-1], _keys(place[:-1], schema), old_keys(place[:-1]))}"
     if error["type"] == "missing":
         return f"{where}: is missing"
-    if error["type"] == "too_short":
+    if error["type"] == "too_short" and not error["input"]:
         return f"{where}: is empty; give at least one"
     if error["type"] == "value_error":
         problem = str(error["ctx"]["error"])

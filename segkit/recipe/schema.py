@@ -478,8 +478,12 @@ class Recipe(StrictModel):
     @classmethod
     def _validate(cls, raw: Mapping[str, Any], source: str, origins: Mapping[Location, str]) -> Recipe:
         try:
+            text = json.dumps(raw, default=str)
+        except TypeError as error:
+            raise RecipeError(f"{source}: a key is not text ({error}); correct it") from error
+        try:
             # Strict JSON has the types of YAML: lists become tuples, but "3" is not a number, nor true an integer.
-            return cls.model_validate_json(json.dumps(raw, default=str), strict=True)
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise RecipeError(describe_errors(error.errors(include_url=False), source, origins, _schema())) from error
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from segkit.data.area import LabelledArea
-from segkit.errors import DataError, RecipeError
+from segkit.errors import DataError, UsageError
 from segkit.models.classical.classifier import PixelClassifier
+from segkit.models.classical.estimators import ESTIMATORS, make_estimator, misfit
 from segkit.models.classical.learner import ABSENT
+from segkit.models.classical.trees import Boosting
 from segkit.models.network import first_line
 from segkit.models.training_pixels import evenly_spaced
-from segkit.recipe.schema import Model, Recipe
+from segkit.recipe.schema import Recipe
 from segkit.training.discriminant import MAX_PIXELS, LinearDiscriminant
 from segkit.training.pixels import PixelSample, draw_samples
 
@@ -25,35 +26,8 @@ if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
 
 _Arrays = dict[str, NDArray[Any]]
-# Arguments of the learners of scikit-learn that segkit sets or does not support.
-_RESERVED = {
-    "break_ties", "categorical_features", "class_weight", "coef0", "decision_function_shape", "degree",
-    "interaction_cst", "kernel", "loss", "monotonic_cst", "n_jobs", "oob_score", "probability", "random_state",
-    "scoring", "verbose", "warm_start",
-}  # fmt: skip
 _CV_FOLDS, _MAX_CV_PIXELS = 3, 5000  # of the cross-validation of support vector machines
-
-
-@dataclass(frozen=True)
-class _Fitter:
-    """How a learner of scikit-learn is fitted.
-
-    Parameters
-    ----------
-    make
-        Return the class, which is imported late.
-    defaults
-        Its arguments where they differ from scikit-learn's.
-    max_pixels
-        Default of the option of this name.
-    fit
-        Fits scikit-learn's learner to a sample; returns the arrays of segkit's for a number of categories.
-    """
-
-    make: Callable[[], Any]
-    defaults: dict[str, Any]
-    max_pixels: int
-    fit: Callable[[Any, PixelSample, int], _Arrays]
+_MAX_COMPARED_PIXELS = 1000  # whose scores by gradient boosting are compared with scikit-learn's
 
 
 def describe_fit(recipe: Recipe, used: Sequence[int], labelled: Sequence[int]) -> str:
@@ -97,8 +71,8 @@ def fit_learners(
     ------
     DataError
         A target has no pixel with data in all bands, or all have the same category.
-    RecipeError
-        The learner does not accept its options.
+    UsageError
+        The learner does not accept its options, or this version of scikit-learn stores it in an unknown way.
     """
     classifier, model, seed = segmenter.network, segmenter.recipe.model, segmenter.recipe.train.seed
     assert isinstance(classifier, PixelClassifier)
@@ -114,8 +88,7 @@ def fit_learners(
             biases = fitted.biases[target]
             learner.set_arrays(weight=fitted.weights[target], bias=np.where(np.isfinite(biases), biases, ABSENT))
         return fitted.pixels, labelled
-    fitter = _FITTERS[model.architecture]
-    limit = int(model.options.get("max_pixels", fitter.max_pixels))
+    limit = int(model.options.get("max_pixels", ESTIMATORS[model.architecture].max_pixels))
     samples = draw_samples(training, segmenter, counts, limit, seed, class_weights)
     for target, (learner, sample) in enumerate(zip(classifier.learners, samples, strict=True)):
         found = np.unique(sample.categories).tolist()
@@ -123,38 +96,18 @@ def fit_learners(
             raise DataError(_describe_missing(segmenter, target, found))
         try:
             arrays = fit_arrays(make_estimator(model, seed), sample, len(segmenter.task.categories))
+        except UsageError:
+            raise
         except (ValueError, TypeError) as error:  # scikit-learn checks its arguments when it fits
-            raise RecipeError(f"model.options: {model.architecture} cannot be fitted: {first_line(error)}") from error
+            raise misfit(model, error) from error
         learner.set_arrays(**arrays)
     return [len(sample.features) for sample in samples], labelled
 
 
-def check_options(model: Model) -> None:
-    """Check the names of the options of a classical learner.
-
-    Raises
-    ------
-    RecipeError
-        One is not known.
-    ModuleNotFoundError
-        scikit-learn is not installed.
-    """
-    known = {"max_pixels"}
-    if model.architecture in _FITTERS:
-        known |= set(inspect.signature(_FITTERS[model.architecture].make()).parameters) - _RESERVED
-    for name in model.options:
-        if name not in known:
-            listed = ", ".join(sorted(known))
-            raise RecipeError(f"model.options.{name}: {model.architecture} has no such option; it has {listed}")
-    limit = model.options.get("max_pixels", 1)
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise RecipeError(f"model.options.max_pixels: found {limit!r}; must be a whole number of 1 or more")
-
-
 def fit_arrays(estimator: Any, sample: PixelSample, categories: int) -> dict[str, NDArray[Any]]:
     """Fit a learner of scikit-learn, and return the arrays of the `Learner` that decides alike."""
-    (fitter,) = (one for one in _FITTERS.values() if isinstance(estimator, one.make()))
-    return fitter.fit(estimator, sample, categories)
+    (name,) = (name for name, one in ESTIMATORS.items() if isinstance(estimator, one.make()))
+    return _FITTERS[name](estimator, sample, categories)
 
 
 def _describe_missing(segmenter: Segmenter, target: int, found: Sequence[int]) -> str:
@@ -164,13 +117,6 @@ def _describe_missing(segmenter: Segmenter, target: int, found: Sequence[int]) -
     if not found:
         return f"{name} cannot be fitted{of_class}: no labelled training pixel has data in all bands; see segkit check"
     return f"{name} cannot be fitted{of_class}: all training pixels are {task.categories[found[0]]}; label others"
-
-
-def make_estimator(model: Model, seed: int) -> Any:
-    """Return the learner of scikit-learn that a recipe declares, unfitted."""
-    fitter = _FITTERS[model.architecture]
-    options = {key: value for key, value in model.options.items() if key != "max_pixels"}
-    return fitter.make()(**fitter.defaults | {"random_state": seed} | options)
 
 
 def _scatter(values: NDArray[Any], categories: NDArray[Any], size: int, fill: float) -> NDArray[Any]:
@@ -190,7 +136,9 @@ def _fit_svm(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
     """Fit machines for all pairs of classes on standardised features."""
     shift, scale = _standardization(sample.features)
     pixels = ((sample.features - shift) / scale).astype(np.float32)
-    estimator.fit(pixels, sample.categories, sample_weight=sample.weights)
+    declared, gamma = estimator.gamma, _resolve_gamma(estimator.gamma, pixels)
+    estimator.set_params(gamma=gamma).fit(pixels, sample.categories, sample_weight=sample.weights)
+    estimator.set_params(gamma=declared)
     classes, ends = estimator.classes_, np.concatenate([[0], np.cumsum(estimator.n_support_)])
     pairs = list(itertools.combinations(range(len(classes)), 2))
     coefficients = np.zeros((len(pairs), ends[-1]))
@@ -206,12 +154,20 @@ def _fit_svm(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
         "shift": shift,
         "scale": scale,
         "vectors": estimator.support_vectors_,
-        "gamma": np.array([estimator._gamma]),
+        "gamma": np.array([gamma]),
         "pairs": classes[np.array(pairs)],
         "coefficients": sign * coefficients,
         "intercepts": sign * estimator.intercept_,
         "slopes": _fit_slopes(estimator, pixels, sample),
     }
+
+
+def _resolve_gamma(declared: str | float, pixels: NDArray[np.float32]) -> float:
+    """Return gamma as a number: "scale" is 1 / (F x variance of all features), "auto" 1 / F, as in scikit-learn."""
+    if not isinstance(declared, str):
+        return float(declared)
+    variance = pixels.astype(np.float64).var() if declared == "scale" else 1.0
+    return 1.0 / (pixels.shape[1] * variance) if variance else 1.0
 
 
 def _fit_slopes(estimator: Any, pixels: NDArray[np.float32], sample: PixelSample) -> NDArray[np.float64]:
@@ -284,6 +240,16 @@ def _fit_forest(estimator: Any, sample: PixelSample, categories: int) -> _Arrays
 
 def _fit_boosting(estimator: Any, sample: PixelSample, categories: int) -> _Arrays:
     estimator.fit(sample.features, sample.categories, sample_weight=sample.weights)
+    try:
+        arrays = _read_boosting(estimator, categories)
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise _unreadable_boosting(first_line(error)) from error
+    _compare_boosting(estimator, arrays, sample.features, categories)
+    return arrays
+
+
+def _read_boosting(estimator: Any, categories: int) -> _Arrays:
+    """Return the arrays of fitted trees, which scikit-learn holds in private attributes: it has no public way."""
     classes, builder = estimator.classes_, _TreeArrays()
     # Of two classes, there is one tree per iteration, for the log odds of the second.
     columns = classes if len(classes) > 2 else classes[1:]
@@ -299,6 +265,28 @@ def _fit_boosting(estimator: Any, sample: PixelSample, categories: int) -> _Arra
     base[classes] = 0.0
     base[columns] = np.ravel(estimator._baseline_prediction)
     return builder.arrays(base)
+
+
+def _compare_boosting(estimator: Any, arrays: _Arrays, features: NDArray[np.float32], categories: int) -> None:
+    """Raise a UsageError if arrays do not give scikit-learn's scores: another version may hold its trees otherwise."""
+    chosen = features[evenly_spaced(len(features), _MAX_COMPARED_PIXELS)]
+    learner = Boosting(features.shape[1], categories)
+    learner.set_arrays(**arrays)
+    classes, expected = estimator.classes_, estimator.decision_function(chosen)
+    columns = classes if len(classes) > 2 else classes[1:]
+    with torch.inference_mode():
+        found = learner(torch.from_numpy(np.ascontiguousarray(chosen))).numpy()[:, columns]
+    if not np.allclose(found, expected.reshape(found.shape), rtol=1e-3, atol=1e-3):
+        raise _unreadable_boosting("its trees give other scores")
+
+
+def _unreadable_boosting(problem: str) -> UsageError:
+    from sklearn import __version__
+
+    return UsageError(
+        f"model.architecture: segkit cannot read boosting as scikit-learn {__version__} stores it ({problem}); install "
+        "an earlier scikit-learn, or use forest"
+    )
 
 
 class _TreeArrays:
@@ -345,26 +333,8 @@ class _TreeArrays:
         }
 
 
-def _svm() -> Any:
-    from sklearn.svm import SVC
-
-    return SVC
-
-
-def _forest() -> Any:
-    from sklearn.ensemble import RandomForestClassifier
-
-    return RandomForestClassifier
-
-
-def _boosting() -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier
-
-
-_FITTERS = {
-    "svm": _Fitter(_svm, {}, 10_000, _fit_svm),
-    "forest": _Fitter(_forest, {"n_estimators": 300}, 100_000, _fit_forest),
-    "boosting": _Fitter(_boosting, {"early_stopping": False}, 200_000, _fit_boosting),
+_FITTERS: dict[str, Callable[[Any, PixelSample, int], _Arrays]] = {
+    "svm": _fit_svm,
+    "forest": _fit_forest,
+    "boosting": _fit_boosting,
 }

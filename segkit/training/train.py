@@ -35,6 +35,7 @@ from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_folder
 from segkit.io.paths import PathLike
+from segkit.models.model_check import check_model_keys
 from segkit.models.run_folder import (
     BEST,
     CHANGEABLE,
@@ -53,12 +54,12 @@ from segkit.models.segmenter import Segmenter
 from segkit.models.transfer import check_start, start_from_model, with_start
 from segkit.plots import style, training_curves
 from segkit.recipe.features import ignored_train_keys
-from segkit.recipe.schema import Model, Recipe, SpatialSplit
+from segkit.recipe.schema import Recipe, SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 from segkit.training.baselines import compare_with_baselines, fit_baseline, score_baselines
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
-from segkit.training.classical import check_options, describe_fit, fit_learners
+from segkit.training.classical import describe_fit, fit_learners
 from segkit.training.loaders import CropLoaders
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
@@ -336,19 +337,8 @@ def check_names(recipe: Recipe) -> None:
             if name not in recipe.task.channel_names:
                 known = ", ".join(recipe.task.channel_names)
                 raise RecipeError(f"train.class_weights: {name!r} is not a class of this task; use {known}")
-    for part in recipe.train.freeze:
-        if recipe.model.start_from is None and (part != "encoder" or recipe.model.encoder_weights is None):
-            needed = "model.encoder_weights or model.start_from" if part == "encoder" else "model.start_from"
-            raise RecipeError(f"train.freeze: the {part} would keep random weights; give {needed}, or remove it")
-    for learner in recipe.train.baselines:
-        check_options(Model(architecture=learner))  # whether scikit-learn is there
-    if recipe.model.is_classical:
-        if recipe.train.devices != 1 or recipe.train.num_nodes != 1:
-            raise RecipeError(
-                f"{recipe.model.architecture} is fitted by one process; remove train.devices and train.num_nodes"
-            )
-        check_options(recipe.model)
-    elif recipe.train.tensorboard:
+    check_model_keys(recipe)
+    if recipe.train.tensorboard and not recipe.model.is_classical:
         try:
             import tensorboard  # type: ignore[import-untyped]  # noqa: F401
         except ImportError as error:

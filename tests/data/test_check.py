@@ -7,12 +7,12 @@ import rasterio
 import shapely
 import yaml
 from affine import Affine
-from synthetic import SMALLEST, read_whole
+from synthetic import SMALLEST, read_whole, segmenter
 
 from segkit.data import examination
 from segkit.data.areas import open_areas
 from segkit.data.check import check
-from segkit.errors import DataError, LabelError
+from segkit.errors import DataError, LabelError, SegkitError
 from segkit.evaluation.evaluate import evaluate
 from segkit.plots.text import format_percent
 from segkit.recipe.schema import LabelSource, Recipe
@@ -416,3 +416,67 @@ def test_a_recipe_may_be_named_by_its_file(place):
 
 def test_a_network_that_cannot_be_built_is_a_problem(place, with_network):
     only(check(recipe(place, model={"encoder": "resnet13"})).problems, "model.encoder: 'resnet13' is not known")
+
+
+SHALLOW = {"encoder_depth": 2, "decoder_channels": [8, 8]}
+MODELS = {
+    "option of a learner": ({"architecture": "forest", "options": {"trees": 5}}, "model.options.trees: forest has no"),
+    "value of an option": ({"architecture": "svm", "options": {"C": "much"}}, "model.options: svm cannot be fitted: "),
+    "band of a feature": (
+        {"architecture": "lda", "features": {"indices": [[1, 9]]}}, "model.features.indices: there is no band 9",
+    ),
+    "option of a network": (
+        {"encoder": "resnet18", "options": {"depth": 3}}, "model.options.depth: unet has no such option",
+    ),
+    "value of a network's option": (
+        {**SMALLEST, "options": {"encoder_depth": 3, "decoder_channels": [8]}}, "cannot be built: ",
+    ),
+    "no model": ({**SMALLEST, "start_from": "{}/none.safetensors"}, "none.safetensors"),
+    "another network": (
+        {**SMALLEST, "encoder": "tu-resnet18", "start_from": "{}/source.safetensors"}, "is a unet with",
+    ),
+    "other options, frozen": (
+        {**SMALLEST, "options": SHALLOW, "start_from": "{}/source.safetensors"},
+        "train.freeze: the head or the decoder would stay random",
+    ),
+    "no weights": ({**SMALLEST, "encoder_weights": "{}/none.pth"}, "none.pth"),
+    "no file of weights": ({**SMALLEST, "encoder_weights": "{}/text.pth"}, "text.pth: not a file of weights"),
+    "weights of another encoder": (
+        {**SMALLEST, "encoder": "resnet18", "options": {}, "encoder_weights": "{}/source.safetensors"},
+        "does not fit the encoder",
+    ),
+    "no published weights": (
+        {**SMALLEST, "encoder": "tu-resnet50t", "encoder_weights": "imagenet"},
+        "model.encoder_weights: there are no published weights imagenet of the encoder tu-resnet50t",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "said"), MODELS.values(), ids=MODELS)
+def test_a_model_that_cannot_be_trained_is_the_problem_that_train_reports(place, with_network, model, said):
+    if any("source" in str(value) for value in model.values()):
+        segmenter(place, bands=3).save(place / "source.safetensors")
+    (place / "text.pth").write_text("no weights")
+    model = {key: value.format(place) if isinstance(value, str) else value for key, value in model.items()}
+    frozen = {"freeze": ["decoder", "head"]} if "freeze" in said else {}
+    wanted = recipe(place, model=model, train={"tile_size": 32, "epochs": 1, **frozen})
+    [problem] = check(wanted).problems
+    assert said in problem
+    with pytest.raises(SegkitError) as refused:
+        train(wanted, place / "run")
+    assert str(refused.value) == problem
+
+
+def test_bands_of_published_weights_are_checked_without_a_download(place, with_network):
+    published = {"encoder": "resnet18", "encoder_weights": "imagenet", "encoder_bands": ["red", "green", "blue"]}
+    only(check(recipe(place, model=published)).problems, "model.encoder_bands: none of red, green, blue is a band")
+    only(check(recipe(place, model=published | {"encoder_bands": ["1"]})).problems, "model.encoder_bands names 1")
+    assert not check(recipe(place, model=published | {"encoder_bands": [3, 2, 1]})).problems
+
+
+def test_the_model_is_checked_also_if_the_data_has_problems(place, with_network):
+    write_raster(place / "labels" / "1.tif", codes(1), left=0)
+    found = check(recipe(place, model={"architecture": "forest", "options": {"trees": 5}})).problems
+    assert [any(said in one for one in found) for said in ("1.tif is on another grid", "model.options.trees")] == [
+        True
+    ] * 2

@@ -71,3 +71,13 @@ def test_arrays_that_do_not_fit_together_are_refused(name, change, problem):
     other.load_state_dict(learner.state_dict())
     with pytest.raises(RuntimeError, match=problem):
         other.load_state_dict(learner.state_dict() | {name: change(learner.state_dict()[name])})
+
+
+@pytest.mark.parametrize("gamma", ["scale", "auto", 0.3])
+def test_the_width_of_the_kernel_is_that_of_sklearn(gamma):
+    features, categories = pixels(100, 2)
+    oracle = SVC(gamma=gamma)
+    arrays = fit_arrays(oracle, PixelSample(features, categories, None, 100), 4)
+    assert oracle.gamma == gamma
+    again = SVC(gamma=gamma).fit(((features - arrays["shift"]) / arrays["scale"]).astype(np.float32), categories)
+    assert arrays["gamma"].tolist() == [again._gamma]

@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
+from segkit.errors import UsageError
 from segkit.models.classical import trees
 from segkit.models.classical.trees import Boosting, Forest
+from segkit.training import classical
 from segkit.training.classical import fit_arrays
 from segkit.training.pixels import PixelSample
 
@@ -42,6 +45,33 @@ def test_probabilities_are_those_of_sklearn(fitted):
     np.testing.assert_allclose(found[:, oracle.classes_], oracle.predict_proba(tested), atol=1e-6)
     others = np.setdiff1d(range(5), oracle.classes_)
     assert (found[:, others] == 0).all()
+
+
+@pytest.mark.parametrize("missing", ["_predictors", "_baseline_prediction"])
+def test_boosting_that_scikit_learn_stores_otherwise_is_refused(missing):
+    """The attributes are private, so a new version may change them."""
+
+    class Changed(HistGradientBoostingClassifier):
+        def fit(self, *given, **more):
+            super().fit(*given, **more)
+            delattr(self, missing)
+
+    oracle = Changed(max_iter=2, random_state=0)
+    with pytest.raises(UsageError, match=rf"cannot read boosting as scikit-learn {sklearn.__version__} stores it"):
+        fit_arrays(oracle, PixelSample(*pixels(200), None, 200), 5)
+
+
+def test_boosting_that_is_read_wrongly_is_refused(monkeypatch):
+    original = classical._read_boosting
+
+    def read(*given):
+        arrays = original(*given)
+        return arrays | {"base": arrays["base"] + 0.1}
+
+    monkeypatch.setattr(classical, "_read_boosting", read)
+    oracle = HistGradientBoostingClassifier(max_iter=2, random_state=0)
+    with pytest.raises(UsageError, match=r"its trees give other scores.; install an earlier scikit-learn"):
+        fit_arrays(oracle, PixelSample(*pixels(200), None, 200), 5)
 
 
 def test_thresholds_are_compared_in_float32_as_sklearn_compares_in_float64():
