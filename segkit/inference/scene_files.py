@@ -10,6 +10,7 @@ from pathlib import Path
 from segkit.errors import UsageError
 from segkit.inference.outputs import OutputRequest
 from segkit.io.files import check_distinct, check_output, check_parent
+from segkit.io.mosaic import RASTER_SUFFIXES, expand_paths
 from segkit.io.paths import PathLike
 from segkit.io.remote import as_path
 
@@ -51,8 +52,6 @@ class PredictionFiles:
 
 def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
     """Return the files of each scene; each raster of a folder or glob is a scene."""
-    from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
-
     suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
     found: list[tuple[Path, ...]] = []
     for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
