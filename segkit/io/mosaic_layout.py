@@ -371,7 +371,7 @@ def _refuse_overlap(layout: MosaicLayout) -> None:
     shared, _ = tile_part(one, other.window)
     raise UsageError(
         f"{one.path} and {other.path} overlap by {int(shared.width)} x {int(shared.height)} pixels; say which to take"
-        + suggest("add --mosaic-overlap first, last or mean", "in a recipe, overlap: first beside mosaic")
+        + suggest("add --mosaic-overlap first, last or mean", "set overlap beside mosaic in data.train (or data.val)")
     )
 
 

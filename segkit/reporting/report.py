@@ -62,7 +62,8 @@ def report(
     Parameters
     ----------
     sources
-        One or more of: a run folder, whose model is evaluated on its validation areas; a map (.tif); a result of
+        One or more of: a run folder, whose model is evaluated on its validation areas; a map (.tif, or a
+        `segkit.Mosaic` of maps that are one); a result of
         `segkit.evaluate` (.json); a result of ``segkit assess estimate`` (.json). At most one run and one map.
     output
         The page (.html).
