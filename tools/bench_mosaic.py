@@ -1,6 +1,6 @@
 """Measure a scene in many files beside the same scene in one: maps, polygons, time, memory. One run prints all.
 
-    .venv/bin/python tools/bench_mosaic.py                    # 64 files of 1024 x 1024 pixels, some minutes on two cores
+    .venv/bin/python tools/bench_mosaic.py              # 64 files of 1024 x 1024 pixels, some minutes on two cores
     .venv/bin/python tools/bench_mosaic.py --side 256 --files 16
 
 The network is two convolutions, so that reading counts. What counts memory runs in a process of its own, since a

@@ -101,14 +101,22 @@ class MosaicBands:
             if (in_file.height, in_file.width) == (window.height, window.width):
                 return self._tile(found[0], self.places).read(in_file, stack)
         pixels = np.full((len(self.places), *stack.shape[1:]), np.nan, dtype=np.float32)
-        overlapping = any(find_overlaps(layout, found))
-        combine = self._average if overlapping and layout.overlap == "mean" else self._compose
+        combine = self._paste
+        if any(find_overlaps(layout, found)):
+            combine = self._average if layout.overlap == "mean" else self._compose
         valid = combine(found, window, pixels)
         stack[self.places] = pixels
         return valid
 
+    def _paste(self, found: list[int], window: Window, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Take the pixels of files that do not overlap."""
+        valid = np.zeros(pixels.shape[1:], dtype=bool)
+        for part, part_valid, (rows, columns) in self._parts(found, window):
+            pixels[:, rows, columns], valid[rows, columns] = part, part_valid
+        return valid
+
     def _compose(self, found: list[int], window: Window, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Take each pixel from one file."""
+        """Take each pixel from one of the files that overlap."""
         valid = np.zeros(pixels.shape[1:], dtype=bool)
         covered = valid.copy()
         for part, part_valid, (rows, columns) in self._parts(found, window):

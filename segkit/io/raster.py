@@ -137,7 +137,11 @@ def _open(file: Path, *, vrt: bool | None) -> DatasetReader:
         if not vrt and _is_vrt(file):
             raise RasterError(
                 f"{file}: is a virtual raster (VRT), which can read any other file or URL"
-                + suggest(*["if you trust it, add --vrt (vrt=True)"] * (vrt is not None), "convert it to GeoTIFF")
+                + (
+                    suggest("convert it to GeoTIFF")
+                    if vrt is None
+                    else suggest("if you trust it, add --vrt (vrt=True)", "convert it to GeoTIFF")
+                )
             ) from error
         raise RasterError(
             f"{file}: not a raster that segkit reads ({known}), or damaged; copy it again, or convert it to GeoTIFF: "

@@ -115,6 +115,7 @@ class Scene:
                 file_grid = read_grid(dataset)
                 grid = grid or file_grid
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
+                resampled |= isinstance(dataset, MosaicDataset) and dataset.layout.is_resampled
                 prefix = f"{file.stem}:" if len(files) > 1 else ""
                 stack += [
                     _StackedBand(f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled)

@@ -1,5 +1,6 @@
 """Commands read files that lie side by side as one raster: what they write is that of one file."""
 
+import itertools
 import json
 import shlex
 import sys
@@ -22,8 +23,8 @@ def cut(path, folder):
     folder.mkdir()
     with rasterio.open(path) as dataset:
         pixels, profile, tags = dataset.read(), dataset.profile, dataset.tags()
-    for top, bottom in zip(EDGES[:-1], EDGES[1:], strict=True):
-        for left, right in zip(EDGES[:-1], EDGES[1:], strict=True):
+    for top, bottom in itertools.pairwise(EDGES):
+        for left, right in itertools.pairwise(EDGES):
             place = profile["transform"] @ Affine.translation(left, top)
             own = profile | {"height": bottom - top, "width": right - left, "transform": place}
             with rasterio.open(folder / f"{top:02}_{left:02}.tif", "w", **own) as dataset:
@@ -63,7 +64,9 @@ def segkit(place, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("maps", ["maps", "'maps/*.tif'", " ".join(f"maps/{a:02}_{b:02}.tif" for a in EDGES[:3] for b in EDGES[:3])])
+@pytest.mark.parametrize(
+    "maps", ["maps", "'maps/*.tif'", " ".join(f"maps/{a:02}_{b:02}.tif" for a in EDGES[:3] for b in EDGES[:3])]
+)
 def test_many_maps_give_one_layer_and_one_sample(segkit, place, maps):
     """No border of a polygon lies where files meet, and areas are the same."""
     for what, end in ((f"--mosaic {maps}", "m"), ("map.tif", "w")):
@@ -143,10 +146,18 @@ def test_a_prediction_is_written_as_one_map_or_like_the_input(segkit, place):
         ("vectorize map.tif x.gpkg --mosaic-overlap first", 2, "is for files that lie side by side; add --mosaic"),
         ("predict model.safetensors image.tif -o x.tif --mosaic-overlap last", 2, "side by side; add --mosaic"),
         ("vectorize maps x.gpkg", 1, "maps is a folder, not a raster; name a file, or add --mosaic"),
-        ("vectorize --mosaic maps map.tif x.gpkg", 2, "overlap by 21 x 21 pixels; say which to take; add --mosaic-over"),
+        (
+            "vectorize --mosaic maps map.tif x.gpkg",
+            2,
+            "overlap by 21 x 21 pixels; say which to take; add --mosaic-",
+        ),
         ("vectorize --mosaic maps map.tif x.gpkg --mosaic-overlap mean", 2, "only imagery has a mean"),
         ("report maps -o x.html", 1, "not a finished run; give the output of segkit train, or add --mosaic"),
-        ("predict model.safetensors image.tif -o x/ --like-input", 2, "image.tif is one file, so there is nothing to cut"),
+        (
+            "predict model.safetensors image.tif -o x/ --like-input",
+            2,
+            "image.tif is one file, so there is nothing to",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(segkit, place, line, code, message):

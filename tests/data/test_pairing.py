@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -290,8 +291,8 @@ def cut(folder, pixels, edges, *, nodata=None):
     folder.mkdir()
     rows, columns = ([0, *inner, size] for inner, size in zip(edges, pixels.shape[1:], strict=True))
     found = []
-    for top, bottom in zip(rows[:-1], rows[1:], strict=True):
-        for left, right in zip(columns[:-1], columns[1:], strict=True):
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
             part = pixels[:, top:bottom, left:right]
             place = Affine(10, 0, 600_000 + 10 * left, 0, -10, 200_000 - 10 * top)
             profile = {"count": len(part), "height": bottom - top, "width": right - left, "dtype": part.dtype}
@@ -307,7 +308,10 @@ def cut(folder, pixels, edges, *, nodata=None):
 def one_scene(tmp_path):
     """A scene of 20 x 30 pixels with labels: in one file each, and cut."""
     random = np.random.default_rng(0)
-    image, labels = random.integers(0, 200, (2, 20, 30), dtype=np.uint8), random.integers(0, 2, (1, 20, 30), dtype=np.uint8)
+    image, labels = (
+        random.integers(0, 200, (2, 20, 30), dtype=np.uint8),
+        random.integers(0, 2, (1, 20, 30), dtype=np.uint8),
+    )
     [whole] = cut(tmp_path / "whole", image, ([], []))
     [whole_labels] = cut(tmp_path / "whole_labels", labels, ([], []))
     cut(tmp_path / "tiles", image, ([8], [10, 20]))

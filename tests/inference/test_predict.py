@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -431,8 +432,8 @@ def cut(scene, folder, edges=((33,), (20, 61))):
     with rasterio.open(scene) as dataset:
         pixels, profile = dataset.read(), dataset.profile
     rows, columns = ([0, *inner, size] for inner, size in zip(edges, pixels.shape[1:], strict=True))
-    for top, bottom in zip(rows[:-1], rows[1:], strict=True):
-        for left, right in zip(columns[:-1], columns[1:], strict=True):
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
             place = profile["transform"] @ Affine.translation(left, top)
             own = profile | {"height": bottom - top, "width": right - left, "transform": place}
             with rasterio.open(folder / f"{top:02}_{left:02}.tif", "w", **own) as dataset:

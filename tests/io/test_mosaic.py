@@ -1,5 +1,6 @@
 """A mosaic reads as one file with the same pixels does."""
 
+import itertools
 import pickle
 import threading
 from pathlib import Path
@@ -69,8 +70,8 @@ def cuts(draw):
     )
     rows, columns = ([0, *sorted(each), SIZE] for each in edges)
     found = []
-    for top, bottom in zip(rows[:-1], rows[1:], strict=True):
-        for left, right in zip(columns[:-1], columns[1:], strict=True):
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
             if draw(st.integers(0, 5)) == 0:
                 continue
             above, before, below, after = (draw(st.sampled_from([0, 0, 1, 4])) for _ in range(4))
@@ -253,7 +254,7 @@ def test_other_names_of_bands_are_refused_and_missing_ones_are_not(tmp_path):
     assert Scene.from_files(Mosaic(paths)).band_names == ("B04", "B08")
     paths[1].unlink()
     write(paths[1], image(), PLACE @ Affine.translation(50, 0), after=describe_bands("B08", "B04"))
-    with pytest.raises(RasterError, match="band 1 is B04 in .*a.tif, but B08 in .*b.tif"):
+    with pytest.raises(RasterError, match=r"band 1 is B04 in .*a.tif, but B08 in .*b.tif"):
         Scene.from_files(Mosaic(paths))
 
 
@@ -271,7 +272,7 @@ def test_imagery_may_have_other_types_and_no_data_values_in_each_file(tmp_path):
     np.testing.assert_array_equal(tile.pixels[:, tile.valid], expected[:, tile.valid])
     with (
         open_raster(Mosaic(paths)) as dataset,
-        pytest.raises(RasterError, match="00.tif has the no-data value none, .*03.tif -9; files of one mosaic"),
+        pytest.raises(RasterError, match=r"00.tif has the no-data value none, .*03.tif -9; files of one mosaic"),
     ):
         _ = dataset.nodata
 
@@ -351,9 +352,11 @@ def test_a_tile_of_another_crs_is_warped_to_the_first_one(tmp_path):
     part[pixels[0] > 0] = pixels[0][pixels[0] > 0]
     np.testing.assert_array_equal(tile.valid, expected > 0)
     assert np.abs(tile.pixels[0] - expected)[tile.valid].max() <= 1
-    with open_raster(Mosaic([first, other], "first").with_resampling()) as mosaic:
-        with pytest.raises(GridError, match="b.tif is not on the grid of .*a.tif; only imagery is resampled"):
-            mosaic.read([1])
+    with (
+        open_raster(Mosaic([first, other], "first").with_resampling()) as mosaic,
+        pytest.raises(GridError, match=r"b.tif is not on the grid of .*a.tif; only imagery is resampled"),
+    ):
+        mosaic.read([1])
 
 
 def test_the_grid_is_that_of_the_whole_to_the_last_digit(tmp_path):
@@ -423,7 +426,7 @@ def test_names_files_and_pickles(tmp_path, monkeypatch):
     assert all(file.is_absolute() and file.exists() for file in absolute.files)
     with pytest.raises(MissingFileError, match=r"north/north_\*.tif: contains no rasters"):
         _ = Mosaic("north/north_*.tif").files
-    with pytest.raises(UsageError, match="02.tif is in the mosaic twice"):
+    with pytest.raises(UsageError, match=r"02.tif is in the mosaic twice"):
         _ = Mosaic([tmp_path / "north/02.tif", tmp_path / "north/0*.tif"]).files
     with pytest.raises(UsageError, match="needs at least one file"):
         Mosaic([])
@@ -445,7 +448,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
     scene = Scene.from_files(Mosaic(paths))
     with scene.open() as reader:
         anew(transform=PLACE @ Affine.translation(26, 20))
-        with pytest.raises(GridError, match="03.tif: .*changed since the mosaic was opened"):
+        with pytest.raises(GridError, match=r"03.tif: .*changed since the mosaic was opened"):
             reader.read(scene.grid.full_window)
     with pytest.raises(GridError, match="its grid has changed since the scene was opened"), scene.open():
         pass

@@ -56,7 +56,10 @@ def test_labels_with_keys_hold_a_mosaic_as_their_path(tmp_path):
     [
         ({"mosaic": 3}, r"images.mosaic: found 3; must be a path or a list of paths"),
         ({"mosaic": []}, r"images.mosaic: is empty"),
-        ({"mosaic": "tiles", "overlap": "median"}, r"images.overlap: found \"median\"; must be 'first', 'last' or 'mean'"),
+        (
+            {"mosaic": "tiles", "overlap": "median"},
+            r"images.overlap: found \"median\"; must be 'first', 'last' or 'mean'",
+        ),
         ({"mosaic": "tiles", "overlaps": "first"}, r"images.overlaps: unknown key; did you mean overlap"),
         (3, r"images: found 3; must be a path, a mosaic, a list of them, or a list of lists"),
     ],
