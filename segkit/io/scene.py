@@ -62,7 +62,7 @@ class Scene:
     bands: tuple[int, ...]
     band_names: tuple[str, ...]
     resample: bool
-    vrt: bool | None = None
+    vrt: bool = False
     scaled: bool = False
     versions: tuple[str, ...] = ()
 
@@ -127,7 +127,7 @@ class Scene:
         chosen = _choose_bands(files, stack, bands)
         names = tuple(stack[band - 1].name for band in chosen)
         versions = tuple(_remote_version(file) for file in files)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions)
+        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, bool(vrt), scaled, versions)
 
     def with_named_bands(self, names: Sequence[str]) -> Scene:
         """Return the scene with bands of these names, wherever they are in its files.

@@ -75,7 +75,7 @@ def test_recipes_without_mosaics_are_stored_as_before(tmp_path):
     assert source.model_dump(mode="json") == {
         "images": ["a.tif", ["b.tif", "c.tif"]], "labels": "labels", "table": None,
     }  # fmt: skip
-    assert "mosaic" not in json.dumps(recipe_for(tmp_path, "binary").to_dict())
+    assert '"mosaic"' not in json.dumps(recipe_for(tmp_path, "binary").to_dict())
 
 
 def test_a_source_gets_other_files():
