@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
     from segkit.inference.predict import predict as predict
+    from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
     from segkit.models.segmenter import Segmenter as Segmenter
     from segkit.models.segmenter import load as load
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # The public names: the module of each. `assess` is a package of its own.
 _HOMES = {
     "LandCoverClass": "segkit.task",
+    "Mosaic": "segkit.io.mosaic",
     "Recipe": "segkit.recipe",
     "SegkitError": "segkit.errors",
     "Segmenter": "segkit.models.segmenter",

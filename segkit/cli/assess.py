@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from segkit.cli.mosaics import AsMosaic, OfOverlap, one_raster
 from segkit.cli.options import Allocation, ClassNames, OverlappingClass, Overwrite
 from segkit.cli.printing import print_table
 from segkit.cli.root import assess_app, examples
@@ -16,7 +18,9 @@ from segkit.cli.root import assess_app, examples
     "design", epilog=examples("segkit assess design map.tif -n 200 --min-per-stratum 20 -o points.gpkg")
 )
 def assess_design(
-    map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],
+    map_: Annotated[
+        list[Path], typer.Argument(metavar="MAP", help="Map of class values (.tif); several with --mosaic.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Sample points to interpret (.gpkg).")],
     samples: Annotated[int | None, typer.Option("-n", "--samples", min=1, help="Number of sample points.")] = None,
     error: Annotated[
@@ -39,6 +43,8 @@ def assess_design(
         str | None,
         typer.Option(metavar="CLASS:METRES", help="Add a stratum of pixels within a distance of a class: clearing:60."),
     ] = None,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
     class_: OverlappingClass = None,
     class_names: ClassNames = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed draws the same points.")] = 0,
@@ -49,7 +55,7 @@ def assess_design(
     from segkit.assess import design as run
 
     made = run(
-        map_,
+        one_raster(map_, mosaic_overlap, mosaic=mosaic, what="MAP"),
         output,
         samples=samples,
         target_se=error,
@@ -70,8 +76,10 @@ def assess_design(
     ]
     print_table(("stratum", "pixels", "hectares", "expected", "points"), rows)
     print(f"\nexpected standard error of the overall accuracy {made.expected_error:.4f}")
+    again = " ".join(shlex.quote(str(path)) for path in map_)
+    again = f"--mosaic {again}" if mosaic else again
     print(
-        f"{made.path}: fill the column ref_class of the layer points, then: segkit assess estimate {map_} {made.path}"
+        f"{made.path}: fill the column ref_class of the layer points, then: segkit assess estimate {again} {made.path}"
     )
 
 
@@ -95,11 +103,13 @@ def _named_number(text: str, between: str, option: str, form: str) -> tuple[str,
 
 @assess_app.command("estimate", epilog=examples("segkit assess estimate map.tif filled.gpkg -o areas.csv -o areas.png"))
 def assess_estimate(
-    map_: Annotated[Path, typer.Argument(metavar="MAP", help="The map from which the points were drawn.")],
+    map_: Annotated[list[Path], typer.Argument(metavar="MAP", help="The map from which the points were drawn.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="Interpreted points (.gpkg), or counts (.csv).")],
     output: Annotated[
         list[Path] | None, typer.Option("-o", "--output", help=".json, .csv or .png. Repeatable.")
     ] = None,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
     class_: OverlappingClass = None,
     class_names: ClassNames = None,
     finite: Annotated[
@@ -112,10 +122,11 @@ def assess_estimate(
     from segkit.assess.export import check_estimate_output
     from segkit.io.files import check_distinct
 
+    map_path = one_raster(map_, mosaic_overlap, mosaic=mosaic, what="MAP")
     targets = [check_estimate_output(one, overwrite=overwrite) for one in output or ()]
-    check_distinct(targets, [map_, points, class_names])
+    check_distinct(targets, [map_path, points, class_names])
     found = estimate_sample(
-        map_, points, class_name=class_, class_names=class_names, finite_population_correction=finite
+        map_path, points, class_name=class_, class_names=class_names, finite_population_correction=finite
     )
 
     def number(value: float, half: float, digits: int) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from segkit.cli.mosaics import AsMosaic, MosaicOverlap, OfOverlap, check_overlap, each_raster, one_raster
 from segkit.cli.options import (
     Augmentation,
     AverageWith,
@@ -51,6 +52,8 @@ def evaluate(
         list[str] | None, typer.Option(help="For a model: folder, file or glob of scenes. Repeatable.")
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
     average_with: AverageWith = None,
@@ -70,8 +73,9 @@ def evaluate(
     from segkit.io.files import require_file
     from segkit.models.run_folder import find_folds
 
-    is_model = require_file(model, "model file or map").suffix.lower() == ".safetensors"
-    is_model |= bool(images) and bool(find_folds(model))
+    is_model = model.suffix.lower() == ".safetensors" or (bool(images) and bool(find_folds(model)))
+    scored = model if is_model else one_raster([model], mosaic_overlap, mosaic=mosaic, what="map")
+    require_file(scored, "model file or map")
     if is_model and not images:
         raise typer.BadParameter("a model needs scenes", param_hint="--images")
     if not is_model and images:
@@ -82,10 +86,10 @@ def evaluate(
         raise typer.BadParameter(
             "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
         )
-    scenes = images or []
+    paths = [as_path(one) for one in images or ()]
     result = run(
-        [model, *average_with] if average_with else model,
-        None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
+        [scored, *average_with] if average_with else scored,
+        _scenes(paths, mosaic_overlap, stack=stack, mosaic=mosaic) if is_model else None,
         _labels(labels, field, nodata),
         output,
         boundary_width=boundary_width,
@@ -103,8 +107,18 @@ def evaluate(
     print_worst_scenes(result, _WORST_SCENES)
 
 
+def _scenes(paths: list[Path], overlap: MosaicOverlap | None, *, stack: bool, mosaic: bool) -> Any:
+    """Return scenes as `predict` and `evaluate` take them."""
+    if stack:
+        return [each_raster(paths, overlap, mosaic=mosaic)]
+    if mosaic:
+        return one_raster(paths, overlap, mosaic=mosaic, what="scene")
+    check_overlap(overlap, mosaic=mosaic)
+    return paths[0] if len(paths) == 1 else paths
+
+
 def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
-    from segkit.recipe.schema import LabelSource
+    from segkit.recipe.sources import LabelSource
 
     if field is None and nodata is None:
         return path
@@ -117,6 +131,7 @@ def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
         "segkit predict forest.safetensors north.tif south.tif -o maps/ --vector maps/ --cluster local:2",
         "segkit predict forest.safetensors scene.tif -o mean.tif --average-with second.safetensors",
         "segkit predict forest.safetensors scene.tif -o checked.tif --uncertainty entropy --applicability index.tif",
+        "segkit predict forest.safetensors --mosaic tiles -o tiled/ --like-input",
     )
 )
 def predict(
@@ -131,6 +146,11 @@ def predict(
         str, typer.Option("-o", "--output", metavar="PATH", help="Map (.tif), or a folder for several scenes.")
     ],
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
+    like_input: Annotated[
+        bool, typer.Option("--like-input", help="Cut the map of a mosaic like its files, into the folder of -o.")
+    ] = False,
     probabilities: Annotated[
         str | None, typer.Option(metavar="PATH", help="Also write class probabilities, a band per class.")
     ] = None,
@@ -174,6 +194,7 @@ def predict(
     from segkit.errors import ScenesError
     from segkit.inference.predict import predict as run
 
+    given = _scenes(scenes, mosaic_overlap, stack=stack, mosaic=mosaic)
     if cluster is not None:
         from segkit.inference.dask_executor import connect
 
@@ -181,13 +202,14 @@ def predict(
         with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as executor:
             summaries = run(
                 [model, *average_with] if average_with else model,
-                [scenes] if stack else scenes,
+                given,
                 output,
                 probabilities=probabilities,
                 confidence=confidence,
                 uncertainty=[one.value for one in uncertainty or ()],
                 applicability=applicability,
                 vector=vector,
+                like_input=like_input,
                 aoi=aoi,
                 aoi_layer=aoi_layer,
                 tile=tile,
@@ -213,11 +235,16 @@ def predict(
 @app.command(
     epilog=examples(
         "segkit vectorize map.tif forest.gpkg --min-area 0.5ha --simplify 10m",
+        "segkit vectorize --mosaic tiled all.gpkg",
     )
 )
 def vectorize(
-    map_: Annotated[Path, typer.Argument(metavar="MAP", help="Map of class values (.tif).")],
+    map_: Annotated[
+        list[Path], typer.Argument(metavar="MAP", help="Map of class values (.tif); several with --mosaic.")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
     min_area: Annotated[
         str | None, typer.Option(metavar="AREA", help="Merge smaller polygons into neighbours: 0.5ha, 12px.")
     ] = None,
@@ -242,7 +269,7 @@ def vectorize(
     from segkit.vector import vectorize as run
 
     summary = run(
-        map_,
+        one_raster(map_, mosaic_overlap, mosaic=mosaic, what="MAP"),
         output,
         min_area=min_area,
         fill_holes=fill_holes,
@@ -252,7 +279,7 @@ def vectorize(
         classes=classes,
         background=background,
         class_names=class_names,
-        probabilities=probabilities,
+        probabilities=probabilities and each_raster([probabilities], mosaic_overlap, mosaic=mosaic)[0],
         to_crs=to_crs,
         overwrite=overwrite,
         show_progress=True,
@@ -278,6 +305,8 @@ def report(
         list[Path] | None,
         typer.Option(parser=as_path, help="Imagery of the map. Repeatable: files of its bands or dates."),
     ] = None,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
     labels: Annotated[Path | None, typer.Option(parser=as_path, help="Labels of the map, to score it.")] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
@@ -295,16 +324,17 @@ def report(
     """Write one HTML page that works offline: scores, charts, areas, tiles with most errors, zoomable map."""
     from segkit.reporting.report import report as run
 
+    check_overlap(mosaic_overlap, mosaic=mosaic)
     if labels is None and (field or nodata):
         name = "--field" if field else "--nodata"
         raise typer.BadParameter("needs labels (--labels)", param_hint=name)
     result = run(
-        sources,
+        _join_maps(sources, mosaic_overlap) if mosaic else sources,
         output,
         png=png,
-        images=images,
+        images=images and each_raster(images, mosaic_overlap, mosaic=mosaic),
         labels=labels if labels is None else _labels(labels, field, nodata),
-        probabilities=probabilities,
+        probabilities=probabilities and each_raster([probabilities], mosaic_overlap, mosaic=mosaic)[0],
         class_names=class_names,
         ignore=ignore or (),
         boundary_width=boundary_width,
@@ -318,6 +348,15 @@ def report(
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
+def _join_maps(sources: list[Path], overlap: MosaicOverlap | None) -> list[Path]:
+    """Return the sources of a report, with all maps as one mosaic: rasters, globs, and folders that are no run."""
+    from segkit.models.run_folder import METRICS
+
+    others = [path for path in sources if path.suffix.lower() == ".json" or (path / METRICS).exists()]
+    maps = [path for path in sources if path not in others]
+    return [*others, one_raster(maps, overlap, mosaic=True, what="map")] if maps else others
+
+
 @app.command(
     epilog=examples(
         "segkit change map_2019.tif map_2024.tif -o change.tif --table change.csv",
@@ -328,6 +367,8 @@ def change(
     new: Annotated[Path, typer.Argument(metavar="MAP_NEW", help="A later map on the same grid.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Map of transitions (.tif).")],
     table: Annotated[Path | None, typer.Option(help="Also write the hectares of each transition (.csv).")] = None,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
     class_: OverlappingClass = None,
     class_names: ClassNames = None,
     overwrite: Overwrite = False,
@@ -335,9 +376,10 @@ def change(
     """Compare two maps: a map of transitions between classes, and their hectares."""
     from segkit.maps.change import change as run
 
+    before, after = each_raster([old, new], mosaic_overlap, mosaic=mosaic)
     result = run(
-        old,
-        new,
+        before,
+        after,
         output,
         class_name=class_,
         class_names=class_names,

@@ -15,6 +15,7 @@ from segkit.data.area import LabelledArea
 from segkit.errors import GridError
 from segkit.io.cover import PixelRegion
 from segkit.io.grid import lattice_windows
+from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.raster import open_raster
 from segkit.io.region import Region
 from segkit.io.scene import Scene
@@ -284,8 +285,9 @@ def _declared(scene: Scene) -> tuple[list[str], list[tuple[float, float]]]:
     scaling: list[tuple[float, float]] = []
     for path in scene.paths:
         with open_raster(path, vrt=scene.vrt) as dataset:
-            dtypes += dataset.dtypes
-            scaling += zip(dataset.scales, dataset.offsets, strict=True)
+            for part in dataset.layout.tiles if isinstance(dataset, MosaicDataset) else [dataset]:
+                dtypes += part.dtypes
+                scaling += zip(part.scales, part.offsets, strict=True)
     return list(dict.fromkeys(dtypes)), list(dict.fromkeys(scaling))
 
 

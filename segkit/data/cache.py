@@ -33,8 +33,9 @@ from segkit.data.labels.base import Labels
 from segkit.errors import SegkitError
 from segkit.io.files import fsync, home_folder, lock_folder, remove_leftovers, temporary_folder
 from segkit.io.grid import Grid
+from segkit.io.mosaic import Mosaic
 from segkit.io.raster import current_version, open_raster
-from segkit.io.remote import Remote
+from segkit.io.remote import Remote, as_path
 from segkit.io.scene import Scene, SceneReader
 from segkit.runtime.progress import progress
 
@@ -123,6 +124,8 @@ class Cache:
         files, types = _files(scene)
         how = {"scene": _FORMAT, "bands": scene.bands, "resample": scene.resample, "scaled": scene.scaled}
         how |= {"grid": _describe_grid(scene.grid)}
+        if overlaps := [path.overlap for path in scene.paths if isinstance(path, Mosaic)]:
+            how["overlaps"] = overlaps
         as_stored = not scene.resample and not scene.scaled
         stored = np.dtype(types.pop() if len(types) == 1 and types <= _EXACT_IN_FLOAT32 and as_stored else "float32")
         pixels = scene.grid.height * scene.grid.width
@@ -361,7 +364,7 @@ def _files(scene: Scene) -> tuple[list[Path], set[str]]:
     for path in scene.paths:
         with open_raster(path, vrt=scene.vrt) as dataset:
             # GDAL reads no other files beside a remote one.
-            files += [path] if isinstance(path, Remote) else [Path(file) for file in dataset.files]
+            files += [path] if isinstance(path, Remote) else [as_path(file) for file in dataset.files]
             types += dataset.dtypes
     return files, {types[band - 1] for band in scene.bands}
 

@@ -28,7 +28,8 @@ from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
 from segkit.plots.text import format_percent
-from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
+from segkit.recipe.schema import Data, Recipe, SpatialSplit
+from segkit.recipe.sources import DatasetSource
 from segkit.runtime.tables import format_table
 from segkit.task import BACKGROUND, Task
 

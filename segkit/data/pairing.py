@@ -10,22 +10,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from segkit.data.cache import Cache
 from segkit.data.labels.base import Labels
 from segkit.data.labels.open import open_labels
-from segkit.errors import DataError, MissingFileError, UsageError
+from segkit.errors import DataError
 from segkit.io.files import require_file
+from segkit.io.mosaic import RASTER_SUFFIXES, Mosaic, expand_paths
+from segkit.io.paths import list_files
 from segkit.io.remote import Remote, as_path, join_path
 from segkit.io.scene import Scene
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
-from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe, SpatialSplit
+from segkit.recipe.schema import Data, Recipe, SpatialSplit
+from segkit.recipe.sources import DatasetSource, LabelSource, MosaicSource
 from segkit.task import Task
 
 T = TypeVar("T")
-
-RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".jp2", ".img", ".png", ".dat", ".bsq", ".bil", ".bip")
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,13 @@ class SceneFiles:
         if cache is not None:
             scene = cache.scene(scene)
         if cache is not None and labels is not None:
-            files = [[as_path(path) for path in source.paths] for source in self.labels]
+            paths = [as_path(path) for source in self.labels for path in source.paths]
             sources = [source.model_dump(mode="json", exclude={"path"}) for source in self.labels]
-            how = {"sources": sources, "files": [len(each) for each in files]}
+            how = {"sources": sources, "files": [len(source.paths) for source in self.labels]}
+            if overlaps := [path.overlap for path in paths if isinstance(path, Mosaic)]:
+                how["overlaps"] = overlaps
             how |= {"ignore": data.ignore, "resample": data.resample}
-            labels = cache.labels(labels, [file for each in files for file in each], how)
+            labels = cache.labels(labels, [file for path in paths for file in list_files(path)], how)
         return Sample(scene, labels, self.weight, self.row)
 
 
@@ -164,8 +167,9 @@ def pair_files(source: DatasetSource) -> PairedFiles:
 
     Labels in a table are paired with the images of their row, and are read as the label source without a path says.
     Vector files that are given by name, alone or in a list, serve every scene. Other labels are paired by stem with the
-    first file of a scene; a single image and a single label file are paired whatever their names. With several label
-    sources, a scene has those that are paired with it.
+    first file of a scene; a single image and a single label file are paired whatever their names, and a single mosaic
+    is paired with all files of the labels, which are one mosaic, too. With several label sources, a scene has those
+    that are paired with it.
 
     Raises
     ------
@@ -210,27 +214,48 @@ def _match_labels(
     if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
         return [labels] * len(scenes), []
     files = [file for path in named for file in expand_paths(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
+    first = scenes[0].images[0]
+    if one_image and isinstance(first, Mosaic):
+        return [labels.with_files(_labels_of_mosaic(first, files))], []
     if one_image and files == named[:1]:
-        return [labels.model_copy(update={"path": os.fspath(files[0])})], []
+        return [labels.with_files(files)], []
     by_image = _by_name((scene.images[0].stem, scene) for scene in scenes)
     by_label = _by_name((file.stem, file) for file in files)
-    matches = [
-        labels.model_copy(update={"path": os.fspath(by_label[name])}) if name in by_label else None for name in by_image
-    ]
+    matches = [labels.with_files([by_label[name]]) if name in by_label else None for name in by_image]
     return matches, [file for name, file in by_label.items() if name not in by_image]
 
 
-def _find_scenes(images: str | Sequence[str | Sequence[str]]) -> list[SceneFiles]:
+def _labels_of_mosaic(mosaic: Mosaic, files: Sequence[Path]) -> Sequence[Path]:
+    """Return the label files of a scene of several files: vector files, or rasters as one mosaic."""
+    if all(is_vector(file) for file in files) or isinstance(files[0], Mosaic):
+        return files
+    if vector := next((file for file in files if is_vector(file)), None):
+        raise DataError(f"{vector}: vector labels among rasters; list them as two sources")
+    return [Mosaic(files, None if mosaic.overlap == "mean" else mosaic.overlap)]
+
+
+def _find_scenes(images: str | MosaicSource | Sequence[Any]) -> list[SceneFiles]:
     scenes = []
-    for item in _as_list(images):
-        if isinstance(item, str):
-            scenes += [
-                SceneFiles(file.stem, (file,)) for file in expand_paths(as_path(item), "images", RASTER_SUFFIXES)
-            ]
+    for item in [images] if isinstance(images, str | MosaicSource) else images:
+        if isinstance(item, str | MosaicSource):
+            scenes += [SceneFiles(file.stem, (file,)) for file in _expand_images(item)]
         else:
-            stack = tuple(file for path in item for file in expand_paths(as_path(path), "images", RASTER_SUFFIXES))
+            stack = tuple(file for path in item for file in _expand_images(path))
             scenes.append(SceneFiles(stack[0].stem, stack))
     return scenes
+
+
+def _expand_images(path: str | MosaicSource) -> list[Path]:
+    return expand_paths(path.to_path() if isinstance(path, MosaicSource) else as_path(path), "images", RASTER_SUFFIXES)
+
+
+def paths_as_text(paths: Any) -> Any:
+    """Return paths as in a recipe: text, mosaics as keys, lists of these."""
+    if isinstance(paths, Mosaic):
+        return MosaicSource.from_path(paths)
+    if isinstance(paths, (str, os.PathLike)):
+        return os.fspath(paths)
+    return paths if isinstance(paths, LabelSource | MosaicSource) else [paths_as_text(path) for path in paths]
 
 
 def _read_table(path: Path, label_options: LabelSource | None) -> list[SceneFiles]:
@@ -283,34 +308,6 @@ def _parse_weight(text: str, place: str) -> float:
     return weight
 
 
-def expand_paths(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files of a path: those in a folder, those that match a glob, or the path itself.
-
-    Raises
-    ------
-    UsageError
-        It is a URL, but not of a single file.
-    MissingFileError
-        The path does not exist, or no file has one of the suffixes; `what` says in errors what the files are for.
-    """
-    if isinstance(path, Remote):
-        if os.fspath(path).endswith("/") or "*" in str(path):
-            raise UsageError(
-                f"{path}: folders and globs work only for local files; list each remote file here or in a table"
-            )
-        return [path]
-    if path.is_dir():
-        found: Iterable[Path] = path.iterdir()
-    elif not path.exists() and glob.has_magic(str(path)):
-        found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern of a whole path
-    else:
-        return [require_file(path)]
-    files = sorted(file for file in found if file.suffix.lower() in suffixes and not file.name.startswith("."))
-    if not files:
-        raise MissingFileError(f"{path}: contains no {what} ({', '.join(suffixes)})")
-    return files
-
-
 def _is_file(path: Path) -> bool:
     return isinstance(path, Remote) or path.is_file()
 
@@ -324,10 +321,6 @@ def _by_name(items: Iterable[tuple[str, T]]) -> dict[str, T]:
             )
         found[name] = item
     return found
-
-
-def _as_list(items: str | Sequence[T]) -> Sequence[T | str]:
-    return [items] if isinstance(items, str) else items
 
 
 def _list_some(paths: Sequence[Path]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea
-from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
 from segkit.errors import DataError, suggest
 from segkit.inference.blending import Block, predict_blocks
 from segkit.inference.device import pick_device
@@ -21,8 +19,10 @@ from segkit.inference.runner import Runner
 from segkit.inference.settings import PredictOptions, ResolvedSettings, default_batch_size, resolve_settings
 from segkit.io.class_table import Legend
 from segkit.io.cover import PixelRegion
+from segkit.io.mosaic import RASTER_SUFFIXES, expand_paths
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
+from segkit.io.remote import as_path
 from segkit.models.calibration import Calibration
 from segkit.models.segmenter import Segmenter
 from segkit.task import LandCoverClass, Task
@@ -188,7 +188,7 @@ def map_task(path: PathLike, class_names: PathLike | None = None) -> Task:
     DataError
         The file is not a map or has no class table.
     """
-    file = Path(path)
+    file = as_path(path)
     if file.is_dir():
         file = expand_paths(file, "maps", RASTER_SUFFIXES)[0]
     with open_raster(file) as dataset:

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
-from segkit.data.pairing import Sample, source_files
+from segkit.data.pairing import Sample, paths_as_text, source_files
 from segkit.errors import LabelError, suggest
 from segkit.evaluation.bootstrap import BootstrapIntervals
 from segkit.evaluation.boundaries import Boundaries
@@ -35,7 +35,8 @@ from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import load_model
-from segkit.recipe.schema import Data, DatasetSource, LabelSource
+from segkit.recipe.schema import Data
+from segkit.recipe.sources import DatasetSource, LabelSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
 from segkit.task import Task
@@ -70,11 +71,11 @@ def evaluate(
     Parameters
     ----------
     model
-        A model file or a loaded model, or several as for `segkit.predict`. For maps: a map (.tif) or a folder of maps,
-        with `images` None.
+        A model file or a loaded model, or several as for `segkit.predict`. For maps: a map (.tif), a folder of maps, or
+        a `segkit.Mosaic` of maps that are one, with `images` None.
     images, labels
-        As in a recipe's ``data.train``: a folder, a file, a glob or a list, paired by file stem. For maps, the labels
-        are paired with the maps.
+        As in a recipe's ``data.train``: a folder, a file, a glob, a `segkit.Mosaic` or a list, paired by file stem. For
+        maps, the labels are paired with the maps.
     output
         JSON file for the result.
     boundary_width
@@ -108,14 +109,14 @@ def evaluate(
     if images is None:
         assert isinstance(model, (str, os.PathLike))
         task = map_task(model, class_names=class_names)
-        source = DatasetSource.model_validate({"images": _paths_as_text(model), "labels": _paths_as_text(labels)})
+        source = DatasetSource.model_validate({"images": paths_as_text(model), "labels": paths_as_text(labels)})
         data = Data(train=source, ignore=tuple(ignore))
         samples = open_labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
         predictor = MapReader(task)
     else:
         segmenter = load_model(model)
         recipe = segmenter.recipe
-        source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
+        source = DatasetSource.model_validate({"images": paths_as_text(images), "labels": paths_as_text(labels)})
         samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
         samples = [replace(one, scene=one.scene.with_named_bands(segmenter.band_names)) for one in samples]
         _warn_of_unlike_scenes(segmenter, samples)
@@ -251,13 +252,6 @@ def _add_boundaries_and_objects(
         rows_of_strip = slice(top - first, bottom - first)
         boundaries.add(decided, truth, pixel, (rows_of_strip, slice(None)))
         objects.add(decided[:, rows_of_strip], truth[:, rows_of_strip], measures, end=bottom == grid.height)
-
-
-def _paths_as_text(paths: Any) -> Any:
-    """Return paths as strings, as in a recipe."""
-    if isinstance(paths, (str, os.PathLike)):
-        return os.fspath(paths)
-    return paths if isinstance(paths, LabelSource) else [_paths_as_text(path) for path in paths]
 
 
 def _warn_of_unlike_scenes(model: AnyModel, samples: Sequence[Sample]) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Summary", "predict"]
 
 _MAX_LISTED_SCENES = 3  # in a warning
+_PROBABILITIES = OutputRequest("probabilities")
 
 
 @renamed_keywords(crew="executor", batch="batch_size")
@@ -50,6 +51,7 @@ def predict(
     uncertainty: str | Sequence[str] = (),
     applicability: PathLike | None = None,
     vector: PathLike | None = None,
+    like_input: bool = False,
     aoi: PathLike | None = None,
     aoi_layer: str | None = None,
     tile: int | None = None,
@@ -78,7 +80,7 @@ def predict(
         sequence of them, or the folder of a cross-validation. See `segkit.models.ensemble.Ensemble`.
     scenes
         A raster, a folder or a glob of rasters, of which each is a scene, or a sequence of these. Files whose bands
-        make up one scene are given as a sequence of their own.
+        make up one scene are given as a sequence of their own, files that lie side by side as a `segkit.Mosaic`.
     output
         The map (.tif), or a folder in which maps are named after their scenes. It must be a folder for several scenes,
         and is created if necessary. For one scene it is a folder if it exists as one or ends with "/".
@@ -94,6 +96,9 @@ def predict(
         than the raster's tag ``segkit_applicability_threshold`` are outside the area of applicability.
     vector
         Where to write the polygons of the map: a file whose suffix gives the format, or a folder of GeoPackages.
+    like_input
+        Whether the seamless map of a mosaic is written as one file for each file of the mosaic, under its name; and so
+        are probabilities and other rasters. Their paths are folders then. Where files overlap, so do their maps.
     aoi
         File of polygons in any CRS. Pixels whose centre is outside are no data; hardly any of them are computed.
     aoi_layer
@@ -141,7 +146,7 @@ def predict(
         raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
     measures = check_measures(uncertainty)
     rasters = {"map": output, "probabilities": probabilities, "confidence": confidence, "applicability": applicability}
-    jobs = plan_files(find_scenes(scenes, vrt=vrt), rasters, measures, vector)
+    jobs = plan_files(find_scenes(scenes, vrt=vrt), rasters, measures, vector, like_input=like_input, vrt=vrt)
     models = [model] if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence) else model
     read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector], read)
@@ -316,8 +321,7 @@ def _scene_job(
     else:
         summary = yield from predict_scene(
             network,
-            job.files,
-            job.rasters,
+            job,
             options,
             request,
             sampled_share=sampled_share,
@@ -327,7 +331,13 @@ def _scene_job(
         )
     if job.vector is not None:
         polygons = [
-            Vectorize(job.map.stem, job.map, job.vector, job.rasters.get(OutputRequest("probabilities")), overwrite)
+            Vectorize(
+                job.map.stem,
+                job.whole(OutputRequest("map")),
+                job.vector,
+                job.whole(_PROBABILITIES) if _PROBABILITIES in job.rasters else None,
+                overwrite,
+            )
         ]
         results_or_raise(polygons, (yield polygons))
     return summary

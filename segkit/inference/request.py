@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from segkit.errors import OutputExistsError, RasterError, suggest
 from segkit.inference.summary import Summary, describe_counts, peak_memory
 from segkit.io.files import check_output, require_file
+from segkit.io.paths import FileSet
 from segkit.io.raster import current_version, open_raster
 from segkit.io.remote import Remote
 from segkit.runtime.version import VERSION
@@ -50,6 +51,9 @@ def _identify_files(job: PredictionFiles) -> list[str]:
         if isinstance(file, Remote):
             found.append(f"{file}, {current_version(file) or 'of unknown version'}")
             continue
+        if isinstance(file, FileSet):
+            found.append(file.describe())
+            continue
         facts = require_file(file, "raster").stat()
         changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
         found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
@@ -66,7 +70,8 @@ def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: b
     """
     if overwrite:
         return None
-    existing = {path: _read_request(path) for path in job.rasters.values() if path.exists()}
+    paths = [path for output in job.rasters for path in job.written(output)]
+    existing = {path: _read_request(path) for path in paths if path.exists()}
     for path, (stored, _) in existing.items():
         if stored != request:
             changed = sorted(key for key in request if stored.get(key) != request[key]) if stored else ()
@@ -74,11 +79,11 @@ def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: b
             raise OutputExistsError(
                 f"{path} is there already{reason}" + suggest("add --overwrite to replace it", "name another file")
             )
-    if len(existing) < len(job.rasters):
+    if len(existing) < len(paths):
         if job.vector is not None:
             check_output(job.vector, overwrite=False)
         return None
-    return _summary_from_tags(job.map, existing[job.map][1])
+    return _summary_from_tags(job.result, existing[paths[0]][1])
 
 
 def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

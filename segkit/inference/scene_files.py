@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from segkit.errors import UsageError
+from segkit.errors import UsageError, suggest
 from segkit.inference.outputs import OutputRequest
+from segkit.io.cog import MapPart
 from segkit.io.files import check_distinct, check_output, check_parent
+from segkit.io.mosaic import RASTER_SUFFIXES, Mosaic, expand_paths
+from segkit.io.mosaic_layout import MosaicTile
 from segkit.io.paths import PathLike
 from segkit.io.remote import as_path
 
@@ -18,11 +21,20 @@ MAP = OutputRequest("map")
 
 @dataclass(frozen=True)
 class PredictionFiles:
-    """The files of a scene and its outputs: rasters, and polygons."""
+    """The files of a scene and its outputs: rasters, and polygons.
+
+    Parameters
+    ----------
+    files, rasters, vector
+        The scene, its rasters, and its polygons.
+    tiles
+        The files of a mosaic into which each raster is cut, if it is; its path in `rasters` is then not written.
+    """
 
     files: tuple[Path, ...]
     rasters: dict[OutputRequest, Path]
     vector: Path | None
+    tiles: tuple[MosaicTile, ...] = ()
 
     @property
     def map(self) -> Path:
@@ -30,9 +42,31 @@ class PredictionFiles:
         return self.rasters[MAP]
 
     @property
+    def result(self) -> Path:
+        """Where the map is: a file, or the folder of its parts."""
+        return self.map.parent if self.tiles else self.map
+
+    @property
     def outputs(self) -> list[Path]:
         """All outputs that are asked for."""
-        return [*self.rasters.values(), *([self.vector] if self.vector is not None else [])]
+        rasters = [path for output in self.rasters for path in self.written(output)]
+        return [*rasters, *([self.vector] if self.vector is not None else [])]
+
+    def parts(self, output: OutputRequest) -> tuple[MapPart, ...]:
+        """Return the files into which a raster output is cut, named after those of the scene; none for one file."""
+        path = self.rasters[output]
+        ending = path.name.removeprefix(self.files[0].stem)
+        return tuple(
+            MapPart(path.with_name(f"{tile.path.stem}{ending}"), tile.window, tile.grid) for tile in self.tiles
+        )
+
+    def written(self, output: OutputRequest) -> list[Path]:
+        """Return the files of a raster output: one, or its parts."""
+        return [part.path for part in self.parts(output)] or [self.rasters[output]]
+
+    def whole(self, output: OutputRequest) -> Path:
+        """Return a raster output as one path, from which the whole raster is read."""
+        return Mosaic(self.written(output), overlap="first") if self.tiles else self.rasters[output]
 
     @property
     def side_files(self) -> list[Path]:
@@ -46,13 +80,12 @@ class PredictionFiles:
             tuple(file.absolute() for file in self.files),
             {name: path.absolute() for name, path in self.rasters.items()},
             None if self.vector is None else self.vector.absolute(),
+            self.tiles,
         )
 
 
 def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
     """Return the files of each scene; each raster of a folder or glob is a scene."""
-    from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
-
     suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
     found: list[tuple[Path, ...]] = []
     for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
@@ -70,6 +103,9 @@ def plan_files(
     rasters: Mapping[str, PathLike | None],
     measures: tuple[str, ...],
     vector: PathLike | None,
+    *,
+    like_input: bool = False,
+    vrt: bool = False,
 ) -> list[PredictionFiles]:
     """Return the files of each scene.
 
@@ -83,20 +119,45 @@ def plan_files(
         Of uncertainty; their raster lies beside the map.
     vector
         Path or folder of the polygons.
+    like_input
+        Whether the rasters of a mosaic are cut like its files; their paths are folders then.
+    vrt
+        As for `open_raster`.
+
+    Raises
+    ------
+    UsageError
+        `like_input` is true, and a scene is not a mosaic.
     """
 
-    def target(given: PathLike, stack: tuple[Path, ...], ending: str) -> Path:
-        return Path(given) / f"{stack[0].stem}{ending}" if _is_folder(given, len(stacks)) else Path(given)
+    def target(given: PathLike, stack: tuple[Path, ...], ending: str, *, folder: bool = False) -> Path:
+        in_folder = folder or _is_folder(given, len(stacks))
+        return Path(given) / f"{stack[0].stem}{ending}" if in_folder else Path(given)
 
     found = []
     for stack in stacks:
-        files = {OutputRequest(name): target(path, stack, ".tif") for name, path in rasters.items() if path is not None}
+        files = {
+            OutputRequest(name): target(path, stack, ".tif", folder=like_input)
+            for name, path in rasters.items()
+            if path is not None
+        }
         if measures:
             map_path = files[MAP]
             beside = map_path.with_name(f"{map_path.stem}_uncertainty{map_path.suffix}")
             files[OutputRequest("uncertainty", measures)] = beside
-        found.append(PredictionFiles(stack, files, None if vector is None else target(vector, stack, ".gpkg")))
+        tiles = _tiles(stack[0], vrt=vrt) if like_input else ()
+        found.append(PredictionFiles(stack, files, None if vector is None else target(vector, stack, ".gpkg"), tiles))
     return found
+
+
+def _tiles(first: Path, *, vrt: bool) -> tuple[MosaicTile, ...]:
+    """Return the files of a mosaic."""
+    if not isinstance(first, Mosaic):
+        raise UsageError(
+            f"{first} is one file, so there is nothing to cut its map like"
+            + suggest("leave out --like-input", "name files that lie side by side (--mosaic)")
+        )
+    return first.layout(vrt=vrt).tiles
 
 
 def _is_folder(output: PathLike, scenes: int) -> bool:
@@ -109,7 +170,7 @@ def _ends_as_folder(output: PathLike) -> bool:
 
 
 def check_outputs(jobs: Sequence[PredictionFiles], given: Sequence[PathLike | None], read: Sequence[PathLike]) -> None:
-    """Check before any work that all outputs can be written; create the folders for outputs of several scenes."""
+    """Check before any work that all outputs can be written; create the folders for outputs of several files."""
     from segkit.vector.formats.writer import find_format
 
     check_distinct(
@@ -128,9 +189,10 @@ def check_outputs(jobs: Sequence[PredictionFiles], given: Sequence[PathLike | No
                 )
         if job.vector is not None:
             find_format(job.vector)
+    parents = {path.parent for job in jobs if job.tiles for path in job.rasters.values()}
     for output in (one for one in given if one is not None):
-        if _is_folder(output, len(jobs)):
-            _make_folder(output, len(jobs))
+        if _is_folder(output, len(jobs)) or Path(output) in parents:
+            _make_folder(output, max(len(jobs), *(len(job.tiles) for job in jobs)))
     for job in jobs:
         for path in job.outputs:
             check_output(path, overwrite=True)
@@ -140,8 +202,8 @@ def _make_folder(output: PathLike, scenes: int) -> None:
     folder = Path(output)
     if folder.is_file() or (folder.suffix and not folder.is_dir() and not _ends_as_folder(output)):
         raise UsageError(
-            f"{folder} is a file, or named like one; the outputs of {scenes} scene{'s' * (scenes > 1)} need a folder: "
-            "name one that ends with /"
+            f"{folder} is a file, or named like one; the maps of {scenes} file{'s' * (scenes > 1)} need a folder: name "
+            "one that ends with /"
         )
     check_parent(folder)
     folder.mkdir(exist_ok=True)

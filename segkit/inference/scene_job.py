@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.inference.executor import SceneJob, results_or_raise
@@ -21,18 +20,18 @@ from segkit.inference.summary import Summary, describe_counts, peak_memory, sum_
 from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSeam, PredictBand
 from segkit.inference.tiling import Band
 from segkit.io.class_table import map_tags
-from segkit.io.cog import MapStrip
+from segkit.io.cog import MapPart, MapStrip
 from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.models.ensemble import describe_models
 
 if TYPE_CHECKING:
+    from segkit.inference.scene_files import PredictionFiles
     from segkit.models.ensemble import AnyModel
 
 
 def predict_scene(
     model: AnyModel,
-    files: tuple[Path, ...],
-    rasters: Mapping[OutputRequest, Path],
+    job: PredictionFiles,
     options: PredictOptions,
     request: Mapping[str, Any],
     *,
@@ -47,10 +46,8 @@ def predict_scene(
     ----------
     model
         Only its properties are used here; work items use the model of the process that runs them.
-    files
-        Files of the scene.
-    rasters
-        Path of each raster output; the journal is next to the map.
+    job
+        Files of the scene and its raster outputs; the journal is next to the map.
     options
         How to predict.
     request
@@ -70,9 +67,8 @@ def predict_scene(
         The scene is damaged, or its map cannot be written.
     """
     started = time.perf_counter()
-    name, outputs = files[0].stem, tuple(rasters)
-    map_path = rasters[OutputRequest("map")]
-    with Journal.open(map_path, request, overwrite=overwrite) as journal:
+    name, files, outputs = job.files[0].stem, job.files, tuple(job.rasters)
+    with Journal.open(job.map, request, overwrite=overwrite) as journal:
         plan = journal.plan
         while True:
             inspect = [InspectScene(name, files, vrt, options, plan, outputs)]
@@ -116,14 +112,18 @@ def predict_scene(
         total = sum_counts([counts[index] for index in sorted(counts)])
         tags = _tags(model, request, settings, total, len(bands), sampled_share)
         assemble = [
-            Assemble(name, output, path, scene.grid, tags | _own_tags(model, output), _strips(journal, bands, output))
-            for output, path in rasters.items()
-        ]
+            Assemble(
+                name, output, part.path, part.grid, tags | _own_tags(model, output), _strips(journal, bands, output),
+                part.window,
+            )
+            for output, path in job.rasters.items()
+            for part in job.parts(output) or [MapPart(path, scene.grid.full_window, scene.grid)]
+        ]  # fmt: skip
         results_or_raise(assemble, (yield assemble))
         journal.remove()
     seconds = time.perf_counter() - started
     return Summary(
-        path=map_path,
+        path=job.result,
         **describe_counts(total, sampled_share),
         bands=len(bands),
         resumed=resumed,

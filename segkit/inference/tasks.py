@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rasterio.windows import Window
 
 from segkit.errors import DataError, ModelFileError
 from segkit.inference.bands import merge_seam, predict_band
@@ -31,6 +32,7 @@ from segkit.inference.settings import (
 from segkit.inference.tiling import Axis, Band, Tiling
 from segkit.io.cog import MapStrip, build_cog
 from segkit.io.grid import Grid
+from segkit.io.paths import list_files
 from segkit.io.region import PolygonRegion, aoi_fingerprint, read_aoi
 from segkit.io.scene import Scene
 from segkit.models.applicability_index import ApplicabilityIndex
@@ -337,18 +339,19 @@ class MergeSeam(WorkItem):
 
 @dataclass(frozen=True)
 class Assemble(WorkItem):
-    """Assemble one raster output from its strips."""
+    """Assemble one raster output, or the part of it in a window, from its strips."""
 
     output: OutputRequest
     path: Path
     grid: Grid
     tags: Mapping[str, str]
     strips: tuple[MapStrip, ...]
+    window: Window | None = None
 
     def __call__(self, context: WorkerContext, advance: Advance) -> None:
         """Write the file."""
         profile = self.output.profile(context.model.task, self.tags)
-        build_cog(self.path, self.grid, profile, self.strips, overwrite=True)
+        build_cog(self.path, self.grid, profile, self.strips, window=self.window, overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -364,7 +367,8 @@ class Vectorize(WorkItem):
         """Write the file."""
         from segkit.vector import vectorize
 
-        if self.overwrite or not self.vector.exists() or self.vector.stat().st_mtime < self.map.stat().st_mtime:
+        written = max(file.stat().st_mtime for file in list_files(self.map))
+        if self.overwrite or not self.vector.exists() or self.vector.stat().st_mtime < written:
             vectorize(
                 self.map,
                 self.vector,

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rasterio.io import DatasetReader
 
 from segkit.errors import DataError, UsageError
 from segkit.io.files import require_file
+from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.paths import PathLike
 from segkit.io.raster import vrt_description
 from segkit.runtime.version import VERSION
@@ -93,8 +94,11 @@ class Legend:
             The CSV file does not exist.
         DataError
             The raster is not a map: another output of a prediction, not integer, several bands without being
-            multilabel, or an unreadable list of classes. Or the CSV file is unreadable.
+            multilabel, or an unreadable list of classes. Or the CSV file is unreadable, or the files of a mosaic list
+            different classes.
         """
+        if isinstance(dataset, MosaicDataset):
+            return cls._of_mosaic(dataset, class_names)
         _refuse_other_outputs(dataset)
         for band, dtype in zip(dataset.indexes, dataset.dtypes, strict=True):
             if np.dtype(dtype).kind not in "iu":
@@ -130,6 +134,21 @@ class Legend:
             for value, known in facts.items()
         }
         return cls(dataset.name, tuple(value_table[value] for value in listed), multilabel, value_table)
+
+    @classmethod
+    def _of_mosaic(cls, dataset: MosaicDataset, class_names: PathLike | None) -> Legend:
+        """Read the legend of maps that lie side by side."""
+        dataset.require_stored_values()
+        first: Legend | None = None
+        for path, part in dataset.parts():
+            legend = cls.from_dataset(part, class_names)
+            first = first or legend
+            if legend.value_table != first.value_table:
+                raise DataError(
+                    f"{first.map_name} and {path} list different classes; maps of one mosaic have the same classes"
+                )
+        assert first is not None
+        return replace(first, map_name=dataset.name)
 
     def class_of(self, band: int, code: int) -> MapClass:
         """Return the class of a value in a band.

@@ -23,7 +23,7 @@ from segkit.errors import OutputError, RasterError
 from segkit.io.block_cache import limit_block_cache
 from segkit.io.class_table import parse_color
 from segkit.io.files import as_output_error, atomic_write, check_output, describe_obstacle, fsync
-from segkit.io.grid import Grid
+from segkit.io.grid import Grid, split_window
 from segkit.io.paths import PathLike
 from segkit.io.raster import (
     GDAL_ERRORS,
@@ -70,6 +70,15 @@ class MapStrip:
 
     path: Path
     row: int
+
+
+@dataclass(frozen=True)
+class MapPart:
+    """A part of a map that is a file of its own: its path, its window of the map, and its grid."""
+
+    path: Path
+    window: Window
+    grid: Grid
 
 
 class MapWriter:
@@ -178,7 +187,13 @@ def _close_quietly(dataset: DatasetWriter) -> None:
 
 
 def build_cog(
-    path: PathLike, grid: Grid, profile: MapProfile, strips: Sequence[MapStrip], *, overwrite: bool = False
+    path: PathLike,
+    grid: Grid,
+    profile: MapProfile,
+    strips: Sequence[MapStrip],
+    *,
+    window: Window | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Assemble a map from its strips, as a cloud-optimised GeoTIFF on `grid`.
 
@@ -188,7 +203,9 @@ def build_cog(
     Parameters
     ----------
     strips
-        They cover the rows of the grid exactly once, in any order.
+        They cover the rows of the map exactly once, in any order.
+    window
+        The part of the map that `grid` is; by default the whole map.
 
     Raises
     ------
@@ -200,7 +217,8 @@ def build_cog(
         The disk is full, a strip is damaged, or the map does not read back as written.
     """
     target = check_output(path, overwrite=overwrite)
-    mosaic = _mosaic_vrt(grid, profile, strips)
+    window = window or grid.full_window
+    mosaic = _mosaic_vrt(window, profile, strips)
     # The creation option NUM_THREADS is for compression only; reading and overviews need GDAL_NUM_THREADS.
     with atomic_write(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
         with gdal_as_output_error(target), _open_vrt(mosaic, grid, profile) as dataset:
@@ -216,25 +234,30 @@ def build_cog(
                 NUM_THREADS="ALL_CPUS",
                 OVERVIEW_RESAMPLING=profile.overviews.upper(),
             )
-        _verify(finished, target, grid, strips)
+        _verify(finished, target, grid, strips, window)
         # Remove side files (statistics, overviews, a mask) of an older map with this name. The new map may have an
         # .aux.xml, for a CRS that GeoTIFF keys cannot express; it is moved here afterwards.
         for ending in (".aux.xml", ".ovr", ".msk"):
             target.with_name(target.name + ending).unlink(missing_ok=True)
 
 
-def _mosaic_vrt(grid: Grid, profile: MapProfile, strips: Sequence[MapStrip]) -> str:
-    """Return the XML of a virtual raster that combines the strips."""
+def _mosaic_vrt(window: Window, profile: MapProfile, strips: Sequence[MapStrip]) -> str:
+    """Return the XML of a virtual raster that combines the strips of a window of the map."""
     placed, row = [], 0
+    top, bottom = int(window.row_off), int(window.row_off + window.height)
     for strip in sorted(strips, key=lambda strip: strip.row):
         with open_raster(strip.path) as dataset:
-            size = f'xSize="{grid.width}" ySize="{dataset.height}"'
-            assert (strip.row, dataset.width) == (row, grid.width), f"{strip} does not follow row {row}"
+            assert strip.row == row, f"{strip} does not follow row {row}"
+            assert dataset.width >= window.col_off + window.width, f"{strip} is {dataset.width} pixels wide"
             row += dataset.height
+        first, last = max(top, strip.row), min(bottom, row)
+        if first >= last:
+            continue
+        size = f'xSize="{int(window.width)}" ySize="{last - first}"'
         file = f'<SourceFilename relativeToVRT="0">{escape(str(strip.path))}</SourceFilename>'
-        rectangles = f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="0" yOff="{strip.row}" {size}/>'
-        placed.append((file, rectangles))
-    assert row == grid.height, f"strips end at row {row} of {grid.height}"
+        source = f'<SrcRect xOff="{int(window.col_off)}" yOff="{first - strip.row}" {size}/>'
+        placed.append((file, f'{source}<DstRect xOff="0" yOff="{first - top}" {size}/>'))
+    assert row >= bottom, f"strips end at row {row} of {bottom}"
     kind = typename_fwd[dtype_rev[profile.dtype.name]]
     bands = (
         # With the block size of the COG, GDAL makes overviews in larger chunks.
@@ -246,7 +269,8 @@ def _mosaic_vrt(grid: Grid, profile: MapProfile, strips: Sequence[MapStrip]) -> 
         + "</VRTRasterBand>"
         for band in range(1, len(profile.band_names) + 1)
     )
-    return f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">{"".join(bands)}</VRTDataset>'
+    size = f'rasterXSize="{int(window.width)}" rasterYSize="{int(window.height)}"'
+    return f"<VRTDataset {size}>{''.join(bands)}</VRTDataset>"
 
 
 def _open_vrt(xml: str, grid: Grid, profile: MapProfile) -> DatasetWriter:
@@ -269,18 +293,22 @@ def _open_vrt(xml: str, grid: Grid, profile: MapProfile) -> DatasetWriter:
     return dataset
 
 
-def _verify(finished: Path, target: Path, grid: Grid, strips: Sequence[MapStrip]) -> None:
+def _verify(finished: Path, target: Path, grid: Grid, strips: Sequence[MapStrip], window: Window) -> None:
     """Compare a finished map with its strips, to find a full disk or a bad block now."""
     with _as_read_back_error(target), open_raster(finished) as found:
         _check_grid(target, grid, found)
         for strip in strips:
             with open_raster(strip.path) as expected:
-                for window in read_grid(expected).tiles(1024):
-                    map_window = Window(window.col_off, strip.row + window.row_off, window.width, window.height)
-                    written = read_window(expected, expected.indexes, window)
-                    stored = read_window(found, found.indexes, map_window)
+                top, bottom = (int(each) - strip.row for each in (window.row_off, window.row_off + window.height))
+                first, last = max(0, top), min(expected.height, bottom)
+                if first >= last:
+                    continue
+                for part in split_window(Window(window.col_off, first, window.width, last - first), 1024):
+                    in_file = Window(part.col_off - window.col_off, part.row_off - top, part.width, part.height)
+                    written = read_window(expected, expected.indexes, part)
+                    stored = read_window(found, found.indexes, in_file)
                     if not np.array_equal(written.view(np.uint8), stored.view(np.uint8)):  # bitwise: NaN equals NaN
-                        raise _difference_error(target, map_window)
+                        raise _difference_error(target, in_file)
 
 
 def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, SegkitError, UsageError, suggest
-from segkit.io.paths import PathLike
+from segkit.io.paths import PathLike, list_files
 from segkit.io.remote import Remote, as_path, require_local
 
 # A folder is locked by a file in it: network file systems lock files between machines, but not folders.
@@ -61,7 +61,7 @@ def require_file(path: PathLike, what: str = "file") -> Path:
         It is a URL, or the system does not accept the name.
     """
     require_local(path, f"a {what}")
-    file = Path(path)
+    file = as_path(path)
     with _as_usage_error(file):
         exists = file.exists()
     if not exists:
@@ -149,7 +149,7 @@ def check_distinct(
         Two of them are the same; the message names both.
     """
     written = [Path(path) for path in outputs if path is not None]
-    read = [Path(path) for path in map(as_path, (path for path in inputs if path is not None))]
+    read = [file for path in inputs if path is not None for file in list_files(as_path(path))]
     owners: dict[object, Path] = {}
     for path in written:
         for key in _identities(path):

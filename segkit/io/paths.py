@@ -3,5 +3,37 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 PathLike = str | os.PathLike[str]
+
+# `Path` itself cannot be subclassed before Python 3.12.
+if TYPE_CHECKING:
+    _SystemPath = Path
+else:
+    _SystemPath = type(Path())
+
+
+class FileSet(_SystemPath):
+    """A path that stands for several files, which are read as one raster."""
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files, in their order."""
+
+    @abstractmethod
+    def open_dataset(self, *, vrt: bool | None) -> AbstractContextManager[Any]:
+        """Open the files as one raster; see `segkit.io.raster.open_raster`."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Return what identifies the files, to detect changes: names, sizes, times, and how they are combined."""
+
+
+def list_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that a path stands for: usually the path itself."""
+    return path.files if isinstance(path, FileSet) else (path,)

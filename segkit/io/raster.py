@@ -29,7 +29,7 @@ from segkit.errors import RasterError, suggest
 from segkit.io.block_cache import limit_block_cache, raise_block_cache_limit
 from segkit.io.files import require_file
 from segkit.io.grid import Grid
-from segkit.io.paths import PathLike
+from segkit.io.paths import FileSet, PathLike
 from segkit.io.remote import (
     Remote,
     as_path,
@@ -58,7 +58,7 @@ _CACHED_ROWS, _MAX_REMOTE_CACHE_BYTES = 1024, 512 * 10**6
 # The remote rasters that were closed last stay open, so that neither their headers nor tiles in GDAL's cache are
 # fetched again. The key holds the process id: a forked process has none of them.
 _MAX_OPEN_REMOTES = 4
-_open_remotes: dict[tuple[int, str, bool], tuple[str, float, DatasetReader]] = {}
+_open_remotes: dict[tuple[int, str, bool | None], tuple[str, float, DatasetReader]] = {}
 _REVALIDATE_AFTER_S = 1.0  # then the server is asked whether the file has changed
 # How many datasets of a URL are open. While another thread reads one, GDAL's cache of it must not be cleared: what the
 # other one reads would fail.
@@ -67,15 +67,17 @@ _in_use_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]:
+def open_raster(path: PathLike, *, vrt: bool | None = None) -> Iterator[DatasetReader]:
     """Open one raster for reading.
 
     Parameters
     ----------
     path
-        A file, or a URL (`segkit.io.remote`).
+        A file, a URL (`segkit.io.remote`), or files that lie side by side (`segkit.io.mosaic`), which give an object
+        with the attributes and methods of a dataset that segkit uses.
     vrt
-        Whether it may be a virtual raster, which can read any other file or URL.
+        Whether it may be a virtual raster, which can read any other file or URL. None: no, and the user cannot allow
+        it.
 
     Raises
     ------
@@ -87,10 +89,14 @@ def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]
     """
     limit_block_cache()
     file = as_path(path)
+    if isinstance(file, FileSet):
+        with file.open_dataset(vrt=vrt) as files:
+            yield files
+        return
     with (
         _open_remote(file, vrt=vrt)
         if isinstance(file, Remote)
-        else contextlib.closing(_open(require_file(path, "raster"), vrt=vrt))
+        else contextlib.closing(_open(require_file(file, "raster"), vrt=vrt))
     ) as dataset:
         if dataset.count == 0:
             raise RasterError(f"{file}: holds subdatasets but no bands; name one of them, or convert it")
@@ -105,13 +111,13 @@ def open_raster(path: PathLike, *, vrt: bool = False) -> Iterator[DatasetReader]
         raise RasterError(f"{file}: cannot be read: {reason}; the file is damaged")
 
 
-def _open(file: Path, *, vrt: bool) -> DatasetReader:
+def _open(file: Path, *, vrt: bool | None) -> DatasetReader:
     drivers = [*_DRIVERS, "VRT"] if vrt else list(_DRIVERS)
     known = ", ".join(_DRIVERS)
     if isinstance(file, Remote):
         try:
             with rasterio.Env(**gdal_options()):
-                return _check_opened(_open_uncached(file, drivers), str(file), vrt=vrt)
+                return _check_opened(_open_uncached(file, drivers), str(file), vrt=bool(vrt))
         except GDAL_ERRORS as error:
             reason = error_text(error, file)
         # Not `from error`, which contains the full URL.
@@ -124,11 +130,18 @@ def _open(file: Path, *, vrt: bool) -> DatasetReader:
             return _check_opened(DatasetReader(str(file), driver=drivers), str(file), vrt=True)
     except GDAL_ERRORS as error:
         if file.is_dir():
-            raise RasterError(f"{file} is a folder, not a raster; name a file") from error
+            raise RasterError(
+                f"{file} is a folder, not a raster"
+                + suggest("name a file", "add --mosaic (segkit.Mosaic) if its rasters lie side by side")
+            ) from error
         if not vrt and _is_vrt(file):
             raise RasterError(
                 f"{file}: is a virtual raster (VRT), which can read any other file or URL"
-                + suggest("if you trust it, add --vrt (vrt=True)", "convert it to GeoTIFF")
+                + (
+                    suggest("convert it to GeoTIFF")
+                    if vrt is None
+                    else suggest("if you trust it, add --vrt (vrt=True)", "convert it to GeoTIFF")
+                )
             ) from error
         raise RasterError(
             f"{file}: not a raster that segkit reads ({known}), or damaged; copy it again, or convert it to GeoTIFF: "
@@ -231,7 +244,7 @@ def _open_uncached(file: Remote, drivers: Sequence[str]) -> DatasetReader:
 
 
 @contextlib.contextmanager
-def _open_remote(file: Remote, *, vrt: bool) -> Iterator[DatasetReader]:
+def _open_remote(file: Remote, *, vrt: bool | None) -> Iterator[DatasetReader]:
     """Open a remote raster, or reuse one that is still open and has not changed."""
     key = os.getpid(), os.fspath(file), vrt
     with _in_use_lock:
@@ -245,7 +258,7 @@ def _open_remote(file: Remote, *, vrt: bool) -> Iterator[DatasetReader]:
                 del _in_use[key[:2]]
 
 
-def _open_or_reuse(file: Remote, key: tuple[int, str, bool]) -> Iterator[DatasetReader]:
+def _open_or_reuse(file: Remote, key: tuple[int, str, bool | None]) -> Iterator[DatasetReader]:
     version, checked, dataset = _open_remotes.pop(key, ("", 0.0, None))
     if dataset is None or time.monotonic() - checked > _REVALIDATE_AFTER_S:
         current = current_version(file)
@@ -277,7 +290,7 @@ def current_version(file: Remote) -> str:
         return read_version(file)
 
 
-def read_grid(dataset: DatasetReader) -> Grid:
+def read_grid(dataset: Any) -> Grid:
     """Return the grid of an open raster.
 
     Without a georeference, the transform is the one with which QGIS shows it: x = column, y = -row.

@@ -17,7 +17,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Self, TypeVar
 
 from segkit.errors import UsageError
-from segkit.io.paths import PathLike
+from segkit.io.paths import FileSet, PathLike
 
 T = TypeVar("T")
 
@@ -102,7 +102,9 @@ def is_remote(path: PathLike) -> bool:
 
 
 def as_path(path: PathLike) -> Path:
-    """Convert a path to a Path, and a URL to a Remote."""
+    """Convert a path to a Path, and a URL to a Remote; a path of several files is returned unchanged."""
+    if isinstance(path, FileSet | Remote):
+        return path
     text = os.fspath(path)
     return Remote(_normalize(text)) if is_remote(text) else Path(text)
 

@@ -10,23 +10,22 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
 from segkit.errors import GridError, RasterError, UsageError, suggest
+from segkit.io.band_source import BandSource, FileBands, MosaicBands
 from segkit.io.grid import Grid
-from segkit.io.paths import PathLike
-from segkit.io.raster import GDAL_ERRORS, current_version, open_raster, read_grid, read_mask, read_window
+from segkit.io.mosaic import Mosaic
+from segkit.io.mosaic_dataset import MosaicDataset
+from segkit.io.mosaic_warp import warp_raster
+from segkit.io.paths import PathLike, list_files
+from segkit.io.raster import current_version, open_raster, read_grid
 from segkit.io.remote import Remote, as_path
-
-_EXACT_IN_FLOAT32 = ("uint8", "int8", "uint16", "int16")
-_INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Scene:
         *,
         bands: Sequence[int] | None = None,
         resample: bool = False,
-        vrt: bool = False,
+        vrt: bool | None = None,
         scaled: bool = False,
         name: str | None = None,
     ) -> Scene:
@@ -83,13 +82,14 @@ class Scene:
         Parameters
         ----------
         paths
-            One file, or several whose bands are stacked in this order. The first one gives the grid.
+            One file, or several whose bands are stacked in this order. The first one gives the grid. Each may be a
+            `Mosaic` of files that lie side by side.
         bands
             1-based numbers in the stack, counted through all files. By default all but alpha bands, which are masks.
         resample
             Whether files on another grid are warped to the grid of the first one (bilinear).
         vrt
-            Whether files may be virtual rasters, which can read any other file or URL.
+            Whether files may be virtual rasters, which can read any other file or URL; see `open_raster`.
         scaled
             Whether pixels are stored value * scale + offset, as the files declare for each band.
         name
@@ -105,6 +105,8 @@ class Scene:
         files = [as_path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
         if not files:
             raise UsageError("a scene needs at least one file; none was given")
+        if resample:
+            files = [file.with_resampling() if isinstance(file, Mosaic) else file for file in files]
         grid: Grid | None = None
         stack: list[_StackedBand] = []
         for file in files:
@@ -113,6 +115,7 @@ class Scene:
                 file_grid = read_grid(dataset)
                 grid = grid or file_grid
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
+                resampled |= isinstance(dataset, MosaicDataset) and dataset.layout.is_resampled
                 prefix = f"{file.stem}:" if len(files) > 1 else ""
                 stack += [
                     _StackedBand(f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled)
@@ -123,8 +126,8 @@ class Scene:
         assert grid is not None
         chosen = _choose_bands(files, stack, bands)
         names = tuple(stack[band - 1].name for band in chosen)
-        versions = tuple(current_version(file) if isinstance(file, Remote) else "" for file in files)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions)
+        versions = tuple(_remote_version(file) for file in files)
+        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, bool(vrt), scaled, versions)
 
     def with_named_bands(self, names: Sequence[str]) -> Scene:
         """Return the scene with bands of these names, wherever they are in its files.
@@ -150,25 +153,29 @@ class Scene:
             A file cannot be opened; or, at the end of the block, a remote file has changed since `from_files`.
         """
         with contextlib.ExitStack() as stack:
-            sources, first = [], 1
+            sources: list[FileBands | MosaicBands] = []
+            first = 1
             for path in self.paths:
                 dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
-                declared = list(zip(dataset.scales, dataset.offsets, strict=True))
                 last = first + dataset.count
                 placed = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
                 first = last
-                if difference := self.grid.describe_difference(read_grid(dataset)):
-                    if not self.resample:
-                        raise GridError(
-                            f"{path}: its grid has changed since the scene was opened ({difference}); try again"
-                        )
-                    dataset = stack.enter_context(warp_to(dataset, self.grid, Resampling.bilinear))
-                indexes = [index for _, index in placed]
-                scaling = [declared[index - 1] for index in indexes] if self.scaled else None
-                sources.append(_FileBands(dataset, [place for place, _ in placed], indexes, scaling))
+                places, indexes = [place for place, _ in placed], [index for _, index in placed]
+                difference = self.grid.describe_difference(read_grid(dataset))
+                if difference and not self.resample:
+                    raise GridError(
+                        f"{path}: its grid has changed since the scene was opened ({difference}); try again"
+                    )
+                if isinstance(dataset, MosaicDataset) and not difference:
+                    sources.append(MosaicBands(dataset, places, indexes, scaled=self.scaled))
+                    continue
+                scaling = [(dataset.scales[i - 1], dataset.offsets[i - 1]) for i in indexes] if self.scaled else None
+                if difference:
+                    dataset = stack.enter_context(warp_raster(dataset, self.grid, Resampling.bilinear))
+                sources.append(FileBands(dataset, places, indexes, scaling))
             yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
             for file, version in zip(self.paths, self.versions, strict=True):
-                if isinstance(file, Remote) and version and (now := current_version(file)) and now != version:
+                if version and (now := _remote_version(file)) and now != version:
                     raise RasterError(
                         f"{file}: has changed since the scene was opened ({version}, now {now}); try again"
                     )
@@ -187,14 +194,44 @@ class _StackedBand(NamedTuple):
     resampled: bool
 
 
-def _check_pixels(file: Path, dataset: DatasetReader, *, scaled: bool) -> None:
+def _remote_version(file: Path) -> str:
+    """Return the version of a remote file, or of those in a mosaic; empty for local files."""
+    return ", ".join(current_version(one) for one in list_files(file) if isinstance(one, Remote))
+
+
+def _check_pixels(file: Path, dataset: Any, *, scaled: bool) -> None:
     if any(dtype.startswith("complex") for dtype in dataset.dtypes):
         raise RasterError(f"{file}: holds complex numbers; make amplitude or phase bands first")
-    if scaled and not (np.isfinite([*dataset.scales, *dataset.offsets]).all() and all(dataset.scales)):
-        raise RasterError(
-            f"{file}: declares scales {dataset.scales} and offsets {dataset.offsets}; all must be finite, and no scale "
-            "may be 0" + suggest("correct the file", "set data.apply_scale_offset: false")
-        )
+    declared = _declared_scaling(file, dataset, scaled=scaled)
+    for one, scales, offsets in declared if scaled else ():
+        if not (np.isfinite([*scales, *offsets]).all() and all(scales)):
+            raise RasterError(
+                f"{one}: declares scales {scales} and offsets {offsets}; all must be finite, and no scale may be 0"
+                + suggest("correct the file", "set data.apply_scale_offset: false")
+            )
+
+
+def _declared_scaling(
+    file: Path, dataset: Any, *, scaled: bool
+) -> list[tuple[Path, tuple[float, ...], tuple[float, ...]]]:
+    """Return (file, scales, offsets) of a raster, or of each file of a mosaic.
+
+    Raises
+    ------
+    RasterError
+        The files of a mosaic differ, and the scene has stored values, which then mean different things.
+    """
+    if not isinstance(dataset, MosaicDataset):
+        return [(file, dataset.scales, dataset.offsets)]
+    found = [(tile.path, tile.scales, tile.offsets) for tile in dataset.layout.tiles]
+    for path, *other in () if scaled else found[1:]:
+        if other != list(found[0][1:]):
+            raise RasterError(
+                f"{found[0][0]} declares scales {found[0][1]} and offsets {found[0][2]}, {path} {other[0]} and "
+                f"{other[1]}, so their stored values mean different things"
+                + suggest("set data.apply_scale_offset: true", "convert one of them")
+            )
+    return found
 
 
 def _needs_resampling(first: Path, grid: Grid, file: Path, file_grid: Grid, *, resample: bool) -> bool:
@@ -239,41 +276,6 @@ def _choose_bands(files: Sequence[Path], stack: Sequence[_StackedBand], bands: S
     return chosen
 
 
-def warp_to(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
-    """Return an open raster as a virtual one on another grid.
-
-    Pixels outside of the raster are no data, and so are those with the declared no-data value, unless `ignore_nodata`.
-
-    Raises
-    ------
-    RasterError
-        GDAL cannot warp to that grid.
-    """
-    # GDAL passes on the no-data value and the alpha band. It applies a mask band, but does not pass it on.
-    masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
-    undeclared: dict[str, Any] = {"src_nodata": None, "nodata": None} if ignore_nodata else {}
-    try:
-        return WarpedVRT(
-            dataset,
-            crs=grid.crs,
-            transform=grid.transform,
-            height=grid.height,
-            width=grid.width,
-            resampling=resampling,
-            add_alpha=ignore_nodata or not masked,
-            **undeclared,
-        )
-    except GDAL_ERRORS as error:
-        raise RasterError(f"{dataset.name}: cannot be resampled ({error}); warp it first (gdalwarp)") from error
-
-
-class BandSource(Protocol):
-    """A source of some of a scene's bands; each band comes from one source."""
-
-    def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Read a window inside the scene into these bands of a stack (C, H, W); return the valid mask, bool (H, W)."""
-
-
 class SceneReader:
     """Reads windows of an open scene; made by `Scene.open`."""
 
@@ -308,58 +310,3 @@ class SceneReader:
         for source in self._sources:
             valid &= source.read(inside, tile.pixels[:, top:bottom, left:right])
         return tile
-
-
-class _FileBands:
-    """Bands of one file: band `indexes[i]` goes to `places[i]` of the stack.
-
-    `scaling` is the (scale, offset) of each band; None keeps stored values.
-    """
-
-    def __init__(
-        self,
-        dataset: DatasetReader,
-        places: list[int],
-        indexes: list[int],
-        scaling: list[tuple[float, float]] | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.scaling = scaling or [(1.0, 0.0)] * len(indexes)
-        self.places = places
-        self.indexes = indexes
-        flags = {flag for index in indexes for flag in dataset.mask_flag_enums[index - 1]}
-        # An alpha band that is chosen as imagery (near-infrared in NAIP) is not a mask.
-        chosen_alpha = any(dataset.colorinterp[index - 1] == ColorInterp.alpha for index in indexes)
-        self.has_file_mask = MaskFlags.per_dataset in flags and not (MaskFlags.alpha in flags and chosen_alpha)
-        self.has_band_masks = MaskFlags.nodata in flags and not self.has_file_mask
-
-    def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Read a window into the stack (C, H, W), and return the valid mask, bool (H, W)."""
-        target = stack[self.places[0] : self.places[-1] + 1]
-        in_place = len(target) == len(self.places) and self.places == sorted(self.places) and target.flags.c_contiguous
-        buffer = target if in_place else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
-        pixels = read_window(self.dataset, self.indexes, window, out=buffer)
-        finite_or_masked = np.ones(pixels.shape[1:], dtype=bool)
-        unmasked = np.full(finite_or_masked.shape, not self.has_band_masks)
-        if self.has_file_mask:
-            unmasked &= read_mask(self.dataset, self.indexes[0], window) > 0
-        # Band by band: the masks of all bands at once would take a quarter of the pixels' memory.
-        for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
-            finite = True if self.dataset.dtypes[index - 1] in _INTEGER_DTYPES else np.isfinite(band)
-            if self.has_band_masks:
-                nodata = self.dataset.nodatavals[index - 1]
-                exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT_IN_FLOAT32
-                # GDAL's mask would read the file again.
-                masked = band == nodata if exact else read_mask(self.dataset, index, window) == 0
-                # The no-data value itself may be NaN, or beyond the range of float32.
-                finite_or_masked &= finite | masked
-                unmasked |= ~masked
-                band[masked] = np.nan
-            else:
-                finite_or_masked &= finite
-            if (scale, offset) != (1, 0):
-                band[:] = band.astype(np.float64) * scale + offset
-        if not in_place:
-            stack[self.places] = pixels
-        finite_or_masked &= unmasked
-        return finite_or_masked

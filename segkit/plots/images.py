@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.io.class_table import parse_color
+from segkit.io.mosaic_dataset import read_coverage
 from segkit.io.raster import open_raster, read_window
 from segkit.io.scene import Scene
 from segkit.task import IGNORE, Task
@@ -152,6 +153,7 @@ def read_map(path: Path, task: Task, window: Window | None = None) -> NDArray[np
     with open_raster(path) as dataset:
         window = window or Window(0, 0, dataset.width, dataset.height)
         values = read_window(dataset, dataset.indexes, window).astype(np.int64)
+        values[:, ~read_coverage(dataset, window)] = task.nodata
         if len(values) == 1 and task.n_targets == 1:
             return task.encode(values[0], ignore=[task.nodata], source=path)
         return task.encode_masks(values, ignore=[task.nodata], source=path)

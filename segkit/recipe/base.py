@@ -30,6 +30,8 @@ def one_of(rule: str, tag: Callable[[Any], str] = tag_form) -> Discriminator:
     return Discriminator(tag, custom_error_type="either", custom_error_message=f"Input should be {rule}")
 
 
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Band = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[Count, Tag("<scalar>")], one_of("the name or the number of a band")

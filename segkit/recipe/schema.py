@@ -17,10 +17,11 @@ from pydantic import Field, Tag, ValidationError, model_serializer, model_valida
 
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
-from segkit.recipe.base import Band, Count, StrictModel, one_of, tag_form
+from segkit.recipe.base import Band, Count, Names, Positive, StrictModel, one_of, tag_form
 from segkit.recipe.features import CLASSICAL, Features, LearnerNames, check_model_keys, keys_of_others
 from segkit.recipe.messages import describe_errors, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
+from segkit.recipe.sources import DatasetSource, LabelSource
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
 from segkit.task import BACKGROUND, Task
 
@@ -36,98 +37,8 @@ def _tag_validation(value: Any) -> str:
     return tag_form(value)
 
 
-Stack = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[tuple[str, ...], Tag("<list>"), Field(min_length=1)],
-    one_of("a path, or a list of paths that make up one scene"),
-]
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class LabelSource(StrictModel):
-    """Labels and how to read them."""
-
-    path: (
-        Annotated[Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], one_of("a path or a list of paths")]
-        | None
-    ) = None
-    """A folder, a file, a glob or a list of files; by default the files in the column label of the table."""
-    layer: str | None = None
-    """Layer of a vector file with several layers."""
-    field: str | None = None
-    """Field with the class of each polygon; without one, all polygons are of the single class in `classes`."""
-    values: dict[str, str | None] | None = None
-    """{value of the field, or code of the raster: class name, "background", or null for unlabelled}; by default the
-    field holds class names or class values, and the raster class values."""
-    classes: Names | None = None
-    """The classes that these labels cover; the others stay unlabelled. By default all."""
-    fractions: bool = False
-    """Whether the raster holds cover fractions, one band per class, instead of codes (soft labels)."""
-    full_value: Positive = 1.0
-    """Raster value that means 100 % cover, after the scale and offset of the file: 1, 100, 255."""
-    nodata: Literal["code", "ignore"] | None = None
-    """How to read a raster value that is declared as no data and is also the code of a class or of background: as this
-    `code`, or as unlabelled (`ignore`). By default that is reported as a problem."""
-    priority: Names | None = None
-    """Class names, highest first: which class to use where polygons of mutually exclusive classes overlap."""
-    outside_polygons: Literal["background", "ignore"] | None = None
-    """Pixels outside all polygons: `background` or `ignore` (unlabelled). By default in none of the classes, or
-    unlabelled if the task does not allow that. Of fractions: the part of a pixel that no class covers."""
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The path or paths; empty if the table names the files."""
-        return (self.path,) if isinstance(self.path, str) else self.path or ()
-
-
-class DatasetSource(StrictModel):
-    """Scenes and their labels, paired by file name or listed in a table."""
-
-    images: (
-        Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[tuple[Stack, ...], Tag("<list>"), Field(min_length=1)],
-            one_of("a path, a list of paths, or a list of lists (the files of each scene)"),
-        ]
-        | None
-    ) = None
-    """A folder, a file, a glob, a list of files, or a list of lists (the files that are stacked to one scene)."""
-    labels: (
-        Annotated[
-            Annotated[str, Tag("<text>")]
-            | Annotated[Names, Tag("<list>")]
-            | Annotated[LabelSource, Tag("<keys>")]
-            | Annotated[tuple[LabelSource, ...], Tag("<sources>"), Field(min_length=1)],
-            one_of("a path, a list of paths, keys with a path among them, or a list of such keys"),
-        ]
-        | None
-    ) = None
-    """Rasters or vector files: a folder, a file, a glob, a list, a `LabelSource`; or a list of these (merged)."""
-    table: str | None = None
-    """CSV with one row per scene: columns image (or image1, image2, ...), label, and optionally name and weight."""
-
-    @model_validator(mode="after")
-    def _check_sources(self) -> DatasetSource:
-        if (self.images is None) == (self.table is None):
-            raise ValueError("give either images or table")
-        pathless = sum(not labels.paths for labels in self.label_sources)
-        if pathless > (self.table is not None):
-            raise ValueError(
-                "labels have no path; give one, or a table with the label files in its column label"
-                if self.table is None
-                else f"{pathless} label sources have no path, but the table names the files of only one; add paths"
-            )
-        return self
-
-    @property
-    def label_sources(self) -> tuple[LabelSource, ...]:
-        """The labels as `LabelSource`s, also if the recipe gives only paths."""
-        if self.labels is None or isinstance(self.labels, LabelSource):
-            return () if self.labels is None else (self.labels,)
-        if isinstance(self.labels, str) or isinstance(self.labels[0], str):
-            return (LabelSource.model_validate({"path": self.labels}),)
-        return tuple(one for one in self.labels if isinstance(one, LabelSource))
 
 
 class SpatialSplit(StrictModel):

@@ -15,7 +15,9 @@ from segkit.recipe.messages import shorten
 from segkit.recipe.renamed import Location, new_place, warn_about
 
 # Keys that hold paths. They are relative to the recipe's folder; in --set, to the current directory.
-_PATHS = re.compile(r"data\.(train|val)\.(images|table|labels(\.path)?|polygons)|model\.(encoder_weights|start_from)")
+_PATHS = re.compile(
+    r"data\.(train|val)\.(images(\.mosaic)?|table|labels(\.path)?(\.mosaic)?|polygons)|model\.(encoder_weights|start_from)"
+)
 
 
 class Yaml(yaml.SafeLoader):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, UsageError, suggest
 from segkit.io.files import require_file
-from segkit.io.paths import PathLike
+from segkit.io.paths import FileSet, PathLike
+from segkit.io.remote import as_path
 from segkit.models.run_folder import METRICS, MODEL
 
 _RASTERS = (".tif", ".tiff")
@@ -61,8 +62,10 @@ class ReportInputs:
         maps: list[Path] = []
         evaluations: list[JsonResult] = []
         estimates: list[JsonResult] = []
-        for path in map(Path, paths):
-            if path.is_dir():
+        for path in map(as_path, paths):
+            if isinstance(path, FileSet):
+                maps.append(require_file(path, "map"))
+            elif path.is_dir():
                 runs.append(_require_run(path))
             elif path.suffix.lower() in _RASTERS:
                 maps.append(require_file(path, "map"))
@@ -88,7 +91,10 @@ class ReportInputs:
 def _require_run(folder: Path) -> Path:
     for name in (MODEL, METRICS):
         if not (folder / name).is_file():
-            raise DataError(f"{folder}: has no {name}, so it is not a finished run; give the output of segkit train")
+            raise DataError(
+                f"{folder}: has no {name}, so it is not a finished run"
+                + suggest("give the output of segkit train", "add --mosaic if it holds maps that lie side by side")
+            )
     return folder
 
 

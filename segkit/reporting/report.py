@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from segkit.errors import OutputExistsError, SegkitError, UsageError, suggest
 from segkit.io.files import atomic_write, check_distinct, check_folder, check_output
-from segkit.io.paths import PathLike
+from segkit.io.paths import PathLike, list_files
 from segkit.io.remote import as_path
 from segkit.runtime.deprecation import renamed_keywords
 
 if TYPE_CHECKING:
-    from segkit.recipe.schema import LabelSource
+    from segkit.recipe.sources import LabelSource
 
 __all__ = ["Report", "report"]
 
@@ -62,7 +62,8 @@ def report(
     Parameters
     ----------
     sources
-        One or more of: a run folder, whose model is evaluated on its validation areas; a map (.tif); a result of
+        One or more of: a run folder, whose model is evaluated on its validation areas; a map (.tif, or a
+        `segkit.Mosaic` of maps that are one); a result of
         `segkit.evaluate` (.json); a result of ``segkit assess estimate`` (.json). At most one run and one map.
     output
         The page (.html).
@@ -100,8 +101,9 @@ def report(
     if inputs.run is not None:
         files += _files_of_run(inputs.run)
     # The PNGs' names depend on the results, so none may have the name of an input.
-    pngs = [] if folder is None else [folder / path.name for path in files if path.suffix.lower() == ".png"]
-    check_distinct([target, *pngs], files)
+    read = [file for path in files for file in list_files(path)]
+    pngs = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
+    check_distinct([target, *pngs], read)
     width, size = parse_length(boundary_width, "boundary width"), parse_area(min_object_area, "minimum object area")
     of_map = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--class-names": class_names}
     if inputs.map is None and (extra := [option for option, value in of_map.items() if value is not None]):

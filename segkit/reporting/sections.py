@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import yaml
 
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_areas, open_labelled_samples
+from segkit.data.pairing import paths_as_text
 from segkit.errors import DataError, GridError, SegkitError
 from segkit.evaluation.decisions import MapReader, ModelPredictor, map_task
 from segkit.evaluation.evaluate import evaluate_areas, refuse_ambiguous_labels
@@ -24,6 +24,7 @@ from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity
 from segkit.io.raster import open_raster, read_grid
+from segkit.io.remote import as_path
 from segkit.io.scene import Scene
 from segkit.models.run_folder import LOG, METRICS, MODEL, baseline_scores, read_log
 from segkit.models.segmenter import Segmenter, load
@@ -31,7 +32,8 @@ from segkit.plots import area_bars, charts, distance_chart, style, training_curv
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_score, format_with_error
 from segkit.recipe.features import full_name
-from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe
+from segkit.recipe.schema import Data, Recipe
+from segkit.recipe.sources import DatasetSource, LabelSource
 from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.html import Chart, Section
 from segkit.reporting.map_views import (
@@ -142,7 +144,7 @@ class ReportBuilder:
         with open_raster(path) as dataset:
             grid, tags = read_grid(dataset), dataset.tags()
         scene = None if images is None else Scene.from_files(images)
-        probability_file = None if probabilities is None else Path(probabilities)
+        probability_file = None if probabilities is None else as_path(probabilities)
         for file, other in _grids_of_files(scene, probability_file):
             if difference := grid.describe_difference(other):
                 raise GridError(
@@ -394,8 +396,7 @@ def _grids_of_files(scene: Scene | None, probabilities: Path | None) -> list[tup
 
 
 def _labelled_area(path: Path, labels: PathLike | LabelSource, task: Task, ignore: Sequence[int]) -> LabelledArea:
-    label_source = labels if isinstance(labels, LabelSource) else os.fspath(labels)
-    source = DatasetSource.model_validate({"images": str(path), "labels": label_source})
+    source = DatasetSource.model_validate({"images": paths_as_text(path), "labels": paths_as_text(labels)})
     samples = open_labelled_samples(source, Data(train=source, ignore=tuple(ignore)), task, "report")
     refuse_ambiguous_labels(samples)
     (area,) = full_areas(samples)

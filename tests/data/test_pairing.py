@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.windows import Window
 from synthetic import recipe_for
 
+from segkit.data.cache import Cache, list_entries
 from segkit.data.pairing import open_samples, pair_files
 from segkit.errors import DataError, MissingFileError
 from segkit.models.segmenter import Segmenter
@@ -281,3 +284,113 @@ def test_missing_paths(tmp_path):
             pair_files(source)
     with pytest.raises(MissingFileError, match=r"none\.gpkg"):
         opened(DatasetSource(images=image, labels=missing + ".gpkg"))
+
+
+def cut(folder, pixels, edges, *, nodata=None):
+    """Write an array (bands, H, W) as files that end at these rows and columns; return their paths."""
+    folder.mkdir()
+    rows, columns = ([0, *inner, size] for inner, size in zip(edges, pixels.shape[1:], strict=True))
+    found = []
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
+            part = pixels[:, top:bottom, left:right]
+            place = Affine(10, 0, 600_000 + 10 * left, 0, -10, 200_000 - 10 * top)
+            profile = {"count": len(part), "height": bottom - top, "width": right - left, "dtype": part.dtype}
+            found.append(folder / f"{top}-{left}.tif")
+            with rasterio.open(
+                found[-1], "w", driver="GTiff", crs="EPSG:32622", transform=place, nodata=nodata, **profile
+            ) as dataset:
+                dataset.write(part)
+    return found
+
+
+@pytest.fixture
+def one_scene(tmp_path):
+    """A scene of 20 x 30 pixels with labels: in one file each, and cut."""
+    random = np.random.default_rng(0)
+    image, labels = (
+        random.integers(0, 200, (2, 20, 30), dtype=np.uint8),
+        random.integers(0, 2, (1, 20, 30), dtype=np.uint8),
+    )
+    [whole] = cut(tmp_path / "whole", image, ([], []))
+    [whole_labels] = cut(tmp_path / "whole_labels", labels, ([], []))
+    cut(tmp_path / "tiles", image, ([8], [10, 20]))
+    return tmp_path, opened(DatasetSource(images=str(whole), labels=str(whole_labels))).samples[0], labels
+
+
+@pytest.mark.parametrize("how", ["as the images", "another way", "one file", "explicitly", "a list"])
+def test_a_mosaic_and_its_labels_are_one_sample(one_scene, how):
+    """Whatever the names of the label files are, and however they are cut."""
+    folder, whole, labels = one_scene
+    edges = {"as the images": ([8], [10, 20]), "one file": ([], [])}.get(how, ([5, 6, 19], [11]))
+    files = [str(path) for path in cut(folder / "labels", labels, edges)]
+    given = {"one file": files[0], "explicitly": {"mosaic": files}, "a list": files}
+    images = {"mosaic": str(folder / "tiles")}
+    source = DatasetSource(images=images, labels=given.get(how, str(folder / "labels")))
+    [sample] = opened(source).samples
+    assert sample.scene.grid == whole.scene.grid
+    assert sample.scene.name == "tiles"
+    window = Window(3, 2, 25, 17)
+    np.testing.assert_array_equal(sample.scene.read(window).pixels, whole.scene.read(window).pixels)
+    np.testing.assert_array_equal(sample.labels.read(window), whole.labels.read(window))
+
+
+def test_labels_of_a_mosaic_may_cover_less_or_more(one_scene, tmp_path):
+    """What they do not cover is unlabelled, also if the files declare no no-data value, or 0 as such that is a code."""
+    folder, whole, labels = one_scene
+    parts = cut(folder / "labels", labels, ([8], [10, 20]))
+    more = cut(folder / "more", np.pad(labels, ((0, 0), (0, 4), (0, 9)), constant_values=1), ([], []))
+    images = {"mosaic": str(folder / "tiles")}
+    truth = whole.labels.read(whole.scene.grid.full_window)
+    [sample] = opened(DatasetSource(images=images, labels=[str(path) for path in parts[1:5]])).samples
+    found = sample.labels.read(sample.scene.grid.full_window)
+    missing = np.zeros((20, 30), dtype=bool)
+    missing[:8, :10] = missing[8:, 20:] = True
+    assert (found[:, missing] == -1).all()
+    np.testing.assert_array_equal(found[:, ~missing], truth[:, ~missing])
+    [sample] = opened(DatasetSource(images=images, labels=str(more[0]))).samples
+    np.testing.assert_array_equal(sample.labels.read(sample.scene.grid.full_window), truth)
+    declared = cut(folder / "declared", labels, ([8], [10, 20]), nodata=0)
+    source = LabelSource(path={"mosaic": [str(path) for path in declared[1:5]]}, nodata="code")
+    [sample] = opened(DatasetSource(images=images, labels=source)).samples
+    np.testing.assert_array_equal(sample.labels.read(sample.scene.grid.full_window), found)
+
+
+def test_polygons_over_a_mosaic(one_scene):
+    folder, whole, _ = one_scene
+    polygons = {"path": write_polygon(folder / "p.gpkg", 600_080), "field": "kind"}
+    [sample] = opened(DatasetSource(images={"mosaic": str(folder / "tiles")}, labels=polygons)).samples
+    [expected] = opened(DatasetSource(images=str(whole.scene.paths[0]), labels=polygons)).samples
+    window = whole.scene.grid.full_window
+    np.testing.assert_array_equal(sample.labels.read(window), expected.labels.read(window))
+    assert (sample.labels.read(window)[0, :4, 8:13] == 1).all()  # across a border of files
+
+
+def test_several_mosaics_are_paired_by_their_names(tmp_path):
+    image = np.ones((1, 4, 6), dtype=np.uint8)
+    for name in ("north", "south"):
+        cut(tmp_path / name, image, ([], [3]))
+    (tmp_path / "labels").mkdir()
+    for name in ("north", "south"):
+        cut(tmp_path / f"labels-{name}", image, ([], []))[0].rename(tmp_path / "labels" / f"{name}.tif")
+    source = DatasetSource(
+        images=[{"mosaic": str(tmp_path / name)} for name in ("south", "north")], labels=str(tmp_path / "labels")
+    )
+    found = pair_files(source)
+    assert [(one.name, Path(one.labels[0].path).stem) for one in found.pairs] == [("south",) * 2, ("north",) * 2]
+    assert not found.unmatched
+
+
+def test_cached_mosaics_read_the_same_and_other_rules_are_other_entries(one_scene, tmp_path, monkeypatch):
+    folder, whole, labels = one_scene
+    monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    cut(folder / "labels", labels, ([8], [10, 20]))
+    window = whole.scene.grid.full_window
+    with Cache.open(0.1) as cache:
+        for overlap in (None, "first"):
+            images = {"mosaic": str(folder / "tiles"), "overlap": overlap}
+            source = DatasetSource(images=images, labels=str(folder / "labels"))
+            [sample] = open_samples(source, Data(train=source), TASK, cache).samples
+            np.testing.assert_array_equal(sample.scene.read(window).pixels, whole.scene.read(window).pixels)
+            np.testing.assert_array_equal(sample.labels.read(window), whole.labels.read(window))
+    assert len(list_entries()) == 4

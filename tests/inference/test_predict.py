@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -19,10 +20,12 @@ from killing import names
 from predicting import FAST, MULTICLASS, TASKS, UTM, Network, expected, placed, read, write_area, write_scene
 from rasterio.features import geometry_mask
 
-from segkit.errors import DataError, MissingFileError, OutputExistsError, SegkitError, UsageError
+from segkit.errors import DataError, MissingFileError, OutputError, OutputExistsError, SegkitError, UsageError
+from segkit.inference import tasks
 from segkit.inference.predict import predict
 from segkit.inference.summary import ClassTally, sum_counts
 from segkit.io.grid import Grid
+from segkit.io.mosaic import Mosaic
 from segkit.io.pixel_area import pixel_hectares
 from segkit.io.region import PolygonRegion, read_aoi
 from segkit.io.scene import Scene
@@ -421,3 +424,113 @@ def test_no_map_is_made_of_logits_that_are_not_finite(tmp_path):
     ):
         predict(Spoilt(), scene, tmp_path / "map.tif", **FAST)
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def cut(scene, folder, edges=((33,), (20, 61))):
+    """Write a scene as files that end at these rows and columns."""
+    folder.mkdir()
+    with rasterio.open(scene) as dataset:
+        pixels, profile = dataset.read(), dataset.profile
+    rows, columns = ([0, *inner, size] for inner, size in zip(edges, pixels.shape[1:], strict=True))
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
+            place = profile["transform"] @ Affine.translation(left, top)
+            own = profile | {"height": bottom - top, "width": right - left, "transform": place}
+            with rasterio.open(folder / f"{top:02}_{left:02}.tif", "w", **own) as dataset:
+                dataset.write(pixels[:, top:bottom, left:right])
+    return folder
+
+
+def test_the_map_of_a_mosaic_is_that_of_the_scene_in_one_file(tmp_path):
+    model, scene = Network(), write_scene(tmp_path / "scene.tif")
+    tiles = Mosaic(cut(scene, tmp_path / "tiles"))
+    for source, name in ((scene, "whole"), (tiles, "mosaic")):
+        others = {"probabilities": tmp_path / f"{name}_p.tif", "vector": tmp_path / f"{name}.gpkg"}
+        [summary] = predict(model, source, tmp_path / f"{name}.tif", **others, **FAST)
+    assert summary.path == tmp_path / "mosaic.tif"
+    for ending in (".tif", "_p.tif"):
+        one, other = (rasterio.open(tmp_path / f"{name}{ending}") for name in ("whole", "mosaic"))
+        with one, other:
+            assert (other.transform, other.crs, other.shape) == (one.transform, one.crs, one.shape)
+            np.testing.assert_array_equal(other.read(), one.read())
+    one, other = (geopandas.read_file(tmp_path / f"{name}.gpkg") for name in ("whole", "mosaic"))
+    assert one.equals(other)
+
+
+def test_the_seamless_map_is_cut_like_its_input(tmp_path):
+    """Each part has the grid of its file; together they are the map. The same call finds them finished."""
+    model, scene = Network(), write_scene(tmp_path / "scene.tif")
+    tiles = cut(scene, tmp_path / "tiles")
+    predict(model, scene, tmp_path / "whole.tif", vector=tmp_path / "whole.gpkg", **FAST)
+    how = {"probabilities": tmp_path / "p", "uncertainty": "margin", "vector": tmp_path / "parts.gpkg"}
+    [summary] = predict(model, Mosaic(tiles), tmp_path / "maps", like_input=True, **how, **FAST)
+    assert summary.path == tmp_path / "maps"
+    expected = read(tmp_path / "whole.tif")
+    for tile in tiles.iterdir():
+        with rasterio.open(tile) as given, rasterio.open(tmp_path / "maps" / tile.name) as part:
+            assert (part.transform, part.crs, part.shape) == (given.transform, given.crs, given.shape)
+            column, row = (round(at) for at in ~UTM @ (given.transform @ (0, 0)))
+            rows, columns = slice(row, row + given.height), slice(column, column + given.width)
+            np.testing.assert_array_equal(part.read(), expected[:, rows, columns])
+    files = {tile.stem for tile in tiles.iterdir()}
+    assert names(tmp_path / "maps") == {f"{name}{ending}.tif" for name in files for ending in ("", "_uncertainty")}
+    assert names(tmp_path / "p") == {f"{name}.tif" for name in files}
+    one, other = (geopandas.read_file(tmp_path / f"{name}.gpkg") for name in ("whole", "parts"))
+    columns = [*one.columns.drop("mean_conf", errors="ignore")]
+    assert one[columns].equals(other[columns])
+    [again] = predict(model, Mosaic(tiles), tmp_path / "maps", like_input=True, **how, **FAST)
+    assert again.seconds == 0
+    assert again.path == tmp_path / "maps"
+    assert again.pixels == summary.pixels
+
+
+def test_overlapping_files_get_maps_that_agree(tmp_path):
+    model, scene = Network(), write_scene(tmp_path / "scene.tif")
+    tiles = cut(scene, tmp_path / "tiles", ((), (60,)))
+    with rasterio.open(scene) as dataset:
+        pixels, profile = dataset.read(window=((0, 70), (40, 90))), dataset.profile
+    profile |= {"width": 50, "transform": UTM @ Affine.translation(40, 0)}
+    (tiles / "00_60.tif").unlink()
+    with rasterio.open(tiles / "00_40.tif", "w", **profile) as dataset:
+        dataset.write(pixels)
+    predict(model, Mosaic(tiles, "first"), tmp_path / "maps/", like_input=True, **FAST)
+    predict(model, scene, tmp_path / "whole.tif", **FAST)
+    np.testing.assert_array_equal(read(tmp_path / "maps" / "00_40.tif"), read(tmp_path / "whole.tif")[:, :, 40:])
+
+
+def test_parts_that_are_interrupted_are_continued(tmp_path, monkeypatch):
+    model, tiles = Network(), Mosaic(cut(write_scene(tmp_path / "scene.tif"), tmp_path / "tiles"))
+    written = []
+    original = tasks.build_cog
+
+    def fail_at_the_third(path, *arguments, **options):
+        if len(written) == 2:
+            raise OutputError(f"{path}: the disk is full")
+        written.append(path)
+        original(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "build_cog", fail_at_the_third)
+        with pytest.raises(OutputError, match="the disk is full"):
+            predict(model, tiles, tmp_path / "maps", like_input=True, **FAST)
+    assert names(tmp_path / "maps") == {path.name for path in written} | {"tiles.tif.bands"}
+    [summary] = predict(model, tiles, tmp_path / "maps", like_input=True, **FAST)
+    assert summary.resumed == summary.bands
+    assert names(tmp_path / "maps") == {file.name for file in tiles.files}
+    changed = tiles.files[0]
+    os.utime(changed, (0, 0))
+    with pytest.raises(OutputExistsError, match=r"00_00.tif is there already, made with other settings \(scene\)"):
+        predict(model, tiles, tmp_path / "maps", like_input=True, **FAST)
+
+
+def test_what_cannot_be_cut_is_refused(tmp_path):
+    scene = write_scene(tmp_path / "scene.tif")
+    tiles = Mosaic(cut(scene, tmp_path / "tiles"))
+    with pytest.raises(UsageError, match=r"scene.tif is one file, so there is nothing to cut its map like"):
+        predict(Network(), scene, tmp_path / "maps", like_input=True, **FAST)
+    with pytest.raises(UsageError, match=r"map.tif is a file, or named like one; the maps of 6 files need a folder"):
+        predict(Network(), tiles, tmp_path / "map.tif", like_input=True, **FAST)
+    with pytest.raises(UsageError, match=r"would overwrite .*which is an input"):
+        predict(Network(), tiles, tmp_path / "tiles", like_input=True, **FAST)
+    with pytest.raises(UsageError, match=r"would overwrite .*which is an input"):
+        predict(Network(), tiles, tmp_path / "tiles" / "00_20.tif", **FAST)

@@ -14,6 +14,7 @@ from segkit.evaluation.decisions import ModelPredictor, map_task
 from segkit.evaluation.worst_windows import RankedWindow
 from segkit.inference.predict import predict
 from segkit.inference.settings import PredictOptions
+from segkit.io.mosaic import Mosaic
 from segkit.io.scene import Scene
 from segkit.reporting import map_views as maps
 from segkit.reporting.decision_maps import DecisionMapWriter
@@ -43,6 +44,31 @@ def case(request, tmp_path_factory):
 def with_steps(step):
     """A budget of pixels that makes cells of this side."""
     return HEIGHT * WIDTH / step**2 if step > 1 else 10**6
+
+
+def test_the_overview_of_a_mosaic_is_that_of_one_map(case, tmp_path):
+    """With its imagery and probabilities in as many files."""
+    shown, _, area = case
+    mosaics = []
+    for number, path in enumerate((shown.path, shown.probabilities, area.sample.scene.paths[0])):
+        (tmp_path / str(number)).mkdir()
+        with rasterio.open(path) as dataset:
+            for left, width in ((0, 31), (31, WIDTH - 31)):
+                window = Window(left, 0, width, HEIGHT)
+                profile = dataset.profile | {"width": width, "transform": dataset.window_transform(window)}
+                profile |= {"blockxsize": 16, "blockysize": 16, "tiled": True, "driver": "GTiff"}
+                with rasterio.open(tmp_path / str(number) / f"{left:02}.tif", "w", **profile) as part:
+                    part.write(dataset.read(window=window))
+                    part.update_tags(**dataset.tags())
+                    part.descriptions, part.scales, part.offsets = dataset.descriptions, dataset.scales, dataset.offsets
+        mosaics.append(Mosaic(tmp_path / str(number)))
+    scene, rendering = select_display_bands(Scene.from_files(mosaics[2]), [500.0] * 3, [50.0] * 3)
+    assert map_task(mosaics[0]).legend == map_task(shown.path).legend
+    cut = replace(shown, path=mosaics[0], probabilities=mosaics[1], scene=scene, rendering=rendering)
+    found, expected = read_overview(cut, with_steps(2)), read_overview(shown, with_steps(2))
+    for name in ("decided", "truth", "confidence", "pixels", "valid"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert (found.grid, found.counts) == (expected.grid, expected.counts)
 
 
 @pytest.mark.parametrize("step", [1, 2, 5])

@@ -22,9 +22,11 @@ from rasterio.windows import Window
 from segkit.data.labels.base import COUNT_WINDOW_PX, PartialLabels
 from segkit.errors import GridError, LabelError, suggest
 from segkit.io.grid import Grid
+from segkit.io.mosaic import Mosaic
+from segkit.io.mosaic_dataset import read_coverage
+from segkit.io.mosaic_warp import warp_raster
 from segkit.io.raster import open_raster, read_grid, read_window
-from segkit.io.scene import warp_to
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.sources import LabelSource
 from segkit.task import Task
 
 _UNLABELLED = int(np.iinfo(np.int64).min)  # differs from every code of a label raster
@@ -64,16 +66,18 @@ class LabelFile:
             dataset: DatasetReader = stack.enter_context(open_raster(self.path))
             if self.resample:
                 dataset = stack.enter_context(
-                    warp_to(dataset, self.grid, Resampling.nearest, ignore_nodata=self.nodata_is_code)
+                    warp_raster(dataset, self.grid, Resampling.nearest, ignore_nodata=self.nodata_is_code)
                 )
             with warnings.catch_warnings():
                 warnings.simplefilter(
                     "ignore", NodataShadowWarning
                 )  # the no-data value takes precedence over an alpha band
                 found = read_window(dataset, self.bands, window, masked=self.masked)
+            covered = read_coverage(dataset, window)
         values, masked = np.ma.getdata(found), np.ma.getmaskarray(found)
         if self.nodata_is_code and not self.resample:
             masked &= values != self.nodata
+        masked |= ~covered
         return values, masked | np.isnan(values) if values.dtype.kind == "f" else masked
 
     def interpret_nodata(self, as_code: str | None, source: LabelSource) -> tuple[LabelFile, tuple[str, ...]]:
@@ -86,10 +90,10 @@ class LabelFile:
         if source.nodata == "code":
             return replace(self, nodata_is_code=True), ()
         with open_raster(self.path) as dataset:
-            windows = read_grid(dataset).tiles(COUNT_WINDOW_PX)
-            pixels = sum(
-                int((read_window(dataset, self.bands, window) == self.nodata).any(axis=0).sum()) for window in windows
-            )
+            pixels = 0
+            for window in read_grid(dataset).tiles(COUNT_WINDOW_PX):
+                found = (read_window(dataset, self.bands, window) == self.nodata).any(axis=0)
+                pixels += int((found & read_coverage(dataset, window)).sum())
             share = pixels / (dataset.height * dataset.width)
         if not pixels:
             return self, ()
@@ -158,6 +162,8 @@ def inspect_label_file(path: Path, grid: Grid, classes: int, *, resample: bool) 
         The raster is on another grid and `resample` is False, or it cannot be resampled.
     """
     notes = []
+    if isinstance(path, Mosaic):
+        path = path.placed_on(grid)
     with open_raster(path) as dataset:
         file_grid, flags = read_grid(dataset), dataset.mask_flag_enums
         alpha = {band for band in dataset.indexes if dataset.colorinterp[band - 1] == ColorInterp.alpha}
