@@ -218,7 +218,8 @@ def _keys() -> set[str]:
 
     from pydantic import BaseModel
 
-    from segkit.recipe.schema import Data, LabelSource, Model, Train
+    from segkit.recipe.label_source import LabelSource
+    from segkit.recipe.schema import Data, Model, Train
     from segkit.task import Task
 
     parts: dict[str, type[BaseModel]] = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}

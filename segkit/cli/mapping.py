@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
-    from segkit.recipe.schema import LabelSource
+    from segkit.recipe.label_source import LabelSource
 
     if field is None and nodata is None:
         return path

@@ -20,7 +20,8 @@ from segkit.io.files import require_file
 from segkit.io.remote import Remote, as_path, join_path
 from segkit.io.scene import Scene
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
-from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe, SpatialSplit
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
 from segkit.task import Task
 
 T = TypeVar("T")

@@ -34,3 +34,6 @@ Count = Annotated[int, Field(ge=1)]
 Band = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[Count, Tag("<scalar>")], one_of("the name or the number of a band")
 ]
+
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]

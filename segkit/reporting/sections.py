@@ -30,7 +30,8 @@ from segkit.models.segmenter import Segmenter, load
 from segkit.plots import area_bars, charts, distance_chart, style, training_curves
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_score, format_with_error
-from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.schema import Data, DatasetSource, Recipe
 from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.html import Chart, Section
 from segkit.reporting.map_views import (

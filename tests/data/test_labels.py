@@ -18,7 +18,7 @@ from segkit.data.labels.open import open_labels
 from segkit.errors import GridError, LabelError, MissingFileError
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_grid
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import IGNORE, LandCoverClass, Task
 
 UTM = CRS.from_epsg(32622)

@@ -15,7 +15,8 @@ from synthetic import recipe_for
 from segkit.data.pairing import open_samples, pair_files
 from segkit.errors import DataError, MissingFileError
 from segkit.models.segmenter import Segmenter
-from segkit.recipe.schema import Data, DatasetSource, LabelSource
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.schema import Data, DatasetSource
 from segkit.task import LandCoverClass, Task
 
 TASK = Task("binary", (LandCoverClass("cleared", 1),))

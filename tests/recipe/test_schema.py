@@ -10,10 +10,10 @@ from places import ROOT
 from pydantic import ValidationError
 
 from segkit.errors import MissingFileError, RecipeError
+from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import (
     Data,
     DatasetSource,
-    LabelSource,
     Model,
     Recipe,
     SpatialSplit,

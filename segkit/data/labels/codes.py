@@ -24,7 +24,7 @@ from segkit.errors import GridError, LabelError, suggest
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_grid, read_window
 from segkit.io.scene import warp_to
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import Task
 
 _UNLABELLED = int(np.iinfo(np.int64).min)  # differs from every code of a label raster

@@ -19,7 +19,7 @@ from segkit.errors import LabelError
 from segkit.io.grid import Grid
 from segkit.io.remote import as_path
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import BACKGROUND, Task
 
 

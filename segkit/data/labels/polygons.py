@@ -16,7 +16,7 @@ from segkit.data.labels.base import PartialLabels
 from segkit.errors import DataError, LabelError
 from segkit.io.grid import Grid
 from segkit.io.polygons import Polygons, project_to_grid, rasterize_shapes, read_polygons
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import BACKGROUND, IGNORE, Task
 
 
