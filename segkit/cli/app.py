@@ -203,6 +203,8 @@ def _options(arguments: Sequence[str]) -> set[str]:
 def _about_keys(message: str, options: set[str]) -> str:
     """If a message names keys of the recipe, explain that this command takes no recipe."""
     keys = [] if RECIPE_OPTION in options else sorted(set(KEY_PATTERN.findall(message)) & _keys())
+    if "--set-labels" in options:  # which takes the keys of labels
+        keys = [key for key in keys if not key.startswith("labels.")]
     if not keys:
         return ""
     named = f"{keys[0]} is a key" if len(keys) == 1 else f"{' and '.join(keys)} are keys"

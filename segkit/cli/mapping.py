@@ -25,6 +25,7 @@ from segkit.cli.options import (
     OverlappingClass,
     Overwrite,
     Precision,
+    SetLabels,
     Tile,
     Uncertainty,
 )
@@ -53,6 +54,7 @@ def evaluate(
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     field: LabelField = None,
     nodata: LabelNoData = None,
+    set_labels: SetLabels = None,
     average_with: AverageWith = None,
     boundary_width: BoundaryWidth = "2px",
     min_object_area: MinObjectArea = "1px",
@@ -86,7 +88,7 @@ def evaluate(
     result = run(
         [model, *average_with] if average_with else model,
         None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
-        _labels(labels, field, nodata),
+        _labels(labels, field, nodata, set_labels),
         output,
         boundary_width=boundary_width,
         min_object_area=min_object_area,
@@ -103,12 +105,14 @@ def evaluate(
     print_worst_scenes(result, _WORST_SCENES)
 
 
-def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
-    from segkit.recipe.label_source import LabelSource
+def _labels(path: Any, field: str | None, nodata: NoData | None, options: list[str] | None) -> Any:
+    from segkit.recipe.label_source import label_source_from
 
-    if field is None and nodata is None:
+    if field is None and nodata is None and not options:
         return path
-    return LabelSource(path=str(path), field=field, nodata=None if nodata is None else nodata.value)
+    source = label_source_from(str(path), options or ())
+    given = {"field": field, "nodata": None if nodata is None else nodata.value}
+    return source.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 @app.command(
@@ -281,6 +285,7 @@ def report(
     labels: Annotated[Path | None, typer.Option(parser=as_path, help="Labels of the map, to score it.")] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
+    set_labels: SetLabels = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map, as predict writes them.")
     ] = None,
@@ -303,7 +308,7 @@ def report(
         output,
         png=png,
         images=images,
-        labels=labels if labels is None else _labels(labels, field, nodata),
+        labels=labels if labels is None else _labels(labels, field, nodata, set_labels),
         probabilities=probabilities,
         class_names=class_names,
         ignore=ignore or (),

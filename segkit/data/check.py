@@ -123,6 +123,7 @@ class Report:
             rule = self.recipe.data.val
             share = f"{rule.fraction:.0%}" if rule.fold is None else f"fold {rule.fold}"
             units = {"block": f"blocks of {rule.block} pixels", "appearance": "scenes ordered by appearance"}
+            units["point"] = f"groups of points within {rule.distance or 0:g} m of each other"
             what = units.get(rule.by, f"{rule.by}s")
             share = share if rule.values is None else f"{rule.field} {' or '.join(rule.values)}"
             gap = "" if rule.gap is None else f" with a gap of {rule.gap} pixels"

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from segkit.data.cache import Cache
 from segkit.data.labels.base import Labels
-from segkit.data.labels.open import open_labels
+from segkit.data.labels.open import has_features, open_labels
 from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.io.files import require_file
+from segkit.io.points import POINT_TABLE_SUFFIXES
 from segkit.io.remote import Remote, as_path, join_path
 from segkit.io.scene import Scene
-from segkit.io.vector import VECTOR_SUFFIXES, is_vector
+from segkit.io.vector import VECTOR_SUFFIXES
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
 from segkit.task import Task
@@ -41,12 +42,15 @@ class Sample:
         Sampling weight of the scene; 1 by default.
     row
         The other columns of its row in the table; empty without a table.
+    label_sources
+        The files of the labels and how they are read.
     """
 
     scene: Scene
     labels: Labels | None
     weight: float = 1.0
     row: Mapping[str, str] = field(default_factory=dict, hash=False)
+    label_sources: tuple[LabelSource, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class SceneFiles:
             how = {"sources": sources, "files": [len(each) for each in files]}
             how |= {"ignore": data.ignore, "resample": data.resample}
             labels = cache.labels(labels, [file for each in files for file in each], how)
-        return Sample(scene, labels, self.weight, self.row)
+        return Sample(scene, labels, self.weight, self.row, self.labels)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | N
         else:
             samples.append(sample)
     if not samples:
-        raise DataError(f"no polygon intersects a scene: {_list_some(unmatched)}; check the CRS of both")
+        raise DataError(f"no polygon or point intersects a scene: {_list_some(unmatched)}; check the CRS of both")
     kinds = {sample.labels.soft: sample.labels.name for sample in samples if sample.labels is not None}
     if len(kinds) > 1:
         raise DataError(f"{kinds[True]} holds fractions, {kinds[False]} holds codes; use one kind for all")
@@ -208,9 +212,13 @@ def _match_labels(
 ) -> tuple[list[LabelSource | None], list[Path]]:
     """Return the labels of each scene (None without), and the label files without a scene."""
     named = [as_path(path) for path in labels.paths]
-    if all(is_vector(path) and not glob.has_magic(str(path)) for path in named):
+    if all(has_features(path) and not glob.has_magic(str(path)) for path in named):
         return [labels] * len(scenes), []
-    files = [file for path in named for file in expand_paths(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES)]
+    files = [
+        file
+        for path in named
+        for file in expand_paths(path, "labels", RASTER_SUFFIXES + VECTOR_SUFFIXES + POINT_TABLE_SUFFIXES)
+    ]
     if one_image and files == named[:1]:
         return [labels.model_copy(update={"path": os.fspath(files[0])})], []
     by_image = _by_name((scene.images[0].stem, scene) for scene in scenes)

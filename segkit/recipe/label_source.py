@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Tag
+from pydantic import Field, Tag, ValidationError, model_validator
 
+from segkit.errors import UsageError
 from segkit.recipe.base import Names, Positive, StrictModel, one_of
+from segkit.recipe.messages import UNKNOWN, readable_error
+from segkit.recipe.yaml import set_at, split_override
+
+_OPTION = "--set-labels"
+
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?)?$")]
 
 
 class LabelSource(StrictModel):
@@ -20,7 +29,20 @@ class LabelSource(StrictModel):
     layer: str | None = None
     """Layer of a vector file with several layers."""
     field: str | None = None
-    """Field with the class of each polygon; without one, all polygons are of the single class in `classes`."""
+    """Field with the class of each polygon or point; without one, all are of the single class in `classes`."""
+    radius: Positive | None = None
+    """Points: radius in metres; pixels whose centre is at most this far from a point are labelled, too. By default only
+    the pixel under each point."""
+    x: str | None = None
+    """Points in a CSV file: column with the x coordinate or longitude; by default it has a usual name."""
+    y: str | None = None
+    """Points in a CSV file: column with the y coordinate or latitude."""
+    crs: str | None = None
+    """Points in a CSV file: CRS of the coordinates, such as EPSG:4326."""
+    date_field: str | None = None
+    """Field with the date of each polygon or point: 2021-06-30, 2021-06 or 2021."""
+    period: tuple[Day, Day] | None = None
+    """[first, last] dates: only polygons and points of this period are used."""
     values: dict[str, str | None] | None = None
     """{value of the field, or code of the raster: class name, "background", or null for unlabelled}; by default the
     field holds class names or class values, and the raster class values."""
@@ -43,3 +65,34 @@ class LabelSource(StrictModel):
     def paths(self) -> tuple[str, ...]:
         """The path or paths; empty if the table names the files."""
         return (self.path,) if isinstance(self.path, str) else self.path or ()
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> LabelSource:
+        if (self.x is None) != (self.y is None):
+            raise ValueError("x needs y, and the other way round; give both or neither")
+        if (self.period is None) != (self.date_field is None):
+            raise ValueError("period needs date_field, the field with the dates, and the other way round; give both")
+        if self.period is not None and self.period[0] > self.period[1]:
+            raise ValueError(f"period ends ({self.period[1]}) before it starts ({self.period[0]}); exchange the dates")
+        return self
+
+
+def label_source_from(path: str, options: Sequence[str] = ()) -> LabelSource:
+    """Return a label source from a path and options KEY=VALUE, whose values are YAML: "radius=20".
+
+    Raises
+    ------
+    UsageError
+        An option is not a valid key of labels.
+    """
+    raw: dict[str, Any] = {}
+    for option in options:
+        place, value = split_override(option, _OPTION)
+        set_at(raw, ("labels", *place), value, f"{_OPTION} {option}")
+    labels = raw.get("labels", {}) | {"path": path}
+    try:
+        return LabelSource.model_validate_json(json.dumps(labels, default=str), strict=True)
+    except ValidationError as error:
+        first, *_ = sorted(error.errors(include_url=False), key=lambda each: each["type"] not in UNKNOWN)
+        place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
+        raise UsageError(f"{_OPTION}: {readable_error(first, place, LabelSource.model_json_schema())}") from error

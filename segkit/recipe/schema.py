@@ -96,9 +96,10 @@ class DatasetSource(StrictModel):
 class SpatialSplit(StrictModel):
     """Spatial split: validate on blocks, whole scenes or polygons of the training scenes."""
 
-    by: Literal["block", "scene", "polygon", "appearance"] = "block"
-    """Unit of the split: a block of pixels, a scene (with all that overlap it), or a polygon. By appearance, scenes are
-    ordered by the statistics of their bands, and those to validate on are a contiguous part of the order."""
+    by: Literal["block", "scene", "polygon", "point", "appearance"] = "block"
+    """Unit of the split: a block of pixels, a scene (with all that overlap it), a polygon, or a group of label points
+    that are near each other. By appearance, scenes are ordered by the statistics of their bands, and those to validate
+    on are a contiguous part of the order."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the labelled area to validate on; the units are drawn at random, or are one end of the order by
     appearance."""
@@ -110,13 +111,15 @@ class SpatialSplit(StrictModel):
     """Vector file of the polygons."""
     layer: str | None = None
     """Layer of a vector file with several layers."""
+    distance: Positive | None = None
+    """By point: label points at most this many metres apart, directly or through others, are one group."""
     field: str | None = None
-    """Field of the polygons that marks those to validate on."""
+    """Field of the polygons (of the label points) that marks those to validate on."""
     values: Names | None = None
-    """Values of the field that mark polygons to validate on. Replaces `fraction`."""
+    """Values of the field that mark polygons or points to validate on. Replaces `fraction`."""
     gap: Annotated[int, Field(ge=0)] | None = None
     """Width in pixels of the buffer between training and validation, which is used for neither; by default
-    train.tile_size, but at most a quarter of the side of a block (a scene, a polygon)."""
+    train.tile_size, but at most a quarter of the side of a block (a scene, a polygon), or of `distance`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the random draw; by appearance nothing is drawn."""
 
@@ -128,9 +131,15 @@ class SpatialSplit(StrictModel):
             )
         if (self.field is None) != (self.values is None):
             raise ValueError("field needs values, and the other way round; give both or neither")
-        for key in ("layer", "field"):
-            if getattr(self, key) is not None and self.by != "polygon":
-                raise ValueError(f"{key} is only for by: polygon; remove it")
+        if (self.by == "point") != (self.distance is not None):
+            raise ValueError(
+                "by: point needs distance, in metres, within which points stay together, and the other way round; give "
+                "both or neither"
+            )
+        if self.layer is not None and self.by != "polygon":
+            raise ValueError("layer is only for by: polygon; remove it")
+        if self.field is not None and self.by not in ("polygon", "point"):
+            raise ValueError("field is only for by: polygon and by: point; remove it")
         if self.fold is not None:
             number, folds = map(int, self.fold.split("/"))
             if self.values is not None:

@@ -84,8 +84,8 @@ def resolve_paths(value: Any, folder: Path, place: Location = ()) -> Any:
     return os.path.abspath(folder.resolve() / os.path.expanduser(value))  # noqa: PTH100, PTH111 - keeps links and globs
 
 
-def split_override(override: str) -> tuple[Location, Any]:
-    """Return the place and the value of KEY=VALUE.
+def split_override(override: str, option: str = "--set") -> tuple[Location, Any]:
+    """Return the place and the value of KEY=VALUE, which was given by an option.
 
     Raises
     ------
@@ -94,9 +94,10 @@ def split_override(override: str) -> tuple[Location, Any]:
     """
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"--set {override}: write it as key=value, for example train.epochs=3")
+        example = "train.epochs=3" if option == "--set" else "radius=20"
+        raise RecipeError(f"{option} {override}: write it as key=value, for example {example}")
     place = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
-    return place, parse_yaml(value, f"--set {override}")
+    return place, parse_yaml(value, f"{option} {override}")
 
 
 def set_at(raw: Any, place: Location, value: Any, source: str) -> None:

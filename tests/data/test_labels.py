@@ -1,6 +1,7 @@
 import pickle
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pyogrio
 import pyproj
@@ -656,7 +657,8 @@ def test_nulls_are_skipped_and_invalid_polygons_repaired_and_both_are_counted(tm
 def test_points_and_lines_are_refused_by_name(tmp_path, other):
     geometry = shapely.from_wkt(other)
     path = write_polygons(tmp_path / "p.gpkg", [*boxes((0, 0, 1, 1)), geometry])
-    with pytest.raises(LabelError, match=f"1 of 2 geometries have the type {geometry.geom_type}"):
+    kind = "are points, 1 have other types" if geometry.geom_type == "Point" else "have the type LineString"
+    with pytest.raises(LabelError, match=f"1 of 2 geometries {kind}"):
         read(path, BINARY)
 
 
@@ -783,3 +785,91 @@ def test_an_unknown_code_is_counted_in_the_whole_file(write_raster):
         labels = open_labels(LabelSource(path=str(path)), task, read_grid(dataset))
     with pytest.raises(LabelError, match=r"codes.tif: code 4 \(1 pixels\), 9 \(1000 pixels\) is not defined, .* 0, 1;"):
         labels.read(Window(0, 0, 3, 3))
+
+
+# Points
+
+
+def write_points(path, places, values, crs=UTM, grid=GRID, **columns):
+    """Write points, given by (column, row) of a grid, with the fields "kind" and `columns`."""
+    shapes = shapely.points([grid.transform @ place for place in places])
+    frame = geopandas.GeoDataFrame({"kind": values, **columns}, geometry=shapes, crs=grid.crs.to_wkt())
+    frame.to_crs(crs.to_wkt()).to_file(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("grid", [GRID, ROTATED], ids=["north-up", "rotated"])
+@pytest.mark.parametrize("crs", [UTM, CRS.from_epsg(4326)], ids=["same", "degrees"])
+def test_points_label_the_pixels_under_them_and_nothing_else(tmp_path, grid, crs):
+    places, kinds = [(0.1, 0.1), (16.9, 11.9), (5.5, 3.5), (-0.1, 3), (9, 12.1)], ["a", "b", "c", "a", "b"]
+    expected = np.full(GRID.shape, IGNORE)
+    expected[0, 0], expected[11, 16], expected[3, 5] = 1, 2, 3
+    path = write_points(tmp_path / "p.gpkg", places, kinds, crs, grid)
+    source = LabelSource(path=path, field="kind")
+    np.testing.assert_array_equal(read(source, EXCLUSIVE, grid)[0], expected)
+    assert open_labels(source, EXCLUSIVE, grid).outside_is_background is False
+    frame = geopandas.read_file(path).set_crs(crs.to_wkt(), allow_override=True)
+    table = frame.assign(x=frame.geometry.x, y=frame.geometry.y).drop(columns="geometry")
+    table.to_csv(tmp_path / "p.csv", sep=";", decimal=",", index=False)
+    source = LabelSource(path=str(tmp_path / "p.csv"), field="kind", crs=crs.to_wkt())
+    np.testing.assert_array_equal(read(source, EXCLUSIVE, grid)[0], expected)
+    far = Grid(3, 3, grid.transform @ Affine.translation(100, 0), UTM)
+    assert open_labels(source, EXCLUSIVE, far) is None
+
+
+def test_points_of_background_unlabelled_points_and_discs(tmp_path):
+    values = {"a": "a", "nothing": "background", "cloud": None}
+    places, kinds = [(5.5, 5.5), (12.5, 5.5), (7.5, 5.5)], ["a", "nothing", "cloud"]
+    path = write_points(tmp_path / "p.gpkg", places, kinds)
+    target = read(LabelSource(path=path, field="kind", values=values, radius=61), BINARY)[0]
+    rows, columns = np.indices(GRID.shape) + 0.5
+    near = [np.hypot(columns - x, rows - y) * 30 <= 61 for x, y in places]
+    expected = np.where(near[0], 1, np.where(near[1], 0, IGNORE))
+    expected[near[2]] = IGNORE
+    np.testing.assert_array_equal(target, expected)
+
+
+def test_points_of_two_classes_on_one_pixel_need_a_priority(tmp_path):
+    path = write_points(tmp_path / "p.gpkg", [(5.2, 5.5), (5.8, 5.5), (1, 1)], ["a", "b", "a"])
+    with pytest.raises(LabelError, match=r"points of a and b overlap in 1 pixels.*correct the points"):
+        read(LabelSource(path=path, field="kind"), EXCLUSIVE)
+    assert read(LabelSource(path=path, field="kind", priority=("b",)), EXCLUSIVE)[0, 5, 5] == 2
+
+
+def test_a_period_selects_by_date(tmp_path):
+    places, dates = [(x + 0.5, 0.5) for x in range(5)], ["2020-12-31", "2021-01-01", "2021-06-30", "2022-01-01", None]
+    path = write_points(tmp_path / "p.gpkg", places, ["a"] * 5, day=dates, year=[2020, 2021, 2021, 2022, 2022])
+
+    def used(field, *period):
+        source = LabelSource(path=path, classes=("a",), field="kind", date_field=field, period=period)
+        labels = open_labels(source, EXCLUSIVE, GRID)
+        assert (
+            f"{5 - (labels.read(GRID.full_window) >= 0).sum()} of 5 features are not of labels.period"
+            in labels.notes[0]
+        )
+        return np.flatnonzero(labels.read(Window(0, 0, 5, 1)).max(axis=0)[0] >= 0).tolist()
+
+    assert (
+        used("day", "2021-01-01", "2021-12-31") == used("day", "2021", "2021") == used("year", "2021", "2021") == [1, 2]
+    )
+    assert used("day", "2021-01-02", "2022-01-01") == [2, 3]
+    assert used("day", "2020", "2021-01") == [0, 1]
+    with pytest.raises(LabelError, match=r"year is 2020, which is less exact than labels\.period"):
+        used("year", "2021-01-01", "2021-12-31")
+    with pytest.raises(LabelError, match=r"kind is 'a'; dates are written as"):
+        used("kind", "2021", "2021")
+
+
+def test_options_that_do_not_fit_points(tmp_path):
+    points = write_points(tmp_path / "p.gpkg", [(5.5, 5.5)], ["a"])
+    polygons = write_polygons(tmp_path / "q.gpkg", [placed(shapely.box(1, 1, 5, 5), GRID)])
+    (tmp_path / "t.csv").write_text("x,y\n1,2\n")
+    for source, said in (
+        ({"path": points, "outside_polygons": "background"}, "has points, which say nothing about other pixels"),
+        ({"path": points, "crs": "EPSG:4326"}, r"crs is only for tables of points \(\.csv\)"),
+        ({"path": polygons, "radius": 5}, "radius is only for points"),
+        ({"path": (polygons, points)}, "has polygons, .* has points; list them as two label sources"),
+        ({"path": str(tmp_path / "t.csv"), "layer": "a", "crs": "EPSG:4326"}, "layer is only for vector files"),
+    ):
+        with pytest.raises(LabelError, match=said):
+            read(LabelSource(**source), BINARY)

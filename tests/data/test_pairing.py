@@ -244,7 +244,7 @@ def test_named_polygons_serve_every_scene_they_intersect(tmp_path):
     assert [sample.scene.name for sample in found.samples] == ["0", "2"]
     assert found.unmatched == (Path(images[1]),)
     assert all((sample.labels.read(sample.scene.grid.full_window) == 1).all() for sample in found.samples)
-    with pytest.raises(DataError, match="no polygon intersects a scene"):
+    with pytest.raises(DataError, match="no polygon or point intersects a scene"):
         opened(DatasetSource(images=images[1], labels=[one, two]))
 
 

@@ -1,4 +1,4 @@
-"""Open the labels of a scene: rasters of codes, masks or fractions, and polygons.
+"""Open the labels of a scene: rasters of codes, masks or fractions, polygons, and points.
 
 Every label pixel is a class, background, or unlabelled (`IGNORE`). Each source is read as *partial labels*: of each
 class whether it is present (or its fraction), or unlabelled. So several sources can be merged before the `Task` turns
@@ -12,15 +12,25 @@ from pathlib import Path
 
 from segkit.data.labels.base import Labels, PartialLabels
 from segkit.data.labels.codes import inspect_label_file, open_codes
+from segkit.data.labels.features import open_features
 from segkit.data.labels.fractions import open_fractions
 from segkit.data.labels.merge import MergedLabels
-from segkit.data.labels.polygons import open_polygons
 from segkit.errors import LabelError
 from segkit.io.grid import Grid
+from segkit.io.points import POINT_TABLE_SUFFIXES, is_point_table
 from segkit.io.remote import as_path
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
 from segkit.recipe.label_source import LabelSource
 from segkit.task import BACKGROUND, Task
+
+_KEYS_OF_FEATURES = (
+    "layer", "field", "priority", "outside_polygons", "radius", "x", "y", "crs", "date_field",
+)  # fmt: skip
+
+
+def has_features(path: Path) -> bool:
+    """Return whether a label file has polygons or points, by its extension; otherwise it is a raster."""
+    return is_vector(path) or is_point_table(path)
 
 
 def open_labels(
@@ -39,7 +49,7 @@ def open_labels(
     Parameters
     ----------
     source
-        One or several; the `path` of each is one raster file, or one or more vector files.
+        One or several; the `path` of each is one raster file, or one or more vector files or tables of points.
     task
         Defines codes, names and targets.
     grid
@@ -51,7 +61,7 @@ def open_labels(
 
     Returns
     -------
-    The labels, or None if no polygon intersects the scene and there are no other labels.
+    The labels, or None if no polygon or point intersects the scene and there are no other labels.
 
     Raises
     ------
@@ -85,17 +95,18 @@ def _paths(source: LabelSource) -> list[Path]:
 def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> PartialLabels | None:
     paths = _paths(source)
     classes = _covered_classes(source, task, paths[0])
-    if all(is_vector(path) for path in paths):
+    if all(has_features(path) for path in paths):
         if source.fractions:
             raise LabelError(f"{paths[0]}: fractions is only for rasters with one band per class; remove it")
         if source.nodata is not None:
             raise LabelError(f"{paths[0]}: nodata is only for label rasters; remove it")
-        return open_polygons(paths, source, task, grid, ignore, classes)
+        return open_features(paths, source, task, grid, ignore, classes)
     if len(paths) > 1:
         raise LabelError(f"{paths[0]} and {paths[1]}: a scene has one label raster, or vector files; give one file")
-    for key in ("layer", "field", "priority", "outside_polygons"):
+    for key in _KEYS_OF_FEATURES:
         if getattr(source, key) is not None and not (key == "outside_polygons" and source.fractions):
-            raise LabelError(f"{paths[0]}: {key} is only for vector labels ({', '.join(VECTOR_SUFFIXES)}); remove it")
+            suffixes = ", ".join((*VECTOR_SUFFIXES, *POINT_TABLE_SUFFIXES))
+            raise LabelError(f"{paths[0]}: {key} is only for vector labels ({suffixes}); remove it")
     file, notes = inspect_label_file(paths[0], grid, len(classes), resample=resample)
     return (open_fractions if source.fractions else open_codes)(file, source, task, ignore, classes, notes)
 
