@@ -10,7 +10,8 @@ from segkit.data.examination import Examination, examine, require_same_bands
 from segkit.data.pairing import Sample, open_samples
 from segkit.data.split import train_val_split
 from segkit.errors import DataError
-from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
+from segkit.recipe.schema import Data, DatasetSource, Recipe
+from segkit.recipe.splits import SpatialSplit
 from segkit.task import Task
 
 

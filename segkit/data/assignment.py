@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from segkit.data.appearance import cut_end, cut_folds, order_by_appearance
 from segkit.errors import DataError
-from segkit.recipe.schema import SpatialSplit
+from segkit.recipe.splits import SpatialSplit
 
 _N_DRAWS = 200  # random splits; the one with the most even class shares is used
 

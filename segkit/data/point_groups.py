@@ -20,7 +20,7 @@ from segkit.data.pairing import Sample
 from segkit.errors import DataError, GridError
 from segkit.io.points import Points, draw_points
 from segkit.io.remote import as_path
-from segkit.recipe.schema import SpatialSplit
+from segkit.recipe.splits import SpatialSplit
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from segkit.errors import DataError, GridError
 from segkit.io.cover import PixelRegion, grids_within
 from segkit.io.grid import Grid, split_window
 from segkit.io.polygons import project_to_grid, read_polygons
-from segkit.recipe.schema import Recipe, SpatialSplit, TableSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit, TableSplit
 from segkit.task import IGNORE, Task
 
 # Default blocks: largest side (or four tiles), smallest side, and number of blocks that should validate.
@@ -148,7 +149,7 @@ def _side_of_units(grids: Sequence[Grid], rule: SpatialSplit, block: int | None)
         assert rule.distance is not None
         if any(grid.crs is None for grid in grids):
             raise GridError("data.val.distance is in metres, but a scene has no CRS; assign one, or split by block")
-        return round(rule.distance / np.median([max(grid.pixel_metres()) for grid in grids]))
+        return round(rule.distance / float(np.median([max(grid.pixel_metres()) for grid in grids])))
     if rule.by in ("scene", "appearance"):
         areas = [float(grid.height * grid.width) for grid in grids]
     else:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea
-from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
+from segkit.data.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.errors import DataError, suggest
 from segkit.inference.blending import Block, predict_blocks
 from segkit.inference.device import pick_device

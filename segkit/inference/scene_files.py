@@ -51,9 +51,9 @@ class PredictionFiles:
 
 def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
     """Return the files of each scene; each raster of a folder or glob is a scene."""
-    from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
+    from segkit.data.file_search import IMAGE_SUFFIXES, expand_paths
 
-    suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
+    suffixes = (*IMAGE_SUFFIXES, ".vrt") if vrt else IMAGE_SUFFIXES
     found: list[tuple[Path, ...]] = []
     for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
         if isinstance(entry, (str, os.PathLike)):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, ValidationError, model_validator
 
 from segkit.errors import UsageError
+from segkit.io.name_pattern import NamePattern
 from segkit.recipe.base import Names, Positive, StrictModel, one_of
 from segkit.recipe.messages import UNKNOWN, readable_error
 from segkit.recipe.yaml import set_at, split_override
@@ -26,6 +27,9 @@ class LabelSource(StrictModel):
         | None
     ) = None
     """A folder, a file, a glob or a list of files; by default the files in the column label of the table."""
+    pair: str | None = None
+    """Pattern of the label files' names without extension, "{}_mask": {} is what they have in common with their images.
+    Of a folder or a glob, only files that match are used."""
     layer: str | None = None
     """Layer of a vector file with several layers."""
     field: str | None = None
@@ -44,8 +48,8 @@ class LabelSource(StrictModel):
     period: tuple[Day, Day] | None = None
     """[first, last] dates: only polygons and points of this period are used."""
     values: dict[str, str | None] | None = None
-    """{value of the field, or code of the raster: class name, "background", or null for unlabelled}; by default the
-    field holds class names or class values, and the raster class values."""
+    """{value of the field, or code, colour "#rrggbb" or class name of the raster: class name, "background", or null for
+    unlabelled}; by default the field holds class names or class values, and the raster class values."""
     classes: Names | None = None
     """The classes that these labels cover; the others stay unlabelled. By default all."""
     fractions: bool = False
@@ -68,6 +72,7 @@ class LabelSource(StrictModel):
 
     @model_validator(mode="after")
     def _check_keys(self) -> LabelSource:
+        check_pair_pattern(self.pair)
         if (self.x is None) != (self.y is None):
             raise ValueError("x needs y, and the other way round; give both or neither")
         if (self.period is None) != (self.date_field is None):
@@ -75,6 +80,12 @@ class LabelSource(StrictModel):
         if self.period is not None and self.period[0] > self.period[1]:
             raise ValueError(f"period ends ({self.period[1]}) before it starts ({self.period[0]}); exchange the dates")
         return self
+
+
+def check_pair_pattern(pattern: str | None) -> None:
+    """Raise a ValueError if a pattern of names cannot be used to pair files."""
+    if pattern is not None and (not (parsed := NamePattern(pattern)).has_place or parsed.has_date):
+        raise ValueError(f"pair is {pattern!r}; it needs {{}} once, and no date: {{}}_sat")
 
 
 def label_source_from(path: str, options: Sequence[str] = ()) -> LabelSource:

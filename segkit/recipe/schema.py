@@ -17,11 +17,13 @@ from pydantic import Field, Tag, ValidationError, model_serializer, model_valida
 
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
+from segkit.io.name_pattern import NamePattern
 from segkit.recipe.base import Band, Count, Names, Positive, StrictModel, one_of, tag_form
 from segkit.recipe.features import CLASSICAL, Features, check_model_keys, keys_of_others
-from segkit.recipe.label_source import LabelSource
+from segkit.recipe.label_source import LabelSource, check_pair_pattern
 from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
+from segkit.recipe.splits import SpatialSplit, TableSplit
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
 from segkit.task import BACKGROUND, Task
 
@@ -43,6 +45,24 @@ Stack = Annotated[
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Dates(StrictModel):
+    """Images of several dates of one place."""
+
+    pattern: str
+    """Pattern of the names without extension: {} is the place, {date:%Y%m%d} the date, * is anything. Without {}, the
+    place is the rest of the name."""
+    number: Count | None = None
+    """Number of dates of a scene; by default as many as the place with most dates has."""
+    missing: Literal["error", "skip", "repeat"] = "error"
+    """What to do with places that have fewer dates: refuse them, leave them out, or repeat their last date."""
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Dates:
+        if not NamePattern(self.pattern).has_date:
+            raise ValueError(f"the pattern {self.pattern!r} has no date; write it as {{date:%Y%m%d}}")
+        return self
 
 
 class DatasetSource(StrictModel):
@@ -69,6 +89,35 @@ class DatasetSource(StrictModel):
     """Rasters or vector files: a folder, a file, a glob, a list, a `LabelSource`; or a list of these (merged)."""
     table: str | None = None
     """CSV with one row per scene: columns image (or image1, image2, ...), label, and optionally name and weight."""
+    pair: str | None = None
+    """Pattern of the images' names without extension, "{}_sat": {} is what they have in common with their labels. Of a
+    folder or a glob, only files that match are used."""
+    dates: (
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[Dates, Tag("<keys>")],
+            one_of("a pattern with a date, such as {}_{date:%Y%m%d}, or keys with a pattern"),
+        ]
+        | None
+    ) = None
+    """Images of several dates of one place, which are stacked to one scene in the order of their dates: the pattern of
+    their names, or keys."""
+
+    @property
+    def date_series(self) -> Dates | None:
+        """The keys of `dates`, also if the recipe gives only a pattern."""
+        return Dates(pattern=self.dates) if isinstance(self.dates, str) else self.dates
+
+    @model_validator(mode="after")
+    def _check_patterns(self) -> DatasetSource:
+        check_pair_pattern(self.pair)
+        series = self.date_series
+        if series is None:
+            return self
+        if self.table is not None or self.pair is not None:
+            raise ValueError("dates is for images, without table and pair ({} in its pattern pairs labels); remove one")
+        if not isinstance(self.images, str) and any(not isinstance(one, str) for one in self.images or ()):
+            raise ValueError("dates finds the files of each scene, but images lists them; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _check_sources(self) -> DatasetSource:
@@ -91,75 +140,6 @@ class DatasetSource(StrictModel):
         if isinstance(self.labels, str) or isinstance(self.labels[0], str):
             return (LabelSource.model_validate({"path": self.labels}),)
         return tuple(one for one in self.labels if isinstance(one, LabelSource))
-
-
-class SpatialSplit(StrictModel):
-    """Spatial split: validate on blocks, whole scenes or polygons of the training scenes."""
-
-    by: Literal["block", "scene", "polygon", "point", "appearance"] = "block"
-    """Unit of the split: a block of pixels, a scene (with all that overlap it), a polygon, or a group of label points
-    that are near each other. By appearance, scenes are ordered by the statistics of their bands, and those to validate
-    on are a contiguous part of the order."""
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the labelled area to validate on; the units are drawn at random, or are one end of the order by
-    appearance."""
-    fold: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] | None = None
-    """"0/5": validate on the first of five folds, which together hold all labels. Replaces `fraction`."""
-    block: Count | None = None
-    """Side of a block in pixels; by default 512 or four tiles, whichever is more, and less for small scenes."""
-    polygons: str | None = None
-    """Vector file of the polygons."""
-    layer: str | None = None
-    """Layer of a vector file with several layers."""
-    distance: Positive | None = None
-    """By point: label points at most this many metres apart, directly or through others, are one group."""
-    field: str | None = None
-    """Field of the polygons (of the label points) that marks those to validate on."""
-    values: Names | None = None
-    """Values of the field that mark polygons or points to validate on. Replaces `fraction`."""
-    gap: Annotated[int, Field(ge=0)] | None = None
-    """Width in pixels of the buffer between training and validation, which is used for neither; by default
-    train.tile_size, but at most a quarter of the side of a block (a scene, a polygon), or of `distance`."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the random draw; by appearance nothing is drawn."""
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> SpatialSplit:
-        if (self.by == "polygon") != (self.polygons is not None):
-            raise ValueError(
-                "by: polygon needs polygons, the file that holds them, and the other way round; give both or neither"
-            )
-        if (self.field is None) != (self.values is None):
-            raise ValueError("field needs values, and the other way round; give both or neither")
-        if (self.by == "point") != (self.distance is not None):
-            raise ValueError(
-                "by: point needs distance, in metres, within which points stay together, and the other way round; give "
-                "both or neither"
-            )
-        if self.layer is not None and self.by != "polygon":
-            raise ValueError("layer is only for by: polygon; remove it")
-        if self.field is not None and self.by not in ("polygon", "point"):
-            raise ValueError("field is only for by: polygon and by: point; remove it")
-        if self.fold is not None:
-            number, folds = map(int, self.fold.split("/"))
-            if self.values is not None:
-                raise ValueError("fold and values both choose what to validate on; remove one of them")
-            if not number < folds or folds < 2:
-                raise ValueError(
-                    f"fold {self.fold} does not exist; with n folds (2 or more), the first is 0/n, the last n-1/n"
-                )
-        return self
-
-
-class TableSplit(StrictModel):
-    """Validate on the rows of the table of `data.train` that are marked in a column."""
-
-    column: str
-    """Name of the column."""
-    val: Names = ("val", "valid", "validation")
-    """Values of validation rows."""
-    train: Names | None = None
-    """Values of training rows; by default all others except empty ones."""
 
 
 class Data(StrictModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from segkit.errors import RecipeError
+from segkit.io.csv_table import describe_wrong_encoding
 from segkit.io.remote import is_remote
 from segkit.recipe.messages import shorten
 from segkit.recipe.renamed import Location, new_place, warn_about
@@ -57,8 +59,14 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     Raises
     ------
     RecipeError
-        It is not YAML, a key is given twice, or there is an alias.
+        It is not YAML in UTF-8 (or UTF-16), a key is given twice, or there is an alias.
     """
+    if isinstance(text, bytes) and not text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = text
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RecipeError(describe_wrong_encoding(content, source, error)) from error
     try:
         return yaml.load(text, Yaml)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:

@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -873,3 +874,140 @@ def test_options_that_do_not_fit_points(tmp_path):
     ):
         with pytest.raises(LabelError, match=said):
             read(LabelSource(**source), BINARY)
+
+
+# Colours
+
+
+COLORS = {"#00ff00": "a", "#0000ff": "b", "#00ffff": None, "#FF0000": "background"}
+
+
+def write_png(path, pixels, palette=None):
+    from PIL import Image
+
+    image = Image.fromarray(pixels, "P" if palette is not None else None)
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Pillow, about the mode
+@pytest.mark.parametrize("kind", ["rgb.tif", "rgb.png", "rgba.png", "palette.png", "palette.tif"])
+def test_colours_are_classes(tmp_path, kind):
+    table = np.array([[0, 255, 0], [0, 0, 255], [0, 255, 255], [255, 0, 0]], np.uint8)
+    meaning = np.array([1, 2, IGNORE, 0])
+    codes = np.random.default_rng(0).integers(0, 4, GRID.shape).astype(np.uint8)
+    expected = meaning[codes]
+    path, pixels = tmp_path / kind, table[codes]
+    if kind == "rgb.tif":
+        write_raster(path, pixels.transpose(2, 0, 1), photometric="RGB")
+    elif kind == "palette.tif":
+        write_raster(path, codes)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.write_colormap(1, {index: (*map(int, color), 255) for index, color in enumerate(table)})
+    elif kind == "rgba.png":
+        clear = np.random.default_rng(1).random(GRID.shape) < 0.2
+        write_png(path, np.dstack([pixels, np.where(clear, 0, 255).astype(np.uint8)]))
+        expected = np.where(clear, IGNORE, expected)
+    else:
+        write_png(path, codes if "palette" in kind else pixels, table.ravel().tolist() if "palette" in kind else None)
+    source = LabelSource(path=str(path), values=COLORS)
+    np.testing.assert_array_equal(read(source, EXCLUSIVE)[0], expected)
+    one = LabelSource(path=str(path), values={key: name if name != "b" else None for key, name in COLORS.items()})
+    np.testing.assert_array_equal(read(one, BINARY)[0], np.where(expected == 2, IGNORE, expected))
+    with pytest.raises(
+        LabelError, match=r"the colours #ff0000 \(\d+ pixels\) are not in labels\.values, which lists #00ff"
+    ):
+        read(LabelSource(path=str(path), values=dict(list(COLORS.items())[:3])), EXCLUSIVE)
+
+
+def test_colours_that_cannot_be_read(tmp_path):
+    one = write_raster(tmp_path / "one.tif", np.zeros(GRID.shape, np.uint8))
+    two = write_raster(tmp_path / "two.tif", np.zeros((2, *GRID.shape), np.uint8))
+    for path, values, said in (
+        (one, COLORS, "its band has no colour table"),
+        (two, COLORS, "does not have red, green and blue as bytes"),
+        (one, COLORS | {"7": "a"}, "lists colours, and also '7'"),
+        (one, {"#12": "a"}, "lists colours, and also '#12'"),
+    ):
+        with pytest.raises(LabelError, match=said):
+            read(LabelSource(path=path, values=values), EXCLUSIVE)
+
+
+def test_black_that_is_declared_as_no_data_is_ambiguous(tmp_path):
+    pixels = np.zeros((3, *GRID.shape), np.uint8)
+    pixels[1, :3] = 255
+    path = write_raster(tmp_path / "l.tif", pixels, nodata=0, photometric="RGB")
+    source = LabelSource(path=path, values={"#00ff00": "a", "#000000": "background"})
+    assert (
+        "declares 0 as no data, which is also the colour #000000 (75.0% of the pixels)"
+        in open_labels(source, BINARY, GRID).ambiguities[0]
+    )
+    expected = np.where(pixels[1] > 0, 1, IGNORE)
+    np.testing.assert_array_equal(read(source, BINARY)[0], expected)
+    as_code = source.model_copy(update={"nodata": "code"})
+    np.testing.assert_array_equal(read(as_code, BINARY)[0], np.where(pixels[1] > 0, 1, 0))
+
+
+def test_pictures_and_masks_of_255_are_recognised(tmp_path):
+    table = np.array([[0, 255, 0], [0, 0, 255], [0, 255, 255]], np.uint8)
+    codes = np.random.default_rng(0).integers(0, 3, GRID.shape)
+    picture = write_raster(tmp_path / "rgb.tif", table[codes].transpose(2, 0, 1), photometric="RGB")
+    for task in (EXCLUSIVE, BINARY, OVERLAPPING):
+        with pytest.raises(
+            LabelError, match=r"has the colours #.* \(\d+ pixels\).*labels\.values: \{\"#.*\": a, \.\.\.\}"
+        ):
+            read(picture, task)
+    mask = write_raster(tmp_path / "m.tif", np.where(codes == 1, 255, 0).astype(np.uint8))
+    with pytest.raises(LabelError, match=r'If 255 is a, set labels\.values: \{"0": background, "255": a\}'):
+        read(mask, BINARY)
+    masks = write_raster(tmp_path / "ms.tif", np.where(np.stack([codes == 1, codes == 2]), 255, 0).astype(np.uint8))
+    with pytest.raises(LabelError, match=r"set labels\.fractions: true and labels\.full_value: 255"):
+        read(masks, OVERLAPPING)
+    halves = read(LabelSource(path=masks, fractions=True, full_value=255), OVERLAPPING)
+    np.testing.assert_array_equal(halves, np.stack([codes == 1, codes == 2]))
+
+
+@pytest.mark.parametrize("driver", ["JPEG", "WEBP"])
+def test_lossy_labels_are_refused(tmp_path, driver):
+    path = tmp_path / "l.png"  # the content decides
+    from PIL import Image
+
+    Image.fromarray(np.zeros((*GRID.shape, 3), np.uint8)).save(path, driver)
+    with pytest.raises(LabelError, match=rf"is a {driver} picture, and the compression"):
+        read(str(path), BINARY)
+
+
+def test_names_that_the_raster_gives_its_codes(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 3, GRID.shape).astype(np.uint8)
+    path = write_raster(tmp_path / "l.tif", codes)
+    classes_of_map = [{"name": "none", "value": 0}, {"name": "Wald", "value": 1}, {"name": "Wiese", "value": 2}]
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(segkit_classes=json.dumps(classes_of_map))
+    values = {"none": "background", "Wald": "a", "2": "c"}
+    expected = np.array([0, 1, 3])[codes]
+    np.testing.assert_array_equal(read(LabelSource(path=path, values=values), EXCLUSIVE)[0], expected)
+    with pytest.raises(LabelError, match=r"lists 'Wasser'; raster codes are whole numbers or names of its own classes"):
+        read(LabelSource(path=path, values={"Wasser": "a"}), EXCLUSIVE)
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_labels_on_the_same_lattice_are_cut_not_resampled(tmp_path, nodata):
+    """Oracle: slices of the array."""
+    codes = np.random.default_rng(0).integers(0, 2, (40, 50)).astype(np.uint8)
+    larger = Grid(40, 50, GRID.transform @ Affine.translation(-20, -9), UTM)
+    source = LabelSource(path=write_raster(tmp_path / "l.tif", codes, larger, nodata=nodata), nodata=nodata and "code")
+    if nodata is not None:
+        source = source.model_copy(update={"nodata": "code"})
+    expected = codes[9 : 9 + 12, 20 : 20 + 17]
+    np.testing.assert_array_equal(read(source, BINARY)[0], expected)
+    assert not open_labels(source, BINARY, GRID).notes
+    for window in (Window(3, 2, 5, 7), Window(0, 0, 17, 1)):
+        np.testing.assert_array_equal(open_labels(source, BINARY, GRID).read(window)[0], expected[window.toslices()])
+    shifted = Grid(40, 50, GRID.transform @ Affine.translation(5.5, 0), UTM)
+    with pytest.raises(GridError, match=r"another grid.*data\.resample"):
+        read(write_raster(tmp_path / "s.tif", codes, shifted), BINARY)
+    apart = Grid(40, 50, GRID.transform @ Affine.translation(500, 0), UTM)
+    with pytest.raises(GridError, match="another grid"):
+        read(write_raster(tmp_path / "s.tif", codes, apart), BINARY)

@@ -12,7 +12,8 @@ from segkit.data.pairing import open_samples
 from segkit.data.point_groups import group_points
 from segkit.data.split import resolve_split, train_val_split
 from segkit.errors import DataError, RecipeError
-from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit
 
 DISTANCE, RADIUS = 90, 25
 LEFTS = {"a": 500_000, "b": 500_500, "c": 520_000}  # a and b overlap

@@ -20,7 +20,7 @@ from segkit.io.polygons import project_to_grid, rasterize_shapes, read_polygons
 from segkit.io.region import PolygonRegion, read_aoi
 from segkit.io.scene import Scene
 from segkit.recipe.label_source import LabelSource
-from segkit.recipe.schema import SpatialSplit
+from segkit.recipe.splits import SpatialSplit
 from segkit.task import LandCoverClass, Task
 
 # On 120 km a parallel is bent by hundreds of metres in UTM.

@@ -16,11 +16,10 @@ from segkit.recipe.schema import (
     DatasetSource,
     Model,
     Recipe,
-    SpatialSplit,
-    TableSplit,
     Train,
     schema,
 )
+from segkit.recipe.splits import SpatialSplit, TableSplit
 from segkit.recipe.yaml import parse_yaml
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -7,13 +7,14 @@ partial labels into targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from segkit.data.labels.base import Labels, PartialLabels
-from segkit.data.labels.codes import inspect_label_file, open_codes
+from segkit.data.labels.codes import open_codes
 from segkit.data.labels.features import open_features
 from segkit.data.labels.fractions import open_fractions
+from segkit.data.labels.label_file import inspect_label_file, label_file_meets
 from segkit.data.labels.merge import MergedLabels
 from segkit.errors import LabelError
 from segkit.io.grid import Grid
@@ -40,6 +41,7 @@ def open_labels(
     *,
     ignore: Sequence[int] = (),
     resample: bool = False,
+    shared: Collection[str] = (),
 ) -> Labels | None:
     """Open the labels of a scene.
 
@@ -58,10 +60,12 @@ def open_labels(
         Codes of unlabelled pixels.
     resample
         Whether to warp rasters on another grid to `grid` by nearest neighbour.
+    shared
+        Paths of rasters that serve several scenes, and need not intersect this one.
 
     Returns
     -------
-    The labels, or None if no polygon or point intersects the scene and there are no other labels.
+    The labels, or None if no polygon, point or shared raster intersects the scene and there are no other labels.
 
     Raises
     ------
@@ -79,7 +83,7 @@ def open_labels(
             f"{_paths(fractions)[0]} holds fractions, {_paths(codes)[0]} does not; either all labels of a scene are "
             "fractions, or none"
         )
-    opened = [_open(one, task, grid, ignore, resample) for one in sources]
+    opened = [_open(one, task, grid, ignore, resample, shared) for one in sources]
     parts = tuple(part for part in opened if part is not None)
     if len(parts) < 2:
         return parts[0] if parts else None
@@ -92,7 +96,9 @@ def _paths(source: LabelSource) -> list[Path]:
     return [as_path(path) for path in source.paths]
 
 
-def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool) -> PartialLabels | None:
+def _open(
+    source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], resample: bool, shared: Collection[str]
+) -> PartialLabels | None:
     paths = _paths(source)
     classes = _covered_classes(source, task, paths[0])
     if all(has_features(path) for path in paths):
@@ -107,7 +113,10 @@ def _open(source: LabelSource, task: Task, grid: Grid, ignore: Sequence[int], re
         if getattr(source, key) is not None and not (key == "outside_polygons" and source.fractions):
             suffixes = ", ".join((*VECTOR_SUFFIXES, *POINT_TABLE_SUFFIXES))
             raise LabelError(f"{paths[0]}: {key} is only for vector labels ({suffixes}); remove it")
-    file, notes = inspect_label_file(paths[0], grid, len(classes), resample=resample)
+    if source.path in shared and not label_file_meets(paths[0], grid):
+        return None
+    in_color = any(key.startswith("#") for key in source.values or ())
+    file, notes = inspect_label_file(paths[0], grid, len(classes), resample=resample, in_color=in_color)
     return (open_fractions if source.fractions else open_codes)(file, source, task, ignore, classes, notes)
 
 
