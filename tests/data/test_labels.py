@@ -997,9 +997,8 @@ def test_labels_on_the_same_lattice_are_cut_not_resampled(tmp_path, nodata):
     """Oracle: slices of the array."""
     codes = np.random.default_rng(0).integers(0, 2, (40, 50)).astype(np.uint8)
     larger = Grid(40, 50, GRID.transform @ Affine.translation(-20, -9), UTM)
-    source = LabelSource(path=write_raster(tmp_path / "l.tif", codes, larger, nodata=nodata), nodata=nodata and "code")
-    if nodata is not None:
-        source = source.model_copy(update={"nodata": "code"})
+    path = write_raster(tmp_path / "l.tif", codes, larger, nodata=nodata)
+    source = LabelSource(path=path, nodata=None if nodata is None else "code")
     expected = codes[9 : 9 + 12, 20 : 20 + 17]
     np.testing.assert_array_equal(read(source, BINARY)[0], expected)
     assert not open_labels(source, BINARY, GRID).notes

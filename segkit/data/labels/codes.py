@@ -74,6 +74,8 @@ class _CodeLabels(PartialLabels):
         if self.values is not None or len(self.classes) > 1 or not self.task.allows_no_class or len(others) != 1:
             return None
         [code], [name] = others, self.classes
+        if any(code == one.value for one in self.task.classes):  # of a class that these labels do not cover
+            return None
         background = self.task.background_value
         return (
             f"code {code} ({counts[code]} pixels) is not defined; the only other code is {background} (background). "
@@ -242,7 +244,7 @@ def _open_colors(
             else gray * 0x10101
         )
         as_code = f"the colour {_color_text(color)}" if values.get(color) else None
-    file, ambiguities = file.interpret_nodata(as_code, source)
+    file, ambiguities = file.interpret_nodata(as_code, source, in_all_bands=True)
     return _ColorLabels(
         str(path), file.grid, task, tuple(notes), False, file, (), classes, values, ambiguities=ambiguities,
         palette=palette,

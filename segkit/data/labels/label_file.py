@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NodataShadowWarning
 from rasterio.io import DatasetReader
@@ -18,7 +19,7 @@ from rasterio.windows import Window
 from segkit.data.labels.base import COUNT_WINDOW_PX
 from segkit.errors import GridError, LabelError, suggest
 from segkit.io.cover import grids_within
-from segkit.io.grid import Grid
+from segkit.io.grid import Grid, crs_name
 from segkit.io.raster import open_raster, read_grid, read_window
 from segkit.io.scene import warp_to
 from segkit.recipe.label_source import LabelSource
@@ -94,10 +95,13 @@ class LabelFile:
             values[part], masked[part] = np.ma.getdata(found), np.ma.getmaskarray(found)
         return values, masked
 
-    def interpret_nodata(self, as_code: str | None, source: LabelSource) -> tuple[LabelFile, tuple[str, ...]]:
+    def interpret_nodata(
+        self, as_code: str | None, source: LabelSource, *, in_all_bands: bool = False
+    ) -> tuple[LabelFile, tuple[str, ...]]:
         """Apply `source.nodata` to a no-data value that is also a code; return an ambiguity if that is not set.
 
-        `as_code` describes the meaning of the no-data value as a code; None if it is not a code.
+        `as_code` describes the meaning of the no-data value as a code; None if it is not a code. It concerns pixels
+        with the value in any band, or `in_all_bands`.
         """
         if as_code is None or source.nodata == "ignore":
             return self, ()
@@ -106,7 +110,8 @@ class LabelFile:
         as_codes, pixels = replace(self, nodata_is_code=True), 0
         for window in self.grid.tiles(COUNT_WINDOW_PX):
             values, masked = as_codes.read(window)
-            pixels += int(((values == self.nodata) & ~masked).any(axis=0).sum())
+            found = (values == self.nodata) & ~masked
+            pixels += int((found.all(axis=0) if in_all_bands else found.any(axis=0)).sum())
         if not pixels:
             return self, ()
         share = pixels / (self.grid.height * self.grid.width)
@@ -130,7 +135,13 @@ def label_file_meets(path: Path, grid: Grid) -> bool:
             f"{path}: no image has its name, and without a georeference in both files it is not known which part of "
             "it belongs to an image; give images and labels the same names"
         )
-    return bool(grids_within([file_grid, grid], 0))
+    try:
+        return bool(grids_within([file_grid, grid], 0))
+    except ProjError as error:
+        raise GridError(
+            f"{path} has the CRS {crs_name(file_grid.crs)}, the image {crs_name(grid.crs)}, and one cannot be "
+            "transformed to the other; correct the CRS"
+        ) from error
 
 
 def inspect_label_file(
@@ -175,14 +186,11 @@ def inspect_label_file(
         return file, []
     if file_grid.crs is None and not file_grid.has_location and file_grid.shape == grid.shape:
         return file, [f"{path} has no georeference; it has the size of the image, so its pixels are those of the image"]
-    if grids_within([grid, file_grid], 0) and (shift := grid.position_in(file_grid)) is not None:
+    shift = grid.position_in(file_grid)
+    if shift is not None and _overlap(shift, grid, file_grid):
         row, column = shift
-        covers = (
-            row >= 0
-            and column >= 0
-            and row + grid.height <= file_grid.height
-            and (column + grid.width <= file_grid.width)
-        )
+        bottom, right = row + grid.height, column + grid.width
+        covers = row >= 0 and column >= 0 and bottom <= file_grid.height and right <= file_grid.width
         notes = [] if covers else [f"{path} covers only a part of the image; the rest is unlabelled"]
         return replace(file, shift=shift), notes
     if file_grid.crs is None or grid.crs is None or alpha_is_class:
@@ -197,3 +205,9 @@ def inspect_label_file(
             + suggest("correct the labels", "set data.resample: true")
         )
     return replace(file, resample=True), []
+
+
+def _overlap(shift: tuple[int, int], grid: Grid, file_grid: Grid) -> bool:
+    """Return whether a grid at a position of a file's grid has pixels of it."""
+    row, column = shift
+    return -grid.height < row < file_grid.height and -grid.width < column < file_grid.width
