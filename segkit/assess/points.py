@@ -11,9 +11,10 @@ from xml.etree.ElementTree import Element, SubElement
 import numpy as np
 import pandas
 
-from segkit.errors import DataError
+from segkit.errors import DataError, suggest
 from segkit.io.geopackage import STYLE_MARK, add_styles
 from segkit.io.paths import PathLike
+from segkit.io.points import PointColumns, read_point_table
 from segkit.io.vector import layer_names, read_layer
 from segkit.runtime.version import VERSION
 
@@ -112,24 +113,42 @@ def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:
     return read_layer(path, layer).attributes if layer in layer_names(path) else None
 
 
-def read_points(path: PathLike) -> GeoDataFrame | pandas.DataFrame:
-    """Read interpreted points: the layer `points`, or the only layer with geometries.
+def read_points(path: PathLike, field: str = "ref_class", crs: str | None = None) -> GeoDataFrame | pandas.DataFrame:
+    """Read interpreted points: the layer `points`, or the only layer with geometries; or a CSV file.
+
+    Parameters
+    ----------
+    field
+        Column with the reference class; it is called ``ref_class`` in the result.
+    crs
+        CRS of the coordinates in a CSV file.
 
     Raises
     ------
     MissingFileError
         The file does not exist.
     DataError
-        The file is not a vector file, has several layers and none is called `points`, or has no column ``ref_class``.
+        The file is not a vector file, has several layers and none is called `points`, or has no such column.
     """
-    layers = layer_names(path)
-    spatial = [name for name, has_geometry in layers.items() if has_geometry]
-    if POINTS not in layers and len(spatial) != 1:
+    if crs is not None:
+        import geopandas
+
+        table = read_point_table(Path(path), PointColumns(crs=crs, keys=("column x", "column y", "--crs")))
+        assert table.crs is not None
+        points = geopandas.GeoDataFrame(table.attributes, geometry=table.shapes, crs=table.crs.to_wkt())
+    else:
+        layers = layer_names(path)
+        spatial = [name for name, has_geometry in layers.items() if has_geometry]
+        if POINTS not in layers and len(spatial) != 1:
+            raise DataError(
+                f"{path}: its layers with geometries are {', '.join(spatial) or 'none'}; call the layer of the points "
+                f"{POINTS!r}, or save it as a separate file"
+            )
+        points = read_layer(path, POINTS if POINTS in layers else spatial[0]).frame()
+    if field not in points:
+        columns = ", ".join(str(name) for name in points.columns if name != "geometry")
         raise DataError(
-            f"{path}: its layers with geometries are {', '.join(spatial) or 'none'}; call the layer of the points "
-            f"{POINTS!r}, or save it as a separate file"
+            f"{path}: has no column {field}; its columns are {columns}"
+            + suggest("name that with the reference class (--field)")
         )
-    points = read_layer(path, POINTS if POINTS in layers else spatial[0]).frame()
-    if "ref_class" not in points:
-        raise DataError(f"{path}: has no column ref_class; its columns are {', '.join(map(str, points.columns))}")
-    return points
+    return points if field == "ref_class" else points.assign(ref_class=points[field])

@@ -11,7 +11,7 @@ import pandas
 from segkit.assess.estimation import Estimate, Stratum, estimate, estimate_points
 from segkit.assess.points import CLASSES, DESIGN, STRATA, read_points, read_table
 from segkit.assess.sampling import point_hectares
-from segkit.errors import DataError
+from segkit.errors import DataError, UsageError
 from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.maps.class_map import ClassMap, open_class_map
@@ -23,6 +23,8 @@ def estimate_sample(
     map_path: PathLike,
     points: PathLike,
     *,
+    field: str = "ref_class",
+    crs: str | None = None,
     class_name: str | None = None,
     class_names: PathLike | None = None,
     finite_population_correction: bool = False,
@@ -36,8 +38,12 @@ def estimate_sample(
     points
         One of three files. The output of `segkit.assess.design`, with names or values of classes in ``ref_class``. Or
         other points with that column, drawn at random in each class of the map or in the whole map: the strata are the
-        map's classes. Or a count matrix as CSV: a row per map class, a column per reference class, both with names, in
-        any order.
+        map's classes. Or, without `crs`, a count matrix as CSV: a row per map class, a column per reference class, both
+        with names, in any order.
+    field
+        Column with the reference class, in the place of ``ref_class``.
+    crs
+        Of a CSV file of points, with columns x and y or similar: CRS of the coordinates, such as "EPSG:4326".
     class_name, class_names
         As for `segkit.assess.design`.
     finite_population_correction
@@ -53,10 +59,17 @@ def estimate_sample(
     """
     file = require_file(points, "file of points")
     correct = finite_population_correction
-    if file.suffix.lower() == ".csv":
+    is_table = file.suffix.lower() == ".csv"
+    if crs is not None and not is_table:
+        raise UsageError(f"{file}: only a .csv file of points needs a CRS; leave it out")
+    if is_table and crs is None:
+        if field != "ref_class":
+            raise UsageError(
+                f"{file}: a .csv file of points needs the CRS of its coordinates; add --crs EPSG:4326, or another"
+            )
         with open_class_map(map_path, class_names=class_names, class_name=class_name) as source:
             return _estimate_from_counts(source, file, correct=correct)
-    interpreted = read_points(file)
+    interpreted = read_points(file, field, crs)
     drawn = read_table(file, DESIGN) if file.suffix.lower() == ".gpkg" else None
     with open_class_map(map_path, class_names=class_names, class_name=class_name) as source:
         if drawn is not None:

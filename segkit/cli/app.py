@@ -203,6 +203,8 @@ def _options(arguments: Sequence[str]) -> set[str]:
 def _about_keys(message: str, options: set[str]) -> str:
     """If a message names keys of the recipe, explain that this command takes no recipe."""
     keys = [] if RECIPE_OPTION in options else sorted(set(KEY_PATTERN.findall(message)) & _keys())
+    if "--set-labels" in options:  # which takes the keys of labels
+        keys = [key for key in keys if not key.startswith("labels.")]
     if not keys:
         return ""
     named = f"{keys[0]} is a key" if len(keys) == 1 else f"{' and '.join(keys)} are keys"
@@ -218,8 +220,8 @@ def _keys() -> set[str]:
 
     from pydantic import BaseModel
 
+    from segkit.recipe.label_source import LabelSource
     from segkit.recipe.schema import Data, Model, Train
-    from segkit.recipe.sources import LabelSource
     from segkit.task import Task
 
     parts: dict[str, type[BaseModel]] = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from segkit.cli.mosaics import AsMosaic, OfOverlap, one_raster
-from segkit.cli.options import Allocation, ClassNames, OverlappingClass, Overwrite
+from segkit.cli.options import Allocation, ClassNames, OverlappingClass, Overwrite, PointsCrs
 from segkit.cli.printing import print_table
 from segkit.cli.root import assess_app, examples
 
@@ -104,10 +104,12 @@ def _named_number(text: str, between: str, option: str, form: str) -> tuple[str,
 @assess_app.command("estimate", epilog=examples("segkit assess estimate map.tif filled.gpkg -o areas.csv -o areas.png"))
 def assess_estimate(
     map_: Annotated[list[Path], typer.Argument(metavar="MAP", help="The map from which the points were drawn.")],
-    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Interpreted points (.gpkg), or counts (.csv).")],
+    points: Annotated[Path, typer.Argument(metavar="POINTS", help="Interpreted points, or counts (.csv).")],
     output: Annotated[
         list[Path] | None, typer.Option("-o", "--output", help=".json, .csv or .png. Repeatable.")
     ] = None,
+    field: Annotated[str, typer.Option("--field", help="Column of the points with the reference class.")] = "ref_class",
+    crs: PointsCrs = None,
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
     class_: OverlappingClass = None,
@@ -126,7 +128,13 @@ def assess_estimate(
     targets = [check_estimate_output(one, overwrite=overwrite) for one in output or ()]
     check_distinct(targets, [map_path, points, class_names])
     found = estimate_sample(
-        map_path, points, class_name=class_, class_names=class_names, finite_population_correction=finite
+        map_path,
+        points,
+        field=field,
+        crs=crs,
+        class_name=class_,
+        class_names=class_names,
+        finite_population_correction=finite,
     )
 
     def number(value: float, half: float, digits: int) -> str:

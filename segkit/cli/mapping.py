@@ -26,6 +26,7 @@ from segkit.cli.options import (
     OverlappingClass,
     Overwrite,
     Precision,
+    SetLabels,
     Tile,
     Uncertainty,
 )
@@ -56,6 +57,7 @@ def evaluate(
     mosaic_overlap: OfOverlap = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
+    set_labels: SetLabels = None,
     average_with: AverageWith = None,
     boundary_width: BoundaryWidth = "2px",
     min_object_area: MinObjectArea = "1px",
@@ -90,7 +92,7 @@ def evaluate(
     result = run(
         [scored, *average_with] if average_with else scored,
         _scenes(paths, mosaic_overlap, stack=stack, mosaic=mosaic) if is_model else None,
-        _labels(labels, field, nodata),
+        _labels(labels, field, nodata, set_labels),
         output,
         boundary_width=boundary_width,
         min_object_area=min_object_area,
@@ -117,12 +119,14 @@ def _scenes(paths: list[Path], overlap: MosaicOverlap | None, *, stack: bool, mo
     return paths[0] if len(paths) == 1 else paths
 
 
-def _labels(path: Any, field: str | None, nodata: NoData | None) -> Any:
-    from segkit.recipe.sources import LabelSource
+def _labels(path: Any, field: str | None, nodata: NoData | None, options: list[str] | None) -> Any:
+    from segkit.recipe.label_source import label_source_from
 
-    if field is None and nodata is None:
+    if field is None and nodata is None and not options:
         return path
-    return LabelSource(path=str(path), field=field, nodata=None if nodata is None else nodata.value)
+    source = label_source_from(str(path), options or ())
+    given = {"field": field, "nodata": None if nodata is None else nodata.value}
+    return source.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 @app.command(
@@ -310,6 +314,7 @@ def report(
     labels: Annotated[Path | None, typer.Option(parser=as_path, help="Labels of the map, to score it.")] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
+    set_labels: SetLabels = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map, as predict writes them.")
     ] = None,
@@ -333,7 +338,7 @@ def report(
         output,
         png=png,
         images=images and each_raster(images, mosaic_overlap, mosaic=mosaic),
-        labels=labels if labels is None else _labels(labels, field, nodata),
+        labels=labels if labels is None else _labels(labels, field, nodata, set_labels),
         probabilities=probabilities and each_raster([probabilities], mosaic_overlap, mosaic=mosaic)[0],
         class_names=class_names,
         ignore=ignore or (),

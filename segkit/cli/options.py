@@ -98,3 +98,12 @@ OverlappingClass = Annotated[
     str | None, typer.Option("--class", metavar="NAME", help="The class to use, if classes overlap (multilabel).")
 ]
 LabelField = Annotated[str | None, typer.Option("--field", help="Field of vector labels that holds the class.")]
+SetLabels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set-labels", metavar="KEY=VALUE", help="Set a key of labels as in a recipe: radius=20. Repeatable."
+    ),
+]
+PointsCrs = Annotated[
+    str | None, typer.Option("--crs", help="POINTS is a .csv of points, with coordinates in this CRS: EPSG:4326.")
+]

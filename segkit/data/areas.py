@@ -10,8 +10,9 @@ from segkit.data.examination import Examination, examine, require_same_bands
 from segkit.data.pairing import Sample, open_samples
 from segkit.data.split import train_val_split
 from segkit.errors import DataError
-from segkit.recipe.schema import Data, Recipe, SpatialSplit
+from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
+from segkit.recipe.splits import SpatialSplit
 from segkit.task import Task
 
 

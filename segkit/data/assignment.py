@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from segkit.data.appearance import cut_end, cut_folds, order_by_appearance
 from segkit.errors import DataError
-from segkit.recipe.schema import SpatialSplit
+from segkit.recipe.splits import SpatialSplit
 
 _N_DRAWS = 200  # random splits; the one with the most even class shares is used
 
@@ -40,8 +40,8 @@ def choose_validation(
     if by_value is not None:
         if not (by_value & (counts.sum(axis=1) > 0)).any():
             raise DataError(
-                f"{rule.polygons}: no polygon with {rule.field} {join_values(rule)} contains a labelled pixel; "
-                "correct data.val.values"
+                f"{rule.polygons or 'the labels'}: no {rule.by} with {rule.field} {join_values(rule)} contains a "
+                "labelled pixel; correct data.val.values"
             )
         return np.flatnonzero(by_value)
     number, folds = (0, 0) if rule.fold is None else map(int, rule.fold.split("/"))
@@ -68,10 +68,12 @@ def _require_enough_units(units: int, rule: SpatialSplit) -> None:
         "scene": "scenes (or groups of overlapping scenes) hold",
         "appearance": "scenes (or groups of overlapping scenes) hold",
         "polygon": f"polygons of {rule.polygons} hold",
+        "point": f"groups of label points within {rule.distance or 0:g} m of each other hold",
     }[rule.by]
     needed = 2 if rule.fold is None else int(rule.fold.partition("/")[2])
     if rule.values is None and units < needed:
-        advice = "make data.val.block smaller" if rule.by == "block" else "set data.val.by: block"
+        smaller = {"block": "make data.val.block smaller", "point": "make data.val.distance smaller"}
+        advice = smaller.get(rule.by, "set data.val.by: block")
         raise DataError(
             f"data.val: {units} {what} valid labelled pixels, a split needs {needed}; {advice}, or give data.val other "
             "images and labels"

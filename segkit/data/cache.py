@@ -385,10 +385,16 @@ def _digest(how: Mapping[str, Any], files: list[Path]) -> str:
             # own entry.
             digest.update(f"{file} {current_version(file) or secrets.token_hex()}".encode())
             continue
-        with file.open("rb") as stream:
-            # The suffix decides how a file is read; its folder does not matter.
-            digest.update(file.suffix.encode() + hashlib.file_digest(stream, "blake2b").digest())
+        facts = file.stat()
+        # The suffix decides how a file is read; its folder does not matter.
+        digest.update(file.suffix.encode() + _file_digest(file, facts.st_mtime_ns, facts.st_size))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=32)  # one label file may serve many scenes
+def _file_digest(file: Path, changed: int, size: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").digest()
 
 
 def _describe_grid(grid: Grid) -> list[Any]:

@@ -21,15 +21,16 @@ from segkit.data.examination import (
     scene_problems,
 )
 from segkit.data.leakage import SceneProximity
-from segkit.data.pairing import Sample, pair_files
+from segkit.data.pairing import PairedFiles, Sample, describe_unlabelled, pair_files
 from segkit.data.split import SceneCounts, resolve_split
 from segkit.errors import SegkitError
 from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
 from segkit.plots.text import format_percent
-from segkit.recipe.schema import Data, Recipe, SpatialSplit
+from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
+from segkit.recipe.splits import SpatialSplit
 from segkit.runtime.tables import format_table
 from segkit.task import BACKGROUND, Task
 
@@ -124,6 +125,7 @@ class Report:
             rule = self.recipe.data.val
             share = f"{rule.fraction:.0%}" if rule.fold is None else f"fold {rule.fold}"
             units = {"block": f"blocks of {rule.block} pixels", "appearance": "scenes ordered by appearance"}
+            units["point"] = f"groups of points within {rule.distance or 0:g} m of each other"
             what = units.get(rule.by, f"{rule.by}s")
             share = share if rule.values is None else f"{rule.field} {' or '.join(rule.values)}"
             gap = "" if rule.gap is None else f" with a gap of {rule.gap} pixels"
@@ -257,6 +259,7 @@ def _open_samples(data: Data, task: Task) -> tuple[dict[str, list[Sample]], list
             problems.append(str(error))
             continue
         unmatched += pairing.unmatched
+        before = len(problems)
         for each in pairing.pairs:
             try:
                 sample = each.open(data, task)
@@ -267,9 +270,20 @@ def _open_samples(data: Data, task: Task) -> tuple[dict[str, list[Sample]], list
                 unmatched.append(each.images[0])
             else:
                 samples[part].append(sample)
-        if not problems and not samples[part]:
-            problems.append(f"data.{part}: no scene has labels; images and labels are paired by file name")
+        if len(problems) == before and not samples[part]:
+            problems.append(f"data.{part}: {_describe_unlabelled(pairing)}")
     return samples, unmatched, problems
+
+
+def _describe_unlabelled(pairing: PairedFiles) -> str:
+    """Return why no scene has labels."""
+    labelled = [pair for pair in pairing.pairs if pair.labels]
+    if not labelled:
+        return "no scene has labels; images and labels are paired by file name"
+    try:
+        return describe_unlabelled(labelled[0])
+    except SegkitError as error:
+        return str(error)
 
 
 def _check_network(

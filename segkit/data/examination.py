@@ -18,7 +18,8 @@ from segkit.data.statistics import BandMoments, Statistics
 from segkit.errors import DataError, SegkitError, suggest
 from segkit.io.cover import PixelRegion
 from segkit.models.training_scenes import TrainingScenes
-from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit
 from segkit.runtime.progress import progress
 from segkit.task import BACKGROUND, Task
 

@@ -16,16 +16,19 @@ from segkit.data.appearance import describe_appearance
 from segkit.data.area import POLYGON_WINDOW_PX, LabelledArea, count_categories, full_areas, read_tiles
 from segkit.data.assignment import choose_validation, join_values
 from segkit.data.pairing import Sample
+from segkit.data.point_groups import PointGroup, group_points
 from segkit.data.statistics import BandMoments
-from segkit.errors import DataError
+from segkit.errors import DataError, GridError
 from segkit.io.cover import PixelRegion, grids_within
 from segkit.io.grid import Grid, split_window
 from segkit.io.polygons import project_to_grid, read_polygons
-from segkit.recipe.schema import Recipe, SpatialSplit, TableSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit, TableSplit
 from segkit.task import IGNORE, Task
 
 # Default blocks: largest side (or four tiles), smallest side, and number of blocks that should validate.
 _MAX_BLOCK_PX, _MIN_BLOCK_PX, _MIN_VAL_BLOCKS = 512, 8, 3
+_BY_SHAPES = ("polygon", "point")  # splits whose units are not made up of windows
 # The appearance of a scene is that of about this many of its pixels, in every n-th row and column.
 _APPEARANCE_PIXELS = 2**18
 
@@ -103,7 +106,8 @@ def resolve_split(recipe: Recipe, training: Sequence[Sample]) -> Recipe:
 
     The default block is 512 pixels wide, or four tiles, and is halved until there are enough blocks that three validate
     (and three train). The default gap is a tile, but at most a quarter of the side of a unit of the split: a block, a
-    typical scene, a typical polygon. So a block whose neighbours all validate still has training pixels in its middle.
+    typical scene, a typical polygon; or of the distance of groups of points. So a block whose neighbours all validate
+    still has training pixels in its middle.
 
     Raises
     ------
@@ -141,6 +145,11 @@ def _side_of_units(grids: Sequence[Grid], rule: SpatialSplit, block: int | None)
     if rule.by == "block":
         assert block is not None
         return block
+    if rule.by == "point":
+        assert rule.distance is not None
+        if any(grid.crs is None for grid in grids):
+            raise GridError("data.val.distance is in metres, but a scene has no CRS; assign one, or split by block")
+        return round(rule.distance / float(np.median([max(grid.pixel_metres()) for grid in grids])))
     if rule.by in ("scene", "appearance"):
         areas = [float(grid.height * grid.width) for grid in grids]
     else:
@@ -205,14 +214,14 @@ _Unit = tuple[_SampleRegion, ...]
 def spatial_split(
     samples: Sequence[Sample], task: Task, rule: SpatialSplit, scene_counts: Sequence[SceneCounts] | None = None
 ) -> tuple[list[LabelledArea], list[LabelledArea]]:
-    """Split samples into training and validation areas by blocks, scenes, polygons or appearance.
+    """Split samples into training and validation areas by blocks, scenes, polygons, points or appearance.
 
     The units of the split, by `rule.by`: each block of `rule.block` pixels of a scene; each scene, with all scenes that
-    overlap it; or each polygon, in all scenes. The validation units are those whose field has one of `rule.values`; or
-    units drawn at random that hold the fraction `rule.fraction` of the valid labelled pixels; or one of n random folds.
-    Of 200 draws (or assignments to folds) the best is used: first, as few categories as possible are missing on one
-    side; then, the share of each category is as close as possible to the fraction. All folds come from one assignment,
-    which depends on the seed, not on the fold that is asked for.
+    overlap it; each polygon, in all scenes; or the pixels of each group of label points. The validation units are those
+    whose field has one of `rule.values`; or units drawn at random that hold the fraction `rule.fraction` of the valid
+    labelled pixels; or one of n random folds. Of 200 draws (or assignments to folds) the best is used: first, as few
+    categories as possible are missing on one side; then, the share of each category is as close as possible to the
+    fraction. All folds come from one assignment, which depends on the seed, not on the fold that is asked for.
 
     By appearance nothing is drawn: scenes, with all that overlap them, are ordered from dark to bright, and the folds
     are contiguous parts of the order with about equal area. With a fraction, validation is one end (`cut_end`).
@@ -231,7 +240,7 @@ def spatial_split(
     assert rule.gap is not None
     grids = [sample.scene.grid for sample in samples]
     units, by_value = _units(samples, rule)
-    if scene_counts is None and rule.by != "polygon":
+    if scene_counts is None and rule.by not in _BY_SHAPES:
         scene_counts = [count_scene(sample, task, rule) for sample in samples]
     counts = _count_units(samples, units, task, rule, scene_counts or ())
     features = None
@@ -241,7 +250,7 @@ def spatial_split(
     is_validation[choose_validation(counts, rule, by_value=by_value, features=features)] = True
     val_regions = _regions_of_samples(units, is_validation, len(samples))
     exclude = _exclusions(grids, val_regions, rule.gap)
-    if rule.by == "polygon":
+    if rule.by in _BY_SHAPES:
         windows = [(grid.full_window,) for grid in grids]
     else:
         windows = [region.windows for region in _regions_of_samples(units, ~is_validation, len(samples))]
@@ -259,7 +268,7 @@ def _count_units(
     scene_counts: Sequence[SceneCounts],
 ) -> NDArray[np.float64]:
     """Count the labelled pixels of each category in each unit, (units, T * K)."""
-    if rule.by == "polygon":
+    if rule.by in _BY_SHAPES:
         found = np.array([_count_unit(samples, unit, task) for unit in units])
         return found.astype(np.float64)
     if rule.by == "block":
@@ -329,7 +338,19 @@ def _units(samples: Sequence[Sample], rule: SpatialSplit) -> tuple[list[_Unit], 
         return [
             tuple(_SampleRegion((grids[index].full_window,), sample=index) for index in group) for group in groups
         ], None
+    if rule.by == "point":
+        groups_of_points = group_points(samples, rule)
+        marked = np.array([group.marked for group in groups_of_points], dtype=bool)
+        return [_regions_of_group(group) for group in groups_of_points], None if rule.values is None else marked
     return _polygon_units(grids, rule)
+
+
+def _regions_of_group(group: PointGroup) -> _Unit:
+    """Return the pixels of a group of points as a region in each sample that has some."""
+    polygons: dict[int, list[Any]] = {}
+    for sample, polygon in group.pixels:
+        polygons.setdefault(sample, []).append(polygon)
+    return tuple(_SampleRegion((), tuple(shapes), sample) for sample, shapes in polygons.items())
 
 
 def _group_overlapping(grids: Sequence[Grid]) -> list[list[int]]:

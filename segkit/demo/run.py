@@ -29,8 +29,9 @@ from segkit.io.vector import layer_names, read_layer
 from segkit.models.segmenter import load
 from segkit.plots.images import colorize, plot_panels, read_map, rgb_composite
 from segkit.plots.text import format_score
+from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import Recipe
-from segkit.recipe.sources import DatasetSource, LabelSource
+from segkit.recipe.sources import DatasetSource
 from segkit.reporting.report import report
 from segkit.training.baselines import fit_baseline
 from segkit.training.train import train

@@ -19,7 +19,7 @@ from segkit.inference.runner import Runner
 from segkit.inference.settings import PredictOptions, ResolvedSettings, default_batch_size, resolve_settings
 from segkit.io.class_table import Legend
 from segkit.io.cover import PixelRegion
-from segkit.io.mosaic import RASTER_SUFFIXES, expand_paths
+from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
 from segkit.io.remote import as_path

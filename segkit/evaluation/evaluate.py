@@ -35,8 +35,9 @@ from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import load_model
+from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import Data
-from segkit.recipe.sources import DatasetSource, LabelSource
+from segkit.recipe.sources import DatasetSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
 from segkit.task import Task

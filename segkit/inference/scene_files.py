@@ -10,8 +10,9 @@ from pathlib import Path
 from segkit.errors import UsageError, suggest
 from segkit.inference.outputs import OutputRequest
 from segkit.io.cog import MapPart
+from segkit.io.file_search import IMAGE_SUFFIXES, expand_paths
 from segkit.io.files import check_distinct, check_output, check_parent
-from segkit.io.mosaic import RASTER_SUFFIXES, Mosaic, expand_paths
+from segkit.io.mosaic import Mosaic
 from segkit.io.mosaic_layout import MosaicTile
 from segkit.io.paths import PathLike
 from segkit.io.remote import as_path
@@ -86,7 +87,7 @@ class PredictionFiles:
 
 def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
     """Return the files of each scene; each raster of a folder or glob is a scene."""
-    suffixes = (*RASTER_SUFFIXES, ".vrt") if vrt else RASTER_SUFFIXES
+    suffixes = (*IMAGE_SUFFIXES, ".vrt") if vrt else IMAGE_SUFFIXES
     found: list[tuple[Path, ...]] = []
     for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
         if isinstance(entry, (str, os.PathLike)):

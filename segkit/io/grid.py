@@ -101,6 +101,22 @@ class Grid:
                 return False
         return True
 
+    def position_in(self, other: Grid) -> tuple[int, int] | None:
+        """Return the row and column of `other` at which this grid's first pixel lies.
+
+        They may lie outside of `other`. The result is None if the grids have different CRSs or pixels, to a thousandth
+        of a pixel, or one has no location.
+        """
+        if self.crs != other.crs or not (self.has_location and other.has_location):
+            return None
+        to_other = ~other.transform @ self.transform
+        column, row = round(to_other.c), round(to_other.f)
+        for corner in ((0, 0), (self.width, 0), (0, self.height), (self.width, self.height)):
+            x, y = to_other @ corner
+            if max(abs(x - corner[0] - column), abs(y - corner[1] - row)) > _MAX_SHIFT_PX:
+                return None
+        return row, column
+
     def tiles(self, size: int) -> Iterator[Window]:
         """Return the windows of at most `size` x `size` pixels that cover the grid once, row by row."""
         return split_window(self.full_window, size)

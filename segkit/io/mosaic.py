@@ -7,13 +7,14 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any, Self
 
-from segkit.errors import MissingFileError, UsageError
+from segkit.errors import UsageError
+from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.io.files import require_file
 from segkit.io.grid import Grid
 from segkit.io.mosaic_dataset import MosaicDataset, open_mosaic
@@ -22,7 +23,6 @@ from segkit.io.paths import FileSet, PathLike
 from segkit.io.raster import current_version
 from segkit.io.remote import Remote, as_path
 
-RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".jp2", ".img", ".png", ".dat", ".bsq", ".bil", ".bip")
 OVERLAPS = ("first", "last", "mean")
 # What a mosaic consists of: given paths, overlap, whether to resample, grid, files if they are known.
 _State = tuple[tuple[Path, ...], str | None, bool, Grid | None, tuple[Path, ...] | None]
@@ -223,33 +223,3 @@ def _as_paths(files: PathLike | Sequence[PathLike]) -> tuple[Path, ...]:
     if any(isinstance(path, FileSet) for path in found):
         raise UsageError("a mosaic in a mosaic; name the files of both in one")
     return found
-
-
-def expand_paths(path: Path, what: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files of a path: those in a folder, those that match a glob, or the path itself (a file, a mosaic).
-
-    Raises
-    ------
-    UsageError
-        It is a URL, but not of a single file.
-    MissingFileError
-        The path does not exist, or no file has one of the suffixes; `what` says in errors what the files are for.
-    """
-    if isinstance(path, FileSet):
-        return [require_file(path)]
-    if isinstance(path, Remote):
-        if os.fspath(path).endswith("/") or "*" in str(path):
-            raise UsageError(
-                f"{path}: folders and globs work only for local files; list each remote file here or in a table"
-            )
-        return [path]
-    if path.is_dir():
-        found: Iterable[Path] = path.iterdir()
-    elif not path.exists() and glob.has_magic(str(path)):
-        found = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - a pattern of a whole path
-    else:
-        return [require_file(path)]
-    files = sorted(file for file in found if file.suffix.lower() in suffixes and not file.name.startswith("."))
-    if not files:
-        raise MissingFileError(f"{path}: contains no {what} ({', '.join(suffixes)})")
-    return files

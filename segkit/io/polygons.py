@@ -5,58 +5,30 @@ A pixel is in a polygon if its centre is.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyproj
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from segkit.errors import DataError, GridError
-from segkit.io.files import require_file
+from segkit.errors import GridError
+from segkit.io.features import Features, read_features, require_types
 from segkit.io.grid import Grid, crs_name
-from segkit.io.vector import read_layer
-
-if TYPE_CHECKING:
-    import pandas
 
 _POLYGON_TYPES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 # A straight edge becomes curved when it is reprojected; pieces of 1 km stay within centimetres of the true line.
 _MAX_EDGE_M, _MAX_EDGE_DEG = 1_000.0, 0.01
 
 
-@dataclass(frozen=True, eq=False)
-class Polygons:
-    """Polygons of one layer of a vector file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    crs
-        None if the file has none.
-    shapes
-        Polygons and multipolygons in two dimensions, none empty.
-    attributes
-        One row for each shape.
-    skipped
-        Number of features without a geometry, which are left out.
-    """
-
-    path: Path
-    crs: CRS | None
-    shapes: NDArray[Any]
-    attributes: pandas.DataFrame
-    skipped: int
+class Polygons(Features):
+    """Polygons and multipolygons of one layer of a vector file."""
 
     def warn_of_repairs(self) -> None:
         """Warn of features without a geometry, which are left out, and of invalid polygons, which are repaired."""
@@ -65,19 +37,6 @@ class Polygons:
             warnings.warn(f"{self.path}: {self.skipped} features have no geometry; skipped", stacklevel=3)
         if invalid:
             warnings.warn(f"{self.path}: {invalid} polygons are invalid; repaired", stacklevel=3)
-
-    def field_values(self, field: str) -> tuple[str | None, ...]:
-        """Return the values of a field as text, as in a recipe: 1.0 is "1", null is None.
-
-        Raises
-        ------
-        DataError
-            The field does not exist.
-        """
-        fields = [str(name) for name in self.attributes]
-        if field not in fields:
-            raise DataError(f"{self.path}: has no field {field!r}; its fields are {', '.join(fields) or 'none'}")
-        return tuple(_text(value) for value in self.attributes[field].to_numpy())
 
 
 def read_polygons(path: str | Path, layer: str | None = None, *, option: str | None = None) -> Polygons:
@@ -97,36 +56,19 @@ def read_polygons(path: str | Path, layer: str | None = None, *, option: str | N
     DataError
         The file is unreadable, has several layers and no `layer` is given, or has points or lines.
     """
-    facts = require_file(path, "vector file").stat()
-    return _read(Path(path), layer, option, (facts.st_mtime_ns, facts.st_size))
+    return as_polygons(read_features(path, layer, option=option))
 
 
-@functools.lru_cache(maxsize=8)  # one file serves many scenes
-def _read(path: Path, layer: str | None, option: str | None, stamp: tuple[int, int]) -> Polygons:
-    found = read_layer(path, layer, option=option)
-    if found.geometries is None:
-        raise DataError(f"{path}: layer {layer!r} is a table without geometries; give a layer of polygons")
-    present = ~(shapely.is_missing(found.geometries) | shapely.is_empty(found.geometries))
-    types = shapely.get_type_id(found.geometries)
-    for other in np.unique(types[present & ~np.isin(types, _POLYGON_TYPES)]):
-        name = next(one.geom_type for one in found.geometries[present & (types == other)])
-        raise DataError(
-            f"{path}: {int((types[present] == other).sum())} of {present.sum()} geometries have the type {name}, but "
-            "only polygons are used; buffer points and lines, or remove them"
-        )
-    return Polygons(
-        path,
-        found.crs,
-        found.geometries[present],
-        found.attributes[present].reset_index(drop=True),
-        int((~present).sum()),
-    )
+def as_polygons(features: Features) -> Polygons:
+    """Return features as polygons.
 
-
-def _text(value: Any) -> str | None:
-    if value is None or value != value:
-        return None
-    return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value).strip()
+    Raises
+    ------
+    DataError
+        One is a point or a line.
+    """
+    require_types(features, _POLYGON_TYPES, "only polygons are used; buffer points and lines, or remove them")
+    return Polygons(features.path, features.crs, features.shapes, features.attributes, features.skipped)
 
 
 def project_to_grid(polygons: Polygons, grid: Grid) -> tuple[NDArray[Any], NDArray[np.intp], int]:
@@ -149,10 +91,7 @@ def project_to_grid(polygons: Polygons, grid: Grid) -> tuple[NDArray[Any], NDArr
     GridError
         Only one of the two has a CRS, or a polygon reaches beyond the domain of the grid's CRS.
     """
-    if (polygons.crs is None) != (grid.crs is None):
-        raise GridError(
-            f"{polygons.path} has CRS {crs_name(polygons.crs)}, the scene {crs_name(grid.crs)}; assign the missing one"
-        )
+    polygons.require_crs_as(grid)
     bounds, to_grid = grid.bounds, None
     if polygons.crs is not None and grid.crs is not None and polygons.crs != grid.crs:
         to_grid = pyproj.Transformer.from_crs(polygons.crs.to_wkt(), grid.crs.to_wkt(), always_xy=True)

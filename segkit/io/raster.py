@@ -45,7 +45,7 @@ from segkit.io.remote import (
 # GDAL chooses a driver by content, and some drivers can read any other file or fetch a URL. These read only the file
 # itself, and fail if it is truncated (ENVI: `_check_size`). ERDAS Imagine (HFA, .img) is left out: GDAL reads zeros
 # from a truncated .ige file, and loses the CRS of a truncated .img file.
-_DRIVERS = ("GTiff", "JP2OpenJPEG", "ENVI", "PNG")
+_DRIVERS = ("GTiff", "JP2OpenJPEG", "ENVI", "PNG", "JPEG", "WEBP")
 # Side files that GDAL opens with any driver for masks, overviews or metadata; and the driver with which GDAL writes
 # them, which reads no other files.
 _SIDE_FILES = {".msk": "GTiff", ".ovr": "GTiff", ".aux": "HFA"}

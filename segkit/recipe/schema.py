@@ -17,11 +17,13 @@ from pydantic import Field, Tag, ValidationError, model_serializer, model_valida
 
 from segkit.errors import RecipeError
 from segkit.io.files import require_file
-from segkit.recipe.base import Band, Count, Names, Positive, StrictModel, one_of, tag_form
+from segkit.recipe.base import Band, Count, Positive, StrictModel, one_of, tag_form
 from segkit.recipe.features import CLASSICAL, Features, LearnerNames, check_model_keys, keys_of_others
+from segkit.recipe.label_source import LabelSource
 from segkit.recipe.messages import describe_errors, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
-from segkit.recipe.sources import DatasetSource, LabelSource
+from segkit.recipe.sources import DatasetSource
+from segkit.recipe.splits import SpatialSplit, TableSplit
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
 from segkit.task import BACKGROUND, Task
 
@@ -39,66 +41,6 @@ def _tag_validation(value: Any) -> str:
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-
-
-class SpatialSplit(StrictModel):
-    """Spatial split: validate on blocks, whole scenes or polygons of the training scenes."""
-
-    by: Literal["block", "scene", "polygon", "appearance"] = "block"
-    """Unit of the split: a block of pixels, a scene (with all that overlap it), or a polygon. By appearance, scenes are
-    ordered by the statistics of their bands, and those to validate on are a contiguous part of the order."""
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the labelled area to validate on; the units are drawn at random, or are one end of the order by
-    appearance."""
-    fold: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] | None = None
-    """"0/5": validate on the first of five folds, which together hold all labels. Replaces `fraction`."""
-    block: Count | None = None
-    """Side of a block in pixels; by default 512 or four tiles, whichever is more, and less for small scenes."""
-    polygons: str | None = None
-    """Vector file of the polygons."""
-    layer: str | None = None
-    """Layer of a vector file with several layers."""
-    field: str | None = None
-    """Field of the polygons that marks those to validate on."""
-    values: Names | None = None
-    """Values of the field that mark polygons to validate on. Replaces `fraction`."""
-    gap: Annotated[int, Field(ge=0)] | None = None
-    """Width in pixels of the buffer between training and validation, which is used for neither; by default
-    train.tile_size, but at most a quarter of the side of a block (a scene, a polygon)."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the random draw; by appearance nothing is drawn."""
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> SpatialSplit:
-        if (self.by == "polygon") != (self.polygons is not None):
-            raise ValueError(
-                "by: polygon needs polygons, the file that holds them, and the other way round; give both or neither"
-            )
-        if (self.field is None) != (self.values is None):
-            raise ValueError("field needs values, and the other way round; give both or neither")
-        for key in ("layer", "field"):
-            if getattr(self, key) is not None and self.by != "polygon":
-                raise ValueError(f"{key} is only for by: polygon; remove it")
-        if self.fold is not None:
-            number, folds = map(int, self.fold.split("/"))
-            if self.values is not None:
-                raise ValueError("fold and values both choose what to validate on; remove one of them")
-            if not number < folds or folds < 2:
-                raise ValueError(
-                    f"fold {self.fold} does not exist; with n folds (2 or more), the first is 0/n, the last n-1/n"
-                )
-        return self
-
-
-class TableSplit(StrictModel):
-    """Validate on the rows of the table of `data.train` that are marked in a column."""
-
-    column: str
-    """Name of the column."""
-    val: Names = ("val", "valid", "validation")
-    """Values of validation rows."""
-    train: Names | None = None
-    """Values of training rows; by default all others except empty ones."""
 
 
 class Data(StrictModel):

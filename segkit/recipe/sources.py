@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from segkit.io.mosaic import Mosaic
-from segkit.io.paths import PathLike
-from segkit.recipe.base import Names, Positive, StrictModel, one_of, tag_form
-
-
-def _tag_paths(value: Any) -> str:
-    """Return the tag of the form in which files are given: a path, a list, or keys."""
-    return "<list>" if isinstance(value, list | tuple) else tag_form(value)
+from segkit.io.name_pattern import NamePattern
+from segkit.recipe.base import Count, Names, StrictModel, one_of, tag_form
+from segkit.recipe.label_source import LabelSource, check_pair_pattern
+from segkit.recipe.mosaic_source import MosaicSource, tag_paths
 
 
 def _tag_labels(value: Any) -> str:
@@ -25,87 +18,33 @@ def _tag_labels(value: Any) -> str:
     return "<mosaic>" if is_mosaic else tag_form(value)
 
 
-class MosaicSource(StrictModel):
-    """Rasters that lie side by side on one grid and are read as one raster."""
-
-    mosaic: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")], one_of("a path or a list of paths")
-    ]
-    """A folder, a glob, or a list of files, folders and globs."""
-    overlap: Literal["first", "last", "mean"] | None = None
-    """Which file a pixel of several files is from: the `first` or `last` with data there, in the order of their names
-    (or of the list); or the `mean` of their pixels, for images only. By default files may not overlap."""
-
-    @classmethod
-    def from_path(cls, path: Mosaic) -> MosaicSource:
-        """Return the keys of a mosaic."""
-        return cls.model_validate({"mosaic": [os.fspath(one) for one in path.given], "overlap": path.overlap})
-
-    def to_path(self) -> Mosaic:
-        """Return the mosaic; its files are not searched yet."""
-        return Mosaic([self.mosaic] if isinstance(self.mosaic, str) else self.mosaic, self.overlap)
-
-
 Raster = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[MosaicSource, Tag("<keys>")], one_of("a path, or a mosaic", _tag_paths)
+    Annotated[str, Tag("<text>")] | Annotated[MosaicSource, Tag("<keys>")], one_of("a path, or a mosaic", tag_paths)
 ]
 Stack = Annotated[
     Annotated[str, Tag("<text>")]
     | Annotated[tuple[Raster, ...], Tag("<list>"), Field(min_length=1)]
     | Annotated[MosaicSource, Tag("<keys>")],
-    one_of("a path, a mosaic, or a list of paths that make up one scene", _tag_paths),
+    one_of("a path, a mosaic, or a list of paths that make up one scene", tag_paths),
 ]
 
 
-class LabelSource(StrictModel):
-    """Labels and how to read them."""
+class Dates(StrictModel):
+    """Images of several dates of one place."""
 
-    path: (
-        Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[Names, Tag("<list>")] | Annotated[MosaicSource, Tag("<keys>")],
-            one_of("a path, a list of paths, or a mosaic", _tag_paths),
-        ]
-        | None
-    ) = None
-    """A folder, a file, a glob, a list of files, or a mosaic (files that lie side by side); by default the files in the
-    column label of the table."""
-    layer: str | None = None
-    """Layer of a vector file with several layers."""
-    field: str | None = None
-    """Field with the class of each polygon; without one, all polygons are of the single class in `classes`."""
-    values: dict[str, str | None] | None = None
-    """{value of the field, or code of the raster: class name, "background", or null for unlabelled}; by default the
-    field holds class names or class values, and the raster class values."""
-    classes: Names | None = None
-    """The classes that these labels cover; the others stay unlabelled. By default all."""
-    fractions: bool = False
-    """Whether the raster holds cover fractions, one band per class, instead of codes (soft labels)."""
-    full_value: Positive = 1.0
-    """Raster value that means 100 % cover, after the scale and offset of the file: 1, 100, 255."""
-    nodata: Literal["code", "ignore"] | None = None
-    """How to read a raster value that is declared as no data and is also the code of a class or of background: as this
-    `code`, or as unlabelled (`ignore`). By default that is reported as a problem."""
-    priority: Names | None = None
-    """Class names, highest first: which class to use where polygons of mutually exclusive classes overlap."""
-    outside_polygons: Literal["background", "ignore"] | None = None
-    """Pixels outside all polygons: `background` or `ignore` (unlabelled). By default in none of the classes, or
-    unlabelled if the task does not allow that. Of fractions: the part of a pixel that no class covers."""
+    pattern: str
+    """Pattern of the names without extension: {} is the place, {date:%Y%m%d} the date, * is anything. Without {}, the
+    place is the rest of the name."""
+    number: Count | None = None
+    """Number of dates of a scene; by default as many as the place with most dates has."""
+    missing: Literal["error", "skip", "repeat"] = "error"
+    """What to do with places that have fewer dates: refuse them, leave them out, or repeat their last date."""
 
-    @property
-    def paths(self) -> tuple[PathLike, ...]:
-        """The path or paths; empty if the table names the files."""
-        if isinstance(self.path, MosaicSource):
-            return (self.path.to_path(),)
-        return (self.path,) if isinstance(self.path, str) else self.path or ()
-
-    def with_files(self, files: Sequence[Path]) -> LabelSource:
-        """Return the same source with other files."""
-        if len(files) > 1:
-            return self.model_copy(update={"path": tuple(os.fspath(file) for file in files)})
-        [file] = files
-        return self.model_copy(
-            update={"path": MosaicSource.from_path(file) if isinstance(file, Mosaic) else os.fspath(file)}
-        )
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Dates:
+        if not NamePattern(self.pattern).has_date:
+            raise ValueError(f"the pattern {self.pattern!r} has no date; write it as {{date:%Y%m%d}}")
+        return self
 
 
 class DatasetSource(StrictModel):
@@ -116,7 +55,7 @@ class DatasetSource(StrictModel):
             Annotated[str, Tag("<text>")]
             | Annotated[tuple[Stack, ...], Tag("<list>"), Field(min_length=1)]
             | Annotated[MosaicSource, Tag("<keys>")],
-            one_of("a path, a mosaic, a list of them, or a list of lists (the files of each scene)", _tag_paths),
+            one_of("a path, a mosaic, a list of them, or a list of lists (the files of each scene)", tag_paths),
         ]
         | None
     ) = None
@@ -140,6 +79,36 @@ class DatasetSource(StrictModel):
     table: str | None = None
     """CSV with one row per scene: columns image (or image1, image2, ...), label, and optionally name and weight."""
 
+    pair: str | None = None
+    """Pattern of the images' names without extension, "{}_sat": {} is what they have in common with their labels. Of a
+    folder or a glob, only files that match are used."""
+    dates: (
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[Dates, Tag("<keys>")],
+            one_of("a pattern with a date, such as {}_{date:%Y%m%d}, or keys with a pattern"),
+        ]
+        | None
+    ) = None
+    """Images of several dates of one place, which are stacked to one scene in the order of their dates: the pattern of
+    their names, or keys."""
+
+    @property
+    def date_series(self) -> Dates | None:
+        """The keys of `dates`, also if the recipe gives only a pattern."""
+        return Dates(pattern=self.dates) if isinstance(self.dates, str) else self.dates
+
+    @model_validator(mode="after")
+    def _check_patterns(self) -> DatasetSource:
+        check_pair_pattern(self.pair)
+        series = self.date_series
+        if series is None:
+            return self
+        if self.table is not None or self.pair is not None:
+            raise ValueError("dates is for images, without table and pair ({} in its pattern pairs labels); remove one")
+        if not isinstance(self.images, str) and any(not isinstance(one, str) for one in self.images or ()):
+            raise ValueError("dates finds the files of each scene, but images lists them; remove one of them")
+        return self
+
     @model_validator(mode="after")
     def _check_sources(self) -> DatasetSource:
         if (self.images is None) == (self.table is None):
@@ -159,5 +128,5 @@ class DatasetSource(StrictModel):
         if self.labels is None or isinstance(self.labels, LabelSource):
             return () if self.labels is None else (self.labels,)
         if isinstance(self.labels, str | MosaicSource) or isinstance(self.labels[0], str):
-            return (LabelSource(path=self.labels),)
+            return (LabelSource.model_validate({"path": self.labels}),)
         return tuple(one for one in self.labels if isinstance(one, LabelSource))

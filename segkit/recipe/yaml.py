@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from segkit.errors import RecipeError
+from segkit.io.csv_table import describe_wrong_encoding
 from segkit.io.remote import is_remote
 from segkit.recipe.messages import shorten
 from segkit.recipe.renamed import Location, new_place, warn_about
@@ -59,8 +61,14 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     Raises
     ------
     RecipeError
-        It is not YAML, a key is given twice, or there is an alias.
+        It is not YAML in UTF-8 (or UTF-16), a key is given twice, or there is an alias.
     """
+    if isinstance(text, bytes) and not text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = text
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RecipeError(describe_wrong_encoding(content, source, error)) from error
     try:
         return yaml.load(text, Yaml)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -86,8 +94,8 @@ def resolve_paths(value: Any, folder: Path, place: Location = ()) -> Any:
     return os.path.abspath(folder.resolve() / os.path.expanduser(value))  # noqa: PTH100, PTH111 - keeps links and globs
 
 
-def split_override(override: str) -> tuple[Location, Any]:
-    """Return the place and the value of KEY=VALUE.
+def split_override(override: str, option: str = "--set") -> tuple[Location, Any]:
+    """Return the place and the value of KEY=VALUE, which was given by an option.
 
     Raises
     ------
@@ -96,9 +104,10 @@ def split_override(override: str) -> tuple[Location, Any]:
     """
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(f"--set {override}: write it as key=value, for example train.epochs=3")
+        example = "train.epochs=3" if option == "--set" else "radius=20"
+        raise RecipeError(f"{option} {override}: write it as key=value, for example {example}")
     place = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
-    return place, parse_yaml(value, f"--set {override}")
+    return place, parse_yaml(value, f"{option} {override}")
 
 
 def set_at(raw: Any, place: Location, value: Any, source: str) -> None:

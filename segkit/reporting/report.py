@@ -18,7 +18,7 @@ from segkit.io.remote import as_path
 from segkit.runtime.deprecation import renamed_keywords
 
 if TYPE_CHECKING:
-    from segkit.recipe.sources import LabelSource
+    from segkit.recipe.label_source import LabelSource
 
 __all__ = ["Report", "report"]
 

@@ -32,8 +32,9 @@ from segkit.plots import area_bars, charts, distance_chart, style, training_curv
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_score, format_with_error
 from segkit.recipe.features import full_name
+from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import Data, Recipe
-from segkit.recipe.sources import DatasetSource, LabelSource
+from segkit.recipe.sources import DatasetSource
 from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.html import Chart, Section
 from segkit.reporting.map_views import (

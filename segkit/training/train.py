@@ -54,7 +54,8 @@ from segkit.models.segmenter import Segmenter
 from segkit.models.transfer import check_start, start_from_model, with_start
 from segkit.plots import style, training_curves
 from segkit.recipe.features import ignored_train_keys
-from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 from segkit.training.baselines import compare_with_baselines, fit_baseline, score_baselines

@@ -22,7 +22,8 @@ from segkit.cli import app
 from segkit.cli.root import RENAMED_OPTIONS
 from segkit.cli.root import app as command_line
 from segkit.errors import KEY_PATTERN, OPTION_PATTERN, RECIPE_OPTION, is_applicable, limit_suggestions, suggest
-from segkit.recipe.schema import Data, LabelSource, Model, Train
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.schema import Data, Model, Train
 from segkit.task import Task
 
 COMMAND = re.compile(r"\bsegkit (?!reads|cannot|does)([a-z]+)\b")

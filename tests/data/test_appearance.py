@@ -27,7 +27,8 @@ from segkit.data.statistics import BandMoments
 from segkit.errors import DataError
 from segkit.io.scene import Scene
 from segkit.models.training_scenes import TrainingScenes
-from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit
 
 SIDE = 20
 AREAS = st.lists(st.integers(1, 1000), min_size=2, max_size=12)

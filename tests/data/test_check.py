@@ -15,7 +15,8 @@ from segkit.data.check import check
 from segkit.errors import DataError, LabelError, SegkitError
 from segkit.evaluation.evaluate import evaluate
 from segkit.plots.text import format_percent
-from segkit.recipe.schema import LabelSource, Recipe
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.schema import Recipe
 from segkit.training.compare import compare
 from segkit.training.train import train
 

@@ -17,7 +17,7 @@ from segkit.data.pairing import open_samples
 from segkit.data.split import spatial_split
 from segkit.errors import DataError
 from segkit.io.cover import PixelRegion
-from segkit.recipe.schema import SpatialSplit
+from segkit.recipe.splits import SpatialSplit
 from segkit.task import IGNORE
 
 SIZE = 16

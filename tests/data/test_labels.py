@@ -1,6 +1,8 @@
+import json
 import pickle
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pyogrio
 import pyproj
@@ -18,7 +20,7 @@ from segkit.data.labels.open import open_labels
 from segkit.errors import GridError, LabelError, MissingFileError
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_grid
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import IGNORE, LandCoverClass, Task
 
 UTM = CRS.from_epsg(32622)
@@ -656,7 +658,8 @@ def test_nulls_are_skipped_and_invalid_polygons_repaired_and_both_are_counted(tm
 def test_points_and_lines_are_refused_by_name(tmp_path, other):
     geometry = shapely.from_wkt(other)
     path = write_polygons(tmp_path / "p.gpkg", [*boxes((0, 0, 1, 1)), geometry])
-    with pytest.raises(LabelError, match=f"1 of 2 geometries have the type {geometry.geom_type}"):
+    kind = "are points, 1 have other types" if geometry.geom_type == "Point" else "have the type LineString"
+    with pytest.raises(LabelError, match=f"1 of 2 geometries {kind}"):
         read(path, BINARY)
 
 
@@ -783,3 +786,227 @@ def test_an_unknown_code_is_counted_in_the_whole_file(write_raster):
         labels = open_labels(LabelSource(path=str(path)), task, read_grid(dataset))
     with pytest.raises(LabelError, match=r"codes.tif: code 4 \(1 pixels\), 9 \(1000 pixels\) is not defined, .* 0, 1;"):
         labels.read(Window(0, 0, 3, 3))
+
+
+# Points
+
+
+def write_points(path, places, values, crs=UTM, grid=GRID, **columns):
+    """Write points, given by (column, row) of a grid, with the fields "kind" and `columns`."""
+    shapes = shapely.points([grid.transform @ place for place in places])
+    frame = geopandas.GeoDataFrame({"kind": values, **columns}, geometry=shapes, crs=grid.crs.to_wkt())
+    frame.to_crs(crs.to_wkt()).to_file(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("grid", [GRID, ROTATED], ids=["north-up", "rotated"])
+@pytest.mark.parametrize("crs", [UTM, CRS.from_epsg(4326)], ids=["same", "degrees"])
+def test_points_label_the_pixels_under_them_and_nothing_else(tmp_path, grid, crs):
+    places, kinds = [(0.1, 0.1), (16.9, 11.9), (5.5, 3.5), (-0.1, 3), (9, 12.1)], ["a", "b", "c", "a", "b"]
+    expected = np.full(GRID.shape, IGNORE)
+    expected[0, 0], expected[11, 16], expected[3, 5] = 1, 2, 3
+    path = write_points(tmp_path / "p.gpkg", places, kinds, crs, grid)
+    source = LabelSource(path=path, field="kind")
+    np.testing.assert_array_equal(read(source, EXCLUSIVE, grid)[0], expected)
+    assert open_labels(source, EXCLUSIVE, grid).outside_is_background is False
+    frame = geopandas.read_file(path).set_crs(crs.to_wkt(), allow_override=True)
+    table = frame.assign(x=frame.geometry.x, y=frame.geometry.y).drop(columns="geometry")
+    table.to_csv(tmp_path / "p.csv", sep=";", decimal=",", index=False)
+    source = LabelSource(path=str(tmp_path / "p.csv"), field="kind", crs=crs.to_wkt())
+    np.testing.assert_array_equal(read(source, EXCLUSIVE, grid)[0], expected)
+    far = Grid(3, 3, grid.transform @ Affine.translation(100, 0), UTM)
+    assert open_labels(source, EXCLUSIVE, far) is None
+
+
+def test_points_of_background_unlabelled_points_and_discs(tmp_path):
+    values = {"a": "a", "nothing": "background", "cloud": None}
+    places, kinds = [(5.5, 5.5), (12.5, 5.5), (7.5, 5.5)], ["a", "nothing", "cloud"]
+    path = write_points(tmp_path / "p.gpkg", places, kinds)
+    target = read(LabelSource(path=path, field="kind", values=values, radius=61), BINARY)[0]
+    rows, columns = np.indices(GRID.shape) + 0.5
+    near = [np.hypot(columns - x, rows - y) * 30 <= 61 for x, y in places]
+    expected = np.where(near[0], 1, np.where(near[1], 0, IGNORE))
+    expected[near[2]] = IGNORE
+    np.testing.assert_array_equal(target, expected)
+
+
+def test_points_of_two_classes_on_one_pixel_need_a_priority(tmp_path):
+    path = write_points(tmp_path / "p.gpkg", [(5.2, 5.5), (5.8, 5.5), (1, 1)], ["a", "b", "a"])
+    with pytest.raises(LabelError, match=r"points of a and b overlap in 1 pixels.*correct the points"):
+        read(LabelSource(path=path, field="kind"), EXCLUSIVE)
+    assert read(LabelSource(path=path, field="kind", priority=("b",)), EXCLUSIVE)[0, 5, 5] == 2
+
+
+def test_a_period_selects_by_date(tmp_path):
+    places, dates = [(x + 0.5, 0.5) for x in range(5)], ["2020-12-31", "2021-01-01", "2021-06-30", "2022-01-01", None]
+    path = write_points(tmp_path / "p.gpkg", places, ["a"] * 5, day=dates, year=[2020, 2021, 2021, 2022, 2022])
+
+    def used(field, *period):
+        source = LabelSource(path=path, classes=("a",), field="kind", date_field=field, period=period)
+        labels = open_labels(source, EXCLUSIVE, GRID)
+        assert (
+            f"{5 - (labels.read(GRID.full_window) >= 0).sum()} of 5 features are not of labels.period"
+            in labels.notes[0]
+        )
+        return np.flatnonzero(labels.read(Window(0, 0, 5, 1)).max(axis=0)[0] >= 0).tolist()
+
+    assert (
+        used("day", "2021-01-01", "2021-12-31") == used("day", "2021", "2021") == used("year", "2021", "2021") == [1, 2]
+    )
+    assert used("day", "2021-01-02", "2022-01-01") == [2, 3]
+    assert used("day", "2020", "2021-01") == [0, 1]
+    with pytest.raises(LabelError, match=r"year is 2020, which is less exact than labels\.period"):
+        used("year", "2021-01-01", "2021-12-31")
+    with pytest.raises(LabelError, match=r"kind is 'a'; dates are written as"):
+        used("kind", "2021", "2021")
+
+
+def test_options_that_do_not_fit_points(tmp_path):
+    points = write_points(tmp_path / "p.gpkg", [(5.5, 5.5)], ["a"])
+    polygons = write_polygons(tmp_path / "q.gpkg", [placed(shapely.box(1, 1, 5, 5), GRID)])
+    (tmp_path / "t.csv").write_text("x,y\n1,2\n")
+    for source, said in (
+        ({"path": points, "outside_polygons": "background"}, "has points, which say nothing about other pixels"),
+        ({"path": points, "crs": "EPSG:4326"}, r"crs is only for tables of points \(\.csv\)"),
+        ({"path": polygons, "radius": 5}, "radius is only for points"),
+        ({"path": (polygons, points)}, "has polygons, .* has points; list them as two label sources"),
+        ({"path": str(tmp_path / "t.csv"), "layer": "a", "crs": "EPSG:4326"}, "layer is only for vector files"),
+    ):
+        with pytest.raises(LabelError, match=said):
+            read(LabelSource(**source), BINARY)
+
+
+# Colours
+
+
+COLORS = {"#00ff00": "a", "#0000ff": "b", "#00ffff": None, "#FF0000": "background"}
+
+
+def write_png(path, pixels, palette=None):
+    from PIL import Image
+
+    image = Image.fromarray(pixels, "P" if palette is not None else None)
+    if palette is not None:
+        image.putpalette(palette)
+    image.save(path)
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Pillow, about the mode
+@pytest.mark.parametrize("kind", ["rgb.tif", "rgb.png", "rgba.png", "palette.png", "palette.tif"])
+def test_colours_are_classes(tmp_path, kind):
+    table = np.array([[0, 255, 0], [0, 0, 255], [0, 255, 255], [255, 0, 0]], np.uint8)
+    meaning = np.array([1, 2, IGNORE, 0])
+    codes = np.random.default_rng(0).integers(0, 4, GRID.shape).astype(np.uint8)
+    expected = meaning[codes]
+    path, pixels = tmp_path / kind, table[codes]
+    if kind == "rgb.tif":
+        write_raster(path, pixels.transpose(2, 0, 1), photometric="RGB")
+    elif kind == "palette.tif":
+        write_raster(path, codes)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.write_colormap(1, {index: (*map(int, color), 255) for index, color in enumerate(table)})
+    elif kind == "rgba.png":
+        clear = np.random.default_rng(1).random(GRID.shape) < 0.2
+        write_png(path, np.dstack([pixels, np.where(clear, 0, 255).astype(np.uint8)]))
+        expected = np.where(clear, IGNORE, expected)
+    else:
+        write_png(path, codes if "palette" in kind else pixels, table.ravel().tolist() if "palette" in kind else None)
+    source = LabelSource(path=str(path), values=COLORS)
+    np.testing.assert_array_equal(read(source, EXCLUSIVE)[0], expected)
+    one = LabelSource(path=str(path), values={key: name if name != "b" else None for key, name in COLORS.items()})
+    np.testing.assert_array_equal(read(one, BINARY)[0], np.where(expected == 2, IGNORE, expected))
+    with pytest.raises(
+        LabelError, match=r"the colours #ff0000 \(\d+ pixels\) are not in labels\.values, which lists #00ff"
+    ):
+        read(LabelSource(path=str(path), values=dict(list(COLORS.items())[:3])), EXCLUSIVE)
+
+
+def test_colours_that_cannot_be_read(tmp_path):
+    one = write_raster(tmp_path / "one.tif", np.zeros(GRID.shape, np.uint8))
+    two = write_raster(tmp_path / "two.tif", np.zeros((2, *GRID.shape), np.uint8))
+    for path, values, said in (
+        (one, COLORS, "its band has no colour table"),
+        (two, COLORS, "does not have red, green and blue as bytes"),
+        (one, COLORS | {"7": "a"}, "lists colours, and also '7'"),
+        (one, {"#12": "a"}, "lists colours, and also '#12'"),
+    ):
+        with pytest.raises(LabelError, match=said):
+            read(LabelSource(path=path, values=values), EXCLUSIVE)
+
+
+def test_black_that_is_declared_as_no_data_is_ambiguous(tmp_path):
+    pixels = np.zeros((3, *GRID.shape), np.uint8)
+    pixels[1, :3] = 255
+    path = write_raster(tmp_path / "l.tif", pixels, nodata=0, photometric="RGB")
+    source = LabelSource(path=path, values={"#00ff00": "a", "#000000": "background"})
+    assert (
+        "declares 0 as no data, which is also the colour #000000 (75.0% of the pixels)"
+        in open_labels(source, BINARY, GRID).ambiguities[0]
+    )
+    expected = np.where(pixels[1] > 0, 1, IGNORE)
+    np.testing.assert_array_equal(read(source, BINARY)[0], expected)
+    as_code = source.model_copy(update={"nodata": "code"})
+    np.testing.assert_array_equal(read(as_code, BINARY)[0], np.where(pixels[1] > 0, 1, 0))
+
+
+def test_pictures_and_masks_of_255_are_recognised(tmp_path):
+    table = np.array([[0, 255, 0], [0, 0, 255], [0, 255, 255]], np.uint8)
+    codes = np.random.default_rng(0).integers(0, 3, GRID.shape)
+    picture = write_raster(tmp_path / "rgb.tif", table[codes].transpose(2, 0, 1), photometric="RGB")
+    for task in (EXCLUSIVE, BINARY, OVERLAPPING):
+        with pytest.raises(
+            LabelError, match=r"has the colours #.* \(\d+ pixels\).*labels\.values: \{\"#.*\": a, \.\.\.\}"
+        ):
+            read(picture, task)
+    mask = write_raster(tmp_path / "m.tif", np.where(codes == 1, 255, 0).astype(np.uint8))
+    with pytest.raises(LabelError, match=r'If 255 is a, set labels\.values: \{"0": background, "255": a\}'):
+        read(mask, BINARY)
+    masks = write_raster(tmp_path / "ms.tif", np.where(np.stack([codes == 1, codes == 2]), 255, 0).astype(np.uint8))
+    with pytest.raises(LabelError, match=r"set labels\.fractions: true and labels\.full_value: 255"):
+        read(masks, OVERLAPPING)
+    halves = read(LabelSource(path=masks, fractions=True, full_value=255), OVERLAPPING)
+    np.testing.assert_array_equal(halves, np.stack([codes == 1, codes == 2]))
+
+
+@pytest.mark.parametrize("driver", ["JPEG", "WEBP"])
+def test_lossy_labels_are_refused(tmp_path, driver):
+    path = tmp_path / "l.png"  # the content decides
+    from PIL import Image
+
+    Image.fromarray(np.zeros((*GRID.shape, 3), np.uint8)).save(path, driver)
+    with pytest.raises(LabelError, match=rf"is a {driver} picture, and the compression"):
+        read(str(path), BINARY)
+
+
+def test_names_that_the_raster_gives_its_codes(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 3, GRID.shape).astype(np.uint8)
+    path = write_raster(tmp_path / "l.tif", codes)
+    classes_of_map = [{"name": "none", "value": 0}, {"name": "Wald", "value": 1}, {"name": "Wiese", "value": 2}]
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(segkit_classes=json.dumps(classes_of_map))
+    values = {"none": "background", "Wald": "a", "2": "c"}
+    expected = np.array([0, 1, 3])[codes]
+    np.testing.assert_array_equal(read(LabelSource(path=path, values=values), EXCLUSIVE)[0], expected)
+    with pytest.raises(LabelError, match=r"lists 'Wasser'; raster codes are whole numbers or names of its own classes"):
+        read(LabelSource(path=path, values={"Wasser": "a"}), EXCLUSIVE)
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_labels_on_the_same_lattice_are_cut_not_resampled(tmp_path, nodata):
+    """Oracle: slices of the array."""
+    codes = np.random.default_rng(0).integers(0, 2, (40, 50)).astype(np.uint8)
+    larger = Grid(40, 50, GRID.transform @ Affine.translation(-20, -9), UTM)
+    path = write_raster(tmp_path / "l.tif", codes, larger, nodata=nodata)
+    source = LabelSource(path=path, nodata=None if nodata is None else "code")
+    expected = codes[9 : 9 + 12, 20 : 20 + 17]
+    np.testing.assert_array_equal(read(source, BINARY)[0], expected)
+    assert not open_labels(source, BINARY, GRID).notes
+    for window in (Window(3, 2, 5, 7), Window(0, 0, 17, 1)):
+        np.testing.assert_array_equal(open_labels(source, BINARY, GRID).read(window)[0], expected[window.toslices()])
+    shifted = Grid(40, 50, GRID.transform @ Affine.translation(5.5, 0), UTM)
+    with pytest.raises(GridError, match=r"another grid.*data\.resample"):
+        read(write_raster(tmp_path / "s.tif", codes, shifted), BINARY)
+    apart = Grid(40, 50, GRID.transform @ Affine.translation(500, 0), UTM)
+    with pytest.raises(GridError, match="another grid"):
+        read(write_raster(tmp_path / "s.tif", codes, apart), BINARY)

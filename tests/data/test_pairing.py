@@ -1,8 +1,10 @@
 import itertools
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pyogrio
 import pytest
@@ -16,9 +18,10 @@ from synthetic import recipe_for
 
 from segkit.data.cache import Cache, list_entries
 from segkit.data.pairing import open_samples, pair_files
-from segkit.errors import DataError, MissingFileError
+from segkit.errors import DataError, GridError, MissingFileError
 from segkit.models.segmenter import Segmenter
-from segkit.recipe.schema import Data, DatasetSource, LabelSource
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.schema import Data, DatasetSource
 from segkit.task import LandCoverClass, Task
 
 TASK = Task("binary", (LandCoverClass("cleared", 1),))
@@ -92,9 +95,9 @@ def test_a_single_image_and_label_file_are_paired_whatever_their_names(tmp_path)
         found = pair_files(DatasetSource(images=images, labels=label))
         assert found.pairs[0].labels[0].path == label
         assert not found.unmatched
-    for images, labels in ((str(tmp_path / "i"), label), (image, str(tmp_path / "l"))):
-        with pytest.raises(DataError, match="no image and label have the same file name"):
-            pair_files(DatasetSource(images=images, labels=labels))
+    assert pair_files(DatasetSource(images=str(tmp_path / "i"), labels=label)).pairs[0].labels[0].path == label
+    with pytest.raises(DataError, match="no image and label have the same file name"):
+        pair_files(DatasetSource(images=image, labels=str(tmp_path / "l")))
 
 
 def test_a_list_of_lists_stacks_files(tmp_path):
@@ -210,7 +213,7 @@ def test_several_label_sources_are_paired_separately(tmp_path):
     assert [path.name for path in resolved.unmatched] == ["z.tif", "c.tif"]
     assert "p.gpkg" in resolved.samples[0].labels.name
     with pytest.raises(DataError, match=r"no image and label have the same file name.*z\.tif"):
-        pair_files(DatasetSource(images=images, labels=[first, {"path": strange}]))
+        pair_files(DatasetSource(images=images, labels=[first, {"path": strange.replace("z.tif", "z*")}]))
 
 
 def test_hard_and_soft_labels_do_not_mix(tmp_path):
@@ -246,7 +249,7 @@ def test_named_polygons_serve_every_scene_they_intersect(tmp_path):
     assert [sample.scene.name for sample in found.samples] == ["0", "2"]
     assert found.unmatched == (Path(images[1]),)
     assert all((sample.labels.read(sample.scene.grid.full_window) == 1).all() for sample in found.samples)
-    with pytest.raises(DataError, match="no polygon intersects a scene"):
+    with pytest.raises(DataError, match="no label covers a scene"):
         opened(DatasetSource(images=images[1], labels=[one, two]))
 
 
@@ -394,3 +397,144 @@ def test_cached_mosaics_read_the_same_and_other_rules_are_other_entries(one_scen
             np.testing.assert_array_equal(sample.scene.read(window).pixels, whole.scene.read(window).pixels)
             np.testing.assert_array_equal(sample.labels.read(window), whole.labels.read(window))
     assert len(list_entries()) == 4
+
+
+def test_names_that_differ_by_a_pattern(tmp_path):
+    """As DeepGlobe: images and masks in one folder."""
+    for stem in "12":
+        write_raster(tmp_path / "d" / f"{stem}_sat.tif")
+        write_raster(tmp_path / "d" / f"{stem}_mask.tif")
+    folder = str(tmp_path / "d")
+    found = pair_files(DatasetSource(images=folder, pair="{}_sat", labels=LabelSource(path=folder, pair="{}_mask")))
+    assert [(one.name, Path(one.labels[0].path).name) for one in found.pairs] == [
+        ("1_sat", "1_mask.tif"), ("2_sat", "2_mask.tif")
+    ]  # fmt: skip
+    assert not found.unmatched
+    with pytest.raises(DataError, match=r'set pair: "\{\}_sat" for the images and labels\.pair: "\{\}_mask"'):
+        pair_files(DatasetSource(images=f"{folder}/*_sat.tif", labels=f"{folder}/*_mask.tif"))
+    with pytest.raises(DataError, match=r"1_sat\.tif: its name does not match the pattern '\{\}_x'"):
+        pair_files(DatasetSource(images=[f"{folder}/1_sat.tif"], pair="{}_x", labels=folder))
+
+
+def test_names_that_look_alike_pair(tmp_path):
+    for folder, form in (("i", "NFC"), ("l", "NFD")):
+        write_raster(tmp_path / folder / (unicodedata.normalize(form, "Köln") + ".tif"))
+        write_raster(tmp_path / folder / "b.tif")
+    found = pair_files(DatasetSource(images=str(tmp_path / "i"), labels=str(tmp_path / "l")))
+    assert len(found.pairs) == 2
+    assert not found.unmatched
+
+
+@pytest.mark.parametrize("layout", ["images/{place}/1.tif", "{place}/images/1.tif", "x/{place}/images/tiles/1.tif"])
+def test_equal_names_pair_by_their_folders(tmp_path, layout):
+    for place in ("north/a", "south"):
+        for kind in ("images", "labels"):
+            path = tmp_path / layout.format(place=place).replace("images", kind)
+            path.parent.mkdir(parents=True)
+            write_raster(path)
+    images = str(tmp_path / layout.format(place="**").replace("1.tif", "*.tif"))
+    found = pair_files(DatasetSource(images=images, labels=images.replace("images", "labels")))
+    assert [one.name for one in found.pairs] == ["north/a/1", "south/1"]
+    for one in found.pairs:
+        assert one.labels[0].path == str(one.images[0]).replace("images", "labels")
+
+
+@pytest.mark.parametrize("nodata", [None, "code"])
+def test_one_label_raster_serves_every_image_that_it_covers(tmp_path, nodata):
+    """Oracle: the same labels cut for each image. Outside of the raster nothing is known, whatever 0 means in it."""
+    codes = np.random.default_rng(0).integers(0, 2, (1, 12, 20)).astype(np.uint8)
+    place = {"driver": "GTiff", "count": 1, "height": 12, "width": 20, "dtype": "uint8", "crs": "EPSG:32622"}
+    place |= {"transform": Affine(10, 0, 600_000, 0, -10, 200_040), "nodata": None if nodata is None else 0}
+    with rasterio.open(tmp_path / "map.tif", "w", **place) as file:
+        file.write(codes)
+    lefts = {"a": 0, "b": 7, "c": 18, "far": 400}
+    for name, left in lefts.items():
+        write_raster(tmp_path / "i" / f"{name}.tif", left=600_000 + 10 * left)
+    label = str(tmp_path / "map.tif")
+    forms = (label, [label], LabelSource(path=label)) if nodata is None else (LabelSource(path=label, nodata=nodata),)
+    for labels in forms:
+        found = opened(DatasetSource(images=str(tmp_path / "i"), labels=labels))
+        assert [sample.scene.name for sample in found.samples] == ["a", "b", "c"]
+        assert [path.name for path in found.unmatched] == ["far.tif"]
+        for sample in found.samples:
+            left = lefts[sample.scene.name]
+            expected = np.full((1, 4, 5), -1)
+            cut = codes[:, 4:8, left : left + 5]
+            expected[:, :, : cut.shape[2]] = cut
+            np.testing.assert_array_equal(sample.labels.read(sample.scene.grid.full_window), expected)
+            assert bool(sample.labels.notes) == (sample.scene.name == "c")
+    with pytest.raises(
+        DataError, match=r"no label covers a scene: .*far\.tif; .*map\.tif has the extent 600000, 199920"
+    ):
+        opened(DatasetSource(images=str(tmp_path / "i" / "far*"), labels=label))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_label_raster_without_a_place_serves_no_images(tmp_path):
+    for name in "ab":
+        write_raster(tmp_path / "i" / f"{name}.tif")
+    nowhere = str(tmp_path / "l.tif")
+    with rasterio.open(nowhere, "w", driver="GTiff", count=1, height=9, width=9, dtype="uint8") as file:
+        file.write(np.ones((1, 9, 9), np.uint8))
+    with pytest.raises(GridError, match=r"l\.tif: no image has its name, and without a georeference"):
+        opened(DatasetSource(images=str(tmp_path / "i"), labels=nowhere))
+
+
+def test_labels_that_lie_elsewhere_are_described(tmp_path):
+    image = write_raster(tmp_path / "a.tif")
+    box = shapely.box(600_000, 199_960, 600_050, 200_000)
+
+    def message(shape, crs, name="p.gpkg"):
+        geopandas.GeoDataFrame({"kind": ["cleared"]}, geometry=[shape], crs=crs).to_file(tmp_path / name)
+        with pytest.raises(DataError) as caught:
+            opened(DatasetSource(images=image, labels=str(tmp_path / name)))
+        return str(caught.value)
+
+    degrees = geopandas.GeoSeries([box], crs=32622).to_crs(4326)[0]
+    (tmp_path / "p.geojson").write_text(geopandas.GeoSeries([box]).to_json())
+    with pytest.raises(DataError, match=r"GeoJSON is always EPSG:4326\): assign EPSG:32622 to it"):
+        opened(DatasetSource(images=image, labels=str(tmp_path / "p.geojson")))
+    swapped = shapely.transform(degrees, lambda xy: xy[:, ::-1])
+    assert "axes seem to be swapped: exchange x and y" in message(swapped, 4326)
+    assert "look like degrees, not like EPSG:32622: assign EPSG:4326" in message(degrees, 32622)
+    far = message(shapely.box(0, 0, 1, 1), 4326)
+    assert (
+        "extent 0, 0, 1, 1 in EPSG:4326, the scene 600000, 199960, 600050, 200000 in EPSG:32622, which is -50." in far
+    )
+    assert far.endswith("check the CRS of both, or give other files")
+    assert "has no feature with a geometry" in message(None, 4326)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_may_have_other_delimiters(tmp_path, delimiter):
+    write_raster(tmp_path / "x.tif")
+    table = tmp_path / "scenes.csv"
+    table.write_text("image,label,weight\nx.tif,x.tif,2\n".replace(",", delimiter))
+    (found,) = pair_files(DatasetSource(table=str(table))).pairs
+    assert (found.weight, Path(found.labels[0].path).name) == (2, "x.tif")
+
+
+def test_dates_of_one_place_are_stacked(tmp_path):
+    for name, value in {"a_20210601": 3, "a_20200815": 2, "b_20190101": 5, "b_20191231": 6, "notes": 9}.items():
+        write_raster(tmp_path / "i" / f"{name}.tif", value, left=600_000 + 1_000 * ("b" in name))
+    for name in "ab":
+        write_raster(tmp_path / "l" / f"{name}.tif", left=600_000 + 1_000 * ("b" in name))
+    for dates in ("{}_{date:%Y%m%d}", "{date:%Y%m%d}", {"pattern": "{date:%Y%m%d}", "number": 2}):
+        found = opened(DatasetSource(images=str(tmp_path / "i"), dates=dates, labels=str(tmp_path / "l")))
+        assert [sample.scene.name for sample in found.samples] == ["a", "b"]
+        pixels = [sample.scene.read().pixels[:, 0, 0].tolist() for sample in found.samples]
+        assert pixels == [[2, 3], [5, 6]]
+    (tmp_path / "i" / "b_20190101.tif").unlink()
+    skip = {"pattern": "{date:%Y%m%d}", "missing": "skip"}
+    found = pair_files(DatasetSource(images=str(tmp_path / "i"), dates=skip, labels=str(tmp_path / "l")))
+    assert [one.name for one in found.pairs] == ["a"]
+    assert [path.name for path in found.unmatched] == ["b_20191231.tif", "b.tif"]
+
+
+def test_the_dates_of_slovenia(shared):
+    """Oracle: the list of files in configs/slovenia.yaml."""
+    dates = {"pattern": "{}_{date:%Y%m%d}", "number": 3}
+    found = pair_files(
+        DatasetSource(images=str(shared / "slovenia"), dates=dates, labels=str(shared / "slovenia" / "LULC.tif"))
+    )
+    assert [path.stem for path in found.pairs[0].images] == ["S2L1C_20150711", "S2L1C_20150830", "S2L1C_20150909"]

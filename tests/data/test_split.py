@@ -22,7 +22,8 @@ from segkit.errors import DataError
 from segkit.io.cover import PixelRegion
 from segkit.io.grid import Grid
 from segkit.io.scene import Tile
-from segkit.recipe.schema import Recipe, SpatialSplit
+from segkit.recipe.schema import Recipe
+from segkit.recipe.splits import SpatialSplit
 from segkit.task import IGNORE
 
 HEIGHT, WIDTH = 70, 90

@@ -12,7 +12,7 @@ from segkit.errors import DataError, MissingFileError, ModelFileError, OutputExi
 from segkit.evaluation.boundaries import Boundaries
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict
-from segkit.recipe.schema import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import IGNORE
 
 SHAPES = {"a": (96, 72), "b": (40, 128)}  # multiples of the stride, so that nothing is padded

@@ -21,7 +21,7 @@ from server import serving
 from synthetic import recipe_for, segmenter, write_pair
 
 from segkit.data.check import check
-from segkit.data.pairing import RASTER_SUFFIXES, expand_paths
+from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.errors import DataError, RasterError, SegkitError, UsageError
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict

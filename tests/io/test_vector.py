@@ -21,7 +21,8 @@ from segkit.data.split import spatial_split
 from segkit.errors import DataError, MissingFileError
 from segkit.io.region import read_aoi
 from segkit.io.vector import DRIVERS, VECTOR_SUFFIXES, is_vector, layer_names, read_layer
-from segkit.recipe.schema import LabelSource, SpatialSplit
+from segkit.recipe.label_source import LabelSource
+from segkit.recipe.splits import SpatialSplit
 from segkit.task import LandCoverClass, Task
 
 SECRET = "hunter2"

@@ -10,17 +10,16 @@ from places import ROOT
 from pydantic import ValidationError
 
 from segkit.errors import MissingFileError, RecipeError
+from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import (
     Data,
     DatasetSource,
-    LabelSource,
     Model,
     Recipe,
-    SpatialSplit,
-    TableSplit,
     Train,
     schema,
 )
+from segkit.recipe.splits import SpatialSplit, TableSplit
 from segkit.recipe.yaml import parse_yaml
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -2,104 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NodataShadowWarning
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from segkit.data.labels.base import COUNT_WINDOW_PX, PartialLabels
-from segkit.errors import GridError, LabelError, suggest
-from segkit.io.grid import Grid
-from segkit.io.mosaic import Mosaic
-from segkit.io.mosaic_dataset import read_coverage
-from segkit.io.mosaic_warp import warp_raster
-from segkit.io.raster import open_raster, read_grid, read_window
-from segkit.recipe.sources import LabelSource
+from segkit.data.labels.label_file import LabelFile
+from segkit.errors import DataError, LabelError
+from segkit.io.class_table import Legend, format_color, parse_color
+from segkit.io.raster import open_raster
+from segkit.recipe.label_source import LabelSource
 from segkit.task import Task
 
 _UNLABELLED = int(np.iinfo(np.int64).min)  # differs from every code of a label raster
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """A raster with one band of codes, or one band per class.
-
-    Parameters
-    ----------
-    path, bands
-        The file and its label bands.
-    grid
-        The grid of the scene.
-    masked
-        Whether to apply the mask or no-data value of the file.
-    resample
-        Whether to warp the file to `grid`.
-    nodata
-        The declared no-data value, if it decides which pixels are masked.
-    nodata_is_code
-        Whether pixels with the value `nodata` are labelled.
-    """
-
-    path: Path
-    grid: Grid
-    bands: tuple[int, ...]
-    masked: bool
-    resample: bool
-    nodata: float | None
-    nodata_is_code: bool = False
-
-    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read stored values (bands, H, W), and a mask that is True where they are unlabelled."""
-        with contextlib.ExitStack() as stack:
-            dataset: DatasetReader = stack.enter_context(open_raster(self.path))
-            if self.resample:
-                dataset = stack.enter_context(
-                    warp_raster(dataset, self.grid, Resampling.nearest, ignore_nodata=self.nodata_is_code)
-                )
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", NodataShadowWarning
-                )  # the no-data value takes precedence over an alpha band
-                found = read_window(dataset, self.bands, window, masked=self.masked)
-            covered = read_coverage(dataset, window)
-        values, masked = np.ma.getdata(found), np.ma.getmaskarray(found)
-        if self.nodata_is_code and not self.resample:
-            masked &= values != self.nodata
-        masked |= ~covered
-        return values, masked | np.isnan(values) if values.dtype.kind == "f" else masked
-
-    def interpret_nodata(self, as_code: str | None, source: LabelSource) -> tuple[LabelFile, tuple[str, ...]]:
-        """Apply `source.nodata` to a no-data value that is also a code; return an ambiguity if that is not set.
-
-        `as_code` describes the meaning of the no-data value as a code; None if it is not a code.
-        """
-        if as_code is None or source.nodata == "ignore":
-            return self, ()
-        if source.nodata == "code":
-            return replace(self, nodata_is_code=True), ()
-        with open_raster(self.path) as dataset:
-            pixels = 0
-            for window in read_grid(dataset).tiles(COUNT_WINDOW_PX):
-                found = (read_window(dataset, self.bands, window) == self.nodata).any(axis=0)
-                pixels += int((found & read_coverage(dataset, window)).sum())
-            share = pixels / (dataset.height * dataset.width)
-        if not pixels:
-            return self, ()
-        return self, (
-            f"{self.path} declares {self.nodata:g} as no data, which is also {as_code} ({share:.1%} of the pixels)",
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +44,15 @@ class _CodeLabels(PartialLabels):
         if len(self.file.bands) > 1:
             ignore = (*self.ignore, _UNLABELLED)
             classes = self.classes if len(self.classes) < len(self.task.classes) else None
-            return self.task.partial_labels_from_masks(
-                self._codes(window), ignore=ignore, classes=classes, source=self.name
-            )
+            try:
+                return self.task.partial_labels_from_masks(
+                    self._codes(window), ignore=ignore, classes=classes, source=self.name
+                )
+            except LabelError as error:
+                advice = _describe_picture(self.file, self.classes)
+                if advice is None:
+                    raise
+                raise LabelError(f"{self.name}: {advice}") from error
         return self._encode(functools.partial(self.task.partial_labels, classes=self.classes), window)
 
     def _encode(self, encode: Callable[..., NDArray[np.int16]], window: Window) -> NDArray[np.int16]:
@@ -131,12 +61,27 @@ class _CodeLabels(PartialLabels):
             return encode(self._codes(window)[0])
         except LabelError:
             # Raise the error again for the whole file, so that it lists all codes and pixels.
-            counts: Counter[int] = Counter()
-            for part in self.grid.tiles(COUNT_WINDOW_PX):
-                codes, numbers = np.unique(self._codes(part), return_counts=True)
-                counts.update(dict(zip(codes.tolist(), numbers.tolist(), strict=True)))
+            counts = _count_values(self._codes(part)[0] for part in self.grid.tiles(COUNT_WINDOW_PX))
+            if advice := self._advise(counts):
+                raise LabelError(f"{self.name}: {advice}") from None
             found, pixels = np.array([*counts.items()], dtype=np.int64).T
             return encode(found[None], pixels=pixels[None])
+
+    def _advise(self, counts: Mapping[int, int]) -> str | None:
+        """Return a message about codes that are not defined if it can say more than `Task.encode`."""
+        known = {*self.ignore, _UNLABELLED, self.task.background_value}
+        others = [code for code in counts if code not in known]
+        if self.values is not None or len(self.classes) > 1 or not self.task.allows_no_class or len(others) != 1:
+            return None
+        [code], [name] = others, self.classes
+        if any(code == one.value for one in self.task.classes):  # of a class that these labels do not cover
+            return None
+        background = self.task.background_value
+        return (
+            f"code {code} ({counts[code]} pixels) is not defined; the only other code is {background} (background). "
+            f'If {code} is {name}, set labels.values: {{"{background}": background, "{code}": {name}}}; if it means '
+            "unlabelled, add it to data.ignore"
+        )
 
     def _codes(self, window: Window) -> NDArray[np.int64]:
         values, masked = self.file.read(window)
@@ -151,43 +96,87 @@ class _CodeLabels(PartialLabels):
         return np.where(masked, _UNLABELLED, np.where(masked, 0, values).astype(np.int64))
 
 
-def inspect_label_file(path: Path, grid: Grid, classes: int, *, resample: bool) -> tuple[LabelFile, list[str]]:
-    """Inspect a label raster for a number of classes: its label bands, and whether it must be resampled to a grid.
+@dataclass(frozen=True, eq=False)
+class _ColorLabels(_CodeLabels):
+    """Colours as codes, red * 65536 + green * 256 + blue; `palette` has those of a band of numbers.
 
-    Returns the file and notes for the user.
-
-    Raises
-    ------
-    GridError
-        The raster is on another grid and `resample` is False, or it cannot be resampled.
+    A pixel is unlabelled if the file masks all of its bands.
     """
-    notes = []
-    if isinstance(path, Mosaic):
-        path = path.placed_on(grid)
-    with open_raster(path) as dataset:
-        file_grid, flags = read_grid(dataset), dataset.mask_flag_enums
-        alpha = {band for band in dataset.indexes if dataset.colorinterp[band - 1] == ColorInterp.alpha}
-        # GDAL calls the fourth of four byte bands alpha, even if it is the fourth class.
-        per_class = dataset.count == classes
-        bands = tuple(band for band in dataset.indexes if per_class or band not in alpha)
-        nodata = dataset.nodata if any(MaskFlags.nodata in flags[band - 1] for band in bands) else None
-    alpha_is_class = bool(alpha.intersection(bands)) and any(MaskFlags.alpha in flags[band - 1] for band in bands)
-    difference = grid.describe_difference(file_grid)
-    if difference and file_grid.crs is None and not file_grid.has_location and file_grid.shape == grid.shape:
-        notes.append(f"{path} has no georeference; it has the size of the image, so its pixels are those of the image")
-        difference = None
-    if difference and (file_grid.crs is None or grid.crs is None or alpha_is_class):
-        reason = "its alpha band would mask its other classes" if alpha_is_class else "one of them has no CRS"
-        raise GridError(
-            f"{path} is on another grid than its image ({difference}, image first), and cannot be resampled: {reason}; "
-            "correct the labels"
+
+    palette: NDArray[np.int64] | None = None
+
+    def _read(self, window: Window) -> NDArray[Any]:
+        return PartialLabels._read(self, window)
+
+    def _partial_labels(self, window: Window) -> NDArray[np.int16]:
+        return self._encode(functools.partial(self.task.partial_labels, classes=self.classes), window)
+
+    def _codes(self, window: Window) -> NDArray[np.int64]:
+        values, masked = self.file.read(window)
+        if self.palette is None:
+            colors = (values.astype(np.int64) << np.array([16, 8, 0])[:, None, None]).sum(axis=0, keepdims=True)
+        else:
+            # Numbers beyond the palette get a colour that no table has.
+            known = values < len(self.palette)
+            colors = np.where(known, self.palette[np.where(known, values, 0)], -1)
+        return np.where(masked.all(axis=0), _UNLABELLED, colors)
+
+    def _advise(self, counts: Mapping[int, int]) -> str | None:
+        assert self.values is not None
+        unknown = {color: number for color, number in counts.items() if color not in {*self.values, _UNLABELLED}}
+        return (
+            f"{_list_colors(unknown)} are not in labels.values, which lists "
+            f"{', '.join(map(_color_text, self.values))}; add them (null: unlabelled)"
         )
-    if difference and not resample:
-        raise GridError(
-            f"{path} is on another grid than its image ({difference}, image first)"
-            + suggest("correct the labels", "set data.resample: true")
+
+
+def _count_values(parts: Iterable[NDArray[np.int64]]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for part in parts:
+        codes, numbers = np.unique(part, return_counts=True)
+        counts.update(dict(zip(codes.tolist(), numbers.tolist(), strict=True)))
+    return counts
+
+
+def _color_text(color: int) -> str:
+    return format_color(color >> 16, color >> 8 & 255, color & 255) if color >= 0 else "without a colour"
+
+
+def _list_colors(counts: Mapping[int, int], maximum: int = 5) -> str:
+    """List colours with their pixels, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda each: -each[1])
+    listed = ", ".join(f"{_color_text(color)} ({number} pixels)" for color, number in ordered[:maximum])
+    more = f" and {len(ordered) - maximum} more" if len(ordered) > maximum else ""
+    return f"the colours {listed}{more}"
+
+
+def _describe_picture(file: LabelFile, classes: Sequence[str]) -> str | None:
+    """Return a message if a raster that should have a mask of 0 and 1 per class is a picture or has other masks."""
+    with open_raster(file.path) as dataset:
+        is_byte = all(dataset.dtypes[band - 1] == "uint8" for band in file.bands)
+    if not is_byte:
+        return None
+    values = (file.read(window)[0].astype(np.int64) for window in file.grid.tiles(COUNT_WINDOW_PX))
+    advice = []
+    if len(file.bands) == 3:
+        shifts = np.array([16, 8, 0])[:, None, None]
+        counts = _count_values((part << shifts).sum(axis=0) for part in values)
+        levels = {level for color in counts for level in (color >> 16, color >> 8 & 255, color & 255)}
+        example = _color_text(max(counts, key=counts.__getitem__))
+        advice.append(
+            f"has three bands; if they are red, green and blue, it has {_list_colors(counts)}: name the class of each "
+            f'in labels.values: {{"{example}": {classes[0]}, ...}}'
         )
-    return LabelFile(path, grid, bands, not alpha_is_class, bool(difference), nodata), notes
+    else:
+        levels = {*_count_values(values)}
+    if 1 in levels and len(levels) < 5:  # masks of 0 and 1 with other codes
+        return None
+    if levels == {0, 255} and len(file.bands) == len(classes):
+        advice.append(
+            ("" if advice else "has the values 0 and 255; ")
+            + "if each band is the mask of a class, set labels.fractions: true and labels.full_value: 255"
+        )
+    return "; ".join(advice) or None
 
 
 def open_codes(
@@ -205,7 +194,10 @@ def open_codes(
     LabelError
         `values` of the source does not fit the file or the task.
     """
-    path, values = file.path, _value_table(file.path, source, file.bands)
+    path = file.path
+    if any(key.startswith("#") for key in source.values or ()):
+        return _open_colors(file, source, task, ignore, classes, notes)
+    values = _value_table(path, source, file.bands)
     codes: Mapping[int, str | None] = {0: "the code of absent classes", 1: "the code of present classes"}
     if len(file.bands) == 1:
         named = {row["value"]: row["name"] for row in task.legend} if values is None else values
@@ -217,17 +209,87 @@ def open_codes(
     )
 
 
-def _value_table(path: Path, source: LabelSource, bands: Sequence[int]) -> dict[int, str | None] | None:
-    """Return {code: class name} of a source, None if it has no `values`."""
+def _open_colors(
+    file: LabelFile,
+    source: LabelSource,
+    task: Task,
+    ignore: Sequence[int],
+    classes: tuple[str, ...],
+    notes: list[str],
+) -> _ColorLabels:
+    """Open a raster of colours, or of numbers with a colour table."""
+    path, palette = file.path, None
+    _refuse_full_value(path, source)
+    values = {}
+    for key, name in (source.values or {}).items():
+        try:
+            red, green, blue = parse_color(key)
+        except ValueError as error:
+            raise LabelError(f"{path}: labels.values lists colours, and also {key!r}; write all as #rrggbb") from error
+        values[red << 16 | green << 8 | blue] = name
+    with open_raster(path) as dataset:
+        if len(file.bands) == 1:
+            palette = _read_palette(path, dataset)
+        elif len(file.bands) != 3 or any(dataset.dtypes[band - 1] != "uint8" for band in file.bands):
+            raise LabelError(
+                f"{path}: labels.values lists colours, but the file does not have red, green and blue as bytes (it has "
+                f"{dataset.count} bands, {dataset.dtypes[0]}); list its codes"
+            )
+    as_code = None
+    if file.nodata is not None:
+        gray = int(file.nodata) if palette is None else 0
+        color = (
+            int(palette[int(file.nodata)])
+            if palette is not None and 0 <= file.nodata < len(palette)
+            else gray * 0x10101
+        )
+        as_code = f"the colour {_color_text(color)}" if values.get(color) else None
+    file, ambiguities = file.interpret_nodata(as_code, source, in_all_bands=True)
+    return _ColorLabels(
+        str(path), file.grid, task, tuple(notes), False, file, (), classes, values, ambiguities=ambiguities,
+        palette=palette,
+    )  # fmt: skip
+
+
+def _read_palette(path: Path, dataset: DatasetReader) -> NDArray[np.int64]:
+    """Return the colours of the values of a band, as in `_ColorLabels`."""
+    try:
+        entries = dataset.colormap(1)
+    except ValueError as error:
+        raise LabelError(
+            f"{path}: labels.values lists colours, but its band has no colour table; list its codes"
+        ) from error
+    return np.array([r << 16 | g << 8 | b for _, (r, g, b, *_) in sorted(entries.items())], dtype=np.int64)
+
+
+def _refuse_full_value(path: Path, source: LabelSource) -> None:
     if source.full_value != 1:
         raise LabelError(f"{path}: full_value is only for fractions (labels.fractions: true); remove it")
+
+
+def _value_table(path: Path, source: LabelSource, bands: Sequence[int]) -> dict[int, str | None] | None:
+    """Return {code: class name} of a source, None if it has no `values`."""
+    _refuse_full_value(path, source)
     if source.values is None:
         return None
     if len(bands) > 1:
         raise LabelError(
             f"{path}: values is only for rasters with one band of codes, this has {len(bands)} bands; remove it"
         )
-    for code in source.values:
-        if not re.fullmatch("0|-?[1-9][0-9]*", code):
-            raise LabelError(f"{path}: labels.values lists {code!r}; raster codes are whole numbers")
-    return {int(code): name for code, name in source.values.items()}
+    names = [key for key in source.values if not re.fullmatch("0|-?[1-9][0-9]*", key)]
+    codes = _codes_by_name(path) if names else {}
+    for name in names:
+        if name not in codes:
+            listed = f" or names of its own classes ({', '.join(codes)})" if codes else ""
+            raise LabelError(f"{path}: labels.values lists {name!r}; raster codes are whole numbers{listed}")
+    return {int(codes.get(key, key)): name for key, name in source.values.items()}
+
+
+def _codes_by_name(path: Path) -> dict[str, int]:
+    """Return the codes that a raster itself names, in a table of segkit, of attributes or of categories."""
+    with open_raster(path) as dataset:
+        try:
+            legend = Legend.from_dataset(dataset)
+        except DataError:
+            return {}
+    return {one.name: value for value, one in legend.value_table.items() if one.name != str(value)}

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.data.labels.base import COUNT_WINDOW_PX, PartialLabels
-from segkit.data.labels.codes import LabelFile
+from segkit.data.labels.label_file import LabelFile
 from segkit.errors import LabelError
 from segkit.io.raster import open_raster
-from segkit.recipe.sources import LabelSource
+from segkit.recipe.label_source import LabelSource
 from segkit.task import BACKGROUND, Task
 from segkit.task.encoding import SUM_TOLERANCE
 
