@@ -193,18 +193,19 @@ def check_outputs(jobs: Sequence[PredictionFiles], given: Sequence[PathLike | No
     parents = {path.parent for job in jobs if job.tiles for path in job.rasters.values()}
     for output in (one for one in given if one is not None):
         if _is_folder(output, len(jobs)) or Path(output) in parents:
-            _make_folder(output, max(len(jobs), *(len(job.tiles) for job in jobs)))
+            tiles = sum(len(job.tiles) for job in jobs)
+            _make_folder(output, *((tiles, "file") if tiles else (len(jobs), "scene")))
     for job in jobs:
         for path in job.outputs:
             check_output(path, overwrite=True)
 
 
-def _make_folder(output: PathLike, scenes: int) -> None:
+def _make_folder(output: PathLike, number: int, what: str) -> None:
     folder = Path(output)
     if folder.is_file() or (folder.suffix and not folder.is_dir() and not _ends_as_folder(output)):
         raise UsageError(
-            f"{folder} is a file, or named like one; the maps of {scenes} file{'s' * (scenes > 1)} need a folder: name "
-            "one that ends with /"
+            f"{folder} is a file, or named like one; the outputs of {number} {what}{'s' * (number > 1)} need a folder: "
+            "name one that ends with /"
         )
     check_parent(folder)
     folder.mkdir(exist_ok=True)

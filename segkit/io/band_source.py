@@ -100,19 +100,21 @@ class MosaicBands:
             in_file, _ = tile_part(layout.tiles[found[0]], window)
             if (in_file.height, in_file.width) == (window.height, window.width):
                 return self._tile(found[0], self.places).read(in_file, stack)
+        if not any(find_overlaps(layout, found)):
+            return self._paste(found, window, stack)
         pixels = np.full((len(self.places), *stack.shape[1:]), np.nan, dtype=np.float32)
-        combine = self._paste
-        if any(find_overlaps(layout, found)):
-            combine = self._average if layout.overlap == "mean" else self._compose
+        combine = self._average if layout.overlap == "mean" else self._compose
         valid = combine(found, window, pixels)
         stack[self.places] = pixels
         return valid
 
-    def _paste(self, found: list[int], window: Window, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Take the pixels of files that do not overlap."""
-        valid = np.zeros(pixels.shape[1:], dtype=bool)
-        for part, part_valid, (rows, columns) in self._parts(found, window):
-            pixels[:, rows, columns], valid[rows, columns] = part, part_valid
+    def _paste(self, found: list[int], window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Read files that do not overlap into the stack."""
+        stack[self.places] = np.nan
+        valid = np.zeros(stack.shape[1:], dtype=bool)
+        for index in found:
+            in_file, (rows, columns) = tile_part(self._dataset.layout.tiles[index], window)
+            valid[rows, columns] = self._tile(index, self.places).read(in_file, stack[:, rows, columns])
         return valid
 
     def _compose(self, found: list[int], window: Window, pixels: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -453,7 +453,7 @@ def test_the_map_of_a_mosaic_is_that_of_the_scene_in_one_file(tmp_path):
         with one, other:
             assert (other.transform, other.crs, other.shape) == (one.transform, one.crs, one.shape)
             np.testing.assert_array_equal(other.read(), one.read())
-    one, other = (geopandas.read_file(tmp_path / f"{name}.gpkg") for name in ("whole", "mosaic"))
+    one, other = (geopandas.read_file(tmp_path / f"{name}.gpkg", layer=name) for name in ("whole", "mosaic"))
     assert one.equals(other)
 
 
@@ -475,7 +475,7 @@ def test_the_seamless_map_is_cut_like_its_input(tmp_path):
     files = {tile.stem for tile in tiles.iterdir()}
     assert names(tmp_path / "maps") == {f"{name}{ending}.tif" for name in files for ending in ("", "_uncertainty")}
     assert names(tmp_path / "p") == {f"{name}.tif" for name in files}
-    one, other = (geopandas.read_file(tmp_path / f"{name}.gpkg") for name in ("whole", "parts"))
+    one, other = (geopandas.read_file(tmp_path / f"{name}.gpkg", layer=name) for name in ("whole", "parts"))
     columns = [*one.columns.drop("mean_conf", errors="ignore")]
     assert one[columns].equals(other[columns])
     [again] = predict(model, Mosaic(tiles), tmp_path / "maps", like_input=True, **how, **FAST)
@@ -528,7 +528,7 @@ def test_what_cannot_be_cut_is_refused(tmp_path):
     tiles = Mosaic(cut(scene, tmp_path / "tiles"))
     with pytest.raises(UsageError, match=r"scene.tif is one file, so there is nothing to cut its map like"):
         predict(Network(), scene, tmp_path / "maps", like_input=True, **FAST)
-    with pytest.raises(UsageError, match=r"map.tif is a file, or named like one; the maps of 6 files need a folder"):
+    with pytest.raises(UsageError, match=r"map.tif is a file, or named like one; the outputs of 6 files need a folder"):
         predict(Network(), tiles, tmp_path / "map.tif", like_input=True, **FAST)
     with pytest.raises(UsageError, match=r"would overwrite .*which is an input"):
         predict(Network(), tiles, tmp_path / "tiles", like_input=True, **FAST)
