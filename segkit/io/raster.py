@@ -58,7 +58,7 @@ _CACHED_ROWS, _MAX_REMOTE_CACHE_BYTES = 1024, 512 * 10**6
 # The remote rasters that were closed last stay open, so that neither their headers nor tiles in GDAL's cache are
 # fetched again. The key holds the process id: a forked process has none of them.
 _MAX_OPEN_REMOTES = 4
-_open_remotes: dict[tuple[int, str, bool | None], tuple[str, float, DatasetReader]] = {}
+_open_remotes: dict[tuple[int, str, bool], tuple[str, float, DatasetReader]] = {}
 _REVALIDATE_AFTER_S = 1.0  # then the server is asked whether the file has changed
 # How many datasets of a URL are open. While another thread reads one, GDAL's cache of it must not be cleared: what the
 # other one reads would fail.
@@ -246,7 +246,7 @@ def _open_uncached(file: Remote, drivers: Sequence[str]) -> DatasetReader:
 @contextlib.contextmanager
 def _open_remote(file: Remote, *, vrt: bool | None) -> Iterator[DatasetReader]:
     """Open a remote raster, or reuse one that is still open and has not changed."""
-    key = os.getpid(), os.fspath(file), vrt
+    key = os.getpid(), os.fspath(file), bool(vrt)
     with _in_use_lock:
         _in_use[key[:2]] += 1
     try:
@@ -258,7 +258,7 @@ def _open_remote(file: Remote, *, vrt: bool | None) -> Iterator[DatasetReader]:
                 del _in_use[key[:2]]
 
 
-def _open_or_reuse(file: Remote, key: tuple[int, str, bool | None]) -> Iterator[DatasetReader]:
+def _open_or_reuse(file: Remote, key: tuple[int, str, bool]) -> Iterator[DatasetReader]:
     version, checked, dataset = _open_remotes.pop(key, ("", 0.0, None))
     if dataset is None or time.monotonic() - checked > _REVALIDATE_AFTER_S:
         current = current_version(file)

@@ -68,7 +68,7 @@ def write_recipe(place, change):
 
 
 def shifted(place):
-    write_raster(place / "labels" / "a.tif", np.zeros((96, 96), np.uint8), left=500_010)
+    write_raster(place / "labels" / "a.tif", np.zeros((96, 96), np.uint8), left=500_005)
 
 
 # What a new user may do wrong: {case: (what is done to the folder, the command, exit code, what the line says)}
@@ -145,7 +145,7 @@ BAD = {
         lambda place: write_raster(place / "labels" / "a.tif", np.full((96, 96), 3, np.uint8)),
         ("train", "recipe.yaml"),
         1,
-        "labels/a.tif: code 3 (9216 pixels) is not defined, the task defines 0, 7",
+        "labels/a.tif: code 3 (9216 pixels) is not defined; the only other code is 0 (background). If 3 is cleared",
     ),
     "no output folder": (
         None,
@@ -183,7 +183,7 @@ BAD = {
         lambda place: (place / "text.tif").write_text("no raster"),
         (*PREDICT, "text.tif", "-o", "map.tif"),
         1,
-        "text.tif: not a raster that segkit reads (GTiff, JP2OpenJPEG, ENVI, PNG)",
+        "text.tif: not a raster that segkit reads (GTiff, JP2OpenJPEG, ENVI, PNG, JPEG, WEBP)",
     ),
     "map exists": (
         lambda place: (place / "map.tif").write_text(""),
