@@ -26,9 +26,11 @@ from rasterio.transform import from_origin
 from segkit.cli import app as cli
 from segkit.cli import root
 from segkit.models.segmenter import load
+from segkit.recipe.features import CLASSICAL
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
+TINY_LEARNER = {"options": {"max_iter": 5}}
 TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps_per_epoch": 1, "epochs": 1}
 # What a document takes for granted that another one makes.
 BEFORE = {
@@ -92,7 +94,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "counts.csv").write_text("map,background,deforestation\nbackground,90,2\ndeforestation,5,60\n")
     for recipe in (ROOT / "configs").glob("*.yaml"):
         content = yaml.safe_load(recipe.read_text())
-        content["model"] |= TINY_MODEL
+        is_classical = content["model"].get("architecture") in CLASSICAL
+        content["model"] |= TINY_LEARNER if is_classical else TINY_MODEL
         content["train"] |= TINY_TRAINING
         content["data"]["val"] = {"fraction": 0.3, "block": 32, "gap": 4}
         (root / "configs").mkdir(exist_ok=True)
