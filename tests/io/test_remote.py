@@ -21,11 +21,11 @@ from server import serving
 from synthetic import recipe_for, segmenter, write_pair
 
 from segkit.data.check import check
-from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.errors import DataError, RasterError, SegkitError, UsageError
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.predict import predict
 from segkit.io import raster, remote
+from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.io.files import check_folder, check_output, require_file
 from segkit.io.raster import open_raster
 from segkit.io.remote import Remote, as_path
