@@ -52,6 +52,12 @@ def evaluate(
         list[str] | None, typer.Option(help="For a model: folder, file or glob of scenes. Repeatable.")
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
+    pair: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help='Names of images, if those of labels differ: "{}_sat".')
+    ] = None,
+    dates: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help='Names of images of several dates: "{}_{date:%Y%m%d}".')
+    ] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
     set_labels: SetLabels = None,
@@ -90,6 +96,8 @@ def evaluate(
         None if not is_model else [scenes] if stack else scenes[0] if len(scenes) == 1 else scenes,
         _labels(labels, field, nodata, set_labels),
         output,
+        pair=pair,
+        dates=dates,
         boundary_width=boundary_width,
         min_object_area=min_object_area,
         ignore=ignore or (),
