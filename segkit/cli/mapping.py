@@ -55,6 +55,12 @@ def evaluate(
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help='Names of images, if those of labels differ: "{}_sat".')
+    ] = None,
+    dates: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help='Names of images of several dates: "{}_{date:%Y%m%d}".')
+    ] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
     set_labels: SetLabels = None,
@@ -94,6 +100,8 @@ def evaluate(
         _scenes(paths, mosaic_overlap, stack=stack, mosaic=mosaic) if is_model else None,
         _labels(labels, field, nodata, set_labels),
         output,
+        pair=pair,
+        dates=dates,
         boundary_width=boundary_width,
         min_object_area=min_object_area,
         ignore=ignore or (),

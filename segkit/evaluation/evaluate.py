@@ -13,13 +13,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rasterio.windows import Window
 
 from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
 from segkit.data.pairing import Sample, paths_as_text, source_files
-from segkit.errors import LabelError, suggest
+from segkit.errors import LabelError, UsageError, suggest
 from segkit.evaluation.bootstrap import BootstrapIntervals
 from segkit.evaluation.boundaries import Boundaries
 from segkit.evaluation.calibration import CalibrationFit
@@ -58,6 +59,8 @@ def evaluate(
     *,
     boundary_width: str = "2px",
     min_object_area: str = "1px",
+    pair: str | None = None,
+    dates: str | None = None,
     ignore: Sequence[int] = (),
     class_names: PathLike | None = None,
     tile: int | None = None,
@@ -79,6 +82,8 @@ def evaluate(
         maps, the labels are paired with the maps.
     output
         JSON file for the result.
+    pair, dates
+        Patterns of the names of images (of maps), as in a recipe's ``data.train``.
     boundary_width
         Boundary width: "10m" on the ground, "2px" in pixels.
     min_object_area
@@ -110,14 +115,16 @@ def evaluate(
     if images is None:
         assert isinstance(model, (str, os.PathLike))
         task = map_task(model, class_names=class_names)
-        source = DatasetSource.model_validate({"images": paths_as_text(model), "labels": paths_as_text(labels)})
+        if dates is not None:
+            raise UsageError("dates are of images, and maps have none; leave dates out")
+        source = _labelled_source(model, labels, {"pair": pair})
         data = Data(train=source, ignore=tuple(ignore))
         samples = open_labelled_samples(source, data, task, "evaluate", show_progress=show_progress)
         predictor = MapReader(task)
     else:
         segmenter = load_model(model)
         recipe = segmenter.recipe
-        source = DatasetSource.model_validate({"images": paths_as_text(images), "labels": paths_as_text(labels)})
+        source = _labelled_source(images, labels, {"pair": pair, "dates": dates})
         samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
         samples = [replace(one, scene=one.scene.with_named_bands(segmenter.band_names)) for one in samples]
         _warn_of_unlike_scenes(segmenter, samples)
@@ -253,6 +260,23 @@ def _add_boundaries_and_objects(
         rows_of_strip = slice(top - first, bottom - first)
         boundaries.add(decided, truth, pixel, (rows_of_strip, slice(None)))
         objects.add(decided[:, rows_of_strip], truth[:, rows_of_strip], measures, end=bottom == grid.height)
+
+
+def _labelled_source(images: Any, labels: Any, patterns: dict[str, str | None]) -> DatasetSource:
+    """Return images and labels with patterns of their names as a source.
+
+    Raises
+    ------
+    UsageError
+        A pattern is not valid, or does not fit the images.
+    """
+    try:
+        return DatasetSource.model_validate(
+            {"images": paths_as_text(images), "labels": paths_as_text(labels), **patterns}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(str(first.get("ctx", {}).get("error", first["msg"]))) from error
 
 
 def _warn_of_unlike_scenes(model: AnyModel, samples: Sequence[Sample]) -> None:

@@ -107,6 +107,10 @@ def split_override(override: str, option: str = "--set") -> tuple[Location, Any]
         example = "train.epochs=3" if option == "--set" else "radius=20"
         raise RecipeError(f"{option} {override}: write it as key=value, for example {example}")
     place = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
+    if value.startswith("{}") and value != "{}":
+        raise RecipeError(
+            f"{option} {override}: YAML reads {{}} as a list of keys; quote the text: {key}='\"{value}\"'"
+        )
     return place, parse_yaml(value, f"{option} {override}")
 
 

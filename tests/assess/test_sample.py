@@ -162,6 +162,16 @@ def test_other_points_and_count_matrices(place, tmp_path):
         again = estimate_sample(folder / "map.tif", tmp_path / name)
         np.testing.assert_array_equal(again.counts, found.counts)
         np.testing.assert_allclose(again.area_se, found.area_se, rtol=1e-4)
+    named = points.rename(columns={"ref_class": "seen"}).to_crs(3857)
+    named.assign(x=named.geometry.x, y=named.geometry.y).drop(columns="geometry").to_csv(tmp_path / "own.csv", sep=";")
+    again = estimate_sample(folder / "map.tif", tmp_path / "own.csv", field="seen", crs="EPSG:3857")
+    np.testing.assert_array_equal(again.counts, found.counts)
+    with pytest.raises(UsageError, match=r"own\.csv: a \.csv file of points needs the CRS"):
+        estimate_sample(folder / "map.tif", tmp_path / "own.csv", field="seen")
+    with pytest.raises(DataError, match=r"own\.csv: has no column ref_class; its columns are .*seen"):
+        estimate_sample(folder / "map.tif", tmp_path / "own.csv", crs="EPSG:3857")
+    with pytest.raises(UsageError, match=r"only a \.csv file of points needs a CRS"):
+        estimate_sample(folder / "map.tif", path, crs="EPSG:3857")
     names = ["clearing", "forest", "water"]
     place_of = [found.classes.index(name) for name in names]
     table = pandas.DataFrame(found.counts[np.ix_(place_of, place_of)], index=names, columns=names)

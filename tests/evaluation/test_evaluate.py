@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_paths_may_be_paths_and_the_model_a_file(case, tmp_path):
     assert evaluate(tmp_path / "m.safetensors", *named, **FAST) == run(case)
     source = LabelSource(path=str(folder / "labels"))
     assert evaluate(model, [[path] for path in named[0]], source, **FAST) == run(case)
+
+
+def test_names_that_differ_and_labels_of_points(case, tmp_path):
+    folder, model = case[:2]
+    for name in "ab":
+        for kind, end in (("images", "sat"), ("labels", "mask")):
+            shutil.copy(folder / kind / f"{name}.tif", tmp_path / f"{name}_{end}.tif")
+    labels = LabelSource(path=str(tmp_path), pair="{}_mask")
+    assert evaluate(model, tmp_path, labels, pair="{}_sat", **FAST)["pixels"] == run(case)["pixels"]
+    with pytest.raises(UsageError, match=r"it needs \{\} once"):
+        evaluate(model, tmp_path, labels, pair="sat", **FAST)
+    with pytest.raises(UsageError, match="has no date"):
+        evaluate(model, tmp_path, labels, dates="{}", **FAST)
 
 
 def test_the_result_is_written(case, tmp_path):

@@ -179,3 +179,18 @@ def test_pixels_in_metres():
     assert utm.pixel_metres(Window(0, 0, 1, 1)) == pytest.approx((10.004, 20.008), rel=1e-4)
     with pytest.raises(GridError):
         Grid(8, 8, Affine.identity(), None).pixel_metres()
+
+
+@given(
+    row=st.integers(-30, 30),
+    column=st.integers(-30, 30),
+    angle=st.sampled_from([0, 33]),
+    off=st.sampled_from([0, 1e-5, 0.3]),
+)
+def test_the_position_of_a_grid_in_another(row, column, angle, off):
+    other = Grid(20, 30, Affine(10, 0, 600_000, 0, -10, 9_000_000) @ Affine.rotation(angle), CRS.from_epsg(32622))
+    grid = Grid(7, 9, other.transform @ Affine.translation(column + off, row), other.crs)
+    assert grid.position_in(other) == (None if off > 1e-3 else (row, column))
+    coarse = Grid(7, 9, grid.transform @ Affine.scale(1.001), grid.crs)
+    assert coarse.position_in(other) is None
+    assert Grid(7, 9, grid.transform, None).position_in(other) is None

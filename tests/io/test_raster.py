@@ -1033,3 +1033,25 @@ def test_a_file_that_changes_its_grid_is_not_warped_unasked(write_raster):
     write_raster("a.tif", np.ones((1, 5, 4), dtype=np.uint8))
     with pytest.raises(GridError, match="its grid has changed since"):
         scene.read()
+
+
+@pytest.mark.parametrize(("driver", "suffix"), [("JPEG", "jpg"), ("WEBP", "webp")])
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pictures_are_read_and_cut_ones_refused(tmp_path, driver, suffix):
+    """A world file gives the place of a JPEG."""
+    from PIL import Image
+
+    rows, columns = np.indices((64, 80))
+    pixels = np.stack([rows * 3, columns * 2, rows + columns], axis=-1).astype(np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, driver, quality=95)
+    (tmp_path / "a.wld").write_text("0.5\n0\n0\n-0.5\n100.25\n199.75\n")
+    with open_raster(path) as dataset:
+        found = dataset.read()
+        assert dataset.transform == (Affine(0.5, 0, 100, 0, -0.5, 200) if driver == "JPEG" else Affine.identity())
+    assert np.abs(found.transpose(1, 2, 0).astype(int) - pixels).max() < 12
+    content = path.read_bytes()
+    for length in range(10, len(content) - 1, max(1, len(content) // 20)):
+        path.write_bytes(content[:length])
+        with pytest.raises(RasterError), open_raster(path) as dataset:
+            dataset.read()

@@ -377,3 +377,29 @@ def test_the_schema_lists_new_keys_only():
     assert '"checkpoint"' in text
     for key in ("keep", "oversample", "scaled", "whole", "outside", "steps"):
         assert f'"{key}"' not in text
+
+
+def test_a_recipe_that_is_not_utf8_says_where(recipe):
+    recipe.write_bytes((MINIMAL + "license: für alle\n").encode("cp1252"))
+    assert f"{recipe}: line 5 is not UTF-8 (byte 0xfc; in Windows-1252 it reads 'license: für alle')" in refused(recipe)
+    recipe.write_bytes(MINIMAL.encode("utf-8-sig"))
+    assert Recipe.load(recipe).name == "small"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"dates": "{}_2021"}, "the pattern '{}_2021' has no date"),
+        ({"dates": "{date:%Y}", "pair": "{}"}, "dates is for images, without table and pair"),
+        ({"dates": "{date:%Y}", "images": [["a", "b"]]}, "images lists them"),
+        ({"dates": "{date:%Q}"}, "%Q is not a part of a date"),
+        ({"dates": {"pattern": "{date:%Y}", "missing": "guess"}}, "missing: found"),
+        ({"pair": "x"}, "it needs {} once"),
+    ],
+)
+def test_patterns_of_names_that_are_refused(recipe, source, said):
+    raw = Recipe.load(recipe).to_dict()
+    raw["data"]["train"] |= source
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(raw)
+    assert said in str(caught.value)

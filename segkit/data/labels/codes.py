@@ -74,8 +74,8 @@ class _CodeLabels(PartialLabels):
         if self.values is not None or len(self.classes) > 1 or not self.task.allows_no_class or len(others) != 1:
             return None
         [code], [name] = others, self.classes
-        if any(code == one.value for one in self.task.classes):  # of a class that these labels do not cover
-            return None
+        if self.task.background_value not in counts or any(code == one.value for one in self.task.classes):
+            return None  # not a mask, or of a class that these labels do not cover
         background = self.task.background_value
         return (
             f"code {code} ({counts[code]} pixels) is not defined; the only other code is {background} (background). "

@@ -244,7 +244,10 @@ def _feature_classes(
     unknown = [value for value in values if value not in table]
     if unknown:
         what = "points" if isinstance(layer, Points) else "polygons"
-        counts = ", ".join(f"{value!r} ({unknown.count(value)} {what})" for value in list(dict.fromkeys(unknown))[:5])
+        counts = ", ".join(
+            f"{'no value' if value is None else repr(value)} ({unknown.count(value)} {what})"
+            for value in list(dict.fromkeys(unknown))[:5]
+        )
         raise LabelError(
             f"{path}: field {source.field!r} has undefined values: {counts}; defined are {', '.join(table)}; map them "
             "in labels.values (null: unlabelled)"
