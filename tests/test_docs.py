@@ -81,6 +81,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(root / path, scene)
     for path in ("truth.tif", "data/deforestation/labels/a.tif", "data/amazon/labels/a.tif"):
         write(root / path, truth)
+    write(root / "scene_SCL.tif", np.where(truth == 1, 4, 8).astype(np.uint8))
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")

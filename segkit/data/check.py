@@ -11,6 +11,7 @@ from rasterio.enums import ColorInterp
 
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
+from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
 from segkit.data.examination import (
     ClassCount,
     Examination,
@@ -27,6 +28,7 @@ from segkit.errors import SegkitError
 from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
+from segkit.io.scene import Scene
 from segkit.plots.text import format_percent
 from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
 from segkit.runtime.tables import format_table
@@ -47,6 +49,8 @@ class SceneCheck:
         Pixels with data; those of them with a label.
     classes
         Counts of valid labelled pixels.
+    ranges
+        Minimum, mean and maximum of each band; None if the scene could not be read.
     appearance_distance
         Of a scene that only validates: how far it is from the training scenes, see `TrainingScenes`.
     """
@@ -59,6 +63,7 @@ class SceneCheck:
     valid: int
     labelled: int
     classes: tuple[ClassCount, ...]
+    ranges: BandRanges | None = None
     appearance_distance: float | None = None
 
 
@@ -105,7 +110,7 @@ class Report:
         """Return the report as plain text."""
         task = self.recipe.task
         head = f"{self.recipe.name}: {task.type} task, {task.head} head, {task.channels} channels"
-        return "\n".join([head, *self._parts(), *self._scenes(), *self._findings()])
+        return "\n".join([head, *self._parts(), *self._bands(), *self._scenes(), *self._findings()])
 
     def _parts(self) -> Iterator[str]:
         for part in dict.fromkeys(scene.part for scene in self.scenes):
@@ -147,6 +152,28 @@ class Report:
                 f"difference in appearance of {compared} from training: median {np.median(distances):.1f}, largest "
                 f"{max(distances):.1f} (1 is usual among training scenes)"
             )
+
+    def _bands(self) -> Iterator[str]:
+        """Yield the range of each band over all scenes, if these have the same bands."""
+        found = [scene for scene in self.scenes if scene.ranges is not None and scene.ranges.number.any()]
+        if not found or len({len(scene.bands) for scene in found}) > 1:
+            return
+        total = BandRanges(len(found[0].bands))
+        for scene in found:
+            assert scene.ranges is not None
+            total.merge(scene.ranges)
+        names = [
+            name if len({scene.bands[at] for scene in found}) == 1 else f"band {at + 1}"
+            for at, name in enumerate(found[0].bands)
+        ]
+        rows = []
+        for at, name in enumerate(names[:_MAX_LISTED]):
+            known = total.number[at] > 0
+            values = (total.min[at], total.mean[at], total.max[at])
+            rows.append((name, *(f"{value:.6g}" if known else "-" for value in values)))
+        yield ""
+        yield format_table(("band", "minimum", "mean", "maximum"), rows)
+        yield from _more(names)
 
     def _scenes(self) -> Iterator[str]:
         if not self.scenes:
@@ -212,6 +239,7 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
     ]
     found = Examination(recipe)
     network_warnings: list[str] = []
+    imagery_warnings = list(_imagery_warnings([sample.scene for _, sample in all_samples], scene_counts))
     notes = list(_notes(all_samples))
     if not problems:
         found = examine(
@@ -240,7 +268,13 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         () if found.validation_counts is None else class_counts(found.validation_counts, task),
     )  # fmt: skip
     return replace(
-        report, warnings=(*_warnings(report), *network_warnings, *proximity_warnings(original, found.nearest))
+        report,
+        warnings=(
+            *imagery_warnings,
+            *_warnings(report),
+            *network_warnings,
+            *proximity_warnings(original, found.nearest),
+        ),
     )
 
 
@@ -288,6 +322,13 @@ def _check_network(recipe: Recipe, training: Sequence[LabelledArea]) -> tuple[li
     return [] if warning is None else [warning], []
 
 
+def _imagery_warnings(scenes: Sequence[Scene], scene_counts: Sequence[SceneCounts | None]) -> Iterator[str]:
+    """Yield warnings about the imagery of the scenes that could be read."""
+    readable = [scene for scene, found in zip(scenes, scene_counts, strict=True) if found is not None]
+    at_rims = [one for scene in readable if (one := find_rim_value(scene)) is not None]
+    yield from describe_rim_values(at_rims, readable[0].rules.nodata if readable else ())
+
+
 def _unlike_scenes(found: Examination) -> list[str]:
     """Return a note about the scenes that differ from the training scenes in units, resolution or appearance."""
     trains, validates = (
@@ -306,7 +347,8 @@ def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Tas
         counts, valid, labelled = found.counts.sum(axis=0).reshape(counts.shape), found.valid, found.labelled
     scene = sample.scene
     classes = class_counts(counts, task)
-    return SceneCheck(part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, classes)
+    ranges = None if found is None else found.ranges
+    return SceneCheck(part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, classes, ranges)
 
 
 def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:

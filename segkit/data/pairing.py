@@ -20,6 +20,7 @@ from segkit.io.files import require_file
 from segkit.io.remote import Remote, as_path, join_path
 from segkit.io.scene import Scene
 from segkit.io.vector import VECTOR_SUFFIXES, is_vector
+from segkit.recipe.imagery import open_scene
 from segkit.recipe.schema import Data, DatasetSource, LabelSource, Recipe, SpatialSplit
 from segkit.task import Task
 
@@ -66,11 +67,9 @@ class SceneFiles:
         Raises
         ------
         SegkitError
-            See `Scene.from_files` and `open_labels`.
+            See `open_scene` and `open_labels`.
         """
-        scene = Scene.from_files(
-            self.images, bands=data.bands, resample=data.resample, scaled=data.apply_scale_offset, name=self.name
-        )
+        scene = open_scene(self.images, data, row=self.row, name=self.name)
         labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
         if cache is not None:
             scene = cache.scene(scene)
@@ -118,7 +117,7 @@ def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | N
     MissingFileError
         A path does not exist.
     DataError
-        Nothing can be paired, or what `Scene.from_files` and `open_labels` refuse.
+        Nothing can be paired, or what `open_scene` and `open_labels` refuse.
     """
     pairing = pair_files(source)
     samples, unmatched = [], list(pairing.unmatched)

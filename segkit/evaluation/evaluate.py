@@ -28,6 +28,7 @@ from segkit.evaluation.metrics import Confusion, Reliability, disagreement
 from segkit.evaluation.objects import Objects
 from segkit.evaluation.scene_scores import measure_distances, summarize_scene
 from segkit.evaluation.thresholds import ThresholdFit
+from segkit.inference.request import given_imagery
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.grid import Grid
@@ -35,6 +36,7 @@ from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import load_model
+from segkit.recipe.imagery import change_imagery
 from segkit.recipe.schema import Data, DatasetSource, LabelSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
@@ -58,6 +60,11 @@ def evaluate(
     min_object_area: str = "1px",
     ignore: Sequence[int] = (),
     class_names: PathLike | None = None,
+    nodata: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    offset: float | Sequence[float] | None = None,
+    mask: PathLike | None = None,
+    mask_preset: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     device: str = "auto",
@@ -85,6 +92,8 @@ def evaluate(
         For maps: label codes that mean unlabelled. A model has its own.
     class_names
         For maps: a file of class names, as for `segkit.vectorize`.
+    nodata, scale, offset, mask, mask_preset
+        For a model: as for `segkit.predict`, of the images.
     tile, overlap, device, precision
         As for `segkit.predict`.
 
@@ -115,8 +124,9 @@ def evaluate(
     else:
         segmenter = load_model(model)
         recipe = segmenter.recipe
+        data = change_imagery(recipe.data, given_imagery(nodata, scale, offset, mask, mask_preset))
         source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
-        samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
+        samples = open_labelled_samples(source, data, recipe.task, "evaluate", show_progress=show_progress)
         samples = [replace(one, scene=one.scene.with_named_bands(segmenter.band_names)) for one in samples]
         _warn_of_unlike_scenes(segmenter, samples)
         predictor = ModelPredictor(

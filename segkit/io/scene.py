@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from segkit.errors import GridError, RasterError, UsageError, suggest
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
-from segkit.io.raster import GDAL_ERRORS, current_version, open_raster, read_grid, read_mask, read_window
+from segkit.io.pixel_rules import AS_STORED, BandUnits, PixelRules
+from segkit.io.quality_mask import QualityMask, SceneMask, find_masks, open_mask
+from segkit.io.raster import INTEGER_DTYPES, current_version, open_raster, read_grid, read_mask, read_window
 from segkit.io.remote import Remote, as_path
+from segkit.io.warping import warp_to
 
 _EXACT_IN_FLOAT32 = ("uint8", "int8", "uint16", "int16")
-_INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Tile:
     Parameters
     ----------
     pixels
-        float32 (C, H, W): stored values, or scaled ones (`Scene.scaled`); NaN where a band is no data.
+        float32 (C, H, W): stored values, or in the units of `Scene.scaled` and `Scene.rules`; NaN where a band is no
+        data.
     valid
         bool (H, W); false where the scene is no data.
     """
@@ -66,6 +68,8 @@ class Scene:
     vrt: bool = False
     scaled: bool = False
     versions: tuple[str, ...] = ()
+    rules: PixelRules = AS_STORED
+    masks: tuple[SceneMask, ...] = ()
 
     @classmethod
     def from_files(
@@ -76,6 +80,8 @@ class Scene:
         resample: bool = False,
         vrt: bool = False,
         scaled: bool = False,
+        rules: PixelRules = AS_STORED,
+        mask: QualityMask | None = None,
         name: str | None = None,
     ) -> Scene:
         """Open and check files, and return the scene that they make up.
@@ -85,20 +91,25 @@ class Scene:
         paths
             One file, or several whose bands are stacked in this order. The first one gives the grid.
         bands
-            1-based numbers in the stack, counted through all files. By default all but alpha bands, which are masks.
+            1-based numbers in the stack, counted through all files. By default all but alpha and quality bands.
         resample
             Whether files on another grid are warped to the grid of the first one (bilinear).
         vrt
             Whether files may be virtual rasters, which can read any other file or URL.
         scaled
             Whether pixels are stored value * scale + offset, as the files declare for each band.
+        rules
+            Units and no data that the files do not declare.
+        mask
+            Quality bands that say which pixels are not valid; if they are in the scene, they are not used as imagery
+            unless `bands` lists them.
         name
             Default: the stem of the first file.
 
         Raises
         ------
         MissingFileError, RasterError
-            A file does not exist or cannot be read, or there is no such band.
+            A file does not exist or cannot be read, there is no such band, or `rules` do not fit the bands.
         GridError
             The files are on different grids and `resample` is false.
         """
@@ -115,16 +126,27 @@ class Scene:
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
                 prefix = f"{file.stem}:" if len(files) > 1 else ""
                 stack += [
-                    _StackedBand(f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled)
+                    _StackedBand(
+                        f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled, file, index
+                    )
                     for index, description, interpretation in zip(
                         dataset.indexes, dataset.descriptions, dataset.colorinterp, strict=True
                     )
                 ]
         assert grid is not None
-        chosen = _choose_bands(files, stack, bands)
+        masks = (
+            ()
+            if mask is None
+            else find_masks(mask, files[0], [(band.name, band.path, band.number) for band in stack], vrt=vrt)
+        )
+        quality = {(one.path, band) for one in masks for band in one.bands}
+        chosen = _choose_bands(files, stack, bands, quality)
         names = tuple(stack[band - 1].name for band in chosen)
+        rules.check(str(files[0]), len(chosen))
         versions = tuple(current_version(file) if isinstance(file, Remote) else "" for file in files)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions)
+        return cls(
+            name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions, rules, masks
+        )
 
     def with_named_bands(self, names: Sequence[str]) -> Scene:
         """Return the scene with bands of these names, wherever they are in its files.
@@ -134,7 +156,7 @@ class Scene:
         """
         if self.band_names == tuple(names) or any(name.isdigit() for name in names):
             return self
-        whole = Scene.from_files(self.paths, resample=self.resample, vrt=self.vrt, scaled=self.scaled, name=self.name)
+        whole = Scene.from_files(self.paths, resample=self.resample, vrt=self.vrt, scaled=self.scaled)
         if len({*whole.band_names}) < len(whole.band_names) or not {*names} <= {*whole.band_names}:
             return self
         number = dict(zip(whole.band_names, whole.bands, strict=True))
@@ -162,11 +184,16 @@ class Scene:
                         raise GridError(
                             f"{path}: its grid has changed since the scene was opened ({difference}); try again"
                         )
-                    dataset = stack.enter_context(warp_to(dataset, self.grid, Resampling.bilinear))
+                    nodata = self.rules.resampling_nodata(str(path), dataset.nodatavals)
+                    dataset = stack.enter_context(warp_to(dataset, self.grid, Resampling.bilinear, nodata=nodata))
                 indexes = [index for _, index in placed]
-                scaling = [declared[index - 1] for index in indexes] if self.scaled else None
-                sources.append(_FileBands(dataset, [place for place, _ in placed], indexes, scaling))
-            yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
+                units = [
+                    self.rules.units(place, declared[index - 1] if self.scaled else None) for place, index in placed
+                ]
+                sources.append(_FileBands(dataset, [place for place, _ in placed], indexes, units, self.rules))
+            used: list[BandSource] = [source for source in sources if source.places]
+            used += [stack.enter_context(open_mask(mask, self.grid, vrt=self.vrt)) for mask in self.masks]
+            yield SceneReader(self.grid, len(self.bands), used)
             for file, version in zip(self.paths, self.versions, strict=True):
                 if isinstance(file, Remote) and version and (now := current_version(file)) and now != version:
                     raise RasterError(
@@ -185,6 +212,8 @@ class _StackedBand(NamedTuple):
     name: str
     alpha: bool
     resampled: bool
+    path: Path
+    number: int
 
 
 def _check_pixels(file: Path, dataset: DatasetReader, *, scaled: bool) -> None:
@@ -219,9 +248,21 @@ def _needs_resampling(first: Path, grid: Grid, file: Path, file_grid: Grid, *, r
     return difference is not None
 
 
-def _choose_bands(files: Sequence[Path], stack: Sequence[_StackedBand], bands: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the 1-based numbers of the chosen bands, or of all but alpha bands."""
-    chosen = tuple(bands) if bands else tuple(number for number, band in enumerate(stack, 1) if not band.alpha)
+def _choose_bands(
+    files: Sequence[Path],
+    stack: Sequence[_StackedBand],
+    bands: Sequence[int] | None,
+    quality: Collection[tuple[Path, int]] = (),
+) -> tuple[int, ...]:
+    """Return the 1-based numbers of the chosen bands, or of all but alpha and quality bands.
+
+    Parameters
+    ----------
+    quality
+        File and number in it of each quality band.
+    """
+    is_mask = [band.alpha or (band.path, band.number) in quality for band in stack]
+    chosen = tuple(bands) if bands else tuple(number for number, masks in enumerate(is_mask, 1) if not masks)
     for number in chosen:
         if not 1 <= number <= len(stack):
             raise RasterError(
@@ -235,36 +276,10 @@ def _choose_bands(files: Sequence[Path], stack: Sequence[_StackedBand], bands: S
                 "mark it as grey first (gdal_edit.py -colorinterp_N gray), or warp the file"
             )
     if not chosen:
-        raise RasterError(f"{files[0]}: holds only alpha bands, which are masks; choose bands to use one as imagery")
-    return chosen
-
-
-def warp_to(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
-    """Return an open raster as a virtual one on another grid.
-
-    Pixels outside of the raster are no data, and so are those with the declared no-data value, unless `ignore_nodata`.
-
-    Raises
-    ------
-    RasterError
-        GDAL cannot warp to that grid.
-    """
-    # GDAL passes on the no-data value and the alpha band. It applies a mask band, but does not pass it on.
-    masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
-    undeclared: dict[str, Any] = {"src_nodata": None, "nodata": None} if ignore_nodata else {}
-    try:
-        return WarpedVRT(
-            dataset,
-            crs=grid.crs,
-            transform=grid.transform,
-            height=grid.height,
-            width=grid.width,
-            resampling=resampling,
-            add_alpha=ignore_nodata or not masked,
-            **undeclared,
+        raise RasterError(
+            f"{files[0]}: holds only bands that are masks (alpha, quality); choose bands to use as imagery"
         )
-    except GDAL_ERRORS as error:
-        raise RasterError(f"{dataset.name}: cannot be resampled ({error}); warp it first (gdalwarp)") from error
+    return chosen
 
 
 class BandSource(Protocol):
@@ -311,20 +326,19 @@ class SceneReader:
 
 
 class _FileBands:
-    """Bands of one file: band `indexes[i]` goes to `places[i]` of the stack.
-
-    `scaling` is the (scale, offset) of each band; None keeps stored values.
-    """
+    """Bands of one file: band `indexes[i]` goes to `places[i]` of the stack, in `units[i]`."""
 
     def __init__(
         self,
         dataset: DatasetReader,
         places: list[int],
         indexes: list[int],
-        scaling: list[tuple[float, float]] | None = None,
+        units: list[BandUnits],
+        rules: PixelRules,
     ) -> None:
         self.dataset = dataset
-        self.scaling = scaling or [(1.0, 0.0)] * len(indexes)
+        self.units = units
+        self.rules = rules
         self.places = places
         self.indexes = indexes
         flags = {flag for index in indexes for flag in dataset.mask_flag_enums[index - 1]}
@@ -340,26 +354,34 @@ class _FileBands:
         buffer = target if in_place else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
         pixels = read_window(self.dataset, self.indexes, window, out=buffer)
         finite_or_masked = np.ones(pixels.shape[1:], dtype=bool)
-        unmasked = np.full(finite_or_masked.shape, not self.has_band_masks)
-        if self.has_file_mask:
-            unmasked &= read_mask(self.dataset, self.indexes[0], window) > 0
+        unmasked = np.full(finite_or_masked.shape, not (self.has_band_masks or self.rules.nodata))
         # Band by band: the masks of all bands at once would take a quarter of the pixels' memory.
-        for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
-            finite = True if self.dataset.dtypes[index - 1] in _INTEGER_DTYPES else np.isfinite(band)
-            if self.has_band_masks:
-                nodata = self.dataset.nodatavals[index - 1]
-                exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT_IN_FLOAT32
-                # GDAL's mask would read the file again.
-                masked = band == nodata if exact else read_mask(self.dataset, index, window) == 0
+        for index, band, units in zip(self.indexes, pixels, self.units, strict=True):
+            masked = self._read_band_mask(index, band, window)
+            finite = True if self.dataset.dtypes[index - 1] in INTEGER_DTYPES else np.isfinite(band)
+            if masked is not None:
                 # The no-data value itself may be NaN, or beyond the range of float32.
-                finite_or_masked &= finite | masked
+                finite |= masked
                 unmasked |= ~masked
                 band[masked] = np.nan
-            else:
-                finite_or_masked &= finite
-            if (scale, offset) != (1, 0):
-                band[:] = band.astype(np.float64) * scale + offset
+            finite_or_masked &= finite
+            units.apply(band)
+            if units.decibels is not None:
+                finite_or_masked &= np.isfinite(band) if masked is None else np.isfinite(band) | masked
+        if self.has_file_mask:
+            unmasked &= read_mask(self.dataset, self.indexes[0], window) > 0
         if not in_place:
             stack[self.places] = pixels
         finite_or_masked &= unmasked
         return finite_or_masked
+
+    def _read_band_mask(self, index: int, band: NDArray[np.float32], window: Window) -> NDArray[np.bool_] | None:
+        """Return where a band with stored values (H, W) is no data; None if nothing says so for single bands."""
+        masked = self.rules.is_nodata(band) if self.rules.nodata else None
+        if not self.has_band_masks:
+            return masked
+        nodata = self.dataset.nodatavals[index - 1]
+        exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT_IN_FLOAT32
+        # GDAL's mask would read the file again.
+        declared: NDArray[np.bool_] = band == nodata if exact else read_mask(self.dataset, index, window) == 0
+        return declared if masked is None else declared | masked

@@ -19,6 +19,7 @@ from segkit.errors import RecipeError
 from segkit.io.files import require_file
 from segkit.recipe.base import Band, Count, StrictModel, one_of, tag_form
 from segkit.recipe.features import CLASSICAL, Features, check_model_keys, keys_of_others
+from segkit.recipe.imagery import Imagery
 from segkit.recipe.messages import UNKNOWN, readable_error, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
 from segkit.recipe.yaml import parse_yaml, resolve_paths, set_at, split_override
@@ -190,7 +191,7 @@ class TableSplit(StrictModel):
     """Values of training rows; by default all others except empty ones."""
 
 
-class Data(StrictModel):
+class Data(Imagery):
     """The data to train and validate on."""
 
     train: DatasetSource
@@ -206,14 +207,8 @@ class Data(StrictModel):
         ),
     ] = SpatialSplit()
     """A spatial split of the training scenes, other scenes, marked rows of the table, or null (no validation)."""
-    bands: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Bands to use, counted from 1 across all files of a scene; by default all except alpha bands."""
     ignore: tuple[int, ...] = ()
     """Label codes of unlabelled pixels."""
-    apply_scale_offset: bool = False
-    """Whether to apply the scale and offset that files declare for their bands; else the stored values are used."""
-    resample: bool = False
-    """Whether to warp files on another grid to that of the scene's first file (labels by nearest neighbour)."""
     cache: NotNegative = 20.0
     """Maximum size of the disk cache of decoded scenes and labels in GB, for all trainings together; 0 for none."""
 

@@ -37,7 +37,8 @@ from segkit.io import cog
 from segkit.io.cog import MapProfile, MapStrip, build_cog, open_strip_writer
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_grid, vrt_description
-from segkit.io.scene import Scene, warp_to
+from segkit.io.scene import Scene
+from segkit.io.warping import warp_to
 
 COUNT = np.arange(1, 61, dtype="uint8").reshape(3, 4, 5)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)

@@ -23,7 +23,7 @@ from segkit.data.labels.base import COUNT_WINDOW_PX, PartialLabels
 from segkit.errors import GridError, LabelError, suggest
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_grid, read_window
-from segkit.io.scene import warp_to
+from segkit.io.warping import warp_to
 from segkit.recipe.schema import LabelSource
 from segkit.task import Task
 
