@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from segkit.io.grid import Grid
+from segkit.io.grid import Grid, lattice_windows
 from segkit.io.pixel_rules import PixelRules
-from segkit.io.scene import Scene
+from segkit.io.scene import Scene, SceneReader
 
 # The rim is sampled in segments of one pixel by this many, evenly spaced along each side.
 _SEGMENTS, _SEGMENT_PX = 32, 64
+_LATTICE = 4  # windows along each side of the interior
 # A value is suspect if it is in all bands of at least this share of the rim.
 _MIN_SHARE = 0.1
 
@@ -92,11 +93,19 @@ def find_rim_value(scene: Scene) -> RimValue | None:
             same = pixels[0, (pixels == pixels[:1]).all(axis=0)]
             values, counts = np.unique(same, return_counts=True)
             found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    for value, count in found.most_common(1):
-        is_expected = len(scene.bands) == 1 and integers and value not in (lowest, highest)
-        if count >= _MIN_SHARE * valid and not is_expected:
-            return RimValue(scene, value, count / valid)
+        for value, count in found.most_common(1):
+            is_expected = len(scene.bands) == 1 and integers and value not in (lowest, highest)
+            # A scene of one value has nothing to compare it with.
+            has_others = lowest < highest or _has_other_values(reader, value)
+            if count >= _MIN_SHARE * valid and has_others and not is_expected:
+                return RimValue(scene, value, count / valid)
     return None
+
+
+def _has_other_values(reader: SceneReader, value: float) -> bool:
+    """Whether a sample of the valid pixels inside of a scene has other values."""
+    tiles = (reader.read(window) for window in lattice_windows(reader.grid, _LATTICE, _SEGMENT_PX))
+    return any((tile.pixels[:, tile.valid] != value).any() for tile in tiles)
 
 
 def describe_rim_values(found: Sequence[RimValue], nodata: Sequence[float]) -> Iterator[str]:

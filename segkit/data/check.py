@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from rasterio.enums import ColorInterp
 
+from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
 from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
@@ -27,13 +27,13 @@ from segkit.data.split import SceneCounts, resolve_split
 from segkit.errors import SegkitError
 from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import PathLike
-from segkit.io.raster import open_raster
 from segkit.io.scene import Scene
 from segkit.plots.text import format_percent
 from segkit.recipe.schema import Data, DatasetSource, Recipe, SpatialSplit
 from segkit.runtime.tables import format_table
 from segkit.task import BACKGROUND, Task
 
+_FILE = "\0"  # in the place of a file's name, to find equal notes
 _MAX_LISTED = 40  # lines per list in the text; the report itself holds all
 
 
@@ -63,7 +63,7 @@ class SceneCheck:
     valid: int
     labelled: int
     classes: tuple[ClassCount, ...]
-    ranges: BandRanges | None = None
+    ranges: BandRanges | None = field(default=None, compare=False)  # means depend on the order of summation
     appearance_distance: float | None = None
 
 
@@ -327,6 +327,7 @@ def _imagery_warnings(scenes: Sequence[Scene], scene_counts: Sequence[SceneCount
     readable = [scene for scene, found in zip(scenes, scene_counts, strict=True) if found is not None]
     at_rims = [one for scene in readable if (one := find_rim_value(scene)) is not None]
     yield from describe_rim_values(at_rims, readable[0].rules.nodata if readable else ())
+    yield from describe_alpha_bands(readable)
 
 
 def _unlike_scenes(found: Examination) -> list[str]:
@@ -352,16 +353,18 @@ def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Tas
 
 
 def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:
+    """Yield notes on scenes and labels; one that is the same for several files is yielded once, with their number."""
+    files: dict[str, list[str]] = {}
     for _, sample in samples:
         assert sample.labels is not None
-        yield from sample.labels.notes
-        first = 1
-        for path in sample.scene.paths:
-            with open_raster(path) as dataset:
-                for band, interpretation in enumerate(dataset.colorinterp, first):
-                    if interpretation == ColorInterp.alpha and band not in sample.scene.bands:
-                        yield f"{path}: band {band} is alpha and used as mask; list it in data.bands if it is imagery"
-                first += dataset.count
+        for note in sample.labels.notes:
+            files.setdefault(note.replace(sample.labels.name, _FILE), []).append(sample.labels.name)
+        for band in sample.scene.alpha_masks:
+            note = f"{_FILE}: band {band.place} is alpha and used as mask; list it in data.bands if it is imagery"
+            files.setdefault(note, []).append(str(band.path))
+    for note, names in files.items():
+        number = len(dict.fromkeys(names))
+        yield ("" if number == 1 else f"{number} files, for example ") + note.replace(_FILE, names[0])
 
 
 def _warnings(report: Report) -> Iterator[str]:

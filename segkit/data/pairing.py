@@ -59,17 +59,19 @@ class SceneFiles:
     weight: float = 1.0
     row: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-    def open(self, data: Data, task: Task, cache: Cache | None = None) -> Sample:
+    def open(
+        self, data: Data, task: Task, cache: Cache | None = None, *, trained: Sequence[str] | None = None
+    ) -> Sample:
         """Open the scene and its labels; labels are None also if no label polygon intersects the scene.
 
-        With a cache, both are decoded now unless they are cached.
+        With a cache, both are decoded now unless they are cached. `trained` are the bands of a model, see `open_scene`.
 
         Raises
         ------
         SegkitError
             See `open_scene` and `open_labels`.
         """
-        scene = open_scene(self.images, data, row=self.row, name=self.name)
+        scene = open_scene(self.images, data, row=self.row, trained=trained, name=self.name)
         labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
         if cache is not None:
             scene = cache.scene(scene)
@@ -98,7 +100,14 @@ class OpenedSamples:
     unmatched: tuple[Path, ...]
 
 
-def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | None = None) -> OpenedSamples:
+def open_samples(
+    source: DatasetSource,
+    data: Data,
+    task: Task,
+    cache: Cache | None = None,
+    *,
+    trained: Sequence[str] | None = None,
+) -> OpenedSamples:
     """Open all scenes of a source with their labels.
 
     Parameters
@@ -111,6 +120,8 @@ def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | N
         The task of the labels.
     cache
         For decoded scenes and labels.
+    trained
+        Names of the bands of a model, see `open_scene`.
 
     Raises
     ------
@@ -122,7 +133,7 @@ def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | N
     pairing = pair_files(source)
     samples, unmatched = [], list(pairing.unmatched)
     for each in pairing.pairs:
-        sample = each.open(data, task, cache)
+        sample = each.open(data, task, cache, trained=trained)
         if each.labels and sample.labels is None:
             unmatched.append(each.images[0])
         else:

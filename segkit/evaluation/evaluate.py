@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
@@ -126,9 +126,12 @@ def evaluate(
         recipe = segmenter.recipe
         data = change_imagery(recipe.data, given_imagery(nodata, scale, offset, mask, mask_preset))
         source = DatasetSource.model_validate({"images": _paths_as_text(images), "labels": _paths_as_text(labels)})
-        samples = open_labelled_samples(source, data, recipe.task, "evaluate", show_progress=show_progress)
-        samples = [replace(one, scene=one.scene.with_named_bands(segmenter.band_names)) for one in samples]
+        samples = open_labelled_samples(
+            source, data, recipe.task, "evaluate", trained=segmenter.band_names, show_progress=show_progress
+        )
         _warn_of_unlike_scenes(segmenter, samples)
+        for text in describe_alpha_bands([one.scene for one in samples]):
+            warnings.warn(text, stacklevel=3)
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import WorkerInputs
     from segkit.io.polygons import Polygons
+    from segkit.io.scene import Scene
     from segkit.models.ensemble import AnyModel
 
 __all__ = ["Summary", "predict"]
@@ -161,6 +162,7 @@ def predict(
     read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector], read)
 
+    from segkit.data.alpha_warnings import describe_alpha_bands
     from segkit.data.applicability import describe_unlike_scenes
     from segkit.inference.executor import run_distributed, run_local, submit_one
     from segkit.inference.settings import PredictOptions
@@ -190,11 +192,13 @@ def predict(
             "training, and classes may differ where two windows meet",
             stacklevel=3,
         )
-    comparisons = [
-        None if summary is not None else _compare_scene(network, job.files, polygons, vrt=vrt)
+    scenes = [
+        None if summary is not None else _open_scene(network, job.files, vrt=vrt)
         for job, summary in zip(jobs, finished, strict=True)
     ]
-    if warning := describe_unlike_scenes([one for one in comparisons if one is not None]):
+    comparisons = [None if scene is None else _compare_scene(network, scene, polygons) for scene in scenes]
+    unlike = describe_unlike_scenes([one for one in comparisons if one is not None])
+    for warning in (*describe_alpha_bands([one for one in scenes if one is not None]), *([unlike] if unlike else [])):
         warnings.warn(warning, stacklevel=3)
     scene_jobs = [
         _scene_job(
@@ -257,23 +261,20 @@ def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicabil
         ApplicabilityIndex.from_model(network)
 
 
-def _compare_scene(
-    network: AnyModel, files: tuple[Path, ...], polygons: Polygons | None, *, vrt: bool
-) -> SceneComparison | None:
-    """Compare a scene with the training data; None if that is not possible.
+def _open_scene(network: AnyModel, files: tuple[Path, ...], *, vrt: bool) -> Scene | None:
+    """Open a scene to look at it before the work; None if it cannot be read, which its prediction reports."""
+    with suppress(SegkitError):
+        return network.open_scene(files, vrt=vrt)
+    return None
 
-    That includes a scene that cannot be read; its prediction reports the error.
-    """
+
+def _compare_scene(network: AnyModel, scene: Scene, polygons: Polygons | None) -> SceneComparison | None:
+    """Compare a scene with the training data; None if that is not possible, also because it is damaged."""
     from segkit.data.applicability import compare_with_model
     from segkit.io.region import PolygonRegion
-    from segkit.models.ensemble import members
 
-    if all(one.training_pixels is None for one in members(network)):
-        return None
     with suppress(SegkitError):
-        scene = network.open_scene(files, vrt=vrt)
-        region = None if polygons is None else PolygonRegion(polygons, scene.grid)
-        return compare_with_model(network, scene, region)
+        return compare_with_model(network, scene, None if polygons is None else PolygonRegion(polygons, scene.grid))
     return None
 
 

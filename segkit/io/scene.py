@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from segkit.errors import GridError, RasterError, UsageError, suggest
+from segkit.io.band_choice import AlphaBand, StackedBand, WantedBands
+from segkit.io.band_names import read_names
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.pixel_rules import AS_STORED, BandUnits, PixelRules
@@ -70,13 +72,17 @@ class Scene:
     versions: tuple[str, ...] = ()
     rules: PixelRules = AS_STORED
     masks: tuple[SceneMask, ...] = ()
+    alpha_masks: tuple[AlphaBand, ...] = ()
+    alpha_imagery: tuple[AlphaBand, ...] = ()
 
     @classmethod
     def from_files(
         cls,
         paths: PathLike | Sequence[PathLike],
         *,
-        bands: Sequence[int] | None = None,
+        bands: Sequence[int | str] | None = None,
+        band_names: Sequence[str] | None = None,
+        trained: Sequence[str] | None = None,
         resample: bool = False,
         vrt: bool = False,
         scaled: bool = False,
@@ -90,8 +96,8 @@ class Scene:
         ----------
         paths
             One file, or several whose bands are stacked in this order. The first one gives the grid.
-        bands
-            1-based numbers in the stack, counted through all files. By default all but alpha and quality bands.
+        bands, band_names, trained
+            Which bands to read, see `segkit.io.band_choice.WantedBands`. By default all but alpha and quality bands.
         resample
             Whether files on another grid are warped to the grid of the first one (bilinear).
         vrt
@@ -117,50 +123,28 @@ class Scene:
         if not files:
             raise UsageError("a scene needs at least one file; none was given")
         grid: Grid | None = None
-        stack: list[_StackedBand] = []
+        stack: list[StackedBand] = []
         for file in files:
             with open_raster(file, vrt=vrt) as dataset:
                 _check_pixels(file, dataset, scaled=scaled)
                 file_grid = read_grid(dataset)
                 grid = grid or file_grid
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
-                prefix = f"{file.stem}:" if len(files) > 1 else ""
-                stack += [
-                    _StackedBand(
-                        f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled, file, index
-                    )
-                    for index, description, interpretation in zip(
-                        dataset.indexes, dataset.descriptions, dataset.colorinterp, strict=True
-                    )
-                ]
+                stack += _stack_bands(file, dataset, f"{file.stem}:" if len(files) > 1 else "", resampled=resampled)
         assert grid is not None
         masks = (
             ()
             if mask is None
-            else find_masks(mask, files[0], [(band.name, band.path, band.number) for band in stack], vrt=vrt)
+            else find_masks(mask, files[0], [(band.lookup_name, band.path, band.number) for band in stack], vrt=vrt)
         )
         quality = {(one.path, band) for one in masks for band in one.bands}
-        chosen = _choose_bands(files, stack, bands, quality)
-        names = tuple(stack[band - 1].name for band in chosen)
-        rules.check(str(files[0]), len(chosen))
+        chosen = WantedBands(bands, band_names, trained).choose(stack, quality, vrt=vrt)
+        rules.check(str(files[0]), len(chosen.numbers))
         versions = tuple(current_version(file) if isinstance(file, Remote) else "" for file in files)
         return cls(
-            name or files[0].stem, tuple(files), grid, chosen, names, resample, vrt, scaled, versions, rules, masks
-        )
-
-    def with_named_bands(self, names: Sequence[str]) -> Scene:
-        """Return the scene with bands of these names, wherever they are in its files.
-
-        The scene itself is returned if its bands have these names already, if a band has no name (`names` then holds
-        its number), or if the files do not have one band of each name.
-        """
-        if self.band_names == tuple(names) or any(name.isdigit() for name in names):
-            return self
-        whole = Scene.from_files(self.paths, resample=self.resample, vrt=self.vrt, scaled=self.scaled)
-        if len({*whole.band_names}) < len(whole.band_names) or not {*names} <= {*whole.band_names}:
-            return self
-        number = dict(zip(whole.band_names, whole.bands, strict=True))
-        return replace(self, bands=tuple(number[name] for name in names), band_names=tuple(names))
+            name or files[0].stem, tuple(files), grid, chosen.numbers, chosen.names, resample, vrt, scaled, versions,
+            rules, masks, chosen.alpha_masks, chosen.alpha_imagery,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
@@ -206,14 +190,20 @@ class Scene:
             return reader.read(window or self.grid.full_window)
 
 
-class _StackedBand(NamedTuple):
-    """A band of the stack of all files."""
-
-    name: str
-    alpha: bool
-    resampled: bool
-    path: Path
-    number: int
+def _stack_bands(file: Path, dataset: DatasetReader, prefix: str, *, resampled: bool) -> list[StackedBand]:
+    """Return the bands of one file of a scene, with a prefix before their names."""
+    columns = zip(dataset.indexes, dataset.descriptions, read_names(file, dataset), dataset.colorinterp, strict=True)
+    return [
+        StackedBand(
+            f"{prefix}{description or number}",
+            f"{prefix}{lookup_name}",
+            colour == ColorInterp.alpha,
+            resampled,
+            file,
+            number,
+        )
+        for number, description, lookup_name, colour in columns
+    ]
 
 
 def _check_pixels(file: Path, dataset: DatasetReader, *, scaled: bool) -> None:
@@ -246,40 +236,6 @@ def _needs_resampling(first: Path, grid: Grid, file: Path, file_grid: Grid, *, r
             + suggest("warp one of them (gdalwarp)", "set data.resample: true")
         )
     return difference is not None
-
-
-def _choose_bands(
-    files: Sequence[Path],
-    stack: Sequence[_StackedBand],
-    bands: Sequence[int] | None,
-    quality: Collection[tuple[Path, int]] = (),
-) -> tuple[int, ...]:
-    """Return the 1-based numbers of the chosen bands, or of all but alpha and quality bands.
-
-    Parameters
-    ----------
-    quality
-        File and number in it of each quality band.
-    """
-    is_mask = [band.alpha or (band.path, band.number) in quality for band in stack]
-    chosen = tuple(bands) if bands else tuple(number for number, masks in enumerate(is_mask, 1) if not masks)
-    for number in chosen:
-        if not 1 <= number <= len(stack):
-            raise RasterError(
-                f"{files[0]}{' and the files stacked on it' if len(files) > 1 else ''}: band {number} was asked for, "
-                f"there are {len(stack)} (counted from 1); correct the bands or the files"
-            )
-        band = stack[number - 1]
-        if band.resampled and band.alpha:
-            raise GridError(
-                f"band {number}, {band.name}, is marked as alpha, which masks other bands when its file is resampled; "
-                "mark it as grey first (gdal_edit.py -colorinterp_N gray), or warp the file"
-            )
-    if not chosen:
-        raise RasterError(
-            f"{files[0]}: holds only bands that are masks (alpha, quality); choose bands to use as imagery"
-        )
-    return chosen
 
 
 class BandSource(Protocol):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Names whose order is known. Values are central wavelengths in nm (Sentinel-2: ESA, "Sentinel-2 Spectral Response
-# Functions"; the others are the common names of STAC's eo extension), or numbers that sort the bands of Landsat.
-_SENTINEL_2 = {
-    "B1": 443, "B2": 490, "B3": 560, "B4": 665, "B5": 705, "B6": 740, "B7": 783, "B8": 842, "B8A": 865, "B9": 945,
-    "B10": 1375, "B11": 1610, "B12": 2190,
-}  # fmt: skip
+from segkit.io.band_names import OTHER_SPELLINGS, SENTINEL_2, WAVELENGTHS, normalize_name
+
+# Names whose order is known: by wavelength, or by number among the bands of Landsat.
+_SENTINEL_2 = {name: WAVELENGTHS[common] for name, common in SENTINEL_2.items()}
 _COMMON_NAMES = {
-    "COASTAL": 443, "BLUE": 490, "GREEN": 560, "YELLOW": 600, "RED": 665, "REDEDGE": 720, "REDEDGE1": 705,
-    "REDEDGE071": 705, "REDEDGE2": 740, "REDEDGE075": 740, "REDEDGE3": 783, "REDEDGE078": 783, "NIR": 842,
-    "NIR08": 865, "NIR09": 945, "CIRRUS": 1375, "SWIR1": 1610, "SWIR16": 1610, "SWIR2": 2190, "SWIR22": 2190,
-}  # fmt: skip
+    name.upper(): WAVELENGTHS[OTHER_SPELLINGS.get(name, name)] for name in (*WAVELENGTHS, *OTHER_SPELLINGS)
+}
 _LANDSAT = {f"SR_B{number}": number for number in range(1, 8)}  # Collection 2, Level 2; sorted by wavelength in each
 _ORDERS: tuple[dict[str, int], ...] = (_SENTINEL_2 | _COMMON_NAMES, _LANDSAT)
 
@@ -70,7 +65,10 @@ def match_names(inputs: Sequence[str], bands: Sequence[str]) -> BandMapping | No
     2, common names like "red"), else from its neighbours in the imagery. Inputs without their like are not used, as if
     they were always at their mean. Weights are multiplied by the share of bands that have their like.
     """
-    names, places = [_normalize(name) for name in bands], {_normalize(name): at for at, name in enumerate(inputs)}
+    names, places = (
+        [normalize_name(name) for name in bands],
+        {normalize_name(name): at for at, name in enumerate(inputs)},
+    )
     found = [places.get(name) for name in names]
     matched = [at for at in found if at is not None]
     if not matched:
@@ -119,16 +117,8 @@ def repeat_inputs(inputs: int, bands: Sequence[str]) -> BandMapping:
 
 def are_named(bands: Sequence[str]) -> bool:
     """Return whether bands have names that distinguish them; a band without a name has its number."""
-    names = {_normalize(name) for name in bands}
+    names = {normalize_name(name) for name in bands}
     return len(names) == len(bands) and not any(name.isdecimal() for name in names)
-
-
-def _normalize(name: str) -> str:
-    """Return a band's name without differences in spelling: "b04" -> "B4"."""
-    # Bands of a scene of several files are called FILE:BAND.
-    file, _, band = name.rpartition(":")
-    text = file if file and band.isdecimal() else band
-    return re.sub(r"\bB0+(?=\d)", "B", text.split(",")[0].strip().upper())
 
 
 def _find_neighbours(name: str, place: int, inputs: dict[str, int], found: Sequence[int | None]) -> tuple[int, ...]:

@@ -245,7 +245,7 @@ def _facts(model: Segmenter) -> dict[str, Any]:
         "background": task.background,
         "background value": task.background_value,
         "number of bands": model.bands,
-        **{f"data.{key}": getattr(data, key) for key in Imagery.model_fields},
+        **{f"data.{key}": getattr(data, key) for key in Imagery.model_fields if key != "band_names"},
     }
 
 

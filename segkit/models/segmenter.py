@@ -254,7 +254,8 @@ class Segmenter(nn.Module):
     def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
         """Open a scene with the bands, units, no data and resampling that the model was trained with.
 
-        Bands that have the names of the training bands are found by name, so their order in the files does not matter.
+        Bands that have the names of the training bands, or names that mean the same, are found by name, so their order
+        in the files does not matter (`segkit.io.band_names.match_bands`).
 
         Parameters
         ----------
@@ -268,7 +269,7 @@ class Segmenter(nn.Module):
         DataError
             The units were in a table of the training scenes.
         """
-        scene = open_scene(paths, self.imagery, vrt=vrt).with_named_bands(self.band_names)
+        scene = open_scene(paths, self.imagery, trained=self.band_names, vrt=vrt)
         self.check_scene(scene)
         return scene
 
@@ -288,8 +289,10 @@ class Segmenter(nn.Module):
     def check_scene(self, scene: Scene) -> None:
         """Raise a ModelFileError if the scene's number of bands is not the model's."""
         if len(scene.bands) != self.bands:
+            alpha = ", ".join(str(band.place) for band in scene.alpha_masks)
+            masks = f" (without band {alpha}, which is alpha, a mask)" if alpha else ""
             raise ModelFileError(
-                f"{scene.paths[0]}: has {len(scene.bands)} bands, the model {self.path or self.recipe.name} was "
+                f"{scene.paths[0]}: has {len(scene.bands)} bands{masks}, the model {self.path or self.recipe.name} was "
                 f"trained on {self.bands} ({', '.join(self.band_names)}); give a scene with these, in this order"
             )
 

@@ -16,7 +16,7 @@ from segkit.io.paths import PathLike
 from segkit.io.pixel_rules import Backscatter, PixelRules
 from segkit.io.quality_mask import MASK_PRESETS, MaskRule, QualityMask
 from segkit.io.scene import Scene
-from segkit.recipe.base import Band, Count, StrictModel, one_of
+from segkit.recipe.base import Band, StrictModel, one_of
 from segkit.recipe.messages import readable_error
 
 MaskPreset = Literal["sentinel2_scl", "landsat_qa_pixel", "planet_udm2", "fmask"]
@@ -103,8 +103,12 @@ Mask = Annotated[
 class Imagery(StrictModel):
     """How the pixels of scenes are read."""
 
-    bands: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Bands to use, counted from 1 across all files of a scene; by default all except alpha bands."""
+    bands: Annotated[tuple[Band, ...], Field(min_length=1)] | None = None
+    """Bands to use: numbers counted from 1 across all files of a scene, or names (red, B04); by default all except
+    alpha and quality bands."""
+    band_names: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Names of all bands of a scene, in the order of its files, if the files do not name them. A band with the name of
+    a spectral band (red, nir, ...) is imagery, even if it is tagged as alpha."""
     nodata: NoDataValues = None
     """Stored value, or list of them, that means no data in every band, besides what the files declare."""
     apply_scale_offset: bool = False
@@ -208,6 +212,7 @@ def open_scene(
     imagery: Imagery,
     *,
     row: Mapping[str, str] = MappingProxyType({}),
+    trained: Sequence[str] | None = None,
     vrt: bool = False,
     name: str | None = None,
 ) -> Scene:
@@ -217,7 +222,7 @@ def open_scene(
     ----------
     row
         The other columns of the scene's row in the table of scenes, if there is one.
-    paths, vrt, name
+    paths, trained, vrt, name
         As for `Scene.from_files`.
 
     Raises
@@ -229,6 +234,8 @@ def open_scene(
     return Scene.from_files(
         paths,
         bands=imagery.bands,
+        band_names=imagery.band_names,
+        trained=trained,
         resample=imagery.resample,
         vrt=vrt,
         scaled=imagery.apply_scale_offset,

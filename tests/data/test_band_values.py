@@ -72,6 +72,15 @@ def test_what_is_data_is_not_taken_for_no_data(tmp_path):
         assert find_rim_value(scene(tmp_path, pixels, f"{number}.tif")) is None, number
 
 
+def test_a_filled_rim_is_told_from_a_scene_of_one_value(tmp_path):
+    pixels = np.zeros((2, 40, 40), dtype=np.uint8)
+    assert find_rim_value(scene(tmp_path, pixels, "same.tif")) is None
+    pixels[:, 10:30, 10:30] = 50
+    found = find_rim_value(scene(tmp_path, pixels))
+    assert found is not None
+    assert (found.value, found.share) == (0, 1)
+
+
 def test_large_scenes_are_sampled(tmp_path):
     pixels = noise(1, 3, 9000)
     pixels[:, :, :4000] = 0

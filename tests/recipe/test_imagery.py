@@ -125,7 +125,7 @@ def test_a_mask_is_given_by_its_file_its_meaning_or_both():
     assert change_imagery(Imagery(), {"mask": {"file": "/x.tif", "preset": "fmask"}}).quality_mask == QualityMask(
         MASK_PRESETS["fmask"], file="/x.tif"
     )
-    with pytest.raises(UsageError, match="nothing says which values of this mask mean not valid.*add --mask-preset"):
+    with pytest.raises(UsageError, match=r"nothing says which values of this mask mean not valid.*add --mask-preset"):
         change_imagery(Imagery(), {"mask": {"file": "/x.tif"}})
 
 
