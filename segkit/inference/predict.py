@@ -192,13 +192,13 @@ def predict(
             "training, and classes may differ where two windows meet",
             stacklevel=3,
         )
-    scenes = [
+    opened = [
         None if summary is not None else _open_scene(network, job.files, vrt=vrt)
         for job, summary in zip(jobs, finished, strict=True)
     ]
-    comparisons = [None if scene is None else _compare_scene(network, scene, polygons) for scene in scenes]
+    comparisons = [None if scene is None else _compare_scene(network, scene, polygons) for scene in opened]
     unlike = describe_unlike_scenes([one for one in comparisons if one is not None])
-    for warning in (*describe_alpha_bands([one for one in scenes if one is not None]), *([unlike] if unlike else [])):
+    for warning in (*describe_alpha_bands([one for one in opened if one is not None]), *([unlike] if unlike else [])):
         warnings.warn(warning, stacklevel=3)
     scene_jobs = [
         _scene_job(

@@ -108,6 +108,17 @@ class WantedBands(NamedTuple):
         masks = tuple(band for band in alpha if band.place not in numbers)
         return BandChoice(numbers, names, masks, tuple(band for band in alpha if assumed and band.place in numbers))
 
+    def lookup_names(self, stack: Sequence[StackedBand]) -> list[str]:
+        """Return the names by which the bands of a stack are looked for: given ones, or those of `StackedBand`.
+
+        Raises
+        ------
+        RasterError
+            Not as many names are given as there are bands.
+        """
+        names = self._names(stack)
+        return names if names == [*(self.band_names or ())] else [band.lookup_name for band in stack]
+
     def _find(
         self, stack: Sequence[StackedBand], quality: Collection[tuple[Path, int]], *, vrt: bool
     ) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
@@ -176,8 +187,7 @@ class WantedBands(NamedTuple):
                     "bands or the files"
                 )
             return band
-        given = self._names(stack)
-        names = given if self.band_names is not None else [each.lookup_name for each in stack]
+        names = self.lookup_names(stack)
         found = find_band(band, names)
         if len(found) != 1:
             what = "has no band" if not found else f"has {len(found)} bands that may be called"

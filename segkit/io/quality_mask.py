@@ -15,6 +15,8 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from segkit.errors import GridError, MissingFileError, RasterError, suggest
+from segkit.io.band_choice import StackedBand
+from segkit.io.band_names import read_names
 from segkit.io.grid import Grid
 from segkit.io.raster import INTEGER_DTYPES, open_raster, read_grid, read_window
 from segkit.io.remote import Remote, as_path, join_path
@@ -194,33 +196,30 @@ def _find_named(wanted: str, names: Sequence[str]) -> list[int]:
 
 
 def find_masks(
-    mask: QualityMask, image: Path, stack: Sequence[tuple[str, Path, int]], *, vrt: bool
+    mask: QualityMask, stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool
 ) -> tuple[SceneMask, ...]:
     """Return the quality bands of a scene: in a file of their own, or among its bands.
 
     Parameters
     ----------
-    image
-        The first file of the scene.
-    stack
-        Name, file and number in the file of all bands of the scene.
+    stack, names
+        All bands of the scene, and their names.
 
     Raises
     ------
     MissingFileError, RasterError
         There is no such file or band, or it holds no integers although bits are to be read.
     """
-    path = mask.path(image)
+    path = mask.path(stack[0].path)
     if path is None:
-        bands = [stack[number - 1] for number in mask.find_bands([name for name, _, _ in stack], image)]
+        bands = [stack[number - 1] for number in mask.find_bands(names, stack[0].path)]
         masks = [
-            SceneMask(each, tuple(number for _, file, number in bands if file == each), mask.rule)
-            for each in dict.fromkeys(file for _, file, _ in bands)
+            SceneMask(each, tuple(band.number for band in bands if band.path == each), mask.rule)
+            for each in dict.fromkeys(band.path for band in bands)
         ]
     else:
         with open_raster(path, vrt=vrt) as dataset:
-            names = [name or str(index) for index, name in zip(dataset.indexes, dataset.descriptions, strict=True)]
-        masks = [SceneMask(path, mask.find_bands(names, path), mask.rule)]
+            masks = [SceneMask(path, mask.find_bands(read_names(path, dataset), path), mask.rule)]
     for one in masks if mask.rule.bits else ():
         with open_raster(one.path, vrt=vrt) as dataset:
             if wrong := {dataset.dtypes[band - 1] for band in one.bands} - {*INTEGER_DTYPES}:

@@ -132,13 +132,12 @@ class Scene:
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
                 stack += _stack_bands(file, dataset, f"{file.stem}:" if len(files) > 1 else "", resampled=resampled)
         assert grid is not None
-        masks = (
-            ()
-            if mask is None
-            else find_masks(mask, files[0], [(band.lookup_name, band.path, band.number) for band in stack], vrt=vrt)
-        )
+        wanted = WantedBands(bands, band_names, trained)
+        masks: tuple[SceneMask, ...] = ()
+        if mask is not None:
+            masks = find_masks(mask, stack, wanted.lookup_names(stack), vrt=vrt)
         quality = {(one.path, band) for one in masks for band in one.bands}
-        chosen = WantedBands(bands, band_names, trained).choose(stack, quality, vrt=vrt)
+        chosen = wanted.choose(stack, quality, vrt=vrt)
         rules.check(str(files[0]), len(chosen.numbers))
         versions = tuple(current_version(file) if isinstance(file, Remote) else "" for file in files)
         return cls(

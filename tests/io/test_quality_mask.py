@@ -61,6 +61,12 @@ def test_a_band_of_the_scene_masks_it_and_is_not_imagery(tmp_path, image, classe
     assert Scene.from_files(path, bands=(1, 3), mask=QualityMask(MASK_PRESETS["sentinel2_scl"])).bands == (1, 3)
 
 
+def test_a_band_without_a_name_is_named_by_the_recipe(tmp_path, classes):
+    path = write_raster(tmp_path / "a.tif", np.stack([classes, classes]))
+    scene = Scene.from_files(path, band_names=("SCL", "red"), mask=QualityMask(MASK_PRESETS["sentinel2_scl"]))
+    assert scene.band_names == ("red",)
+
+
 def test_bits_are_any_of_those_that_are_set(tmp_path, image, classes):
     write_raster(tmp_path / "qa.tif", classes)
     tile = Scene.from_files(image, mask=QualityMask(MaskRule(bits=(0, 3)), file="qa.tif")).read()
