@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
-from synthetic import segmenter, write_raster
+from synthetic import recipe_for, segmenter, write_raster
 
 from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.errors import RasterError
 from segkit.inference.predict import predict
 from segkit.io.scene import Scene
+from segkit.recipe.schema import Recipe
+from segkit.training.train import train
 
 RANDOM = np.random.default_rng(4)
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
@@ -46,6 +48,20 @@ def test_files_that_cannot_be_read_are_left_to_others(tmp_path):
     assert not [*describe_alpha_bands([scene])]
 
 
+def test_training_warns(tmp_path):
+    for number, name in enumerate("ab"):
+        write(tmp_path / f"images/{name}.tif", left=500_000 + 10_000 * number)
+        labels = np.where(RANDOM.random((40, 40)) < 0.5, 7, 0).astype(np.uint8)
+        write_raster(tmp_path / f"labels/{name}.tif", labels, left=500_000 + 10_000 * number)
+    raw = recipe_for(tmp_path, "binary").to_dict() | {"model": {"architecture": "lda"}}
+    raw["data"] |= {"val": None, "cache": 0}
+    raw["train"] = {"checkpoint": "last", "device": "cpu"}
+    with pytest.warns(
+        UserWarning, match=r"^2 files, for example .*a\.tif: band 4 is tagged as alpha and read as a mask"
+    ):
+        train(Recipe.from_dict(raw), tmp_path / "run")
+
+
 def test_prediction_reads_the_fourth_band_and_says_so_once(tmp_path):
     """Oracle: the same pixels with a band 4 that is not tagged."""
     paths = [write(tmp_path / f"{name}.tif", left=left) for name, left in (("a", 500_000), ("b", 510_000))]
@@ -56,7 +72,7 @@ def test_prediction_reads_the_fourth_band_and_says_so_once(tmp_path):
         dataset.write(pixels)
         dataset.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * 3]
     model = segmenter(tmp_path, bands=4)
-    model.band_names = ("1", "2", "3", "4")
+    model.band_names, model._receptive_field = ("1", "2", "3", "4"), 40
     options = {"precision": "fp32", "device": "cpu", "tile": 64, "overlap": 8}
     with pytest.warns(
         UserWarning, match=r"^2 files, for example .*a\.tif: band 4 is tagged as alpha, but.* it is read"
