@@ -88,6 +88,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             part = scene[:, 48 * row : 48 * row + 48, 48 * column : 48 * column + 48]
             place = from_origin(500_000 + 480 * column, 8_900_000 - 480 * row, 10, 10)
             write(root / "tiles" / f"{row}{column}.tif", part, transform=place)
+    write(root / "scene_SCL.tif", np.where(truth == 1, 4, 8).astype(np.uint8))
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")

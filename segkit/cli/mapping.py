@@ -16,16 +16,22 @@ from segkit.cli.options import (
     ClassNames,
     Device,
     IgnoredCodes,
+    ImageNoData,
     InPrecision,
     LabelField,
     LabelNoData,
+    MaskFile,
+    MaskMeaning,
     MinObjectArea,
     NoData,
+    Offset,
     OnDevice,
     Overlap,
     OverlappingClass,
     Overwrite,
     Precision,
+    Scale,
+    SceneNoData,
     SetLabels,
     Tile,
     Uncertainty,
@@ -69,6 +75,11 @@ def evaluate(
     min_object_area: MinObjectArea = "1px",
     ignore: IgnoredCodes = None,
     class_names: ClassNames = None,
+    image_nodata: ImageNoData = None,
+    scale: Scale = None,
+    offset: Offset = None,
+    mask: MaskFile = None,
+    mask_preset: MaskMeaning = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the scores (.json).")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -94,6 +105,10 @@ def evaluate(
         raise typer.BadParameter(
             "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
         )
+    reading: dict[str, object] = {"--image-nodata": image_nodata, "--scale": scale, "--offset": offset}
+    reading |= {"--mask": mask, "--mask-preset": mask_preset}
+    if not is_model and (given := [option for option, value in reading.items() if value]):
+        raise typer.BadParameter(f"{scored} is a map, which needs no images; leave it out", param_hint=given[0])
     paths = [as_path(one) for one in images or ()]
     result = run(
         [scored, *average_with] if average_with else scored,
@@ -106,6 +121,11 @@ def evaluate(
         min_object_area=min_object_area,
         ignore=ignore or (),
         class_names=class_names,
+        nodata=image_nodata,
+        scale=scale,
+        offset=offset,
+        mask=mask,
+        mask_preset=None if mask_preset is None else mask_preset.value,
         tile=tile,
         overlap=overlap,
         precision=precision.value,
@@ -182,6 +202,11 @@ def predict(
         Path | None, typer.Option(help="Area of interest: polygons outside of which the map is no data.")
     ] = None,
     aoi_layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of --aoi, if it has several.")] = None,
+    nodata: SceneNoData = None,
+    scale: Scale = None,
+    offset: Offset = None,
+    mask: MaskFile = None,
+    mask_preset: MaskMeaning = None,
     tile: Tile = None,
     overlap: Overlap = None,
     batch_size: Annotated[
@@ -224,6 +249,11 @@ def predict(
                 like_input=like_input,
                 aoi=aoi,
                 aoi_layer=aoi_layer,
+                nodata=nodata,
+                scale=scale,
+                offset=offset,
+                mask=mask,
+                mask_preset=None if mask_preset is None else mask_preset.value,
                 tile=tile,
                 overlap=overlap,
                 batch_size=batch_size,

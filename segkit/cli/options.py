@@ -54,6 +54,15 @@ class NoData(StrEnum):
     IGNORE = "ignore"
 
 
+class MaskPreset(StrEnum):
+    """Quality masks whose values are known; see `segkit.io.quality_mask.MASK_PRESETS`."""
+
+    SENTINEL2_SCL = "sentinel2_scl"
+    LANDSAT_QA_PIXEL = "landsat_qa_pixel"
+    PLANET_UDM2 = "planet_udm2"
+    FMASK = "fmask"
+
+
 class DemoTask(StrEnum):
     """Tasks of the sample landscape."""
 
@@ -76,6 +85,28 @@ Force = Annotated[bool, typer.Option("--force", help="Train although check finds
 LabelNoData = Annotated[
     NoData | None,
     typer.Option("--nodata", help="If labels declare a class code as no data: take it as that class, or ignore it."),
+]
+SceneNoData = Annotated[
+    list[float] | None,
+    typer.Option("--nodata", help="Value that means no data in the scenes, if they do not declare it. Repeatable."),
+]
+ImageNoData = Annotated[
+    list[float] | None,
+    typer.Option("--image-nodata", help="Value that means no data in the images, if undeclared. Repeatable."),
+]
+Scale = Annotated[
+    list[float] | None,
+    typer.Option("--scale", help="Units of the scenes: value = stored * scale + offset. Repeat for each band."),
+]
+Offset = Annotated[
+    list[float] | None, typer.Option("--offset", help="Offset of the units, see --scale. Repeat for each band.")
+]
+MaskFile = Annotated[
+    str | None,
+    typer.Option("--mask", metavar="PATH", help="Quality mask of the scene; {name}: the scene's name in the path."),
+]
+MaskMeaning = Annotated[
+    MaskPreset | None, typer.Option("--mask-preset", help="What the values of the quality mask mean.")
 ]
 Tile = Annotated[int | None, typer.Option(help="Maximum window size in pixels.")]
 Overlap = Annotated[int | None, typer.Option(help="Minimum overlap of neighbouring windows in pixels.")]

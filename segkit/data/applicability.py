@@ -211,7 +211,8 @@ def _findings(
     if unlike and pixels is not None:
         yield f"{share:.0%} of its pixels are unlike the training pixels{_describe_shift(training, pixels)}"
     other = sorted({*facts.scaling} - {*training.scaling})
-    undeclared = bool(other) and not facts.scene.scaled
+    # A scale or offset that the user gives is in place of the declared one.
+    undeclared = bool(other) and not (facts.scene.scaled or facts.scene.rules.has_scaling)
     if undeclared:
         scale, offset = other[0]
         yield (

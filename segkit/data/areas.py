@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from segkit.data.area import LabelledArea
 from segkit.data.cache import Cache
@@ -85,16 +86,19 @@ def open_labelled_samples(
     where: str,
     *,
     cache: Cache | None = None,
+    trained: Sequence[str] | None = None,
     show_progress: bool = False,
 ) -> list[Sample]:
     """Open the scenes of a source that have labels; with progress, list unmatched files on stderr.
+
+    `trained` are the names of the bands of a model, see `segkit.recipe.imagery.open_scene`.
 
     Raises
     ------
     DataError
         No scene has labels; `where` is named.
     """
-    found = open_samples(source, data, task, cache)
+    found = open_samples(source, data, task, cache, trained=trained)
     labelled = [sample for sample in found.samples if sample.labels is not None]
     if not labelled:
         raise DataError(f"{where}: no scene has labels; images and labels are paired by file name, see segkit check")

@@ -34,6 +34,7 @@ from segkit.errors import SegkitError
 from segkit.io.files import fsync, home_folder, lock_folder, remove_leftovers, temporary_folder
 from segkit.io.grid import Grid
 from segkit.io.mosaic import Mosaic
+from segkit.io.pixel_rules import AS_STORED
 from segkit.io.raster import current_version, open_raster
 from segkit.io.remote import Remote, as_path
 from segkit.io.scene import Scene, SceneReader
@@ -126,7 +127,9 @@ class Cache:
         how |= {"grid": _describe_grid(scene.grid)}
         if overlaps := [path.overlap for path in scene.paths if isinstance(path, Mosaic)]:
             how["overlaps"] = overlaps
-        as_stored = not scene.resample and not scene.scaled
+        how |= {} if scene.rules == AS_STORED else {"rules": asdict(scene.rules)}
+        how |= {} if not scene.masks else {"masks": [[mask.bands, asdict(mask.rule)] for mask in scene.masks]}
+        as_stored = not (scene.resample or scene.scaled or scene.rules.has_units)
         stored = np.dtype(types.pop() if len(types) == 1 and types <= _EXACT_IN_FLOAT32 and as_stored else "float32")
         pixels = scene.grid.height * scene.grid.width
         entry = self._entry(
@@ -361,11 +364,11 @@ def _files(scene: Scene) -> tuple[list[Path], set[str]]:
     """Return all files that GDAL reads for a scene, with masks and headers, and the data types of its bands."""
     files: list[Path] = []
     types: list[str] = []
-    for path in scene.paths:
+    for path in dict.fromkeys((*scene.paths, *(mask.path for mask in scene.masks))):
         with open_raster(path, vrt=scene.vrt) as dataset:
             # GDAL reads no other files beside a remote one.
             files += [path] if isinstance(path, Remote) else [as_path(file) for file in dataset.files]
-            types += dataset.dtypes
+            types += dataset.dtypes  # those of the mask come last
     return files, {types[band - 1] for band in scene.bands}
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from rasterio.enums import ColorInterp
 
+from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
+from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
 from segkit.data.examination import (
     ClassCount,
     Examination,
@@ -26,7 +27,7 @@ from segkit.data.split import SceneCounts, resolve_split
 from segkit.errors import SegkitError
 from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import PathLike
-from segkit.io.raster import open_raster
+from segkit.io.scene import Scene
 from segkit.plots.text import format_percent
 from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
@@ -34,6 +35,7 @@ from segkit.recipe.splits import SpatialSplit
 from segkit.runtime.tables import format_table
 from segkit.task import BACKGROUND, Task
 
+_FILE = "\0"  # in the place of a file's name, to find equal notes
 _MAX_LISTED = 40  # lines per list in the text; the report itself holds all
 
 
@@ -49,6 +51,8 @@ class SceneCheck:
         Pixels with data; those of them with a label.
     classes
         Counts of valid labelled pixels.
+    ranges
+        Minimum, mean and maximum of each band; None if the scene could not be read.
     appearance_distance
         Of a scene that only validates: how far it is from the training scenes, see `TrainingScenes`.
     """
@@ -61,6 +65,7 @@ class SceneCheck:
     valid: int
     labelled: int
     classes: tuple[ClassCount, ...]
+    ranges: BandRanges | None = field(default=None, compare=False)  # means depend on the order of summation
     appearance_distance: float | None = None
 
 
@@ -107,7 +112,7 @@ class Report:
         """Return the report as plain text."""
         task = self.recipe.task
         head = f"{self.recipe.name}: {task.type} task, {task.head} head, {task.channels} channels"
-        return "\n".join([head, *self._parts(), *self._scenes(), *self._findings()])
+        return "\n".join([head, *self._parts(), *self._bands(), *self._scenes(), *self._findings()])
 
     def _parts(self) -> Iterator[str]:
         for part in dict.fromkeys(scene.part for scene in self.scenes):
@@ -150,6 +155,28 @@ class Report:
                 f"difference in appearance of {compared} from training: median {np.median(distances):.1f}, largest "
                 f"{max(distances):.1f} (1 is usual among training scenes)"
             )
+
+    def _bands(self) -> Iterator[str]:
+        """Yield the range of each band over all scenes, if these have the same bands."""
+        found = [scene for scene in self.scenes if scene.ranges is not None and scene.ranges.number.any()]
+        if not found or len({len(scene.bands) for scene in found}) > 1:
+            return
+        total = BandRanges(len(found[0].bands))
+        for scene in found:
+            assert scene.ranges is not None
+            total.merge(scene.ranges)
+        names = [
+            name if len({scene.bands[at] for scene in found}) == 1 else f"band {at + 1}"
+            for at, name in enumerate(found[0].bands)
+        ]
+        rows = []
+        for at, name in enumerate(names[:_MAX_LISTED]):
+            known = total.number[at] > 0
+            values = (total.min[at], total.mean[at], total.max[at])
+            rows.append((name, *(f"{value:.6g}" if known else "-" for value in values)))
+        yield ""
+        yield format_table(("band", "minimum", "mean", "maximum"), rows)
+        yield from _more(names)
 
     def _scenes(self) -> Iterator[str]:
         if not self.scenes:
@@ -214,6 +241,7 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         _check_scene(part, sample, one, task) for (part, sample), one in zip(all_samples, scene_counts, strict=True)
     ]
     found = Examination(recipe)
+    imagery_warnings = list(_imagery_warnings([sample.scene for _, sample in all_samples], scene_counts))
     notes = list(_notes(all_samples))
     if not problems:
         found = examine(
@@ -242,7 +270,13 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         () if found.validation_counts is None else class_counts(found.validation_counts, task),
     )  # fmt: skip
     return replace(
-        report, warnings=(*_warnings(report), *network_warnings, *proximity_warnings(original, found.nearest))
+        report,
+        warnings=(
+            *imagery_warnings,
+            *_warnings(report),
+            *network_warnings,
+            *proximity_warnings(original, found.nearest),
+        ),
     )
 
 
@@ -310,6 +344,14 @@ def _check_network(
     return [] if warning is None else [warning], []
 
 
+def _imagery_warnings(scenes: Sequence[Scene], scene_counts: Sequence[SceneCounts | None]) -> Iterator[str]:
+    """Yield warnings about the imagery of the scenes that could be read."""
+    readable = [scene for scene, found in zip(scenes, scene_counts, strict=True) if found is not None]
+    at_rims = [one for scene in readable if (one := find_rim_value(scene)) is not None]
+    yield from describe_rim_values(at_rims, readable[0].rules.nodata if readable else ())
+    yield from describe_alpha_bands(readable)
+
+
 def _unlike_scenes(found: Examination) -> list[str]:
     """Return a note about the scenes that differ from the training scenes in units, resolution or appearance."""
     trains, validates = (
@@ -328,20 +370,23 @@ def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Tas
         counts, valid, labelled = found.counts.sum(axis=0).reshape(counts.shape), found.valid, found.labelled
     scene = sample.scene
     classes = class_counts(counts, task)
-    return SceneCheck(part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, classes)
+    ranges = None if found is None else found.ranges
+    return SceneCheck(part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, classes, ranges)
 
 
 def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:
+    """Yield notes on scenes and labels; one that is the same for several files is yielded once, with their number."""
+    files: dict[str, list[str]] = {}
     for _, sample in samples:
         assert sample.labels is not None
-        yield from sample.labels.notes
-        first = 1
-        for path in sample.scene.paths:
-            with open_raster(path) as dataset:
-                for band, interpretation in enumerate(dataset.colorinterp, first):
-                    if interpretation == ColorInterp.alpha and band not in sample.scene.bands:
-                        yield f"{path}: band {band} is alpha and used as mask; list it in data.bands if it is imagery"
-                first += dataset.count
+        for note in sample.labels.notes:
+            files.setdefault(note.replace(sample.labels.name, _FILE), []).append(sample.labels.name)
+        for band in sample.scene.alpha_masks:
+            note = f"{_FILE}: band {band.place} is alpha and used as mask; list it in data.bands if it is imagery"
+            files.setdefault(note, []).append(str(band.path))
+    for note, names in files.items():
+        number = len(dict.fromkeys(names))
+        yield ("" if number == 1 else f"{number} files, for example ") + note.replace(_FILE, names[0])
 
 
 def _warnings(report: Report) -> Iterator[str]:

@@ -27,6 +27,7 @@ from segkit.io.placement import describe_elsewhere, describe_extents
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import Remote, as_path, join_path
 from segkit.io.scene import Scene
+from segkit.recipe.imagery import open_scene
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.mosaic_source import MosaicSource
 from segkit.recipe.schema import Data, Recipe
@@ -80,19 +81,19 @@ class SceneFiles:
     key: FileKey = field(default=FileKey(""))
     shared: frozenset[str] = frozenset()
 
-    def open(self, data: Data, task: Task, cache: Cache | None = None) -> Sample:
+    def open(
+        self, data: Data, task: Task, cache: Cache | None = None, *, trained: Sequence[str] | None = None
+    ) -> Sample:
         """Open the scene and its labels; labels are None also if none of them intersects the scene.
 
-        With a cache, both are decoded now unless they are cached.
+        With a cache, both are decoded now unless they are cached. `trained` are the bands of a model, see `open_scene`.
 
         Raises
         ------
         SegkitError
-            See `Scene.from_files` and `open_labels`.
+            See `open_scene` and `open_labels`.
         """
-        scene = Scene.from_files(
-            self.images, bands=data.bands, resample=data.resample, scaled=data.apply_scale_offset, name=self.name
-        )
+        scene = open_scene(self.images, data, row=self.row, trained=trained, name=self.name)
         labels = open_labels(
             self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample, shared=self.shared
         )
@@ -125,7 +126,14 @@ class OpenedSamples:
     unmatched: tuple[Path, ...]
 
 
-def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | None = None) -> OpenedSamples:
+def open_samples(
+    source: DatasetSource,
+    data: Data,
+    task: Task,
+    cache: Cache | None = None,
+    *,
+    trained: Sequence[str] | None = None,
+) -> OpenedSamples:
     """Open all scenes of a source with their labels.
 
     Parameters
@@ -138,18 +146,20 @@ def open_samples(source: DatasetSource, data: Data, task: Task, cache: Cache | N
         The task of the labels.
     cache
         For decoded scenes and labels.
+    trained
+        Names of the bands of a model, see `open_scene`.
 
     Raises
     ------
     MissingFileError
         A path does not exist.
     DataError
-        Nothing can be paired, or what `Scene.from_files` and `open_labels` refuse.
+        Nothing can be paired, or what `open_scene` and `open_labels` refuse.
     """
     pairing = pair_files(source)
     samples, unmatched = [], list(pairing.unmatched)
     for each in pairing.pairs:
-        sample = each.open(data, task, cache)
+        sample = each.open(data, task, cache, trained=trained)
         if each.labels and sample.labels is None:
             unmatched.append(each.images[0])
         else:

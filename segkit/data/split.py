@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from segkit.data.appearance import describe_appearance
 from segkit.data.area import POLYGON_WINDOW_PX, LabelledArea, count_categories, full_areas, read_tiles
 from segkit.data.assignment import choose_validation, join_values
+from segkit.data.band_values import BandRanges
 from segkit.data.pairing import Sample
 from segkit.data.point_groups import PointGroup, group_points
 from segkit.data.statistics import BandMoments
@@ -46,12 +47,15 @@ class SceneCounts:
         whole scene if the split has no blocks.
     moments
         Mean and standard deviation of the bands over a sample of the valid pixels: how the scene looks.
+    ranges
+        Minimum, mean and maximum of the bands over all valid pixels.
     """
 
     valid: int
     labelled: int
     counts: NDArray[np.int64]
     moments: BandMoments
+    ranges: BandRanges
 
 
 def count_scene(
@@ -77,7 +81,7 @@ def count_scene(
     windows = _count_windows(sample.scene.grid, rule)
     counts = np.zeros((len(windows), task.n_targets * len(task.categories)), dtype=np.int64)
     valid_pixels = labelled = 0
-    moments = BandMoments(len(sample.scene.bands))
+    moments, ranges = BandMoments(len(sample.scene.bands)), BandRanges(len(sample.scene.bands))
     step = math.isqrt(sample.scene.grid.height * sample.scene.grid.width // _APPEARANCE_PIXELS) or 1
     with sample.scene.open() as reader:
         for number, window in enumerate(windows):
@@ -86,11 +90,12 @@ def count_scene(
                 valid = tile.valid
                 targets = area.read_truth(part, valid)
                 moments.add(tile.pixels[:, ::step, ::step], valid[::step, ::step])
+                ranges.add(tile.pixels, valid)
                 valid_pixels += int(valid.sum())
                 labelled += int((targets != IGNORE).any(axis=0).sum())
                 counts[number] += count_categories(targets, task)
                 advance(part.height * part.width)
-    return SceneCounts(valid_pixels, labelled, counts, moments)
+    return SceneCounts(valid_pixels, labelled, counts, moments, ranges)
 
 
 def _count_windows(grid: Grid, rule: object) -> list[Window]:

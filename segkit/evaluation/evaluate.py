@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from rasterio.windows import Window
 
+from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
@@ -29,6 +29,7 @@ from segkit.evaluation.metrics import Confusion, Reliability, disagreement
 from segkit.evaluation.objects import Objects
 from segkit.evaluation.scene_scores import measure_distances, summarize_scene
 from segkit.evaluation.thresholds import ThresholdFit
+from segkit.inference.request import given_imagery
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.grid import Grid
@@ -36,6 +37,7 @@ from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import load_model
+from segkit.recipe.imagery import change_imagery
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import Data
 from segkit.recipe.sources import DatasetSource
@@ -63,6 +65,11 @@ def evaluate(
     dates: str | None = None,
     ignore: Sequence[int] = (),
     class_names: PathLike | None = None,
+    nodata: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    offset: float | Sequence[float] | None = None,
+    mask: PathLike | None = None,
+    mask_preset: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     device: str = "auto",
@@ -92,6 +99,8 @@ def evaluate(
         For maps: label codes that mean unlabelled. A model has its own.
     class_names
         For maps: a file of class names, as for `segkit.vectorize`.
+    nodata, scale, offset, mask, mask_preset
+        For a model: as for `segkit.predict`, of the images.
     tile, overlap, device, precision
         As for `segkit.predict`.
 
@@ -124,10 +133,14 @@ def evaluate(
     else:
         segmenter = load_model(model)
         recipe = segmenter.recipe
+        data = change_imagery(recipe.data, given_imagery(nodata, scale, offset, mask, mask_preset))
         source = _labelled_source(images, labels, {"pair": pair, "dates": dates})
-        samples = open_labelled_samples(source, recipe.data, recipe.task, "evaluate", show_progress=show_progress)
-        samples = [replace(one, scene=one.scene.with_named_bands(segmenter.band_names)) for one in samples]
+        samples = open_labelled_samples(
+            source, data, recipe.task, "evaluate", trained=segmenter.band_names, show_progress=show_progress
+        )
         _warn_of_unlike_scenes(segmenter, samples)
+        for text in describe_alpha_bands([one.scene for one in samples]):
+            warnings.warn(text, stacklevel=3)
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import ScenesError, SegkitError, UsageError, suggest
 from segkit.inference.outputs import OutputRequest
-from segkit.inference.request import describe_request, describe_scene, find_finished
+from segkit.inference.request import describe_request, describe_scene, find_finished, given_imagery
 from segkit.inference.scene_files import PredictionFiles, check_outputs, find_scenes, plan_files
 from segkit.inference.summary import Summary
 from segkit.inference.uncertainty import DISAGREEMENT, check_measures
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import WorkerInputs
     from segkit.io.polygons import Polygons
+    from segkit.io.scene import Scene
     from segkit.models.ensemble import AnyModel
 
 __all__ = ["Summary", "predict"]
@@ -54,6 +56,11 @@ def predict(
     like_input: bool = False,
     aoi: PathLike | None = None,
     aoi_layer: str | None = None,
+    nodata: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    offset: float | Sequence[float] | None = None,
+    mask: PathLike | None = None,
+    mask_preset: str | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int | None = None,
@@ -103,6 +110,15 @@ def predict(
         File of polygons in any CRS. Pixels whose centre is outside are no data; hardly any of them are computed.
     aoi_layer
         Layer of `aoi`, if it has several.
+    nodata, scale, offset
+        For these scenes, in place of ``data.nodata``, ``data.scale`` and ``data.offset`` of the model's recipe: stored
+        value (or values) that mean no data, and value = stored value * scale + offset (one number, or one per band).
+    mask
+        File with the quality bands of the scene, if it is not where ``data.mask`` of the recipe says. "{name}" in it
+        stands for the name of the scene's first file without extension.
+    mask_preset
+        What the values of the quality bands mean, if not as in the recipe: a name in
+        `segkit.io.quality_mask.MASK_PRESETS`. Without a file, they are in the scene.
     tile, overlap
         Maximum side of the windows of the network, and minimum overlap of neighbouring windows, in pixels. Defaults:
         1536 and 160; for networks that pool over their whole window, the tile size of their training.
@@ -151,15 +167,17 @@ def predict(
     read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector], read)
 
+    from segkit.data.alpha_warnings import describe_alpha_bands
     from segkit.data.applicability import describe_unlike_scenes
     from segkit.inference.executor import run_distributed, run_local, submit_one
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import CheckOptions, WorkerContext
     from segkit.io.region import read_aoi
-    from segkit.models.ensemble import load_model
+    from segkit.models.ensemble import load_model, with_imagery
 
     retain_freed_memory()
-    network = load_model(model)
+    imagery = given_imagery(nodata, scale, offset, mask, mask_preset)
+    network = with_imagery(load_model(model), imagery)
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
     _check_model(network, measures, wants_applicability=applicability is not None)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
@@ -168,10 +186,10 @@ def predict(
     if executor is None:
         options.check(network)
     else:
-        jobs, inputs = [job.absolute() for job in jobs], _worker_inputs(network, aoi, aoi_layer, polygons)
+        jobs, inputs = [job.absolute() for job in jobs], _worker_inputs(network, imagery, aoi, aoi_layer, polygons)
         options = submit_one(executor, inputs, CheckOptions("", options))
-    shared = describe_request(network, options, polygons)
-    requests = [shared | describe_scene(job) for job in jobs]
+    shared = describe_request(network, options, polygons, imagery)
+    requests = [shared | describe_scene(job, network) for job in jobs]
     finished = [find_finished(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)]
     if network.fixed_window_size is not None and not all(finished):
         warnings.warn(
@@ -179,11 +197,13 @@ def predict(
             "training, and classes may differ where two windows meet",
             stacklevel=3,
         )
-    comparisons = [
-        None if summary is not None else _compare_scene(network, job.files, polygons, vrt=vrt)
+    opened = [
+        None if summary is not None else _open_scene(network, job.files, vrt=vrt)
         for job, summary in zip(jobs, finished, strict=True)
     ]
-    if warning := describe_unlike_scenes([one for one in comparisons if one is not None]):
+    comparisons = [None if scene is None else _compare_scene(network, scene, polygons) for scene in opened]
+    unlike = describe_unlike_scenes([one for one in comparisons if one is not None])
+    for warning in (*describe_alpha_bands([one for one in opened if one is not None]), *([unlike] if unlike else [])):
         warnings.warn(warning, stacklevel=3)
     scene_jobs = [
         _scene_job(
@@ -246,23 +266,20 @@ def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicabil
         ApplicabilityIndex.from_model(network)
 
 
-def _compare_scene(
-    network: AnyModel, files: tuple[Path, ...], polygons: Polygons | None, *, vrt: bool
-) -> SceneComparison | None:
-    """Compare a scene with the training data; None if that is not possible.
+def _open_scene(network: AnyModel, files: tuple[Path, ...], *, vrt: bool) -> Scene | None:
+    """Open a scene to look at it before the work; None if it cannot be read, which its prediction reports."""
+    with suppress(SegkitError):
+        return network.open_scene(files, vrt=vrt)
+    return None
 
-    That includes a scene that cannot be read; its prediction reports the error.
-    """
+
+def _compare_scene(network: AnyModel, scene: Scene, polygons: Polygons | None) -> SceneComparison | None:
+    """Compare a scene with the training data; None if that is not possible, also because it is damaged."""
     from segkit.data.applicability import compare_with_model
     from segkit.io.region import PolygonRegion
-    from segkit.models.ensemble import members
 
-    if all(one.training_pixels is None for one in members(network)):
-        return None
     with suppress(SegkitError):
-        scene = network.open_scene(files, vrt=vrt)
-        region = None if polygons is None else PolygonRegion(polygons, scene.grid)
-        return compare_with_model(network, scene, region)
+        return compare_with_model(network, scene, None if polygons is None else PolygonRegion(polygons, scene.grid))
     return None
 
 
@@ -279,9 +296,13 @@ def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
 
 
 def _worker_inputs(
-    network: AnyModel, aoi: PathLike | None, layer: str | None, polygons: Polygons | None
+    network: AnyModel,
+    imagery: Mapping[str, Any],
+    aoi: PathLike | None,
+    layer: str | None,
+    polygons: Polygons | None,
 ) -> WorkerInputs:
-    """Return the paths of the model and the area of interest for workers."""
+    """Return the paths of the model and the area of interest for workers, and how they read scenes."""
     from segkit.inference.tasks import WorkerInputs
     from segkit.io.region import aoi_fingerprint
     from segkit.models.ensemble import members
@@ -290,9 +311,10 @@ def _worker_inputs(
     found = tuple(path.absolute() for path in paths if path is not None)
     if len(found) < len(paths):
         raise UsageError("the model is only in memory, where workers cannot read it; save it, and pass the file")
+    inputs = WorkerInputs(found, network.fingerprint(), imagery=tuple(imagery.items()))
     if polygons is None or aoi is None:
-        return WorkerInputs(found, network.fingerprint())
-    return WorkerInputs(found, network.fingerprint(), Path(aoi).absolute(), layer, aoi_fingerprint(polygons))
+        return inputs
+    return replace(inputs, area=Path(aoi).absolute(), layer=layer, polygons=aoi_fingerprint(polygons))
 
 
 def _scene_job(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from segkit.errors import OutputExistsError, RasterError, suggest
 from segkit.inference.summary import Summary, describe_counts, peak_memory
 from segkit.io.files import check_output, require_file
-from segkit.io.paths import FileSet
+from segkit.io.paths import FileSet, PathLike
 from segkit.io.raster import current_version, open_raster
-from segkit.io.remote import Remote
+from segkit.io.remote import Remote, absolute_text
 from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
@@ -23,8 +24,34 @@ if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
 
 
-def describe_request(network: AnyModel, options: PredictOptions, polygons: Polygons | None) -> dict[str, Any]:
-    """Return what affects the pixels of the maps of all scenes of a call; the keys appear in messages."""
+def given_imagery(
+    nodata: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    offset: float | Sequence[float] | None = None,
+    mask: PathLike | None = None,
+    mask_preset: str | None = None,
+) -> dict[str, Any]:
+    """Return the given ones of the keys of `segkit.recipe.imagery.Imagery`, as values that JSON can hold."""
+    given: dict[str, Any] = {
+        key: value if isinstance(value, (int, float)) else list(value)
+        for key, value in (("nodata", nodata), ("scale", scale), ("offset", offset))
+        if value is not None
+    }
+    of_mask = {"file": None if mask is None else absolute_text(mask), "preset": mask_preset}
+    of_mask = {key: value for key, value in of_mask.items() if value is not None}
+    return given | ({"mask": of_mask} if of_mask else {})
+
+
+def describe_request(
+    network: AnyModel, options: PredictOptions, polygons: Polygons | None, imagery: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what affects the pixels of the maps of all scenes of a call; the keys appear in messages.
+
+    Parameters
+    ----------
+    imagery
+        Keys of the recipe that are given for these scenes.
+    """
     from segkit.inference.device import pick_device
     from segkit.io.region import aoi_fingerprint
 
@@ -36,18 +63,22 @@ def describe_request(network: AnyModel, options: PredictOptions, polygons: Polyg
         "model": network.fingerprint(),
         "area of interest": None if polygons is None else aoi_fingerprint(polygons),
         "segkit": VERSION,
+        **imagery,
     }
 
 
-def describe_scene(job: PredictionFiles) -> dict[str, Any]:
-    """Return what `describe_request` leaves out: the scene, and its outputs."""
-    return {"scene": _identify_files(job), "outputs": sorted(map(str, job.rasters))}
+def describe_scene(job: PredictionFiles, network: AnyModel) -> dict[str, Any]:
+    """Return what `describe_request` leaves out: the scene with the file of its quality mask, and its outputs."""
+    mask = network.imagery.quality_mask
+    path = None if mask is None else mask.path(job.files[0])
+    files = job.files if path is None else (*job.files, path)
+    return {"scene": _identify_files(files), "outputs": sorted(map(str, job.rasters))}
 
 
-def _identify_files(job: PredictionFiles) -> list[str]:
+def _identify_files(files: Sequence[Path]) -> list[str]:
     """Identify the files of a scene, to detect changes: by name, size and time, or by the version from the server."""
     found = []
-    for file in job.files:
+    for file in files:
         if isinstance(file, Remote):
             found.append(f"{file}, {current_version(file) or 'of unknown version'}")
             continue

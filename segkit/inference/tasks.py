@@ -108,13 +108,17 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class WorkerInputs:
-    """Paths of models and area of interest for other processes, with fingerprints to detect other contents."""
+    """Paths of models and area of interest for other processes, with fingerprints to detect other contents.
+
+    `imagery` are the changes of `with_imagery`.
+    """
 
     models: tuple[Path, ...]
     fingerprint: str
     area: Path | None = None
     layer: str | None = None
     polygons: str | None = None
+    imagery: tuple[tuple[str, Any], ...] = ()
 
     def load_context(self) -> WorkerContext:
         """Read the model and the area of interest.
@@ -124,7 +128,7 @@ class WorkerInputs:
         SegkitError
             One of them does not exist, or has changed.
         """
-        from segkit.models.ensemble import load_model
+        from segkit.models.ensemble import load_model, with_imagery
 
         model = load_model(self.models)
         if model.fingerprint() != self.fingerprint:
@@ -140,7 +144,7 @@ class WorkerInputs:
                 f"{self.area}: does not hold the polygons with which this prediction started; all machines must see "
                 "the same file, until the prediction is finished"
             )
-        return WorkerContext(model, polygons)
+        return WorkerContext(with_imagery(model, dict(self.imagery)), polygons)
 
 
 _cached_context: tuple[WorkerInputs, WorkerContext] | None = None

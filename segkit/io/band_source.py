@@ -13,10 +13,10 @@ from rasterio.windows import Window
 
 from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.mosaic_layout import find_overlaps, tile_part
-from segkit.io.raster import read_mask, read_window
+from segkit.io.pixel_rules import BandUnits, PixelRules
+from segkit.io.raster import INTEGER_DTYPES, read_mask, read_window
 
 _EXACT_IN_FLOAT32 = ("uint8", "int8", "uint16", "int16")
-_INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
 
 class BandSource(Protocol):
@@ -27,20 +27,19 @@ class BandSource(Protocol):
 
 
 class FileBands:
-    """Bands of one file: band `indexes[i]` goes to `places[i]` of the stack.
-
-    `scaling` is the (scale, offset) of each band; None keeps stored values.
-    """
+    """Bands of one file: band `indexes[i]` goes to `places[i]` of the stack, in `units[i]`."""
 
     def __init__(
         self,
         dataset: DatasetReader,
         places: list[int],
         indexes: list[int],
-        scaling: list[tuple[float, float]] | None = None,
+        units: list[BandUnits],
+        rules: PixelRules,
     ) -> None:
         self.dataset = dataset
-        self.scaling = scaling or [(1.0, 0.0)] * len(indexes)
+        self.units = units
+        self.rules = rules
         self.places = places
         self.indexes = indexes
         flags = {flag for index in indexes for flag in dataset.mask_flag_enums[index - 1]}
@@ -56,29 +55,37 @@ class FileBands:
         buffer = target if in_place else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
         pixels = read_window(self.dataset, self.indexes, window, out=buffer)
         finite_or_masked = np.ones(pixels.shape[1:], dtype=bool)
-        unmasked = np.full(finite_or_masked.shape, not self.has_band_masks)
-        if self.has_file_mask:
-            unmasked &= read_mask(self.dataset, self.indexes[0], window) > 0
+        unmasked = np.full(finite_or_masked.shape, not (self.has_band_masks or self.rules.nodata))
         # Band by band: the masks of all bands at once would take a quarter of the pixels' memory.
-        for index, band, (scale, offset) in zip(self.indexes, pixels, self.scaling, strict=True):
-            finite = True if self.dataset.dtypes[index - 1] in _INTEGER_DTYPES else np.isfinite(band)
-            if self.has_band_masks:
-                nodata = self.dataset.nodatavals[index - 1]
-                exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT_IN_FLOAT32
-                # GDAL's mask would read the file again.
-                masked = band == nodata if exact else read_mask(self.dataset, index, window) == 0
+        for index, band, units in zip(self.indexes, pixels, self.units, strict=True):
+            masked = self._read_band_mask(index, band, window)
+            finite = True if self.dataset.dtypes[index - 1] in INTEGER_DTYPES else np.isfinite(band)
+            if masked is not None:
                 # The no-data value itself may be NaN, or beyond the range of float32.
-                finite_or_masked &= finite | masked
+                finite |= masked
                 unmasked |= ~masked
                 band[masked] = np.nan
-            else:
-                finite_or_masked &= finite
-            if (scale, offset) != (1, 0):
-                band[:] = band.astype(np.float64) * scale + offset
+            finite_or_masked &= finite
+            units.apply(band)
+            if units.decibels is not None:
+                finite_or_masked &= np.isfinite(band) if masked is None else np.isfinite(band) | masked
+        if self.has_file_mask:
+            unmasked &= read_mask(self.dataset, self.indexes[0], window) > 0
         if not in_place:
             stack[self.places] = pixels
         finite_or_masked &= unmasked
         return finite_or_masked
+
+    def _read_band_mask(self, index: int, band: NDArray[np.float32], window: Window) -> NDArray[np.bool_] | None:
+        """Return where a band with stored values (H, W) is no data; None if nothing says so for single bands."""
+        masked = self.rules.is_nodata(band) if self.rules.nodata else None
+        if not self.has_band_masks:
+            return masked
+        nodata = self.dataset.nodatavals[index - 1]
+        exact = nodata is not None and self.dataset.dtypes[index - 1] in _EXACT_IN_FLOAT32
+        # GDAL's mask would read the file again.
+        declared: NDArray[np.bool_] = band == nodata if exact else read_mask(self.dataset, index, window) == 0
+        return declared if masked is None else declared | masked
 
 
 class MosaicBands:
@@ -88,9 +95,11 @@ class MosaicBands:
     files is from the first (or last) file in which it is valid, or the mean of all in which it is valid, band by band.
     """
 
-    def __init__(self, dataset: MosaicDataset, places: list[int], indexes: list[int], *, scaled: bool) -> None:
+    def __init__(
+        self, dataset: MosaicDataset, places: list[int], indexes: list[int], rules: PixelRules, *, scaled: bool
+    ) -> None:
         self.places = places
-        self._dataset, self._indexes, self._scaled = dataset, indexes, scaled
+        self._dataset, self._indexes, self._rules, self._scaled = dataset, indexes, rules, scaled
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Read a window into the stack (C, H, W), and return the valid mask, bool (H, W)."""
@@ -152,5 +161,8 @@ class MosaicBands:
 
     def _tile(self, index: int, places: list[int]) -> FileBands:
         tile = self._dataset.layout.tiles[index]
-        scaling = [(tile.scales[band - 1], tile.offsets[band - 1]) for band in self._indexes] if self._scaled else None
-        return FileBands(self._dataset.pool.get(index), places, self._indexes, scaling)
+        units = [
+            self._rules.units(place, (tile.scales[band - 1], tile.offsets[band - 1]) if self._scaled else None)
+            for place, band in zip(self.places, self._indexes, strict=True)
+        ]
+        return FileBands(self._dataset.pool.get(index), places, self._indexes, units, self._rules)

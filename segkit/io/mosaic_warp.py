@@ -33,11 +33,13 @@ _EDGE_POINTS = 21  # at which the edges of a block are transformed to find the p
 class WarpedMosaic:
     """A mosaic on another grid; see `MosaicDataset` for what it is to its users."""
 
-    def __init__(self, mosaic: MosaicDataset, grid: Grid, resampling: Resampling, *, ignore_nodata: bool) -> None:
+    def __init__(
+        self, mosaic: MosaicDataset, grid: Grid, resampling: Resampling, *, ignore_nodata: bool, nodata: float | None
+    ) -> None:
         self._mosaic, self._grid, self._resampling = mosaic, grid, resampling
         mosaic.require_stored_values()
-        nodata = mosaic.nodatavals  # of all files
-        self._nodata = None if ignore_nodata else nodata[0]
+        # The files' own value is that of all of them.
+        self._nodata = None if ignore_nodata else mosaic.nodatavals[0] if nodata is None else nodata
         self.name, self.count, self.indexes, self.dtypes = mosaic.name, mosaic.count, mosaic.indexes, mosaic.dtypes
         self.height, self.width, self.transform, self.crs = grid.height, grid.width, grid.transform, grid.crs
         self.colorinterp = (ColorInterp.undefined,) * mosaic.count
@@ -132,6 +134,8 @@ class WarpedMosaic:
         """Open a copy in memory of a window of the mosaic."""
         grid = self._mosaic.layout.grid.subgrid(window)
         values = read_window(self._mosaic, self.indexes, window)
+        if self._nodata is not None:
+            values[:, ~self._mosaic.read_coverage(window)] = self._nodata
         profile = {"driver": "GTiff", "count": self.count, "dtype": values.dtype, "nodata": self._nodata}
         profile |= {"height": grid.height, "width": grid.width, "crs": grid.crs, "transform": grid.transform}
         with ExitStack() as stack:
@@ -161,11 +165,16 @@ def _apply(
 
 @contextmanager
 def warp_raster(
-    dataset: Any, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False
+    dataset: Any,
+    grid: Grid,
+    resampling: Resampling,
+    *,
+    ignore_nodata: bool = False,
+    nodata: float | None = None,
 ) -> Iterator[DatasetReader | WarpedMosaic]:
     """Open an open raster, which may be a mosaic, on another grid; see `segkit.io.warp.warp_to`."""
     if isinstance(dataset, MosaicDataset):
-        yield WarpedMosaic(dataset, grid, resampling, ignore_nodata=ignore_nodata)
+        yield WarpedMosaic(dataset, grid, resampling, ignore_nodata=ignore_nodata, nodata=nodata)
         return
-    with warp_to(dataset, grid, resampling, ignore_nodata=ignore_nodata) as warped:
+    with warp_to(dataset, grid, resampling, ignore_nodata=ignore_nodata, nodata=nodata) as warped:
         yield warped

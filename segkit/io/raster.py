@@ -49,6 +49,7 @@ _DRIVERS = ("GTiff", "JP2OpenJPEG", "ENVI", "PNG", "JPEG", "WEBP")
 # Side files that GDAL opens with any driver for masks, overviews or metadata; and the driver with which GDAL writes
 # them, which reads no other files.
 _SIDE_FILES = {".msk": "GTiff", ".ovr": "GTiff", ".aux": "HFA"}
+INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 # What rasterio raises if GDAL fails: it passes some of GDAL's errors on unchanged.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 # Rows of windows overlap. For a remote raster the block cache may grow to hold this many rows and one row of tiles, so

@@ -114,6 +114,12 @@ def join_path(folder: Path, path: str) -> Path:
     return as_path(path) if is_remote(path) else folder / path
 
 
+def absolute_text(path: PathLike) -> str:
+    """Return a path, which may be a pattern, as absolute text; a URL is returned unchanged."""
+    text = os.fspath(path)
+    return text if is_remote(text) else os.path.abspath(text)  # noqa: PTH100 - keeps links
+
+
 def error_text(error: BaseException, file: Remote) -> str:
     """Return the messages of an error and its causes, the first cause first, without secrets of the URL."""
     texts: list[str] = []

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,16 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.windows import Window
 
 from segkit.errors import GridError, RasterError, UsageError, suggest
+from segkit.io.band_choice import AlphaBand, StackedBand, WantedBands
+from segkit.io.band_names import read_names
 from segkit.io.band_source import BandSource, FileBands, MosaicBands
 from segkit.io.grid import Grid
 from segkit.io.mosaic import Mosaic
 from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.mosaic_warp import warp_raster
 from segkit.io.paths import PathLike, list_files
+from segkit.io.pixel_rules import AS_STORED, PixelRules
+from segkit.io.quality_mask import QualityMask, SceneMask, find_masks, open_mask
 from segkit.io.raster import current_version, open_raster, read_grid
 from segkit.io.remote import Remote, as_path
 
@@ -35,7 +39,8 @@ class Tile:
     Parameters
     ----------
     pixels
-        float32 (C, H, W): stored values, or scaled ones (`Scene.scaled`); NaN where a band is no data.
+        float32 (C, H, W): stored values, or in the units of `Scene.scaled` and `Scene.rules`; NaN where a band is no
+        data.
     valid
         bool (H, W); false where the scene is no data.
     """
@@ -65,16 +70,24 @@ class Scene:
     vrt: bool = False
     scaled: bool = False
     versions: tuple[str, ...] = ()
+    rules: PixelRules = AS_STORED
+    masks: tuple[SceneMask, ...] = ()
+    alpha_masks: tuple[AlphaBand, ...] = ()
+    alpha_imagery: tuple[AlphaBand, ...] = ()
 
     @classmethod
     def from_files(
         cls,
         paths: PathLike | Sequence[PathLike],
         *,
-        bands: Sequence[int] | None = None,
+        bands: Sequence[int | str] | None = None,
+        band_names: Sequence[str] | None = None,
+        trained: Sequence[str] | None = None,
         resample: bool = False,
         vrt: bool | None = None,
         scaled: bool = False,
+        rules: PixelRules = AS_STORED,
+        mask: QualityMask | None = None,
         name: str | None = None,
     ) -> Scene:
         """Open and check files, and return the scene that they make up.
@@ -84,21 +97,26 @@ class Scene:
         paths
             One file, or several whose bands are stacked in this order. The first one gives the grid. Each may be a
             `Mosaic` of files that lie side by side.
-        bands
-            1-based numbers in the stack, counted through all files. By default all but alpha bands, which are masks.
+        bands, band_names, trained
+            Which bands to read, see `segkit.io.band_choice.WantedBands`. By default all but alpha and quality bands.
         resample
             Whether files on another grid are warped to the grid of the first one (bilinear).
         vrt
             Whether files may be virtual rasters, which can read any other file or URL; see `open_raster`.
         scaled
             Whether pixels are stored value * scale + offset, as the files declare for each band.
+        rules
+            Units and no data that the files do not declare.
+        mask
+            Quality bands that say which pixels are not valid; if they are in the scene, they are not used as imagery
+            unless `bands` lists them.
         name
             Default: the stem of the first file.
 
         Raises
         ------
         MissingFileError, RasterError
-            A file does not exist or cannot be read, or there is no such band.
+            A file does not exist or cannot be read, there is no such band, or `rules` do not fit the bands.
         GridError
             The files are on different grids and `resample` is false.
         """
@@ -108,7 +126,7 @@ class Scene:
         if resample:
             files = [file.with_resampling() if isinstance(file, Mosaic) else file for file in files]
         grid: Grid | None = None
-        stack: list[_StackedBand] = []
+        stack: list[StackedBand] = []
         for file in files:
             with open_raster(file, vrt=vrt) as dataset:
                 _check_pixels(file, dataset, scaled=scaled)
@@ -116,32 +134,20 @@ class Scene:
                 grid = grid or file_grid
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
                 resampled |= isinstance(dataset, MosaicDataset) and dataset.layout.is_resampled
-                prefix = f"{file.stem}:" if len(files) > 1 else ""
-                stack += [
-                    _StackedBand(f"{prefix}{description or index}", interpretation == ColorInterp.alpha, resampled)
-                    for index, description, interpretation in zip(
-                        dataset.indexes, dataset.descriptions, dataset.colorinterp, strict=True
-                    )
-                ]
+                stack += _stack_bands(file, dataset, f"{file.stem}:" if len(files) > 1 else "", resampled=resampled)
         assert grid is not None
-        chosen = _choose_bands(files, stack, bands)
-        names = tuple(stack[band - 1].name for band in chosen)
+        wanted = WantedBands(bands, band_names, trained)
+        masks: tuple[SceneMask, ...] = ()
+        if mask is not None:
+            masks = find_masks(mask, stack, wanted.lookup_names(stack), vrt=vrt)
+        quality = {(one.path, band) for one in masks for band in one.bands}
+        chosen = wanted.choose(stack, quality, vrt=vrt)
+        rules.check(str(files[0]), len(chosen.numbers))
         versions = tuple(_remote_version(file) for file in files)
-        return cls(name or files[0].stem, tuple(files), grid, chosen, names, resample, bool(vrt), scaled, versions)
-
-    def with_named_bands(self, names: Sequence[str]) -> Scene:
-        """Return the scene with bands of these names, wherever they are in its files.
-
-        The scene itself is returned if its bands have these names already, if a band has no name (`names` then holds
-        its number), or if the files do not have one band of each name.
-        """
-        if self.band_names == tuple(names) or any(name.isdigit() for name in names):
-            return self
-        whole = Scene.from_files(self.paths, resample=self.resample, vrt=self.vrt, scaled=self.scaled, name=self.name)
-        if len({*whole.band_names}) < len(whole.band_names) or not {*names} <= {*whole.band_names}:
-            return self
-        number = dict(zip(whole.band_names, whole.bands, strict=True))
-        return replace(self, bands=tuple(number[name] for name in names), band_names=tuple(names))
+        return cls(
+            name or files[0].stem, tuple(files), grid, chosen.numbers, chosen.names, resample, bool(vrt), scaled,
+            versions, rules, masks, chosen.alpha_masks, chosen.alpha_imagery,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
@@ -167,13 +173,19 @@ class Scene:
                         f"{path}: its grid has changed since the scene was opened ({difference}); try again"
                     )
                 if isinstance(dataset, MosaicDataset) and not difference:
-                    sources.append(MosaicBands(dataset, places, indexes, scaled=self.scaled))
+                    sources.append(MosaicBands(dataset, places, indexes, self.rules, scaled=self.scaled))
                     continue
-                scaling = [(dataset.scales[i - 1], dataset.offsets[i - 1]) for i in indexes] if self.scaled else None
+                declared = list(zip(dataset.scales, dataset.offsets, strict=True)) if self.scaled else []
+                units = [
+                    self.rules.units(place, declared[index - 1] if self.scaled else None) for place, index in placed
+                ]
                 if difference:
-                    dataset = stack.enter_context(warp_raster(dataset, self.grid, Resampling.bilinear))
-                sources.append(FileBands(dataset, places, indexes, scaling))
-            yield SceneReader(self.grid, len(self.bands), [source for source in sources if source.places])
+                    nodata = self.rules.resampling_nodata(str(path), dataset.nodatavals)
+                    dataset = stack.enter_context(warp_raster(dataset, self.grid, Resampling.bilinear, nodata=nodata))
+                sources.append(FileBands(dataset, places, indexes, units, self.rules))
+            used: list[BandSource] = [source for source in sources if source.places]
+            used += [stack.enter_context(open_mask(mask, self.grid, vrt=self.vrt)) for mask in self.masks]
+            yield SceneReader(self.grid, len(self.bands), used)
             for file, version in zip(self.paths, self.versions, strict=True):
                 if version and (now := _remote_version(file)) and now != version:
                     raise RasterError(
@@ -186,12 +198,21 @@ class Scene:
             return reader.read(window or self.grid.full_window)
 
 
-class _StackedBand(NamedTuple):
-    """A band of the stack of all files."""
-
-    name: str
-    alpha: bool
-    resampled: bool
+def _stack_bands(file: Path, dataset: Any, prefix: str, *, resampled: bool) -> list[StackedBand]:
+    """Return the bands of one file of a scene, or of a mosaic, with a prefix before their names."""
+    named, source = next(dataset.parts()) if isinstance(dataset, MosaicDataset) else (file, dataset)
+    columns = zip(dataset.indexes, dataset.descriptions, read_names(named, source), dataset.colorinterp, strict=True)
+    return [
+        StackedBand(
+            f"{prefix}{description or number}",
+            f"{prefix}{lookup_name}",
+            colour == ColorInterp.alpha,
+            resampled,
+            file,
+            number,
+        )
+        for number, description, lookup_name, colour in columns
+    ]
 
 
 def _remote_version(file: Path) -> str:
@@ -254,26 +275,6 @@ def _needs_resampling(first: Path, grid: Grid, file: Path, file_grid: Grid, *, r
             + suggest("warp one of them (gdalwarp)", "set data.resample: true")
         )
     return difference is not None
-
-
-def _choose_bands(files: Sequence[Path], stack: Sequence[_StackedBand], bands: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the 1-based numbers of the chosen bands, or of all but alpha bands."""
-    chosen = tuple(bands) if bands else tuple(number for number, band in enumerate(stack, 1) if not band.alpha)
-    for number in chosen:
-        if not 1 <= number <= len(stack):
-            raise RasterError(
-                f"{files[0]}{' and the files stacked on it' if len(files) > 1 else ''}: band {number} was asked for, "
-                f"there are {len(stack)} (counted from 1); correct the bands or the files"
-            )
-        band = stack[number - 1]
-        if band.resampled and band.alpha:
-            raise GridError(
-                f"band {number}, {band.name}, is marked as alpha, which masks other bands when its file is resampled; "
-                "mark it as grey first (gdal_edit.py -colorinterp_N gray), or warp the file"
-            )
-    if not chosen:
-        raise RasterError(f"{files[0]}: holds only alpha bands, which are masks; choose bands to use one as imagery")
-    return chosen
 
 
 class SceneReader:

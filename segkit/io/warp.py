@@ -13,10 +13,18 @@ from segkit.io.grid import Grid
 from segkit.io.raster import GDAL_ERRORS
 
 
-def warp_to(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignore_nodata: bool = False) -> WarpedVRT:
+def warp_to(
+    dataset: DatasetReader,
+    grid: Grid,
+    resampling: Resampling,
+    *,
+    ignore_nodata: bool = False,
+    nodata: float | None = None,
+) -> WarpedVRT:
     """Return an open raster as a virtual one on another grid.
 
-    Pixels outside of the raster are no data, and so are those with the declared no-data value, unless `ignore_nodata`.
+    Pixels outside of the raster are no data, and so are those with the declared no-data value, or with `nodata` in its
+    place, unless `ignore_nodata`.
 
     Raises
     ------
@@ -25,7 +33,9 @@ def warp_to(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignor
     """
     # GDAL passes on the no-data value and the alpha band. It applies a mask band, but does not pass it on.
     masked = any({MaskFlags.nodata, MaskFlags.alpha} & set(flags) for flags in dataset.mask_flag_enums)
-    undeclared: dict[str, Any] = {"src_nodata": None, "nodata": None} if ignore_nodata else {}
+    instead: dict[str, Any] = {}
+    if ignore_nodata or nodata is not None:
+        instead = {"src_nodata": nodata, "nodata": nodata}
     try:
         return WarpedVRT(
             dataset,
@@ -34,8 +44,8 @@ def warp_to(dataset: DatasetReader, grid: Grid, resampling: Resampling, *, ignor
             height=grid.height,
             width=grid.width,
             resampling=resampling,
-            add_alpha=ignore_nodata or not masked,
-            **undeclared,
+            add_alpha=ignore_nodata or not (masked or instead),
+            **instead,
         )
     except GDAL_ERRORS as error:
         raise RasterError(f"{dataset.name}: cannot be resampled ({error}); warp it first (gdalwarp)") from error

@@ -8,19 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segkit.models.band_names import canonical_name
+from segkit.io.band_names import OTHER_SPELLINGS, SENTINEL_2, WAVELENGTHS, normalize_name
 
-# Names whose order is known. Values are central wavelengths in nm (Sentinel-2: ESA, "Sentinel-2 Spectral Response
-# Functions"; the others are the common names of STAC's eo extension), or numbers that sort the bands of Landsat.
-_SENTINEL_2 = {
-    "B1": 443, "B2": 490, "B3": 560, "B4": 665, "B5": 705, "B6": 740, "B7": 783, "B8": 842, "B8A": 865, "B9": 945,
-    "B10": 1375, "B11": 1610, "B12": 2190,
-}  # fmt: skip
+# Names whose order is known: by wavelength, or by number among the bands of Landsat.
+_SENTINEL_2 = {name: WAVELENGTHS[common] for name, common in SENTINEL_2.items()}
 _COMMON_NAMES = {
-    "COASTAL": 443, "BLUE": 490, "GREEN": 560, "YELLOW": 600, "RED": 665, "REDEDGE": 720, "REDEDGE1": 705,
-    "REDEDGE071": 705, "REDEDGE2": 740, "REDEDGE075": 740, "REDEDGE3": 783, "REDEDGE078": 783, "NIR": 842,
-    "NIR08": 865, "NIR09": 945, "CIRRUS": 1375, "SWIR1": 1610, "SWIR16": 1610, "SWIR2": 2190, "SWIR22": 2190,
-}  # fmt: skip
+    name.upper(): WAVELENGTHS[OTHER_SPELLINGS.get(name, name)] for name in (*WAVELENGTHS, *OTHER_SPELLINGS)
+}
 _LANDSAT = {f"SR_B{number}": number for number in range(1, 8)}  # Collection 2, Level 2; sorted by wavelength in each
 _ORDERS: tuple[dict[str, int], ...] = (_SENTINEL_2 | _COMMON_NAMES, _LANDSAT)
 
@@ -72,8 +66,8 @@ def match_names(inputs: Sequence[str], bands: Sequence[str]) -> BandMapping | No
     they were always at their mean. Weights are multiplied by the share of bands that have their like.
     """
     names, places = (
-        [canonical_name(name) for name in bands],
-        {canonical_name(name): at for at, name in enumerate(inputs)},
+        [normalize_name(name) for name in bands],
+        {normalize_name(name): at for at, name in enumerate(inputs)},
     )
     found = [places.get(name) for name in names]
     matched = [at for at in found if at is not None]

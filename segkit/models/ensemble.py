@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from segkit.errors import UsageError
+from segkit.io.band_names import distinct_parts
 from segkit.io.paths import PathLike
-from segkit.models.band_names import distinct_parts
 from segkit.models.run_folder import MODEL, find_folds
+from segkit.recipe.imagery import Imagery, change_imagery
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +61,7 @@ class Ensemble:
         first = self.members[0]
         self.task: Task = _mean_thresholds([one.task for one in self.members])
         self.recipe: Recipe = first.recipe.model_copy(update={"task": self.task})
+        self.imagery: Imagery = named.imagery
         self.bands, self.band_names, self.path = first.bands, named.band_names, None
         self.stride = math.lcm(*(one.stride for one in self.members))
         _ = self.fixed_window_size  # raises an error if there are several
@@ -114,6 +117,27 @@ class Ensemble:
 def members(model: AnyModel) -> tuple[Segmenter, ...]:
     """Return the models of an ensemble, or the single model."""
     return model.members if isinstance(model, Ensemble) else (model,)
+
+
+def with_imagery(model: AnyModel, changes: Mapping[str, Any]) -> AnyModel:
+    """Return a model that opens scenes with other keys of `Imagery` than its recipe's; see `change_imagery`.
+
+    Its recipe and fingerprint stay the same, and so does `model`.
+
+    Raises
+    ------
+    UsageError
+        A value is not valid.
+    """
+    if not changes:
+        return model
+    changed = copy.copy(model)
+    if isinstance(changed, Ensemble):
+        changed.imagery = change_imagery(changed.imagery, changes)
+        changed.members = tuple(with_imagery(one, changes) for one in members(model))  # type: ignore[misc]
+    else:
+        changed.imagery = change_imagery(changed.imagery, changes)
+    return changed
 
 
 def load_model(model: AnyModel | PathLike | Sequence[AnyModel | PathLike]) -> AnyModel:
@@ -221,9 +245,7 @@ def _facts(model: Segmenter) -> dict[str, Any]:
         "background": task.background,
         "background value": task.background_value,
         "number of bands": model.bands,
-        "data.bands": data.bands,
-        "data.apply_scale_offset": data.apply_scale_offset,
-        "data.resample": data.resample,
+        **{f"data.{key}": getattr(data, key) for key in Imagery.model_fields if key != "band_names"},
     }
 
 

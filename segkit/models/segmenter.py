@@ -31,6 +31,7 @@ from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights, load_encoder_weights
+from segkit.recipe.imagery import Imagery, open_scene
 from segkit.recipe.schema import Model, Recipe
 from segkit.runtime.version import VERSION
 
@@ -79,6 +80,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.task = recipe.task
+        self.imagery: Imagery = recipe.data  # how scenes are read; see `segkit.models.ensemble.with_imagery`
         self.band_names = tuple(band_names)
         self.bands = len(mean)
         for what, values in (("mean", mean), ("standard deviation", std)):
@@ -253,9 +255,10 @@ class Segmenter(nn.Module):
         return prepared.to(device)
 
     def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
-        """Open a scene with the bands, resampling and scaling that the model was trained with.
+        """Open a scene with the bands, units, no data and resampling that the model was trained with.
 
-        Bands that have the names of the training bands are found by name, so their order in the files does not matter.
+        Bands that have the names of the training bands, or names that mean the same, are found by name, so their order
+        in the files does not matter (`segkit.io.band_names.match_bands`).
 
         Parameters
         ----------
@@ -266,12 +269,10 @@ class Segmenter(nn.Module):
         ------
         ModelFileError
             The number of bands is not the model's.
+        DataError
+            The units were in a table of the training scenes.
         """
-        data = self.recipe.data
-        scene = Scene.from_files(
-            paths, bands=data.bands, resample=data.resample, vrt=vrt, scaled=data.apply_scale_offset
-        )
-        scene = scene.with_named_bands(self.band_names)
+        scene = open_scene(paths, self.imagery, trained=self.band_names, vrt=vrt)
         self.check_scene(scene)
         return scene
 
@@ -291,8 +292,10 @@ class Segmenter(nn.Module):
     def check_scene(self, scene: Scene) -> None:
         """Raise a ModelFileError if the scene's number of bands is not the model's."""
         if len(scene.bands) != self.bands:
+            alpha = ", ".join(str(band.place) for band in scene.alpha_masks)
+            masks = f" (without band {alpha}, which is alpha, a mask)" if alpha else ""
             raise ModelFileError(
-                f"{scene.paths[0]}: has {len(scene.bands)} bands, the model {self.path or self.recipe.name} was "
+                f"{scene.paths[0]}: has {len(scene.bands)} bands{masks}, the model {self.path or self.recipe.name} was "
                 f"trained on {self.bands} ({', '.join(self.band_names)}); give a scene with these, in this order"
             )
 

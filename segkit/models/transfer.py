@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from segkit.errors import ModelFileError, RecipeError
+from segkit.io.band_names import are_named
 from segkit.io.paths import PathLike
 from segkit.models.band_mapping import BandMapping, match_names, match_order
-from segkit.models.band_names import are_named
 from segkit.models.model_file import read_header
 from segkit.models.segmenter import Segmenter, load
 from segkit.models.weights import InitialWeights, describe_number, find_axes

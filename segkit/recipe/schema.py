@@ -19,6 +19,7 @@ from segkit.errors import RecipeError
 from segkit.io.files import require_file
 from segkit.recipe.base import Band, Count, Positive, StrictModel, one_of, tag_form
 from segkit.recipe.features import CLASSICAL, Features, LearnerNames, check_model_keys, keys_of_others
+from segkit.recipe.imagery import Imagery
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.messages import describe_errors, require_class_names, shorten
 from segkit.recipe.renamed import Location, is_stored, new_place, rename_keys
@@ -43,7 +44,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Data(StrictModel):
+class Data(Imagery):
     """The data to train and validate on."""
 
     train: DatasetSource
@@ -59,14 +60,8 @@ class Data(StrictModel):
         ),
     ] = SpatialSplit()
     """A spatial split of the training scenes, other scenes, marked rows of the table, or null (no validation)."""
-    bands: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Bands to use, counted from 1 across all files of a scene; by default all except alpha bands."""
     ignore: tuple[int, ...] = ()
     """Label codes of unlabelled pixels."""
-    apply_scale_offset: bool = False
-    """Whether to apply the scale and offset that files declare for their bands; else the stored values are used."""
-    resample: bool = False
-    """Whether to warp files on another grid to that of the scene's first file (labels by nearest neighbour)."""
     cache: NotNegative = 20.0
     """Maximum size of the disk cache of decoded scenes and labels in GB, for all trainings together; 0 for none."""
 

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import describe_training_pixels
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.cache import Cache
@@ -162,6 +163,9 @@ def train(
         examination = examine_recipe(recipe, cache=cache, show_progress=show_progress)
         statistics = examination.require_trainable(force=force or resume)
         if is_main and not resume:
+            scenes = {area.sample.scene.paths: area.sample.scene for area in examination.training}
+            for text in describe_alpha_bands([*scenes.values()]):
+                warnings.warn(text, stacklevel=2)
             for problem in examination.problems:
                 print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
         if recipe.model.is_classical:

@@ -24,6 +24,8 @@ from segkit.data import cache
 from segkit.data.cache import Cache, cache_folder, clear_cache, list_entries
 from segkit.data.pairing import open_samples
 from segkit.errors import LabelError, RasterError
+from segkit.io.pixel_rules import PixelRules
+from segkit.io.quality_mask import MaskRule, QualityMask
 from segkit.io.scene import Scene
 from segkit.recipe.schema import Data, DatasetSource
 from segkit.task import LandCoverClass, Task
@@ -182,6 +184,25 @@ def test_scaled_scenes_are_entries_of_their_own(write_raster, nodata):
             scene = Scene.from_files(path, scaled=scaled)
             check_same(own.scene(scene), scene, None)
     assert len(list_entries()) == 2
+
+
+def test_scenes_of_other_units_no_data_or_masks_are_entries_of_their_own(write_raster):
+    path = write_raster("s.tif", noise("uint16"))
+    write_raster("s_mask.tif", noise("uint8", shape=(1, 40, 50)))
+    rules = [
+        PixelRules(), PixelRules(nodata=(7,)), PixelRules(nodata=(8,)), PixelRules(offset=(-5,)),
+        PixelRules(scale=(0.5, 1, 2)), PixelRules(decibels=("power",)),
+    ]  # fmt: skip
+    scenes = [Scene.from_files(path, rules=each) for each in rules]
+    masks = [QualityMask(MaskRule(values), file="{name}_mask.tif") for values in ((1,), (2,))]
+    scenes += [Scene.from_files(path, mask=mask) for mask in masks]
+    with Cache.open(GIGABYTES) as cache:
+        for scene in scenes:
+            check_same(cache.scene(scene), scene, scene.grid.full_window)
+        assert len(list_entries()) == len(scenes)
+        write_raster("s_mask.tif", noise("uint8", seed=5, shape=(1, 40, 50)))
+        check_same(cache.scene(scenes[-1]), scenes[-1], scene.grid.full_window)
+    assert len(list_entries()) == len(scenes) + 1
 
 
 def refuse(*arguments, **options):

@@ -202,9 +202,38 @@ def test_an_alpha_band_is_noted(place):
             place / "images" / f"{i}.tif", pixels, left=600_000 + i * SIZE * 10, photometric="RGB", alpha="YES"
         )
     report = check(recipe(place))
-    assert len(report.notes) == 2
-    assert "band 4 is alpha and used as mask" in report.notes[0]
+    (note,) = report.notes
+    assert note.startswith(f"2 files, for example {place / 'images/0.tif'}: band 4 is alpha and used as mask")
+    assert not report.warnings
     assert not check(recipe(place, data={"bands": [1, 2, 3, 4]})).notes
+
+
+def test_alpha_bands_that_look_like_imagery_are_one_warning(place):
+    random = np.random.default_rng(0)
+    for i in range(2):
+        pixels = random.integers(1, 255, (4, SIZE, SIZE))
+        write_raster(
+            place / "images" / f"{i}.tif", pixels, left=600_000 + i * SIZE * 10, photometric="RGB", alpha="YES"
+        )
+    (warning,) = check(recipe(place)).warnings
+    assert warning.startswith(f"2 files, for example {place / 'images/0.tif'}: band 4 is tagged as alpha")
+    assert "set data.bands: [1, 2, 3, 4]" in warning
+    assert not check(recipe(place, data={"bands": [1, 2, 3, 4]})).warnings
+
+
+def test_the_ranges_of_bands_are_in_the_report(place):
+    """And undeclared no data at the rim, which is part of them until the recipe names it."""
+    pixels = np.random.default_rng(0).integers(50, 90, (3, SIZE, SIZE))
+    pixels[:, :5] = 0
+    write_raster(place / "images" / "0.tif", pixels)
+    report = check(recipe(place))
+    (warning,) = [one for one in report.warnings if "fills all bands" in one]
+    assert warning.endswith("set data.nodata: 0")
+    everything = np.stack([pixels[1], np.full((SIZE, SIZE), 101)])
+    assert f"2           0  {everything.mean():.6g}      101" in report.render()
+    report = check(recipe(place, data={"nodata": 0, "offset": 1000}))
+    assert not [one for one in report.warnings if "fills all bands" in one]
+    assert report.scenes[0].ranges.min.min() == 1000 + pixels[:, 5:].min()
 
 
 def write_other(place, left, *, size=SIZE):

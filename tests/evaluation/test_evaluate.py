@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, jaccard_score
 from synthetic import recipe_for, segmenter, write_pair, write_raster
@@ -206,6 +207,21 @@ def test_a_model_of_other_bands(case):
     folder, model = case[:2]
     with pytest.raises(ModelFileError, match=r"has 3 bands, the model .* was trained on 2"):
         run((folder, segmenter(folder, model.task.type, bands=2)))
+
+
+def test_undeclared_no_data_and_units_of_the_images_are_given(tmp_path):
+    """Oracle: images that declare the no-data value, in the units of the training."""
+    write_pair(tmp_path, "binary", "a", height=40, width=40)
+    model, labels = segmenter(tmp_path), tmp_path / "labels"
+    expected = evaluate(model, tmp_path / "images", labels, device="cpu", precision="fp32")
+    with rasterio.open(tmp_path / "images/a.tif") as dataset:
+        profile, pixels = dataset.profile | {"nodata": None}, dataset.read()
+    with rasterio.open(tmp_path / "images/a.tif", "w", **profile) as dataset:
+        dataset.write(pixels * np.uint16(2))
+    found = evaluate(
+        model, tmp_path / "images", labels, nodata=[0], scale=0.5, offset=0, device="cpu", precision="fp32"
+    )
+    assert found == expected
 
 
 def test_labels_that_are_not_there(tmp_path):

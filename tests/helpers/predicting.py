@@ -14,6 +14,7 @@ from torch import nn
 from segkit.errors import ModelFileError
 from segkit.io.scene import Scene
 from segkit.models.training_pixels import TrainingPixels
+from segkit.recipe.imagery import Imagery, open_scene
 from segkit.task import LandCoverClass, Task
 
 UTM = Affine(10, 0, 500_000, 0, -10, 9_000_000)
@@ -42,9 +43,10 @@ class Network(nn.Module):
         self.calls = 0
         self.fixed_window_size, self.receptive_field, self.training_pixels = None, 0, None
         self.is_classical = False
+        self.imagery = Imagery()
 
     def open_scene(self, paths, *, vrt=False):
-        scene = Scene.from_files(paths, vrt=vrt)
+        scene = open_scene(paths, self.imagery, vrt=vrt)
         self.check_scene(scene)
         return scene
 

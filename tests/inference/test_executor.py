@@ -394,6 +394,13 @@ def test_tools_keep_one_network_and_one_region(folder):
     assert tools.region(scene.grid) is None
 
 
+def test_workers_read_scenes_as_the_call_says(folder):
+    """Of which the fingerprint of the model does not depend."""
+    inputs = WorkerInputs((folder / "model.safetensors",), "test model", imagery=(("nodata", 5), ("offset", [1, 2])))
+    imagery = inputs.load_context().model.imagery
+    assert (imagery.nodata, imagery.offset) == (5, (1, 2))
+
+
 def test_the_map_of_an_executor_is_what_the_network_decides(tmp_path):
     """Not only the same as without an executor, which may be wrong alike."""
     model = Network()

@@ -18,7 +18,7 @@ from segkit.inference.predict import predict
 from segkit.inference.runner import Runner, bytes_per_pixel, operations_per_pixel
 from segkit.io.scene import Scene, Tile
 from segkit.models.calibration import Calibration
-from segkit.models.ensemble import Ensemble, load_model, members, model_files
+from segkit.models.ensemble import Ensemble, load_model, members, model_files, with_imagery
 from segkit.models.segmenter import Segmenter, load
 from segkit.models.training_pixels import TrainingPixels
 
@@ -285,6 +285,7 @@ MISMATCHES = {
     "background": ({"task": {"background_value": 4}}, "background value 4, but .* has 0"),
     "bands": ({"names": ("b1", "b2")}, "number of bands 2, but .* has 3"),
     "selection": ({"data": {"bands": [3, 2, 1]}}, "data.bands 3, 2, 1, but .* has None"),
+    "no data": ({"data": {"nodata": [0, -1]}}, r"data.nodata 0\.0, -1\.0, but .* has None"),
     "scale": ({"data": {"apply_scale_offset": True}}, "data.apply_scale_offset True, but .* has False"),
 }
 
@@ -349,6 +350,22 @@ def test_bands_of_a_scene_are_found_by_the_names_of_the_model_that_has_some(made
         assert both.open_scene(tmp_path / "a.tif").bands == (3, 2, 1)
         assert both.band_names == ("red", "green", "nir")
         assert both.optimized_for_inference(CPU, "fp32").open_scene(tmp_path / "a.tif").bands == (3, 2, 1)
+
+
+def test_how_scenes_are_read_is_changed_in_copies(made):
+    models = [load(file) for file in files(made["binary"], "xy")]
+    for model in (models[0], Ensemble(models)):
+        scene = made["binary"] / "images/a.tif"
+        stored, fingerprint = model.open_scene(scene).read(), model.fingerprint()
+        changed = with_imagery(model, {"offset": -100, "nodata": 550})
+        assert changed.fingerprint() == fingerprint
+        for one in (changed, changed.optimized_for_inference(CPU, "fp32"), *members(changed)):
+            tile = one.open_scene(scene).read()
+            used = tile.valid & np.isfinite(tile.pixels).all(axis=0)
+            np.testing.assert_array_equal(tile.pixels[:, used], stored.pixels[:, used] - 100)
+            np.testing.assert_array_equal(np.isnan(tile.pixels), np.isin(stored.pixels, 550) | np.isnan(stored.pixels))
+        np.testing.assert_array_equal(model.open_scene(scene).read().pixels, stored.pixels)
+        assert with_imagery(model, {}) is model
 
 
 def test_the_same_model_twice_and_no_model_are_refused(made):

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import rasterio
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional
 from segkit.errors import MissingFileError, ModelFileError, RecipeError, SegkitError
 from segkit.models.model_file import read_header
 from segkit.models.network import describe_non_finite
-from segkit.models.segmenter import load
+from segkit.models.segmenter import Segmenter, load
 
 ARCHITECTURES = {
     "unet": "tu-resnet10t",
@@ -576,6 +577,26 @@ def test_bf16_says_the_same_in_every_run_and_as_much_as_fp32_whatever_the_shape(
         assert all(torch.equal(found[0], again) for again in found), shape
         expected = logits(exact, pixels, valid)
         assert (found[0] - expected).abs().max() < 0.2 * expected.abs().max(), shape
+
+
+def test_a_model_file_knows_how_its_scenes_are_read(tmp_path):
+    """Units, no data and a quality band of the training; scenes have the bands in another order."""
+    names = ["blue", "green", "red", "SCL"]
+    pixels = np.random.default_rng(0).integers(1, 1000, (4, 20, 20), dtype=np.uint16)
+    pixels[3] = np.random.default_rng(1).choice([4, 9], (20, 20))
+    pixels[:3, 0] = 7
+    recipe = recipe_for(tmp_path, "binary", data={"offset": [-1, -2, -3], "nodata": 7, "mask": "sentinel2_scl"})
+    Segmenter(recipe, [500.0] * 3, [50.0] * 3, ["B02", "B03", "B04"]).save(tmp_path / "m.safetensors")
+    write_raster(tmp_path / "scene.tif", pixels)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        with rasterio.open(tmp_path / "scene.tif", "r+") as dataset:
+            dataset.write(pixels[order])
+            dataset.descriptions = [names[at] for at in order]
+        tile = load(tmp_path / "m.safetensors").open_scene(tmp_path / "scene.tif").read()
+        valid = (pixels[3] == 4) & (pixels[:3] != 7).any(axis=0)
+        np.testing.assert_array_equal(tile.valid, valid)
+        expected = np.where(pixels[:3] == 7, np.nan, pixels[:3] - np.array([1.0, 2, 3])[:, None, None])
+        np.testing.assert_array_equal(tile.pixels, expected)
 
 
 def test_the_fingerprint_of_a_file_stays_when_keys_of_recipes_are_added_or_renamed(tmp_path):

@@ -28,7 +28,7 @@ class PixelFeatures(nn.Module):
     band_names
         One per band.
     bands
-        `data.bands`: the numbers of the bands in the files; None: 1, 2, ...
+        `data.bands`: the numbers (or names) of the bands in the files; None: 1, 2, ...
 
     Raises
     ------
@@ -45,11 +45,11 @@ class PixelFeatures(nn.Module):
         mean: Tensor,
         std: Tensor,
         band_names: Sequence[str],
-        bands: Sequence[int] | None = None,
+        bands: Sequence[int | str] | None = None,
     ) -> None:
         super().__init__()
         declared = declared or Features()
-        numbers = list(range(1, len(band_names) + 1)) if bands is None else list(bands)
+        numbers: list[int | str] = list(range(1, len(band_names) + 1)) if bands is None else list(bands)
         self.sides = declared.texture
         self.pairs = [tuple(_find_band(one, band_names, numbers) for one in pair) for pair in declared.indices]
         self.count = len(band_names) * (1 + 2 * len(self.sides)) + len(self.pairs)
@@ -81,7 +81,7 @@ class PixelFeatures(nn.Module):
         return index.masked_fill(total == 0, 0.0).clamp(-1, 1)
 
 
-def _find_band(wanted: int | str, names: Sequence[str], numbers: Sequence[int]) -> int:
+def _find_band(wanted: int | str, names: Sequence[str], numbers: Sequence[int | str]) -> int:
     """Return the position of a band that is given by name or by its number in the files."""
     listed: Sequence[int | str] = numbers if isinstance(wanted, int) else names
     if wanted not in listed:

@@ -1,0 +1,261 @@
+"""Quality bands: rasters whose values or bits say which pixels of a scene are not valid, such as clouds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.windows import Window
+
+from segkit.errors import GridError, MissingFileError, RasterError, suggest
+from segkit.io.band_choice import StackedBand
+from segkit.io.band_names import read_names
+from segkit.io.grid import Grid
+from segkit.io.mosaic_dataset import read_coverage
+from segkit.io.mosaic_warp import WarpedMosaic, warp_raster
+from segkit.io.paths import FileSet
+from segkit.io.raster import INTEGER_DTYPES, open_raster, read_grid, read_window
+from segkit.io.remote import Remote, as_path, join_path
+
+NAME_PLACEHOLDER = "{name}"
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which values of a quality band mean that a pixel is not valid.
+
+    Parameters
+    ----------
+    values
+        Values that do.
+    bits
+        Numbers of bits, the lowest is 0, of which one that is set does.
+    name
+        Name of the band among those of an image; "" if it has none in use.
+    """
+
+    values: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+    name: str = ""
+
+    def is_masked(self, band: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Return which pixels of a quality band (H, W) are not valid, bool (H, W)."""
+        masked = np.isin(band, self.values)
+        if self.bits:
+            masked |= (band.astype(np.int64) & sum(1 << bit for bit in {*self.bits})) != 0
+        return masked
+
+
+MASK_PRESETS = {
+    # ESA, "Sentinel-2 Level-2A Product Definition Document", scene classification: 0 no data, 1 saturated or defective,
+    # 3 cloud shadow, 8 and 9 cloud of medium and high probability, 10 thin cirrus. Valid: 2 dark area or topographic
+    # shadow, 4 vegetation, 5 not vegetated, 6 water, 7 unclassified, 11 snow or ice.
+    "sentinel2_scl": MaskRule(values=(0, 1, 3, 8, 9, 10), name="SCL"),
+    # USGS, "Landsat 8-9 Collection 2 Level 2 Science Product Guide" (LSDS-1619), table "QA_PIXEL bits": 0 fill,
+    # 1 dilated cloud, 2 cirrus (Landsat 8 and 9; unused in 4 to 7), 3 cloud, 4 cloud shadow. Valid: 5 snow, 6 clear,
+    # 7 water; higher bits are confidences.
+    "landsat_qa_pixel": MaskRule(bits=(0, 1, 2, 3, 4), name="QA_PIXEL"),
+    # Planet, "Usable Data Mask" (UDM2 and UDM2.1), band 1: 0 not clear (cloud, haze, shadow, snow, no image), 1 clear.
+    "planet_udm2": MaskRule(values=(0,), name="clear"),
+    # Zhu and Woodcock 2012, "Object-based cloud and cloud shadow detection in Landsat imagery": 2 cloud shadow, 4
+    # cloud, 255 fill. Valid: 0 land, 1 water, 3 snow.
+    "fmask": MaskRule(values=(2, 4, 255), name="Fmask"),
+}
+
+
+@dataclass(frozen=True)
+class QualityMask:
+    """Where the quality bands of a scene are, and what they mean.
+
+    Parameters
+    ----------
+    rule
+        What their values mean. A pixel is not valid if one of the bands says so.
+    bands
+        Numbers or names of the bands: in the file if there is one, else in the scene. By default the band with the name
+        of the rule, or the first one of the file.
+    file
+        Path of a file, relative to the folder of the image; "{name}" in it stands for the image's name without
+        extension.
+    replace
+        Pairs of texts: the file is called like the image, with each first text replaced by the second.
+    """
+
+    rule: MaskRule
+    bands: tuple[int | str, ...] = ()
+    file: str | None = None
+    replace: tuple[tuple[str, str], ...] = ()
+
+    def path(self, image: Path) -> Path | None:
+        """Return the file with the quality bands of an image; None if they are in the scene itself.
+
+        Raises
+        ------
+        RasterError
+            The name of the image has not the text that is to be replaced.
+        MissingFileError
+            The file does not exist.
+        """
+        if self.file is None and not self.replace:
+            return None
+        if isinstance(image, FileSet) and (self.file is None or NAME_PLACEHOLDER in self.file):
+            raise RasterError(
+                f"{image}: is a mosaic, which has no name for that of its quality mask; name one file for all of it "
+                "(data.mask.file), or a band of the mosaic (data.mask.band)"
+            )
+        if self.file is not None:
+            folder = as_path(os.fspath(image).rpartition("/")[0]) if isinstance(image, Remote) else image.parent
+            found = join_path(folder, self.file.replace(NAME_PLACEHOLDER, image.stem))
+        else:
+            name = image.name
+            for old, new in self.replace:
+                if old not in name:
+                    raise RasterError(
+                        f"{image}: its quality mask is named after it, but its name does not contain {old!r}; correct "
+                        "data.mask.replace"
+                    )
+                name = name.replace(old, new)
+            found = image.with_name(name)
+        if not isinstance(found, Remote) and not found.exists():
+            raise MissingFileError(
+                f"{found}: no such file; it is the quality mask of {image}"
+                + suggest("name it (--mask)", "correct data.mask")
+            )
+        return found
+
+    def find_bands(self, names: Sequence[str], where: Path) -> tuple[int, ...]:
+        """Return the numbers of the bands, from 1, in a file or scene with these band names.
+
+        A name stands for all bands that have it, such as those of several dates.
+
+        Raises
+        ------
+        RasterError
+            There is no such band.
+        """
+        in_file = self.file is not None or bool(self.replace)
+        wanted = self.bands or ((1,) if in_file else (self.rule.name,))
+        found: list[int] = []
+        for one in wanted:
+            numbers = _find_named(one, names) if isinstance(one, str) else [one]
+            found += numbers
+            if not numbers or not 1 <= numbers[0] <= len(names):
+                raise RasterError(
+                    f"{where}: has no quality band {one}; its bands are {', '.join(names)}; "
+                    + (
+                        "correct data.mask.band"
+                        if in_file
+                        else "set data.mask.band, or data.mask.file for another file"
+                    )
+                )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class SceneMask:
+    """The quality bands of one scene: a file, the numbers of bands in it, and what they mean."""
+
+    path: Path
+    bands: tuple[int, ...]
+    rule: MaskRule
+
+
+class MaskSource:
+    """Source of a scene's mask of valid pixels that reads no bands; see `segkit.io.scene.BandSource`.
+
+    Parameters
+    ----------
+    dataset
+        On the grid of the scene.
+    outside_band
+        Number of the band that is 0 outside of the file; None if it covers the scene.
+    """
+
+    def __init__(self, dataset: Any, mask: SceneMask, outside_band: int | None) -> None:
+        self.places: list[int] = []
+        self._dataset, self._mask, self._outside_band = dataset, mask, outside_band
+
+    def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return the valid mask of a window, bool (H, W)."""
+        bands = [*self._mask.bands, *([] if self._outside_band is None else [self._outside_band])]
+        layers = read_window(self._dataset, bands, window)
+        valid = read_coverage(self._dataset, window)
+        for layer in layers[: len(self._mask.bands)]:
+            valid &= ~self._mask.rule.is_masked(layer)
+        if self._outside_band is not None:
+            valid &= layers[-1] != 0
+        return valid
+
+
+def _find_named(wanted: str, names: Sequence[str]) -> list[int]:
+    """Return the numbers of the bands of a name; in a scene of several files, bands are called FILE:NAME."""
+    text = wanted.casefold()
+    return [
+        number for number, name in enumerate(names, 1) if text in (name.casefold(), name.casefold().rpartition(":")[2])
+    ]
+
+
+def find_masks(
+    mask: QualityMask, stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool | None
+) -> tuple[SceneMask, ...]:
+    """Return the quality bands of a scene: in a file of their own, or among its bands.
+
+    Parameters
+    ----------
+    stack, names
+        All bands of the scene, and their names.
+
+    Raises
+    ------
+    MissingFileError, RasterError
+        There is no such file or band, or it holds no integers although bits are to be read.
+    """
+    path = mask.path(stack[0].path)
+    if path is None:
+        bands = [stack[number - 1] for number in mask.find_bands(names, stack[0].path)]
+        masks = [
+            SceneMask(each, tuple(band.number for band in bands if band.path == each), mask.rule)
+            for each in dict.fromkeys(band.path for band in bands)
+        ]
+    else:
+        with open_raster(path, vrt=vrt) as dataset:
+            masks = [SceneMask(path, mask.find_bands(read_names(path, dataset), path), mask.rule)]
+    for one in masks if mask.rule.bits else ():
+        with open_raster(one.path, vrt=vrt) as dataset:
+            if wrong := {dataset.dtypes[band - 1] for band in one.bands} - {*INTEGER_DTYPES}:
+                raise RasterError(f"{one.path}: holds {wrong.pop()}, but data.mask reads bits of integers")
+    return tuple(masks)
+
+
+@contextlib.contextmanager
+def open_mask(mask: SceneMask, grid: Grid, *, vrt: bool | None) -> Iterator[MaskSource]:
+    """Open quality bands; on another grid, the nearest pixel counts, and pixels outside of the file are not valid.
+
+    Raises
+    ------
+    RasterError
+        The file cannot be opened.
+    GridError
+        It is on another grid, and one of the two has no CRS.
+    """
+    with contextlib.ExitStack() as stack:
+        dataset = stack.enter_context(open_raster(mask.path, vrt=vrt))
+        own = read_grid(dataset)
+        difference = grid.describe_difference(own)
+        if difference is None:
+            yield MaskSource(dataset, mask, None)
+            return
+        if grid.crs is None or own.crs is None:
+            raise GridError(
+                f"{mask.path}: is the quality mask of a scene on another grid ({difference}), and one of them has no "
+                "CRS, so it cannot be resampled; give both the same georeference"
+            )
+        warped = stack.enter_context(warp_raster(dataset, grid, Resampling.nearest, ignore_nodata=True))
+        yield MaskSource(warped, mask, None if isinstance(warped, WarpedMosaic) else warped.count)
