@@ -15,6 +15,7 @@ from segkit.cli.options import (
     ClassNames,
     Device,
     IgnoredCodes,
+    ImageDates,
     InPrecision,
     LabelField,
     LabelNoData,
@@ -55,9 +56,7 @@ def evaluate(
     pair: Annotated[
         str | None, typer.Option(metavar="PATTERN", help='Names of images, if those of labels differ: "{}_sat".')
     ] = None,
-    dates: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help='Names of images of several dates: "{}_{date:%Y%m%d}".')
-    ] = None,
+    dates: ImageDates = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
     set_labels: SetLabels = None,
@@ -143,6 +142,7 @@ def predict(
         str, typer.Option("-o", "--output", metavar="PATH", help="Map (.tif), or a folder for several scenes.")
     ],
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
+    dates: ImageDates = None,
     probabilities: Annotated[
         str | None, typer.Option(metavar="PATH", help="Also write class probabilities, a band per class.")
     ] = None,
@@ -209,6 +209,7 @@ def predict(
                 device=device.value,
                 exact=exact,
                 tta=None if tta is None else tta.value,
+                dates=dates,
                 vrt=vrt,
                 overwrite=overwrite,
                 show_progress=True,
