@@ -14,5 +14,5 @@ def test_dates_of_each_place_are_one_scene(tmp_path):
     assert len(find_scenes([tmp_path], vrt=False)) == 5
     with pytest.raises(UsageError, match="cannot be given as stacks"):
         find_scenes([[tmp_path]], vrt=False, dates="{date:%Y%m%d}")
-    with pytest.raises(UsageError, match="dates: the pattern '.*' has no date"):
+    with pytest.raises(UsageError, match=r"dates: the pattern '.*' has no date"):
         find_scenes([tmp_path], vrt=False, dates="{}")
