@@ -16,6 +16,7 @@ from segkit.cli.options import (
     ClassNames,
     Device,
     IgnoredCodes,
+    ImageDates,
     ImageNoData,
     InPrecision,
     LabelField,
@@ -64,9 +65,7 @@ def evaluate(
     pair: Annotated[
         str | None, typer.Option(metavar="PATTERN", help='Names of images, if those of labels differ: "{}_sat".')
     ] = None,
-    dates: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help='Names of images of several dates: "{}_{date:%Y%m%d}".')
-    ] = None,
+    dates: ImageDates = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
     set_labels: SetLabels = None,
@@ -183,6 +182,7 @@ def predict(
     like_input: Annotated[
         bool, typer.Option("--like-input", help="Cut the map of a mosaic like its files, into the folder of -o.")
     ] = False,
+    dates: ImageDates = None,
     probabilities: Annotated[
         str | None, typer.Option(metavar="PATH", help="Also write class probabilities, a band per class.")
     ] = None,
@@ -261,6 +261,7 @@ def predict(
                 device=device.value,
                 exact=exact,
                 tta=None if tta is None else tta.value,
+                dates=dates,
                 vrt=vrt,
                 overwrite=overwrite,
                 show_progress=True,

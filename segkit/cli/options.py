@@ -138,3 +138,9 @@ SetLabels = Annotated[
 PointsCrs = Annotated[
     str | None, typer.Option("--crs", help="POINTS is a .csv of points, with coordinates in this CRS: EPSG:4326.")
 ]
+ImageDates = Annotated[
+    str | None,
+    typer.Option(
+        "--dates", metavar="PATTERN", help='Stack the dates of each place, by their names: "{}_{date:%Y%m%d}".'
+    ),
+]

@@ -233,7 +233,7 @@ def pair_files(source: DatasetSource) -> PairedFiles:
     if source.table is not None:
         scenes = _read_table(Path(source.table), table_labels)
     elif source.date_series is not None:
-        scenes, left_out = _find_dated_scenes(source.images or (), source.date_series)
+        scenes, left_out = find_dated_scenes(source.images or (), source.date_series)
     else:
         scenes = _find_scenes(source.images or (), source.pair)
     if not sources and not any(scene.labels for scene in scenes):
@@ -327,8 +327,16 @@ def _source_path(path: str | MosaicSource) -> Path:
     return path.to_path() if isinstance(path, MosaicSource) else as_path(path)
 
 
-def _find_dated_scenes(images: Any, series: Dates) -> tuple[list[SceneFiles], list[Path]]:
-    """Return a scene for each place, and the first file of each place that is left out."""
+def find_dated_scenes(images: Any, series: Dates) -> tuple[list[SceneFiles], list[Path]]:
+    """Return a scene for each place, and the first file of each place that is left out.
+
+    Raises
+    ------
+    MissingFileError
+        A path does not exist, or no name matches the pattern.
+    DataError
+        Places have other numbers of dates than `series` says.
+    """
     pattern = NamePattern(series.pattern)
     found: dict[FileKey, list[tuple[datetime, Path]]] = {}
     for item in _as_list(images):

@@ -68,6 +68,7 @@ def predict(
     device: str = "auto",
     exact: bool = False,
     tta: str | None = None,
+    dates: str | None = None,
     vrt: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -134,6 +135,9 @@ def predict(
     tta
         Test-time augmentation; "d4" averages probabilities over the eight rotations and flips of the square, which
         takes eight times as long.
+    dates
+        Pattern of the names of images of several dates, which are stacked to one scene for each place, as in a recipe's
+        ``data.train``: "{}_{date:%Y%m%d}".
     vrt
         Whether scenes may be virtual rasters, which can read any other file.
     overwrite
@@ -162,7 +166,9 @@ def predict(
         raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
     measures = check_measures(uncertainty)
     rasters = {"map": output, "probabilities": probabilities, "confidence": confidence, "applicability": applicability}
-    jobs = plan_files(find_scenes(scenes, vrt=vrt), rasters, measures, vector, like_input=like_input, vrt=vrt)
+    jobs = plan_files(
+        find_scenes(scenes, vrt=vrt, dates=dates), rasters, measures, vector, like_input=like_input, vrt=vrt
+    )
     models = [model] if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence) else model
     read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector], read)

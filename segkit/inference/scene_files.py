@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from segkit.errors import UsageError, suggest
 from segkit.inference.outputs import OutputRequest
@@ -85,11 +86,22 @@ class PredictionFiles:
         )
 
 
-def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool) -> list[tuple[Path, ...]]:
-    """Return the files of each scene; each raster of a folder or glob is a scene."""
+def find_scenes(
+    scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, vrt: bool, dates: str | None = None
+) -> list[tuple[Path, ...]]:
+    """Return the files of each scene; each raster of a folder or glob is a scene, or with `dates` each place.
+
+    Raises
+    ------
+    UsageError
+        There are no scenes, or `dates` is not a pattern with a date, or scenes are stacks already.
+    """
+    entries = [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes
+    if dates is not None:
+        return _find_dated(entries, dates)
     suffixes = (*IMAGE_SUFFIXES, ".vrt") if vrt else IMAGE_SUFFIXES
     found: list[tuple[Path, ...]] = []
-    for entry in [scenes] if isinstance(scenes, (str, os.PathLike)) else scenes:
+    for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
             found += [(file,) for file in expand_paths(as_path(entry), "scenes", suffixes)]
         else:
@@ -97,6 +109,26 @@ def find_scenes(scenes: PathLike | Sequence[PathLike | Sequence[PathLike]], *, v
     if not found or not all(found):
         raise UsageError("no scenes, or a scene without files; name at least one raster")
     return found
+
+
+def _find_dated(entries: Sequence[PathLike | Sequence[PathLike]], dates: str) -> list[tuple[Path, ...]]:
+    """Return the files of each place, in the order of their dates."""
+    from pydantic import ValidationError
+
+    from segkit.data.pairing import find_dated_scenes
+    from segkit.recipe.sources import Dates
+
+    is_path = [isinstance(entry, (str, os.PathLike)) and not isinstance(entry, Mosaic) for entry in entries]
+    if not all(is_path):
+        raise UsageError(
+            "dates finds the files of each scene, so they cannot be given as stacks or mosaics; leave one of both out"
+        )
+    paths = [os.fspath(cast("PathLike", entry)) for entry in entries]
+    try:
+        series = Dates(pattern=dates)
+    except ValidationError as error:
+        raise UsageError(f"dates: {error.errors(include_url=False)[0]['ctx']['error']}") from error
+    return [scene.images for scene in find_dated_scenes(paths, series)[0]]
 
 
 def plan_files(
