@@ -199,5 +199,5 @@ class WantedBands(NamedTuple):
 
 
 def _where(stack: Sequence[StackedBand]) -> str:
-    several = len({band.path for band in stack}) > 1
+    several = sum(band.number == 1 for band in stack) > 1
     return f"{stack[0].path}{' and the files stacked on it' if several else ''}"

@@ -66,6 +66,7 @@ def test_common_names(names, expected):
         (("a:B04", "b:B04"), ("b:B04", "a:B04"), (1, 0)),  # two dates
         (("B04",), ("a:B04", "b:B04"), None),
         (("B05", "B8A"), ("SR_B5", "SR_B6"), None),  # a red edge is no near-infrared
+        (("S2A_1:B5",), ("LC08_1:B5",), None),
         (("B4", "B5"), ("B5", "B4"), (1, 0)),
         (("red", "red"), ("red", "green"), None),
         (("1", "2"), ("2", "1"), None),

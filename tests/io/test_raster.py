@@ -383,7 +383,7 @@ def test_an_alpha_band_that_is_chosen_is_imagery(write_raster):
     tile = Scene.from_files(path, bands=[1, 2, 3, 4]).read()
     assert tile.valid.all()
     assert np.array_equal(tile.pixels, np.concatenate([COUNT, nir[None]]))
-    with pytest.raises(RasterError, match="holds only alpha bands"):
+    with pytest.raises(RasterError, match="holds only bands that are masks"):
         Scene.from_files(write_raster("mask.tif", nir, colorinterp=[ColorInterp.alpha]))
 
 
