@@ -70,7 +70,12 @@ class SceneFiles:
             See `Scene.from_files` and `open_labels`.
         """
         scene = Scene.from_files(
-            self.images, bands=data.bands, resample=data.resample, scaled=data.apply_scale_offset, name=self.name
+            self.images,
+            bands=data.bands,
+            resample=data.resample,
+            vrt=None,
+            scaled=data.apply_scale_offset,
+            name=self.name,
         )
         labels = open_labels(self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample)
         if cache is not None:

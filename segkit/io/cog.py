@@ -217,8 +217,8 @@ def build_cog(
         The disk is full, a strip is damaged, or the map does not read back as written.
     """
     target = check_output(path, overwrite=overwrite)
-    window = window or grid.full_window
-    mosaic = _mosaic_vrt(window, profile, strips)
+    is_part, window = window is not None, window or grid.full_window
+    mosaic = _mosaic_vrt(window, profile, strips, is_part=is_part)
     # The creation option NUM_THREADS is for compression only; reading and overviews need GDAL_NUM_THREADS.
     with atomic_write(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
         with gdal_as_output_error(target), _open_vrt(mosaic, grid, profile) as dataset:
@@ -241,14 +241,15 @@ def build_cog(
             target.with_name(target.name + ending).unlink(missing_ok=True)
 
 
-def _mosaic_vrt(window: Window, profile: MapProfile, strips: Sequence[MapStrip]) -> str:
-    """Return the XML of a virtual raster that combines the strips of a window of the map."""
+def _mosaic_vrt(window: Window, profile: MapProfile, strips: Sequence[MapStrip], *, is_part: bool) -> str:
+    """Return the XML of a virtual raster that combines the strips in a window of the map, which may be a part of it."""
     placed, row = [], 0
     top, bottom = int(window.row_off), int(window.row_off + window.height)
     for strip in sorted(strips, key=lambda strip: strip.row):
         with open_raster(strip.path) as dataset:
             assert strip.row == row, f"{strip} does not follow row {row}"
-            assert dataset.width >= window.col_off + window.width, f"{strip} is {dataset.width} pixels wide"
+            right = window.col_off + window.width
+            assert is_part or dataset.width == right, f"{strip} is not {right} pixels wide from row {row} on"
             row += dataset.height
         first, last = max(top, strip.row), min(bottom, row)
         if first >= last:
@@ -257,7 +258,7 @@ def _mosaic_vrt(window: Window, profile: MapProfile, strips: Sequence[MapStrip])
         file = f'<SourceFilename relativeToVRT="0">{escape(str(strip.path))}</SourceFilename>'
         source = f'<SrcRect xOff="{int(window.col_off)}" yOff="{first - strip.row}" {size}/>'
         placed.append((file, f'{source}<DstRect xOff="0" yOff="{first - top}" {size}/>'))
-    assert row >= bottom, f"strips end at row {row} of {bottom}"
+    assert is_part or row == bottom, f"strips end at row {row} of {bottom}"
     kind = typename_fwd[dtype_rev[profile.dtype.name]]
     bands = (
         # With the block size of the COG, GDAL makes overviews in larger chunks.

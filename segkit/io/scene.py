@@ -73,7 +73,7 @@ class Scene:
         *,
         bands: Sequence[int] | None = None,
         resample: bool = False,
-        vrt: bool | None = None,
+        vrt: bool | None = False,
         scaled: bool = False,
         name: str | None = None,
     ) -> Scene:
