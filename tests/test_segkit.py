@@ -11,6 +11,7 @@ import segkit
 PUBLIC = {
     "__version__",
     "LandCoverClass",
+    "Mosaic",
     "Recipe",
     "SegkitError",
     "Segmenter",

@@ -93,7 +93,7 @@ class SceneFiles:
         SegkitError
             See `open_scene` and `open_labels`.
         """
-        scene = open_scene(self.images, data, row=self.row, trained=trained, name=self.name)
+        scene = open_scene(self.images, data, row=self.row, trained=trained, vrt=None, name=self.name)
         labels = open_labels(
             self.labels, task, scene.grid, ignore=data.ignore, resample=data.resample, shared=self.shared
         )

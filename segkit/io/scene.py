@@ -84,7 +84,7 @@ class Scene:
         band_names: Sequence[str] | None = None,
         trained: Sequence[str] | None = None,
         resample: bool = False,
-        vrt: bool | None = None,
+        vrt: bool | None = False,
         scaled: bool = False,
         rules: PixelRules = AS_STORED,
         mask: QualityMask | None = None,

@@ -213,7 +213,7 @@ def open_scene(
     *,
     row: Mapping[str, str] = MappingProxyType({}),
     trained: Sequence[str] | None = None,
-    vrt: bool = False,
+    vrt: bool | None = False,
     name: str | None = None,
 ) -> Scene:
     """Open a scene as a recipe says.

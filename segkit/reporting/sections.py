@@ -144,7 +144,7 @@ class ReportBuilder:
         task = map_task(path, class_names=class_names)
         with open_raster(path) as dataset:
             grid, tags = read_grid(dataset), dataset.tags()
-        scene = None if images is None else Scene.from_files(images)
+        scene = None if images is None else Scene.from_files(images, vrt=None)
         probability_file = None if probabilities is None else as_path(probabilities)
         for file, other in _grids_of_files(scene, probability_file):
             if difference := grid.describe_difference(other):

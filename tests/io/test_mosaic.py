@@ -472,7 +472,7 @@ def test_virtual_rasters_among_the_files_are_refused_unless_they_are_allowed(tmp
     with pytest.raises(RasterError, match=r"04.vrt: is a virtual raster .*; if you trust it, add --vrt"):
         Scene.from_files(mosaic, vrt=False)
     with pytest.raises(RasterError, match=r"file or URL; convert it to GeoTIFF"):
-        Scene.from_files(mosaic)  # as where there is no such option
+        Scene.from_files(mosaic, vrt=None)  # as where there is no such option
     np.testing.assert_array_equal(Scene.from_files(mosaic, vrt=True).read().pixels, pixels)
 
 
