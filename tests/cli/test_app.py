@@ -145,7 +145,7 @@ BAD = {
         lambda place: write_raster(place / "labels" / "a.tif", np.full((96, 96), 3, np.uint8)),
         ("train", "recipe.yaml"),
         1,
-        "labels/a.tif: code 3 (9216 pixels) is not defined; the only other code is 0 (background). If 3 is cleared",
+        "labels/a.tif: code 3 (9216 pixels) is not defined, the task defines 0, 7",
     ),
     "no output folder": (
         None,
