@@ -193,11 +193,8 @@ def inspect_label_file(
         return file, [f"{path} has no georeference; it has the size of the image, so its pixels are those of the image"]
     shift = grid.position_in(file_grid)
     if shift is not None and _overlap(shift, grid, file_grid):
-        row, column = shift
-        bottom, right = row + grid.height, column + grid.width
-        covers = row >= 0 and column >= 0 and bottom <= file_grid.height and right <= file_grid.width
-        notes = [] if covers else [f"{path} covers only a part of the image; the rest is unlabelled"]
-        return replace(file, shift=shift), notes
+        notes = [f"{path} covers only a part of the image; the rest is unlabelled"]
+        return replace(file, shift=shift), [] if _covers(shift, grid, file_grid) else notes
     if file_grid.crs is None or grid.crs is None or alpha_is_class:
         reason = "its alpha band would mask its other classes" if alpha_is_class else "one of them has no CRS"
         raise GridError(
@@ -216,3 +213,9 @@ def _overlap(shift: tuple[int, int], grid: Grid, file_grid: Grid) -> bool:
     """Return whether a grid at a position of a file's grid has pixels of it."""
     row, column = shift
     return -grid.height < row < file_grid.height and -grid.width < column < file_grid.width
+
+
+def _covers(shift: tuple[int, int], grid: Grid, file_grid: Grid) -> bool:
+    """Return whether a file has all pixels of a grid at a position of its own grid."""
+    row, column = shift
+    return min(shift) >= 0 and row + grid.height <= file_grid.height and column + grid.width <= file_grid.width
