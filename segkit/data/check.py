@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
 from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
+from segkit.data.band_warnings import describe_alpha_bands
 from segkit.data.examination import (
     ClassCount,
     Examination,

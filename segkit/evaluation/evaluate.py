@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from rasterio.windows import Window
 
-from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
+from segkit.data.band_warnings import describe_alpha_bands, describe_unmatched_bands
 from segkit.data.pairing import Sample, paths_as_text, source_files
 from segkit.errors import LabelError, UsageError, suggest
 from segkit.evaluation.bootstrap import BootstrapIntervals
@@ -139,8 +139,10 @@ def evaluate(
             source, data, recipe.task, "evaluate", trained=segmenter.band_names, show_progress=show_progress
         )
         _warn_of_unlike_scenes(segmenter, samples)
-        for text in describe_alpha_bands([one.scene for one in samples]):
-            warnings.warn(text, stacklevel=3)
+        scenes = [one.scene for one in samples]
+        for text in (*describe_alpha_bands(scenes), describe_unmatched_bands(segmenter.band_names, scenes)):
+            if text is not None:
+                warnings.warn(text, stacklevel=3)
         predictor = ModelPredictor(
             segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
         )

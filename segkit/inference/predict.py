@@ -173,8 +173,8 @@ def predict(
     read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector], read)
 
-    from segkit.data.alpha_warnings import describe_alpha_bands
     from segkit.data.applicability import describe_unlike_scenes
+    from segkit.data.band_warnings import describe_alpha_bands, describe_unmatched_bands
     from segkit.inference.executor import run_distributed, run_local, submit_one
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import CheckOptions, WorkerContext
@@ -208,9 +208,14 @@ def predict(
         for job, summary in zip(jobs, finished, strict=True)
     ]
     comparisons = [None if scene is None else _compare_scene(network, scene, polygons) for scene in opened]
-    unlike = describe_unlike_scenes([one for one in comparisons if one is not None])
-    for warning in (*describe_alpha_bands([one for one in opened if one is not None]), *([unlike] if unlike else [])):
-        warnings.warn(warning, stacklevel=3)
+    readable = [one for one in opened if one is not None]
+    for warning in (
+        *describe_alpha_bands(readable),
+        describe_unmatched_bands(network.band_names, readable),
+        describe_unlike_scenes([one for one in comparisons if one is not None]),
+    ):
+        if warning is not None:
+            warnings.warn(warning, stacklevel=3)
     scene_jobs = [
         _scene_job(
             job,

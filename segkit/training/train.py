@@ -21,9 +21,9 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segkit.data.alpha_warnings import describe_alpha_bands
 from segkit.data.applicability import describe_training_pixels
 from segkit.data.areas import examine_recipe, with_fold
+from segkit.data.band_warnings import describe_alpha_bands
 from segkit.data.cache import Cache
 from segkit.data.datasets import TrainDataset, suitable_tile_size
 from segkit.data.examination import Examination

@@ -43,6 +43,7 @@ class Network(nn.Module):
         self.calls = 0
         self.fixed_window_size, self.receptive_field, self.training_pixels = None, 0, None
         self.is_classical = False
+        self.band_names = tuple(str(band) for band in range(1, bands + 1))
         self.imagery = Imagery()
 
     def open_scene(self, paths, *, vrt=False):

@@ -6,7 +6,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from synthetic import recipe_for, segmenter, write_raster
 
-from segkit.data.alpha_warnings import describe_alpha_bands
+from segkit.data.band_warnings import describe_alpha_bands, describe_unmatched_bands
 from segkit.errors import RasterError
 from segkit.inference.predict import predict
 from segkit.io.scene import Scene
@@ -46,6 +46,34 @@ def test_files_that_cannot_be_read_are_left_to_others(tmp_path):
     with pytest.raises(RasterError):
         scene.read()
     assert not [*describe_alpha_bands([scene])]
+
+
+@pytest.mark.parametrize(
+    ("trained", "names", "warned"),
+    [
+        (("blue", "nir"), ("B8", "B2"), True),  # of which sensor?
+        (("blue", "nir"), ("B08", "B02"), False),
+        (("blue", "nir"), (None, None), False),
+        (("1", "2"), ("B8", "B2"), False),
+        (("2015:B2", "2015:B8"), ("B2", "B8"), False),
+        (("red", "nir"), ("red", "elevation"), True),
+    ],
+)
+def test_names_that_do_not_tell_the_bands_are_one_warning(tmp_path, trained, names, warned):
+    scenes = []
+    for name in "ab":
+        path = write_raster(tmp_path / f"{name}.tif", np.ones((2, 8, 8)))
+        with rasterio.open(path, "r+") as dataset:
+            dataset.descriptions = names
+        scenes.append(Scene.from_files(path, trained=trained))
+    text = describe_unmatched_bands(trained, scenes)
+    if not warned:
+        assert text is None
+        return
+    assert text.startswith(
+        f"2 scenes, for example {tmp_path / 'a.tif'}: the names of its bands ({', '.join(names)}) do"
+    )
+    assert f"those of the model ({', '.join(trained)})" in text
 
 
 def test_training_warns(tmp_path):

@@ -1,4 +1,4 @@
-"""Warnings about alpha bands that are probably imagery, and about those that are read as imagery."""
+"""Warnings about bands: alpha bands that may be imagery, and names that differ from those of a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from segkit.errors import SegkitError, suggest
 from segkit.io.alpha_bands import has_varying_values
 from segkit.io.band_choice import AlphaBand
+from segkit.io.band_names import match_bands, normalize_name
 from segkit.io.scene import Scene
 
 
@@ -38,6 +39,37 @@ def describe_alpha_bands(scenes: Sequence[Scene]) -> Iterator[str]:
             f"{_describe_files(assumed)} tagged as alpha, but its values vary and the model needs it, so it is read as "
             "imagery; if that is wrong, give a scene with the bands of the model"
         )
+
+
+def describe_unmatched_bands(trained: Sequence[str], scenes: Sequence[Scene]) -> str | None:
+    """Return one warning about all scenes whose bands have other names than those of a model; None without any.
+
+    Their bands are read in their order, which may be another one. Scenes whose bands have numbers for names are left
+    out, and so are those whose names differ only in what comes from their files.
+
+    Parameters
+    ----------
+    trained
+        Names of the bands of the model.
+    """
+    wanted = [normalize_name(name) for name in trained]
+    if any(name.isdecimal() for name in wanted):
+        return None
+    unmatched = [
+        scene
+        for scene in scenes
+        if match_bands(trained, scene.band_names) is None
+        and (names := [normalize_name(name) for name in scene.band_names]) != wanted
+        and not any(name.isdecimal() for name in names)
+    ]
+    if not unmatched:
+        return None
+    one, several = unmatched[0], f"{len(unmatched)} scenes, for example " if len(unmatched) > 1 else ""
+    return (
+        f"{several}{one.paths[0]}: the names of its bands ({', '.join(one.band_names)}) do not tell which of them are "
+        f"those of the model ({', '.join(trained)}), so they are read in this order; if it is another one, correct the "
+        "names (descriptions) of the bands"
+    )
 
 
 def _looks_like_imagery(band: AlphaBand, *, vrt: bool) -> bool:
