@@ -39,9 +39,9 @@ PROFILE |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "DE
 
 
 class Tiny(nn.Module):
-    """Two convolutions in a Segmenter's place; a pixel depends on those up to 8 pixels away."""
+    """Two convolutions in a Segmenter's place; a pixel depends on those up to 2 pixels away."""
 
-    fixed_window_size, receptive_field, training_pixels, path, is_classical = None, 8, None, None, False
+    fixed_window_size, receptive_field, training_pixels, path, is_classical = None, 2, None, None, False
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Tiny(nn.Module):
         self.task = Task("multiclass", tuple(LandCoverClass(name, value) for value, name in enumerate(CLASSES, 1)))
         self.bands, self.stride = BANDS, 8
         self.network = nn.Sequential(
-            nn.Conv2d(BANDS, 8, 9, padding=4), nn.ReLU(), nn.Conv2d(8, self.task.channels, 9, padding=4)
+            nn.Conv2d(BANDS, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, self.task.channels, 3, padding=1)
         )
 
     def open_scene(self, paths: Any, *, vrt: bool = False) -> Scene:
@@ -82,9 +82,9 @@ def write_files(folder: Path, side: int, across: int) -> None:
     with rasterio.open(folder / "whole.tif", "w", height=size, width=size, transform=TRANSFORM, **PROFILE) as whole:
         for number in range(across**2):
             row, column = divmod(number, across)
-            rough = random.integers(1, 900, (BANDS, -(-side // 16), -(-side // 16)), dtype=np.uint16)
-            pixels = np.kron(rough, np.ones((1, 16, 16), dtype=np.uint16))[:, :side, :side]
-            pixels += random.integers(0, 100, pixels.shape, dtype=np.uint16)
+            rough = random.integers(1, 900, (BANDS, -(-side // 64), -(-side // 64)), dtype=np.uint16)
+            pixels = np.kron(rough, np.ones((1, 64, 64), dtype=np.uint16))[:, :side, :side]
+            pixels += random.integers(0, 20, pixels.shape, dtype=np.uint16)
             window = rasterio.windows.Window(column * side, row * side, side, side)
             whole.write(pixels, window=window)
             place = TRANSFORM @ Affine.translation(column * side, row * side)

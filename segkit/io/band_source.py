@@ -51,7 +51,7 @@ class FileBands:
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Read a window into the stack (C, H, W), and return the valid mask, bool (H, W)."""
         target = stack[self.places[0] : self.places[-1] + 1]
-        in_place = len(target) == len(self.places) and self.places == sorted(self.places) and target.flags.c_contiguous
+        in_place = len(target) == len(self.places) and self.places == sorted(self.places)
         buffer = target if in_place else np.empty((len(self.places), *stack.shape[1:]), dtype=np.float32)
         pixels = read_window(self.dataset, self.indexes, window, out=buffer)
         finite_or_masked = np.ones(pixels.shape[1:], dtype=bool)

@@ -24,8 +24,9 @@ from segkit.io.mosaic_layout import MosaicLayout, find_overlaps, tile_part
 from segkit.io.raster import open_raster, read_grid, read_mask, read_window
 from segkit.io.warp import warp_to
 
-# Files of a mosaic that are open at the same time: at most this many, and this share of what the system allows.
-_MAX_OPEN_FILES, _SHARE_OF_LIMIT = 128, 8
+# Files of a mosaic that are open at the same time: at most this many, and this share of what the system allows. Each
+# holds about a megabyte of decoding buffers, and is opened in 2 ms.
+_MAX_OPEN_FILES, _SHARE_OF_LIMIT = 32, 8
 
 
 class TilePool:
