@@ -278,8 +278,8 @@ def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicabil
 
 
 def _open_scene(network: AnyModel, files: tuple[Path, ...], *, vrt: bool) -> Scene | None:
-    """Open a scene to look at it before the work; None if it cannot be read, which its prediction reports."""
-    with suppress(SegkitError):
+    """Open a scene to look at it before the work; None after any error, which its prediction meets and reports."""
+    with suppress(Exception):
         return network.open_scene(files, vrt=vrt)
     return None
 
