@@ -40,6 +40,7 @@ from segkit.inference.tiling import Tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.scene import Scene
 from segkit.models.segmenter import Segmenter, load
+from segkit.recipe.imagery import Imagery
 from segkit.recipe.schema import Recipe
 from segkit.task import LandCoverClass, Task
 
@@ -57,7 +58,8 @@ class Tiny(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.task = Task("multiclass", tuple(LandCoverClass(name, value) for value, name in enumerate(CLASSES, 1)))
-        self.bands, self.stride = BANDS, stride
+        self.bands, self.stride, self.imagery = BANDS, stride, Imagery()
+        self.band_names = tuple(str(band) for band in range(1, BANDS + 1))
         self.network = nn.Conv2d(BANDS, self.task.channels, 3, padding=1)
 
     def open_scene(self, paths: Any, *, vrt: bool = False) -> Scene:
