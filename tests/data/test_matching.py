@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from segkit.data.matching import FileKey, pair_keys, stack_dates
 from segkit.errors import DataError
-from segkit.recipe.schema import Dates
+from segkit.recipe.sources import Dates
 
 KEYS = st.lists(st.builds(FileKey, st.sampled_from("abc"), st.sampled_from("xyz")), unique=True, min_size=1, max_size=6)
 
