@@ -11,7 +11,7 @@ import rasterio
 from affine import Affine
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.windows import Window
 
 from segkit.errors import DataError, GridError, MissingFileError, RasterError, UsageError
@@ -155,6 +155,8 @@ def test_any_cut_of_a_map_reads_as_the_whole(tmp_path_factory, files, window, ov
         shown = covered[rows, columns]
         np.testing.assert_array_equal(found.data[0][shown], codes[0][rows, columns][shown])
         assert dataset.layout.is_covered == covered.all()
+        # By this, readers decide whether to ask for the mask.
+        assert (MaskFlags.all_valid in dataset.mask_flag_enums[0]) == (covered.all() and not has_nodata)
 
 
 @pytest.mark.parametrize("overlap", ["first", "last", "mean"])
