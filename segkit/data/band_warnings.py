@@ -21,7 +21,7 @@ def describe_alpha_bands(scenes: Sequence[Scene]) -> Iterator[str]:
     readers.
     """
     varying = [
-        (scene, band) for scene in scenes for band in scene.alpha_masks if _looks_like_imagery(band, vrt=scene.vrt)
+        (scene, band) for scene in scenes for band in scene.alpha_masks if looks_like_imagery(band, vrt=scene.vrt)
     ]
     if varying:
         scene, band = varying[0]
@@ -72,7 +72,8 @@ def describe_unmatched_bands(trained: Sequence[str], scenes: Sequence[Scene]) ->
     )
 
 
-def _looks_like_imagery(band: AlphaBand, *, vrt: bool) -> bool:
+def looks_like_imagery(band: AlphaBand, *, vrt: bool) -> bool:
+    """Whether the values of an alpha band vary; false if it cannot be read."""
     with suppress(SegkitError):
         return has_varying_values(band.path, band.number, vrt=vrt)
     return False

@@ -11,7 +11,7 @@ import numpy as np
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
 from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
-from segkit.data.band_warnings import describe_alpha_bands
+from segkit.data.band_warnings import describe_alpha_bands, looks_like_imagery
 from segkit.data.examination import (
     ClassCount,
     Examination,
@@ -381,7 +381,8 @@ def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:
         assert sample.labels is not None
         for note in sample.labels.notes:
             files.setdefault(note.replace(sample.labels.name, _FILE), []).append(sample.labels.name)
-        for band in sample.scene.alpha_masks:
+        masks = [band for band in sample.scene.alpha_masks if not looks_like_imagery(band, vrt=sample.scene.vrt)]
+        for band in masks:  # there is a warning about the others
             note = f"{_FILE}: band {band.place} is alpha and used as mask; list it in data.bands if it is imagery"
             files.setdefault(note, []).append(str(band.path))
     for note, names in files.items():

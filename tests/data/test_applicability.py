@@ -249,6 +249,7 @@ def test_pixels_that_validate_are_not_described(tmp_path, by):
 
 def test_models_of_before_compare_nothing(folder, tmp_path):
     model = segmenter(folder, "binary")
+    model.band_names = NAMES
     model.save(tmp_path / "model.safetensors")
     assert load(tmp_path / "model.safetensors").training_pixels is None
     changed(folder, change=lambda p: p * 4, dtype="float32")

@@ -215,7 +215,9 @@ def test_alpha_bands_that_look_like_imagery_are_one_warning(place):
         write_raster(
             place / "images" / f"{i}.tif", pixels, left=600_000 + i * SIZE * 10, photometric="RGB", alpha="YES"
         )
-    (warning,) = check(recipe(place)).warnings
+    report = check(recipe(place))
+    assert not report.notes
+    (warning,) = report.warnings
     assert warning.startswith(f"2 files, for example {place / 'images/0.tif'}: band 4 is tagged as alpha")
     assert "set data.bands: [1, 2, 3, 4]" in warning
     assert not check(recipe(place, data={"bands": [1, 2, 3, 4]})).warnings
