@@ -91,7 +91,9 @@ def resolve_paths(value: Any, folder: Path, place: Location = ()) -> Any:
         return value
     if where == "model.encoder_weights" and not re.search(r"[\\/.]", value):
         return value  # a name of published weights, for example imagenet
-    return os.path.abspath(folder.resolve() / os.path.expanduser(value))  # noqa: PTH100, PTH111 - keeps links and globs
+    # No file has a null byte in its name, which later is reported as any missing file; expanduser would raise an error.
+    path = value if "\0" in value else os.path.expanduser(value)  # noqa: PTH111 - keeps links and globs
+    return os.path.abspath(folder.resolve() / path)  # noqa: PTH100
 
 
 def split_override(override: str, option: str = "--set") -> tuple[Location, Any]:

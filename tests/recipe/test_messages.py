@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import recipe_for
 
-from segkit.errors import RecipeError
+from segkit.data.pairing import pair_files
+from segkit.errors import MissingFileError, RecipeError
 from segkit.recipe.messages import describe_errors
 from segkit.recipe.schema import Recipe
 
@@ -151,3 +152,12 @@ def test_a_list_that_is_only_too_short_is_named():
     error = {"type": "too_short", "loc": ("data", "bands"), "input": [1], "msg": "List should have at least 2 items"}
     found = describe_errors([error], "r.yaml", {}, {})
     assert found == "r.yaml: data.bands: found [1]; List should have at least 2 items"
+
+
+def test_a_path_with_a_null_byte_is_that_of_no_file(valid, tmp_path):
+    raw = copy.deepcopy(valid[0])
+    raw["data"]["train"] = {"images": "~\0", "labels": "labels"}
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(raw))
+    recipe = Recipe.load(tmp_path / "odd.yaml")
+    with pytest.raises(MissingFileError, match="no such file"):
+        pair_files(recipe.data.train)
