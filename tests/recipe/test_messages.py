@@ -107,6 +107,7 @@ def assert_one_line(message):
     assert message is None or (len(message.splitlines()) == 1 and not message.endswith(": "))
 
 
+@pytest.mark.filterwarnings("ignore:.* is now called:UserWarning")  # old keys, which KEYS has on purpose
 @settings(max_examples=400)
 @given(data=st.data())
 def test_a_wrong_recipe_is_refused_in_one_line(valid, data):
@@ -121,6 +122,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(valid, data):
     assert_one_line(refusal(lambda: Recipe.from_dict(raw)))
 
 
+@pytest.mark.filterwarnings("ignore:.* is now called:UserWarning")  # old keys, which KEYS has on purpose
 @settings(max_examples=100)
 @given(data=st.data())
 def test_a_wrong_file_is_refused_in_one_line(valid, data, tmp_path_factory):
