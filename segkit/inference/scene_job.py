@@ -117,7 +117,7 @@ def predict_scene(
                 part.window,
             )
             for output, path in job.rasters.items()
-            for part in job.parts(output) or [MapPart(path, scene.grid.full_window, scene.grid)]
+            for part in job.parts(output) or [MapPart(path, None, scene.grid)]
         ]  # fmt: skip
         results_or_raise(assemble, (yield assemble))
         journal.remove()

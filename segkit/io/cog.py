@@ -74,10 +74,10 @@ class MapStrip:
 
 @dataclass(frozen=True)
 class MapPart:
-    """A part of a map that is a file of its own: its path, its window of the map, and its grid."""
+    """A file of a map: its path, its window of the map (None: the whole map), and its grid."""
 
     path: Path
-    window: Window
+    window: Window | None
     grid: Grid
 
 

@@ -137,6 +137,19 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, scene, error):
     assert threading.active_count() == before
 
 
+def test_the_strips_of_a_map_in_one_file_are_checked_as_those_of_the_whole(tmp_path, scene, monkeypatch):
+    """Strips of a part may reach beyond it, those of a whole map may not."""
+    windows, build_cog = [], tasks.build_cog
+
+    def recorded(*arguments, window, **options):
+        windows.append(window)
+        return build_cog(*arguments, window=window, **options)
+
+    monkeypatch.setattr(tasks, "build_cog", recorded)
+    mapped(Neighbours(), scene, tmp_path / "found")
+    assert windows == [None] * len(RASTERS)
+
+
 @pytest.mark.parametrize("product", range(len(RASTERS)))
 def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, monkeypatch, product):
     right, found, assembled = undisturbed(scene, tmp_path / "right"), tmp_path / "found", []
