@@ -16,7 +16,6 @@ from typing import Any, Self
 from segkit.errors import UsageError
 from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.io.files import require_file
-from segkit.io.grid import Grid
 from segkit.io.mosaic_dataset import MosaicDataset, open_mosaic
 from segkit.io.mosaic_layout import MosaicLayout, read_layout
 from segkit.io.paths import FileSet, PathLike
@@ -24,8 +23,8 @@ from segkit.io.raster import current_version
 from segkit.io.remote import Remote, as_path
 
 OVERLAPS = ("first", "last", "mean")
-# What a mosaic consists of: given paths, overlap, whether to resample, grid, files if they are known.
-_State = tuple[tuple[Path, ...], str | None, bool, Grid | None, tuple[Path, ...] | None]
+# What a mosaic consists of: given paths, overlap, whether to resample, files if they are known.
+_State = tuple[tuple[Path, ...], str | None, bool, tuple[Path, ...] | None]
 
 
 class Mosaic(FileSet):
@@ -51,7 +50,6 @@ class Mosaic(FileSet):
     _given: tuple[Path, ...] = ()
     overlap: str | None = None
     _resample = False
-    _grid: Grid | None = None
 
     def __new__(cls, files: PathLike | Sequence[PathLike], overlap: str | None = None) -> Self:
         """Create the path."""
@@ -88,18 +86,12 @@ class Mosaic(FileSet):
 
     def with_resampling(self) -> Mosaic:
         """Return the mosaic, in which files may be on another grid than the first one; they are warped to it."""
-        given, overlap, _, grid, files = self._state
-        return _restore(given, overlap, True, grid, files)
-
-    def placed_on(self, grid: Grid) -> Mosaic:
-        """Return the mosaic on a grid of the same pixels but another extent; see `MosaicLayout.placed_on`."""
-        given, overlap, resample, _, files = self._state
-        return _restore(given, overlap, resample, grid, files)
+        given, overlap, _, files = self._state
+        return _restore(given, overlap, True, files)
 
     def layout(self, *, vrt: bool | None = None) -> MosaicLayout:
         """Return which file lies where; see `read_layout`."""
-        layout = read_layout(str(self), self.files, self.overlap, resample=self._resample, vrt=vrt)
-        return layout if self._grid is None else layout.placed_on(self._grid)
+        return read_layout(str(self), self.files, self.overlap, resample=self._resample, vrt=vrt)
 
     @contextmanager
     def open_dataset(self, *, vrt: bool | None) -> Iterator[MosaicDataset]:
@@ -149,9 +141,9 @@ class Mosaic(FileSet):
 
     def absolute(self) -> Mosaic:
         """Return the mosaic of the same files with absolute paths, for other processes."""
-        _, overlap, resample, grid, _ = self._state
+        _, overlap, resample, _ = self._state
         files = tuple(file.absolute() for file in self.files)
-        return _restore(tuple(path.absolute() for path in self._given), overlap, resample, grid, files)
+        return _restore(tuple(path.absolute() for path in self._given), overlap, resample, files)
 
     def resolve(self, strict: bool = False) -> Mosaic:
         """Return the mosaic with absolute paths."""
@@ -188,7 +180,7 @@ class Mosaic(FileSet):
         return f"Mosaic({[str(path) for path in self._given]}, overlap={self.overlap!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mosaic) and self._state[:4] == other._state[:4]
+        return isinstance(other, Mosaic) and self._state[:3] == other._state[:3]
 
     def __hash__(self) -> int:
         return hash(self._state[:2])
@@ -198,19 +190,18 @@ class Mosaic(FileSet):
 
     @property
     def _state(self) -> _State:
-        return self._given, self.overlap, self._resample, self._grid, self.__dict__.get("files")
+        return self._given, self.overlap, self._resample, self.__dict__.get("files")
 
 
 def _restore(
     given: tuple[Path, ...],
     overlap: str | None,
     resample: bool,
-    grid: Grid | None,
     files: tuple[Path, ...] | None,
 ) -> Mosaic:
     """Return the mosaic that was pickled, with the files that it had found."""
     mosaic = Mosaic(given, overlap)
-    mosaic._resample, mosaic._grid = resample, grid
+    mosaic._resample = resample
     if files is not None:
         mosaic.__dict__["files"] = files
     return mosaic

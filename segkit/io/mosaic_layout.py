@@ -138,17 +138,6 @@ class MosaicLayout:
         """Whether a file is on another grid."""
         return any(tile.resampled for tile in self.tiles)
 
-    def placed_on(self, grid: Grid) -> MosaicLayout:
-        """Return the layout on another grid of the same pixels.
-
-        The layout itself is returned if the pixels are others, or far away. Files may lie partly outside of that grid.
-        """
-        difference, column, row = _offset(grid, self.grid)
-        meets = -self.grid.height < row < grid.height and -self.grid.width < column < grid.width
-        if difference is not None or not meets:
-            return self
-        return replace(self, grid=grid, tiles=tuple(_move(tile, column, row) for tile in self.tiles))
-
     def find(self, window: Window) -> list[int]:
         """Return the indexes of the files that intersect a window; the file to take comes first."""
         top, left = int(window.row_off), int(window.col_off)
