@@ -175,9 +175,11 @@ class Scene:
                 if isinstance(dataset, MosaicDataset) and not difference:
                     sources.append(MosaicBands(dataset, places, indexes, self.rules, scaled=self.scaled))
                     continue
-                declared = list(zip(dataset.scales, dataset.offsets, strict=True)) if self.scaled else []
                 units = [
-                    self.rules.units(place, declared[index - 1] if self.scaled else None) for place, index in placed
+                    self.rules.units(
+                        place, (dataset.scales[index - 1], dataset.offsets[index - 1]) if self.scaled else None
+                    )
+                    for place, index in placed
                 ]
                 if difference:
                     nodata = self.rules.resampling_nodata(str(path), dataset.nodatavals)

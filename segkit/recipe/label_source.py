@@ -15,7 +15,7 @@ from segkit.io.mosaic import Mosaic
 from segkit.io.name_pattern import NamePattern
 from segkit.io.paths import PathLike
 from segkit.recipe.base import Names, Positive, StrictModel, one_of
-from segkit.recipe.messages import UNKNOWN, readable_error
+from segkit.recipe.messages import describe_errors
 from segkit.recipe.mosaic_source import MosaicSource, tag_paths
 from segkit.recipe.yaml import set_at, split_override
 
@@ -124,6 +124,5 @@ def label_source_from(path: str, options: Sequence[str] = ()) -> LabelSource:
     try:
         return LabelSource.model_validate_json(json.dumps(labels, default=str), strict=True)
     except ValidationError as error:
-        first, *_ = sorted(error.errors(include_url=False), key=lambda each: each["type"] not in UNKNOWN)
-        place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
-        raise UsageError(f"{_OPTION}: {readable_error(first, place, LabelSource.model_json_schema())}") from error
+        errors, schema = error.errors(include_url=False), LabelSource.model_json_schema()
+        raise UsageError(describe_errors(errors, _OPTION, {}, schema)) from error
