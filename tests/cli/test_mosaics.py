@@ -1,6 +1,5 @@
 """Commands read files that lie side by side as one raster: what they write is that of one file."""
 
-import itertools
 import json
 import shlex
 import sys
@@ -10,30 +9,15 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from quick import skip_measurements
-from synthetic import patches, segmenter, write_raster
+from synthetic import cut_raster, patches, segmenter, write_raster
 
 from segkit.cli import app as cli
 from segkit.cli.mosaics import MosaicOverlap, one_raster
 from segkit.io.mosaic import Mosaic
 
-EDGES = [0, 21, 40, 64]  # of the files, in rows and in columns
+EDGES = (21, 40)  # of the files, in rows and in columns of 64
 CLASSES = json.dumps([{"value": 1, "name": "forest"}, {"value": 2, "name": "water"}])
-
-
-def cut(path, folder):
-    """Write a raster as nine files in a folder."""
-    folder.mkdir()
-    with rasterio.open(path) as dataset:
-        pixels, profile, tags = dataset.read(), dataset.profile, dataset.tags()
-    for top, bottom in itertools.pairwise(EDGES):
-        for left, right in itertools.pairwise(EDGES):
-            place = profile["transform"] @ Affine.translation(left, top)
-            own = profile | {"height": bottom - top, "width": right - left, "transform": place}
-            with rasterio.open(folder / f"{top:02}_{left:02}.tif", "w", **own) as dataset:
-                dataset.write(pixels[:, top:bottom, left:right])
-                dataset.update_tags(**tags)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def place(tmp_path_factory):
     write_raster(folder / "truth.tif", (patches(64, 64, 4) * 7).astype(np.uint8))
     write_raster(folder / "image.tif", np.random.default_rng(0).integers(1, 900, (3, 64, 64), dtype=np.uint16))
     for name, tiles in (("map", "maps"), ("labels", "label_tiles"), ("image", "images")):
-        cut(folder / f"{name}.tif", folder / tiles)
+        cut_raster(folder / f"{name}.tif", folder / tiles, EDGES, EDGES)
     segmenter(folder).save(folder / "model.safetensors")
     return folder
 

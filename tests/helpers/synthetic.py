@@ -1,5 +1,7 @@
 """Small scenes with separable classes, and recipes that train on them in seconds."""
 
+from itertools import pairwise, product
+
 import numpy as np
 import rasterio
 import torch
@@ -32,6 +34,21 @@ def write_raster(path, pixels, *, nodata=None, crs="EPSG:32622", left=500_000):
     ) as dataset:  # fmt: skip
         dataset.write(pixels)
     return path
+
+
+def cut_raster(path, folder, rows, columns):
+    """Write a raster as files that end at these rows and columns; returns their folder."""
+    folder.mkdir()
+    with rasterio.open(path) as dataset:
+        pixels, profile, tags = dataset.read(), dataset.profile, dataset.tags()
+    spans = (pairwise([0, *inner, size]) for inner, size in zip((rows, columns), pixels.shape[1:], strict=True))
+    for (top, bottom), (left, right) in product(*spans):
+        shift = Affine.translation(left, top)
+        part = profile | {"height": bottom - top, "width": right - left, "transform": profile["transform"] @ shift}
+        with rasterio.open(folder / f"{top:02}_{left:02}.tif", "w", **part) as dataset:
+            dataset.write(pixels[:, top:bottom, left:right])
+            dataset.update_tags(**tags)
+    return folder
 
 
 def place(name):

@@ -1,4 +1,3 @@
-import itertools
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from affine import Affine
 from killing import names
 from predicting import FAST, MULTICLASS, TASKS, UTM, Network, expected, placed, read, write_area, write_scene
 from rasterio.features import geometry_mask
+from synthetic import cut_raster
 
 from segkit.errors import DataError, MissingFileError, OutputError, OutputExistsError, SegkitError, UsageError
 from segkit.inference import tasks
@@ -426,24 +426,12 @@ def test_no_map_is_made_of_logits_that_are_not_finite(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
 
-def cut(scene, folder, edges=((33,), (20, 61))):
-    """Write a scene as files that end at these rows and columns."""
-    folder.mkdir()
-    with rasterio.open(scene) as dataset:
-        pixels, profile = dataset.read(), dataset.profile
-    rows, columns = ([0, *inner, size] for inner, size in zip(edges, pixels.shape[1:], strict=True))
-    for top, bottom in itertools.pairwise(rows):
-        for left, right in itertools.pairwise(columns):
-            place = profile["transform"] @ Affine.translation(left, top)
-            own = profile | {"height": bottom - top, "width": right - left, "transform": place}
-            with rasterio.open(folder / f"{top:02}_{left:02}.tif", "w", **own) as dataset:
-                dataset.write(pixels[:, top:bottom, left:right])
-    return folder
+EDGES = [33], [20, 61]  # rows and columns at which the files of a mosaic end
 
 
 def test_the_map_of_a_mosaic_is_that_of_the_scene_in_one_file(tmp_path):
     model, scene = Network(), write_scene(tmp_path / "scene.tif")
-    tiles = Mosaic(cut(scene, tmp_path / "tiles"))
+    tiles = Mosaic(cut_raster(scene, tmp_path / "tiles", *EDGES))
     for source, name in ((scene, "whole"), (tiles, "mosaic")):
         others = {"probabilities": tmp_path / f"{name}_p.tif", "vector": tmp_path / f"{name}.gpkg"}
         [summary] = predict(model, source, tmp_path / f"{name}.tif", **others, **FAST)
@@ -460,7 +448,7 @@ def test_the_map_of_a_mosaic_is_that_of_the_scene_in_one_file(tmp_path):
 def test_the_seamless_map_is_cut_like_its_input(tmp_path):
     """Each part has the grid of its file; together they are the map. The same call finds them finished."""
     model, scene = Network(), write_scene(tmp_path / "scene.tif")
-    tiles = cut(scene, tmp_path / "tiles")
+    tiles = cut_raster(scene, tmp_path / "tiles", *EDGES)
     predict(model, scene, tmp_path / "whole.tif", vector=tmp_path / "whole.gpkg", **FAST)
     how = {"probabilities": tmp_path / "p", "uncertainty": "margin", "vector": tmp_path / "parts.gpkg"}
     [summary] = predict(model, Mosaic(tiles), tmp_path / "maps", like_input=True, **how, **FAST)
@@ -486,7 +474,7 @@ def test_the_seamless_map_is_cut_like_its_input(tmp_path):
 
 def test_overlapping_files_get_maps_that_agree(tmp_path):
     model, scene = Network(), write_scene(tmp_path / "scene.tif")
-    tiles = cut(scene, tmp_path / "tiles", ((), (60,)))
+    tiles = cut_raster(scene, tmp_path / "tiles", [], [60])
     with rasterio.open(scene) as dataset:
         pixels, profile = dataset.read(window=((0, 70), (40, 90))), dataset.profile
     profile |= {"width": 50, "transform": UTM @ Affine.translation(40, 0)}
@@ -499,7 +487,7 @@ def test_overlapping_files_get_maps_that_agree(tmp_path):
 
 
 def test_parts_that_are_interrupted_are_continued(tmp_path, monkeypatch):
-    model, tiles = Network(), Mosaic(cut(write_scene(tmp_path / "scene.tif"), tmp_path / "tiles"))
+    model, tiles = Network(), Mosaic(cut_raster(write_scene(tmp_path / "scene.tif"), tmp_path / "tiles", *EDGES))
     written = []
     original = tasks.build_cog
 
@@ -525,7 +513,7 @@ def test_parts_that_are_interrupted_are_continued(tmp_path, monkeypatch):
 
 def test_what_cannot_be_cut_is_refused(tmp_path):
     scene = write_scene(tmp_path / "scene.tif")
-    tiles = Mosaic(cut(scene, tmp_path / "tiles"))
+    tiles = Mosaic(cut_raster(scene, tmp_path / "tiles", *EDGES))
     with pytest.raises(UsageError, match=r"scene.tif is one file, so there is nothing to cut its map like"):
         predict(Network(), scene, tmp_path / "maps", like_input=True, **FAST)
     with pytest.raises(UsageError, match=r"map.tif is a file, or named like one; the outputs of 6 files need a folder"):
