@@ -187,20 +187,22 @@ def describe_unlabelled(files: SceneFiles) -> str:
         )
 
 
-def source_files(source: DatasetSource) -> list[Path]:
-    """Return all files of a source: its table, scenes and labels."""
+def source_files(source: DatasetSource, data: Data) -> list[Path]:
+    """Return all files of a source: its table, scenes, their quality masks, and labels."""
+    mask = data.quality_mask
     files = [as_path(path) for labels in source.label_sources for path in labels.paths]
     for one in pair_files(source).pairs:
         files += [*one.images, *(as_path(path) for labels in one.labels for path in labels.paths)]
+        files += [] if mask is None else mask.paths(one.images)
     return files if source.table is None else [Path(source.table), *files]
 
 
 def recipe_files(recipe: Recipe) -> list[Path]:
-    """Return all files that a recipe reads: scenes, labels, polygons of a split, weights."""
+    """Return all files that a recipe reads: scenes, quality masks, labels, polygons of a split, weights."""
     val = recipe.data.val
-    files = source_files(recipe.data.train)
+    files = source_files(recipe.data.train, recipe.data)
     if isinstance(val, DatasetSource):
-        files += source_files(val)
+        files += source_files(val, recipe.data)
     elif isinstance(val, SpatialSplit) and val.polygons is not None:
         files.append(as_path(val.polygons))
     if recipe.model.encoder_weights is not None:  # a file, or the name of published weights

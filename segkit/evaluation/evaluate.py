@@ -149,7 +149,7 @@ def evaluate(
         distances = measure_distances(segmenter, [one.scene for one in samples])
     models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]
-    check_distinct([target], [*read, *source_files(source)])
+    check_distinct([target], [*read, *source_files(source, data)])
     refuse_ambiguous_labels(samples)
     result = evaluate_areas(
         predictor, full_areas(samples), width, size, distances=distances, show_progress=show_progress

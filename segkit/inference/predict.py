@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.errors import ScenesError, SegkitError, UsageError, suggest
 from segkit.inference.outputs import OutputRequest
-from segkit.inference.request import describe_request, describe_scene, find_finished, given_imagery
-from segkit.inference.scene_files import PredictionFiles, check_outputs, find_scenes, plan_files
+from segkit.inference.request import describe_request, describe_scene, find_finished, find_mask_files, given_imagery
+from segkit.inference.scene_files import PredictionFiles, check_inputs_kept, check_outputs, find_scenes, plan_files
 from segkit.inference.summary import Summary
 from segkit.inference.uncertainty import DISAGREEMENT, check_measures
 from segkit.io.files import remove_leftovers
@@ -184,6 +184,7 @@ def predict(
     retain_freed_memory()
     imagery = given_imagery(nodata, scale, offset, mask, mask_preset)
     network = with_imagery(load_model(model), imagery)
+    check_inputs_kept(jobs, [file for job in jobs for file in find_mask_files(job, network)])
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
     _check_model(network, measures, wants_applicability=applicability is not None)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)

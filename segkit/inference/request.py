@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import OutputExistsError, RasterError, suggest
+from segkit.errors import OutputExistsError, RasterError, SegkitError, suggest
 from segkit.inference.summary import Summary, describe_counts, peak_memory
 from segkit.io.files import check_output, require_file
 from segkit.io.paths import FileSet, PathLike
@@ -67,12 +68,20 @@ def describe_request(
     }
 
 
-def describe_scene(job: PredictionFiles, network: AnyModel) -> dict[str, Any]:
-    """Return what `describe_request` leaves out: the scene with the file of its quality mask, and its outputs."""
+def find_mask_files(job: PredictionFiles, network: AnyModel) -> tuple[Path, ...]:
+    """Return the files with the quality masks of a scene; none if one is missing, which its prediction reports."""
     mask = network.imagery.quality_mask
-    path = None if mask is None else mask.path(job.files[0])
-    files = job.files if path is None else (*job.files, path)
-    return {"scene": _identify_files(files), "outputs": sorted(map(str, job.rasters))}
+    with suppress(SegkitError):
+        return () if mask is None else mask.paths(job.files)
+    return ()
+
+
+def describe_scene(job: PredictionFiles, network: AnyModel) -> dict[str, Any]:
+    """Return what `describe_request` leaves out: the scene with the files of its quality masks, and its outputs."""
+    return {
+        "scene": _identify_files((*job.files, *find_mask_files(job, network))),
+        "outputs": sorted(map(str, job.rasters)),
+    }
 
 
 def _identify_files(files: Sequence[Path]) -> list[str]:

@@ -202,12 +202,19 @@ def _ends_as_folder(output: PathLike) -> bool:
     return os.fspath(output).endswith((os.sep, "/"))
 
 
+def check_inputs_kept(
+    jobs: Sequence[PredictionFiles], read: Sequence[PathLike], *, advice: str = "name another file"
+) -> None:
+    """Raise a UsageError if an output would overwrite a file that is read, or another output."""
+    check_distinct([path for job in jobs for path in (*job.outputs, *job.side_files)], read, advice=advice)
+
+
 def check_outputs(jobs: Sequence[PredictionFiles], given: Sequence[PathLike | None], read: Sequence[PathLike]) -> None:
     """Check before any work that all outputs can be written; create the folders for outputs of several files."""
     from segkit.vector.formats.writer import find_format
 
-    check_distinct(
-        [path for job in jobs for path in (*job.outputs, *job.side_files)],
+    check_inputs_kept(
+        jobs,
         [*read, *(file for job in jobs for file in job.files)],
         advice="name another file"
         if len(jobs) == 1

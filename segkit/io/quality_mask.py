@@ -26,6 +26,8 @@ from segkit.io.remote import Remote, as_path, join_path
 
 NAME_PLACEHOLDER = "{name}"
 
+_ADVICE_ON_STACKS = "set data.mask.per: scene if the mask of the first file is that of all"
+
 
 @dataclass(frozen=True)
 class MaskRule:
@@ -86,25 +88,49 @@ class QualityMask:
         extension.
     replace
         Pairs of texts: the file is called like the image, with each first text replaced by the second.
+    per_file
+        Whether each file of a scene has a mask that is named after it, as several dates have; else that of the first
+        one is the mask of the scene.
     """
 
     rule: MaskRule
     bands: tuple[int | str, ...] = ()
     file: str | None = None
     replace: tuple[tuple[str, str], ...] = ()
+    per_file: bool = True
 
-    def path(self, image: Path) -> Path | None:
-        """Return the file with the quality bands of an image; None if they are in the scene itself.
+    @property
+    def in_file(self) -> bool:
+        """Whether the quality bands are in a file of their own."""
+        return self.file is not None or bool(self.replace)
+
+    def paths(self, images: Sequence[Path]) -> tuple[Path, ...]:
+        """Return the files with the quality bands of a scene of these files; none if they are in the scene itself.
 
         Raises
         ------
         RasterError
-            The name of the image has not the text that is to be replaced.
+            The name of an image has not the text that is to be replaced, or one file would be the mask of two images.
         MissingFileError
-            The file does not exist.
+            A file does not exist.
         """
-        if self.file is None and not self.replace:
-            return None
+        if not self.in_file:
+            return ()
+        is_named = bool(self.replace) or NAME_PLACEHOLDER in (self.file or "")
+        named = images if is_named and self.per_file else images[:1]
+        found = {image: self._path(image, in_stack=len(images) > 1) for image in named}
+        first: dict[str, Path] = {}
+        for image, path in found.items():
+            other = first.setdefault(os.path.realpath(path), image)
+            if other != image:
+                raise RasterError(
+                    f"{path}: is the quality mask of {other} and of {image}, two files of a scene"
+                    + suggest("name one file for both (--mask)", _ADVICE_ON_STACKS)
+                )
+        return tuple(found.values())
+
+    def _path(self, image: Path, *, in_stack: bool) -> Path:
+        """Return the file with the quality bands of an image, which may be one of several of a scene (`in_stack`)."""
         if isinstance(image, FileSet) and (self.file is None or NAME_PLACEHOLDER in self.file):
             raise RasterError(
                 f"{image}: is a mosaic, which has no name for that of its quality mask; name one file for all of it "
@@ -118,15 +144,15 @@ class QualityMask:
             for old, new in self.replace:
                 if old not in name:
                     raise RasterError(
-                        f"{image}: its quality mask is named after it, but its name does not contain {old!r}; correct "
-                        "data.mask.replace"
+                        f"{image}: its quality mask is named after it, but its name does not contain {old!r}"
+                        + suggest("correct data.mask.replace", *([_ADVICE_ON_STACKS] if in_stack else []))
                     )
                 name = name.replace(old, new)
             found = image.with_name(name)
         if not isinstance(found, Remote) and not found.exists():
             raise MissingFileError(
                 f"{found}: no such file; it is the quality mask of {image}"
-                + suggest("name it (--mask)", "correct data.mask")
+                + suggest("name it (--mask)", "correct data.mask", *([_ADVICE_ON_STACKS] if in_stack else []))
             )
         return found
 
@@ -140,8 +166,7 @@ class QualityMask:
         RasterError
             There is no such band.
         """
-        in_file = self.file is not None or bool(self.replace)
-        wanted = self.bands or ((1,) if in_file else (self.rule.name,))
+        wanted = self.bands or ((1,) if self.in_file else (self.rule.name,))
         found: list[int] = []
         for one in wanted:
             numbers = _find_named(one, names) if isinstance(one, str) else [one]
@@ -151,7 +176,7 @@ class QualityMask:
                     f"{where}: has no quality band {one}; its bands are {', '.join(names)}; "
                     + (
                         "correct data.mask.band"
-                        if in_file
+                        if self.in_file
                         else "set data.mask.band, or data.mask.file for another file"
                     )
                 )
@@ -205,7 +230,7 @@ def _find_named(wanted: str, names: Sequence[str]) -> list[int]:
 def find_masks(
     mask: QualityMask, stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool | None
 ) -> tuple[SceneMask, ...]:
-    """Return the quality bands of a scene: in a file of their own, or among its bands.
+    """Return the quality bands of a scene: in files of their own, or among its bands.
 
     Parameters
     ----------
@@ -217,16 +242,16 @@ def find_masks(
     MissingFileError, RasterError
         There is no such file or band, or it holds no integers although bits are to be read.
     """
-    path = mask.path(stack[0].path)
-    if path is None:
+    masks = []
+    for path in mask.paths([*dict.fromkeys(band.path for band in stack)]):
+        with open_raster(path, vrt=vrt) as dataset:
+            masks.append(SceneMask(path, mask.find_bands(read_names(path, dataset), path), mask.rule))
+    if not masks:
         bands = [stack[number - 1] for number in mask.find_bands(names, stack[0].path)]
         masks = [
             SceneMask(each, tuple(band.number for band in bands if band.path == each), mask.rule)
             for each in dict.fromkeys(band.path for band in bands)
         ]
-    else:
-        with open_raster(path, vrt=vrt) as dataset:
-            masks = [SceneMask(path, mask.find_bands(read_names(path, dataset), path), mask.rule)]
     for one in masks if mask.rule.bits else ():
         with open_raster(one.path, vrt=vrt) as dataset:
             if wrong := {dataset.dtypes[band - 1] for band in one.bands} - {*INTEGER_DTYPES}:

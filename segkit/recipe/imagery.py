@@ -72,6 +72,9 @@ class MaskKeys(StrictModel):
     """File beside the image, relative to its folder; {name} stands for the image's name without extension."""
     replace: Annotated[dict[str, str], Field(min_length=1)] | None = None
     """In place of `file`: {text: other text} of the file's name, which is otherwise that of the image."""
+    per: Literal["file", "scene"] = "file"
+    """Of a scene of several files, such as dates: whether each `file` has a mask that is named after it, or that of the
+    first one is the mask of the whole `scene`. In both, a pixel is not valid if one mask says so."""
 
     @model_validator(mode="after")
     def _check_meaning(self) -> MaskKeys:
@@ -79,6 +82,8 @@ class MaskKeys(StrictModel):
             raise ValueError("give either preset, or values or bits")
         if self.file is not None and self.replace is not None:
             raise ValueError("file and replace both name the file of the mask; remove one of them")
+        if self.per == "scene" and not self.in_file:
+            raise ValueError("per is for masks in files of their own, and neither file nor replace is given; remove it")
         if self.preset is None and self.band is None and not self.in_file:
             raise ValueError("band is missing: which band of the scene is the mask; or give file")
         return self
@@ -91,12 +96,14 @@ class MaskKeys(StrictModel):
     def to_mask(self) -> QualityMask:
         """Return the mask that these keys describe."""
         rule = MaskRule(self.values, self.bits) if self.preset is None else MASK_PRESETS[self.preset]
-        return QualityMask(rule, _as_list(self.band), self.file, tuple((self.replace or {}).items()))
+        return QualityMask(
+            rule, _as_list(self.band), self.file, tuple((self.replace or {}).items()), self.per == "file"
+        )
 
 
 Mask = Annotated[
     Annotated[MaskPreset, Tag("<text>")] | Annotated[MaskKeys, Tag("<keys>")] | Annotated[None, Tag("<nothing>")],
-    one_of("the name of a preset, or keys (preset, values, bits, band, file, replace)"),
+    one_of("the name of a preset, or keys (preset, values, bits, band, file, replace, per)"),
 ]
 
 

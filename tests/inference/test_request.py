@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from predicting import FAST, Network, read, write_scene
 
-from segkit.errors import OutputExistsError, UsageError
+from segkit.errors import OutputExistsError, ScenesError, UsageError
 from segkit.inference.predict import predict
 from segkit.inference.request import given_imagery
 from segkit.recipe.imagery import Imagery
@@ -72,6 +72,12 @@ def test_a_quality_mask_is_found_by_name_for_each_scene(tmp_path, declared):
         ):
             seen, before = clear.read_masks(1) > 0, whole.read_masks(1) > 0
         np.testing.assert_array_equal(seen, before & (mask == 4))
+    # A scene without its mask is reported, and the others are mapped.
+    (tmp_path / "masks" / "b_SCL.tif").unlink()
+    with pytest.raises(ScenesError, match=r"1 of 2 scenes failed.*\n  .*b\.tif: .*b_SCL\.tif: no such file") as caught:
+        predict(Network(), scenes, tmp_path / "some/", mask=pattern, mask_preset="sentinel2_scl", **FAST)
+    assert [summary.path for summary in caught.value.summaries] == [tmp_path / "some" / declared.name]
+    np.testing.assert_array_equal(read(tmp_path / "some" / declared.name), read(tmp_path / "clear" / declared.name))
     with pytest.raises(UsageError, match="nothing says which values of this mask"):
         predict(Network(), scenes, tmp_path / "other/", mask=pattern, **FAST)
 
@@ -97,3 +103,11 @@ def test_only_what_is_given_is_part_of_the_request(tmp_path, monkeypatch):
     assert given_imagery(nodata=(0, 5), offset=1.5) == {"nodata": [0, 5], "offset": 1.5}
     assert given_imagery(mask="{name}.tif") == {"mask": {"file": str(tmp_path / "{name}.tif")}}
     assert given_imagery(mask_preset="fmask") == {"mask": {"preset": "fmask"}}
+
+
+def test_a_map_does_not_overwrite_a_mask_that_is_read(tmp_path, plain):
+    mask = changed(plain, tmp_path / "mask.tif", lambda pixels: pixels[:1] * 0 + 4, count=1)
+    before = mask.read_bytes()
+    with pytest.raises(UsageError, match=r"mask\.tif would overwrite .*mask\.tif, which is an input"):
+        predict(Network(), plain, mask, mask=mask, mask_preset="sentinel2_scl", overwrite=True, **FAST)
+    assert mask.read_bytes() == before

@@ -119,6 +119,46 @@ def test_bands_of_several_dates_are_all_used(tmp_path):
     assert scene.read().valid.all(axis=1).tolist() == [False, False, True, True]
 
 
+@pytest.fixture
+def dates(tmp_path, classes):
+    """Two dates, each with a mask beside it; the clouds of the second one are others."""
+    files = []
+    for date, quality in (("20210401", classes), ("20210812", classes[::-1])):
+        pixels = RANDOM.integers(1, 99, (1, *SHAPE)).astype(np.uint16)
+        files.append(write_raster(tmp_path / f"a_{date}_SR.tif", pixels))
+        write_raster(tmp_path / f"a_{date}_udm2.tif", quality)
+    return files
+
+
+@pytest.mark.parametrize("where", [{"replace": (("_SR", "_udm2"),)}, {"file": "{name}_mask.tif"}])
+def test_each_date_has_its_own_mask_and_a_cloud_of_one_date_hides_the_pixel(tmp_path, dates, classes, where):
+    for path in dates if "file" in where else ():
+        path.with_name(path.name.replace("_SR", "_udm2")).rename(tmp_path / f"{path.stem}_mask.tif")
+    rule = MaskRule(values=(3, 4))
+    clear = ~np.isin(classes, rule.values)
+    np.testing.assert_array_equal(
+        Scene.from_files(dates, mask=QualityMask(rule, **where)).read().valid, clear & clear[::-1]
+    )
+    first = QualityMask(rule, **where, per_file=False)
+    np.testing.assert_array_equal(Scene.from_files(dates, mask=first).read().valid, clear)
+    one = QualityMask(rule, file=first.paths(dates)[0].name)
+    np.testing.assert_array_equal(Scene.from_files(dates, mask=one).read().valid, clear)
+    second = QualityMask(rule, **where).paths(dates)[1]
+    second.unlink()
+    with pytest.raises(MissingFileError, match=f"{second.name}: no such file.*20210812.*set data.mask.per: scene"):
+        Scene.from_files(dates, mask=QualityMask(rule, **where))
+    assert Scene.from_files(dates, mask=first).read().valid.any()
+
+
+def test_a_mask_of_two_dates_by_mistake_is_refused(tmp_path, classes):
+    """The names of the images differ only by their folders, which {name} does not tell apart."""
+    files = [write_raster(tmp_path / date / "a.tif", classes) for date in ("20210401", "20210812")]
+    write_raster(tmp_path / "masks" / "a.tif", classes)
+    mask = QualityMask(MaskRule(values=(3,)), file="../masks/{name}.tif")
+    with pytest.raises(RasterError, match=r"masks/a\.tif: is the quality mask of .*20210401.* and of .*20210812"):
+        Scene.from_files(files, mask=mask)
+
+
 def test_what_cannot_be_read_as_a_mask_is_refused(tmp_path, image, classes):
     write_raster(tmp_path / "float.tif", classes.astype(np.float32))
     write_raster(tmp_path / "elsewhere.tif", classes, crs=None, left=0)

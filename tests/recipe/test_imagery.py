@@ -66,6 +66,10 @@ def test_a_column_must_hold_numbers(keys, words):
             {"preset": "planet_udm2", "replace": {"a": "b"}},
             QualityMask(MASK_PRESETS["planet_udm2"], replace=(("a", "b"),)),
         ),
+        (
+            {"bits": [3], "file": "{name}_qa.tif", "per": "scene"},
+            QualityMask(MaskRule(bits=(3,)), file="{name}_qa.tif", per_file=False),
+        ),
     ],
 )
 def test_masks(keys, mask):
@@ -76,6 +80,7 @@ def test_masks(keys, mask):
     ("keys", "words"),
     [
         ({"apply_scale_offset": True, "offset": -1000}, "data: apply_scale_offset takes scale and offset from"),
+        ({"mask": {"preset": "fmask", "per": "scene"}}, "per is for masks in files of their own"),
         ({"scale": 0}, "data: a scale of 0 makes all values equal"),
         ({"scale": "2"}, "data.scale: found \"2\"; must be a number, a number for each band, or"),
         ({"offset": {"colum": "a"}}, "data.offset.colum: unknown key; did you mean column?"),
