@@ -17,6 +17,7 @@ from uuid import uuid4
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, SegkitError, UsageError, suggest
 from segkit.io.paths import PathLike, list_files
 from segkit.io.remote import Remote, as_path, require_local
+from segkit.io.stac import find_stac_items
 
 # A folder is locked by a file in it: network file systems lock files between machines, but not folders.
 _LOCK = ".lock"
@@ -134,7 +135,7 @@ def check_distinct(
     """Refuse outputs that are the same file, or that would overwrite an input, before work starts.
 
     Other spellings, symbolic links and hard links of a file are recognised. Side files count as part of a file (the set
-    of a shapefile, the overviews of a raster), and all files in a folder as part of the folder.
+    of a shapefile, the overviews of a raster, its STAC item), and all files in a folder as part of the folder.
 
     Parameters
     ----------
@@ -160,13 +161,17 @@ def check_distinct(
         for key in _parent_identities(path):
             if key in folders:
                 raise UsageError(f"{path} is in {folders[key]}, which is written, too; {advice}")
+    writes_json = any(path.suffix.lower() == ".json" for path in written)
     around: dict[Path, set[object]] = {}
     for path in read:
         if isinstance(path, Remote):
             continue
         if path.parent not in around:
             around[path.parent] = _parent_identities(path)
-        for known, keys in ((owners, _identities(path)), (folders, around[path.parent])):
+        own = _identities(path)
+        if writes_json:
+            own.update(*map(_identity, find_stac_items(path)))
+        for known, keys in ((owners, own), (folders, around[path.parent])):
             if output := next((known[key] for key in keys if key in known), None):
                 raise UsageError(f"{output} would overwrite {path}, which is an input; {advice}")
 

@@ -25,14 +25,23 @@ def read_stac_names(raster: Path, count: int) -> list[str | None]:
     -------
     `count` names, None where there is none: no such item, or not as many bands in it.
     """
-    nothing: list[str | None] = [None] * count
-    if isinstance(raster, Remote):
-        return nothing
-    for path in (raster.with_suffix(".json"), raster.with_name(f"{raster.name}.json")):
+    for path in _item_paths(raster):
         for bands in _asset_bands(_read_item(path), raster.name):
             if len(bands) == count:
                 return [_band_name(band) for band in bands]
-    return nothing
+    return [None] * count
+
+
+def find_stac_items(raster: Path) -> list[Path]:
+    """Return the STAC items beside a raster that name its bands."""
+    return [path for path in _item_paths(raster) if any(_asset_bands(_read_item(path), raster.name))]
+
+
+def _item_paths(raster: Path) -> tuple[Path, ...]:
+    """Return where a STAC item of a raster may be: called like it, with .json in place of its extension or after it."""
+    if isinstance(raster, Remote) or not raster.name:
+        return ()
+    return raster.with_suffix(".json"), raster.with_name(f"{raster.name}.json")
 
 
 def _read_item(path: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from synthetic import write_raster
 
 from segkit.io.remote import Remote
 from segkit.io.scene import Scene
-from segkit.io.stac import read_stac_names
+from segkit.io.stac import find_stac_items, read_stac_names
 
 BANDS = [{"name": "B08", "common_name": "nir"}, {"name": "B04", "common_name": "red"}, {"name": "SCL"}]
 
@@ -47,3 +47,14 @@ def test_other_files_name_nothing(raster, content):
     raster.with_suffix(".json").write_text(content)
     assert read_stac_names(raster, 3) == [None] * 3
     assert read_stac_names(Remote("https://example.com/scene.tif"), 3) == [None] * 3
+
+
+def test_an_item_is_found_only_if_it_names_bands_of_the_raster(raster):
+    beside = raster.with_suffix(".json")
+    assert find_stac_items(raster) == []
+    for content in ('{"overall_accuracy": 0.9}', "no json", json.dumps(item("other.tif"))):
+        beside.write_text(content)
+        assert find_stac_items(raster) == []
+    beside.write_text(json.dumps(item("scene.tif")))
+    assert find_stac_items(raster) == [beside]
+    assert find_stac_items(Remote("https://example.com/scene.tif")) == []
