@@ -57,8 +57,12 @@ class LabelSource(StrictModel):
     period: tuple[Day, Day] | None = None
     """[first, last] dates: only polygons and points of this period are used."""
     values: dict[str, str | None] | None = None
-    """{value of the field, or code, colour "#rrggbb" or class name of the raster: class name, "background", or null for
-    unlabelled}; by default the field holds class names or class values, and the raster class values."""
+    """{value of the field ("" for none), or code, colour "#rrggbb" or class name of the raster: class name,
+    "background", or null for unlabelled}; by default the field holds class names or class values, and the raster class
+    values."""
+    other_values: Literal["background", "ignore"] | None = None
+    """What all other values of the field, features without a value, or all other codes of the raster are: `background`,
+    or `ignore` (unlabelled). By default they are an error."""
     classes: Names | None = None
     """The classes that these labels cover; the others stay unlabelled. By default all."""
     fractions: bool = False

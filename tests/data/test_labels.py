@@ -372,7 +372,9 @@ def test_polygons_of_one_class_need_no_field(tmp_path):
     with pytest.raises(LabelError, match=r"these labels cover 2 classes; set labels\.field"):
         read(LabelSource(path=path, classes=("c", "a")), EXCLUSIVE)
     other = write_polygons(tmp_path / "q.gpkg", boxes((0, 0, 4, 3), (5, 5, 6, 6)), ["a", "c"])
-    with pytest.raises(LabelError, match=r"undefined values: 'c' \(1 polygons\); defined are 0, 1, background, a"):
+    with pytest.raises(
+        LabelError, match=r"undefined values \(number of polygons\): 'c' \(1\); defined are 0, 1, background, a"
+    ):
         read(LabelSource(path=other, field="kind", classes=("a",)), EXCLUSIVE)
     for wrong, said in (
         ({"classes": ("a", "a")}, "lists a class twice"),
@@ -380,9 +382,49 @@ def test_polygons_of_one_class_need_no_field(tmp_path):
         ({"classes": ("a",), "priority": ("b",)}, "labels.priority lists 'b'; possible names are a, background"),
         ({"classes": ("a",), "values": {"a": "b"}}, "labels.values lists 'b'"),
         ({"fractions": True}, "fractions is only for rasters"),
+        ({"classes": ("a",), "field": None, "other_values": "ignore"}, "other_values is for values of a field"),
     ):
         with pytest.raises(LabelError, match=said):
-            read(LabelSource(path=other, field="kind", **wrong), EXCLUSIVE)
+            read(LabelSource(**{"path": other, "field": "kind"} | wrong), EXCLUSIVE)
+
+
+def test_all_other_values_are_background_or_unlabelled_where_the_recipe_says_so(tmp_path):
+    """Oracle: the same labels with all values listed; features without a value are among the others."""
+    shapes = boxes((0, 0, 3, 3), (4, 0, 6, 3), (7, 0, 9, 3), (10, 0, 12, 3))
+    path = write_polygons(tmp_path / "p.gpkg", shapes, ["rye", "oak", "elm", None])
+    for others, name in (("ignore", None), ("background", "background")):
+        listed = {"oak": name, "elm": name, "": name}
+        expected = read(LabelSource(path=path, field="kind", values={"rye": "a"} | listed), EXCLUSIVE)
+        source = LabelSource(path=path, field="kind", values={"rye": "a"}, other_values=others)
+        np.testing.assert_array_equal(read(source, EXCLUSIVE), expected)
+        assert (expected[0, :3, 10:12] == (0 if name else IGNORE)).all()
+    many = write_polygons(tmp_path / "many.gpkg", shapes[:1] * 15, [f"crop {number}" for number in range(15)])
+    with pytest.raises(LabelError, match=r"'crop 11' \(1\) and 3 more; .*set labels\.other_values: ignore"):
+        read(LabelSource(path=many, field="kind", values={"rye": "a"}), EXCLUSIVE)
+
+    with pytest.raises(LabelError, match="other_values is background, which the task does not have"):
+        read(LabelSource(path=path, field="kind", values={"rye": "a"}, other_values="background"), FULL)
+
+
+def test_all_other_codes_of_a_raster_are_background_or_unlabelled_where_the_recipe_says_so(tmp_path):
+    codes = np.random.default_rng(2).choice([0, 1, 2, 40, 41, 255], GRID.shape).astype(np.uint8)
+    path = write_raster(tmp_path / "codes.tif", codes[None])
+    values = {1: 0, 2: 2, 40: 1}  # code: category
+    for others in ("ignore", "background"):
+        target = IGNORE if others == "ignore" else 0
+        table = {"40": "a", "2": "b", "1": "background"}
+        listed = LabelSource(path=path, values=table, other_values=others)
+        expected = np.vectorize(lambda code: values.get(int(code), target))(codes)  # noqa: B023
+        expected[codes == 255] = IGNORE
+        np.testing.assert_array_equal(read(listed, EXCLUSIVE, ignore=[255])[0], expected)
+        plain = read(LabelSource(path=path, other_values=others), EXCLUSIVE, ignore=[255])[0]
+        known = {one.value: number for number, one in enumerate(EXCLUSIVE.classes, 1)} | {0: 0}
+        expected = np.vectorize(lambda code: known.get(int(code), target))(codes)  # noqa: B023
+        expected[codes == 255] = IGNORE
+        np.testing.assert_array_equal(plain, expected)
+    masks = write_raster(tmp_path / "masks.tif", np.zeros((3, *GRID.shape), np.uint8))
+    with pytest.raises(LabelError, match="other_values is only for rasters with one band of codes"):
+        read(LabelSource(path=masks, other_values="ignore"), EXCLUSIVE)
 
 
 # Fractions
@@ -632,7 +674,7 @@ def test_a_field_may_hold_codes_and_one_class_needs_none(tmp_path):
     assert read(path, BINARY).sum() == 4
     with pytest.raises(LabelError, match=r"set labels\.field"):
         read(path, EXCLUSIVE)
-    with pytest.raises(LabelError, match=r"'255' \(1 polygons\); defined are 0, 1, 2, 7"):
+    with pytest.raises(LabelError, match=r"'255' \(1\); defined are 0, 1, 2, 7"):
         read(LabelSource(path=path, field="kind"), EXCLUSIVE)
     with pytest.raises(LabelError, match="its fields are kind"):
         read(LabelSource(path=path, field="class"), EXCLUSIVE)
@@ -920,6 +962,8 @@ def test_colours_are_classes(tmp_path, kind):
         LabelError, match=r"the colours #ff0000 \(\d+ pixels\) are not in labels\.values, which lists #00ff"
     ):
         read(LabelSource(path=str(path), values=dict(list(COLORS.items())[:3])), EXCLUSIVE)
+    others = LabelSource(path=str(path), values=dict(list(COLORS.items())[:3]), other_values="background")
+    np.testing.assert_array_equal(read(others, EXCLUSIVE)[0], expected)
 
 
 def test_colours_that_cannot_be_read(tmp_path):

@@ -21,9 +21,11 @@ from segkit.errors import DataError, LabelError
 from segkit.io.class_table import Legend, format_color, parse_color
 from segkit.io.raster import open_raster
 from segkit.recipe.label_source import LabelSource
-from segkit.task import Task
+from segkit.task import BACKGROUND, Task
 
-_UNLABELLED = int(np.iinfo(np.int64).min)  # differs from every code of a label raster
+# They differ from every code of a label raster.
+_UNLABELLED = int(np.iinfo(np.int64).min)
+_OTHER = _UNLABELLED + 1  # in `values`: all codes that are not listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +59,11 @@ class _CodeLabels(PartialLabels):
 
     def _encode(self, encode: Callable[..., NDArray[np.int16]], window: Window) -> NDArray[np.int16]:
         encode = functools.partial(encode, ignore=(*self.ignore, _UNLABELLED), values=self.values, source=self.name)
+        codes = self._codes(window)[0]
+        if self.values is not None and _OTHER in self.values:
+            codes = np.where(np.isin(codes, [*self.values, *self.ignore, _UNLABELLED]), codes, _OTHER)
         try:
-            return encode(self._codes(window)[0])
+            return encode(codes)
         except LabelError:
             # Raise the error again for the whole file, so that it lists all codes and pixels.
             counts = _count_values(self._codes(part)[0] for part in self.grid.tiles(COUNT_WINDOW_PX))
@@ -194,8 +199,13 @@ def open_codes(
     LabelError
         `values` of the source does not fit the file or the task.
     """
-    path = file.path
-    if any(key.startswith("#") for key in source.values or ()):
+    path, in_color = file.path, any(key.startswith("#") for key in source.values or ())
+    if source.other_values is not None and len(file.bands) > 1 and not in_color:
+        raise LabelError(
+            f"{path}: other_values is only for rasters with one band of codes, this has {len(file.bands)} bands; "
+            "remove it"
+        )
+    if in_color:
         return _open_colors(file, source, task, ignore, classes, notes)
     values = _value_table(path, source, file.bands)
     codes: Mapping[int, str | None] = {0: "the code of absent classes", 1: "the code of present classes"}
@@ -204,6 +214,8 @@ def open_codes(
         codes = {code: f"the code of {name}" for code, name in named.items() if name}
     as_code = next((codes[code] for code in codes if code == file.nodata and code not in ignore), None)
     file, ambiguities = file.interpret_nodata(as_code, source)
+    if source.other_values is not None:
+        values = _with_others(values if values is not None else _default_table(task, classes), source)
     return _CodeLabels(
         str(path), file.grid, task, tuple(notes), False, file, tuple(ignore), classes, values, ambiguities=ambiguities
     )
@@ -227,6 +239,8 @@ def _open_colors(
         except ValueError as error:
             raise LabelError(f"{path}: labels.values lists colours, and also {key!r}; write all as #rrggbb") from error
         values[red << 16 | green << 8 | blue] = name
+    if source.other_values is not None:
+        values = _with_others(values, source)
     with open_raster(path) as dataset:
         if len(file.bands) == 1:
             palette = _read_palette(path, dataset)
@@ -283,6 +297,17 @@ def _value_table(path: Path, source: LabelSource, bands: Sequence[int]) -> dict[
             listed = f" or names of its own classes ({', '.join(codes)})" if codes else ""
             raise LabelError(f"{path}: labels.values lists {name!r}; raster codes are whole numbers{listed}")
     return {int(codes.get(key, key)): name for key, name in source.values.items()}
+
+
+def _default_table(task: Task, classes: Sequence[str]) -> dict[int, str | None]:
+    """Return {code: class name} of a raster without `values`."""
+    table: dict[int, str | None] = {task.background_value: BACKGROUND} if task.allows_no_class else {}
+    return table | {one.value: one.name for one in task.classes if one.name in classes}
+
+
+def _with_others(values: Mapping[int, str | None], source: LabelSource) -> dict[int, str | None]:
+    """Return a table of codes with the meaning of all other codes."""
+    return {**values, _OTHER: BACKGROUND if source.other_values == BACKGROUND else None}
 
 
 def _codes_by_name(path: Path) -> dict[str, int]:

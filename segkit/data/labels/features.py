@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,8 @@ def _feature_classes(
 ) -> NDArray[np.intp]:
     """Return the class of each feature of a layer, as `_VectorLabels.class_indices`."""
     path, unlabelled = layer.path, len(task.classes) + 1
+    if source.field is None and source.other_values is not None:
+        raise LabelError(f"{path}: labels.other_values is for values of a field; set labels.field, or remove it")
     if source.field is None:
         if len(classes) > 1:
             what = "the task has" if source.classes is None else "these labels cover"
@@ -240,16 +243,20 @@ def _feature_classes(
         table = {str(code): unlabelled for code in ignore}
         table |= {str(task.background_value): indices[BACKGROUND]} if BACKGROUND in indices else {}
         table |= {str(one.value): indices[one.name] for one in task.classes if one.name in classes} | by_name
-    values = _field_values(layer, source.field)
-    unknown = [value for value in values if value not in table]
-    if unknown:
+    values = [value or "" for value in _field_values(layer, source.field)]
+    unknown = Counter(value for value in values if value not in table)
+    if unknown and source.other_values is None:
         what = "points" if isinstance(layer, Points) else "polygons"
-        counts = ", ".join(
-            f"{'no value' if value is None else repr(value)} ({unknown.count(value)} {what})"
-            for value in list(dict.fromkeys(unknown))[:5]
-        )
+        counts = [f"{repr(value) if value else 'no value'} ({number})" for value, number in unknown.most_common()]
         raise LabelError(
-            f"{path}: field {source.field!r} has undefined values: {counts}; defined are {', '.join(table)}; map them "
-            "in labels.values (null: unlabelled)"
+            f"{path}: field {source.field!r} has undefined values (number of {what}): {_list_some(counts)}; defined "
+            f'are {_list_some(list(table))}; map them in labels.values (null: unlabelled; "": no value), or set '
+            "labels.other_values: ignore for all of them"
         )
-    return np.array([table[value] for value in values if value is not None], dtype=np.intp)
+    others = indices[BACKGROUND] if source.other_values == BACKGROUND else unlabelled
+    return np.array([table.get(value, others) for value in values], dtype=np.intp)
+
+
+def _list_some(texts: Sequence[str], maximum: int = 12) -> str:
+    more = f" and {len(texts) - maximum} more" if len(texts) > maximum else ""
+    return ", ".join(texts[:maximum]) + more

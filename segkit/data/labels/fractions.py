@@ -91,8 +91,9 @@ def open_fractions(
         The number of bands is not that of the classes, or options do not fit fractions.
     """
     path, bands = file.path, file.bands
-    if source.values is not None:
-        raise LabelError(f"{path}: values is only for codes, not for fractions; remove it")
+    for key in ("values", "other_values"):
+        if getattr(source, key) is not None:
+            raise LabelError(f"{path}: {key} is only for codes, not for fractions; remove it")
     if source.outside_polygons is not None and task.n_targets > 1:
         raise LabelError(f"{path}: outside_polygons is only for mutually exclusive classes; remove it")
     if len(bands) != len(classes):

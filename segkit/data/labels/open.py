@@ -138,6 +138,11 @@ def _covered_classes(source: LabelSource, task: Task, path: Path) -> tuple[str, 
         for name in found:
             if name not in known:
                 raise LabelError(f"{path}: labels.{key} lists {name!r}; possible names are {', '.join(known)}")
+    if source.other_values == BACKGROUND and not task.allows_no_class:
+        raise LabelError(
+            f"{path}: labels.other_values is background, which the task does not have; set it to ignore, or list all "
+            "values in labels.values"
+        )
     if len(set(classes)) < len(classes):
         raise LabelError(f"{path}: labels.classes lists a class twice ({', '.join(classes)}); list each once")
     return classes
