@@ -68,6 +68,11 @@ class SceneCheck:
     ranges: BandRanges | None = field(default=None, compare=False)  # means depend on the order of summation
     appearance_distance: float | None = None
 
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of the scene."""
+        return self.grid.height * self.grid.width
+
 
 @dataclass(frozen=True)
 class Report:
@@ -117,11 +122,16 @@ class Report:
     def _parts(self) -> Iterator[str]:
         for part in dict.fromkeys(scene.part for scene in self.scenes):
             scenes = [scene for scene in self.scenes if scene.part == part]
-            pixels = sum(scene.grid.height * scene.grid.width for scene in scenes)
-            valid, labelled = sum(scene.valid for scene in scenes), sum(scene.labelled for scene in scenes)
+            read = [scene for scene in scenes if scene.ranges is not None]
+            pixels = sum(scene.pixels for scene in read)
+            valid, labelled = sum(scene.valid for scene in read), sum(scene.labelled for scene in read)
             shares = f"{_percent(valid, pixels)} valid, {_percent(labelled, pixels)} labelled"
             yield ""
-            yield f"{part}: {len(scenes)} scene{'s' * (len(scenes) != 1)}, {pixels:,} pixels, {shares}"
+            if unread := len(scenes) - len(read):
+                yield f"{part}: {_count(unread, 'scene')} or the labels could not be read, see the problems below"
+            if not read:
+                continue
+            yield f"{part}: {_count(len(read), 'scene')}, {pixels:,} pixels, {shares}"
             yield format_table(
                 ("  class", "pixels", "share"),
                 [(f"  {one.name}", f"{one.pixels:,}", _percent(one.pixels, one.known)) for one in self.classes(part)],
@@ -187,9 +197,10 @@ class Report:
         header += ["appearance"] * has_distance
         rows = []
         for scene in self.scenes[:_MAX_LISTED]:
-            grid, pixels = scene.grid, scene.grid.height * scene.grid.width
+            grid = scene.grid
             size = " x ".join(f"{side:.4g}" for side in grid.pixel_size)
-            shares = _percent(scene.valid, pixels), _percent(scene.labelled, pixels)
+            read = scene.pixels if scene.ranges is not None else 0
+            shares = _percent(scene.valid, read), _percent(scene.labelled, read)
             shape = str(grid.height), str(grid.width)
             row = [scene.name, scene.part, *shape, size, crs_name(grid.crs), str(len(scene.bands)), *shares]
             distance = "" if scene.appearance_distance is None else f"{scene.appearance_distance:.1f}"
@@ -408,6 +419,10 @@ def _warnings(report: Report) -> Iterator[str]:
 
 def _percent(part: int, whole: int) -> str:
     return format_percent(part / whole if whole else None)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _list_names(names: Sequence[str]) -> str:

@@ -310,7 +310,7 @@ def _leakage_problems(nearest: Sequence[SceneProximity]) -> list[str]:
     pairs = [each for each in nearest if each.shared and not {each.training, each.validation} & {*same}]
     if pairs:
         one = pairs[0]
-        more = f" ({len(pairs) - 1} more pairs of scenes overlap)" if len(pairs) > 1 else ""
+        more = f" ({_more_pairs(pairs)} overlapping)" if len(pairs) > 1 else ""
         found.append(
             f"training scene {one.training} and validation scene {one.validation} overlap in {one.shared} pixels{more};"
             " these would be excluded from training, and their neighbours make scores too good; remove one scene, or "
@@ -326,7 +326,7 @@ def proximity_warnings(recipe: Recipe, nearest: Sequence[SceneProximity]) -> Ite
     if pairs and not (isinstance(rule, SpatialSplit) and rule.gap is None):
         one = pairs[0]
         distance = f"{one.pixels:,.0f} pixels apart" if one.pixels >= 1 else "adjacent"
-        more = f" ({len(pairs) - 1} more pairs of scenes are less than a tile apart)" if len(pairs) > 1 else ""
+        more = f" ({_more_pairs(pairs)} less than a tile apart)" if len(pairs) > 1 else ""
         advice = (
             "leave data.val.gap out, or make it larger"
             if isinstance(rule, SpatialSplit)
@@ -336,3 +336,7 @@ def proximity_warnings(recipe: Recipe, nearest: Sequence[SceneProximity]) -> Ite
             f"training pixels in {one.training} and validation pixels in {one.validation} are {distance}, less than a "
             f"tile ({tile_size}){more}; scores may be slightly too good; {advice}"
         )
+
+
+def _more_pairs(pairs: Sequence[SceneProximity]) -> str:
+    return f"{len(pairs) - 1} more pair{'s' * (len(pairs) > 2)} of scenes {'are' if len(pairs) > 2 else 'is'}"

@@ -33,6 +33,7 @@ from segkit.recipe.mosaic_source import MosaicSource
 from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource, Dates
 from segkit.recipe.splits import SpatialSplit
+from segkit.runtime.tables import list_some
 from segkit.task import Task
 
 T = TypeVar("T")
@@ -309,7 +310,7 @@ def _describe_unpaired(scenes: Sequence[SceneFiles], labels: Sequence[Path]) -> 
         ours, theirs = patterns
         advice = f'if {{}} stands for the same part in both, set pair: "{ours}" for the images'
         advice += f' and labels.pair: "{theirs}"' if theirs != "{}" else ""
-    return f"no image and label have the same file name: {_list_some([images[0], *labels])}; {advice}"
+    return f"no image and label have the same file name: {list_some([images[0], *labels])}; {advice}"
 
 
 def _find_scenes(images: str | MosaicSource | Sequence[Any], pair: str | None) -> list[SceneFiles]:
@@ -420,8 +421,3 @@ def _is_file(path: Path) -> bool:
 
 def _as_list(items: str | MosaicSource | Sequence[T]) -> Sequence[Any]:
     return [items] if isinstance(items, str | MosaicSource) else items
-
-
-def _list_some(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(str(path) for path in paths[:3]) + more

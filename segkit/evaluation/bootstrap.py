@@ -67,18 +67,32 @@ class BootstrapIntervals:
             units[unit] = units.get(unit, 0) + counts
         if len(units) < 2:
             return None
-        random = np.random.default_rng(seed)
-        times_drawn = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=_N_RESAMPLES)
-        counts = np.tensordot(times_drawn, np.stack(list(units.values())), axes=1)  # (resamples, T, K, K)
-        totals, classes = _scores(self._task, counts)
-        return {
-            "unit": "scene" if by_scene else "block",
-            "units": len(units),
-            **{key: _interval(values) for key, values in totals.items()},
-            "per_class": {
-                name: {key: _interval(values) for key, values in scores.items()} for name, scores in classes.items()
-            },
-        }
+        found = score_intervals(self._task, np.stack(list(units.values())), seed)
+        return {"unit": "scene" if by_scene else "block", "units": len(units), **found}
+
+
+def score_intervals(task: Task, counts: NDArray[np.int64], seed: int = 0) -> dict[str, Any]:
+    """Return 95 % intervals of the scores of all units together, and ``per_class``; None where a score is undefined.
+
+    Parameters
+    ----------
+    task
+        The task of the units.
+    counts
+        int64 (units, T, K, K): the confusion matrices of units, which are drawn with replacement.
+    seed
+        Of the draw.
+    """
+    units = len(counts)
+    random = np.random.default_rng(seed)
+    times_drawn = random.multinomial(units, np.full(units, 1 / units), size=_N_RESAMPLES)
+    totals, classes = _scores(task, np.tensordot(times_drawn, counts, axes=1))  # (resamples, T, K, K)
+    return {
+        **{key: _interval(values) for key, values in totals.items()},
+        "per_class": {
+            name: {key: _interval(values) for key, values in scores.items()} for name, scores in classes.items()
+        },
+    }
 
 
 def _scores(

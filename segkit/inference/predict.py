@@ -259,8 +259,12 @@ def _summaries_or_raise(
     if failures and len(jobs) == 1:
         raise next(iter(failures.values()))
     if failures:
-        details = "".join(f"\n  {name}: {error_message(error)}" for name, error in failures.items())
-        raise ScenesError(f"{len(failures)} of {len(jobs)} scenes failed, the others are finished:{details}", summaries)
+        messages = {name: error_message(error) for name, error in failures.items()}
+        details = (text if text.startswith(name) else f"{name}: {text}" for name, text in messages.items())
+        others = "none is finished" if len(failures) == len(jobs) else "the others are finished"
+        raise ScenesError(
+            "\n  ".join([f"{len(failures)} of {len(jobs)} scenes failed, {others}:", *details]), summaries
+        )
     return summaries
 
 

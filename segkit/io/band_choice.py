@@ -194,8 +194,14 @@ class WantedBands(NamedTuple):
             raise RasterError(
                 f"{_where(stack)}: {what} {band!r}; its bands are {', '.join(names)}"
                 + suggest("give numbers in data.bands", "name the bands in data.band_names")
+                + suggest_stack({one.path for one in stack})
             )
         return found[0] + 1
+
+
+def suggest_stack(files: Collection[Path]) -> str:
+    """Return advice, as `suggest` does, for a scene without a band that it should have, if it is a single file."""
+    return suggest("add --stack if its bands are in files of their own") if len(files) == 1 else ""
 
 
 def _where(stack: Sequence[StackedBand]) -> str:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segkit.errors import DataError, ModelFileError
+from segkit.io.band_choice import suggest_stack
 from segkit.io.files import atomic_write
 from segkit.io.paths import PathLike
 from segkit.io.remote import redact
@@ -33,8 +34,10 @@ from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights, load_encoder_weights
 from segkit.recipe.imagery import Imagery, open_scene
 from segkit.recipe.schema import Model, Recipe
+from segkit.runtime.tables import list_some
 from segkit.runtime.version import VERSION
 
+_MAX_LISTED_BANDS = 8  # in a message
 _MIN_PROBABILITY = 1e-7  # of a mean of two; the logit of 0 would be infinite
 
 
@@ -295,8 +298,10 @@ class Segmenter(nn.Module):
             alpha = ", ".join(str(band.place) for band in scene.alpha_masks)
             masks = f" (without band {alpha}, which is alpha, a mask)" if alpha else ""
             raise ModelFileError(
-                f"{scene.paths[0]}: has {len(scene.bands)} bands{masks}, the model {self.path or self.recipe.name} was "
-                f"trained on {self.bands} ({', '.join(self.band_names)}); give a scene with these, in this order"
+                f"{scene.paths[0]}: has {len(scene.bands)} band{'s' * (len(scene.bands) > 1)}{masks}, the model "
+                f"{self.path or self.recipe.name} was trained on {self.bands} "
+                f"({list_some(self.band_names, _MAX_LISTED_BANDS)}); give a scene with these, in this order"
+                + suggest_stack(scene.paths)
             )
 
     def fingerprint(self) -> str:

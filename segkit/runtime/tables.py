@@ -1,4 +1,4 @@
-"""Tables of text."""
+"""Tables and lists of text."""
 
 from __future__ import annotations
 
@@ -23,3 +23,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     console = Console(file=io.StringIO(), width=10_000, color_system=None)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+
+def list_some(texts: Sequence[object], maximum: int = 3) -> str:
+    """Return texts as a list: "a, b, c and 4 more"."""
+    more = f" and {len(texts) - maximum} more" if len(texts) > maximum else ""
+    return ", ".join(map(str, texts[:maximum])) + more

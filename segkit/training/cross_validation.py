@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segkit.data.areas import with_fold
 from segkit.data.cache import Cache
 from segkit.data.pairing import recipe_files
 from segkit.errors import SegkitError, UsageError
+from segkit.evaluation.bootstrap import score_intervals
+from segkit.evaluation.metrics import Confusion
 from segkit.evaluation.scene_scores import correlate_with_distance, describe_scene, find_worst_scenes
 from segkit.io.files import atomic_write, check_distinct
 from segkit.io.paths import PathLike
@@ -22,6 +26,7 @@ from segkit.models.transfer import with_start
 from segkit.recipe.features import full_name
 from segkit.recipe.schema import Recipe
 from segkit.runtime.tables import format_table
+from segkit.task import Task
 from segkit.training.agreement import ValidationAreas
 from segkit.training.baselines import BASELINE_SCORES
 from segkit.training.comparison import MEASURES, Measure, Trial
@@ -29,6 +34,7 @@ from segkit.training.train import check_names, run_files
 from segkit.training.trials import check_trials, run_trial
 from segkit.training.variants import TrialPlan
 
+_MIN_FOLDS = 10  # for an interval of the scores of all folds together
 _SUMMARIES: dict[str, Callable[[Measure], float | None]] = {
     "mean": lambda measure: measure.mean,
     "spread": lambda measure: measure.std,
@@ -70,10 +76,31 @@ class CrossValidation:
         Folder with folds.json, folds.csv and the runs.
     folds
         One per fold, in order.
+    task
+        Their task.
     """
 
     folder: Path
     folds: tuple[FoldScores, ...]
+    task: Task
+
+    @property
+    def pooled(self) -> dict[str, Any]:
+        """The scores of the validation pixels of all folds together, as in ``metrics.json``.
+
+        With ten folds or more, ``intervals`` has 95 % intervals of a bootstrap of folds: of all groups of points, for
+        instance, if each fold is one of them.
+        """
+        matrices = [fold.trial.metrics["confusion"]["matrix"] for fold in self.folds]
+        counts = np.array(matrices, dtype=np.int64).reshape(
+            len(self.folds), self.task.n_targets, *[len(self.task.categories)] * 2
+        )
+        total = Confusion(self.task)
+        total.counts += counts.sum(axis=0)
+        scores = total.summary()
+        del scores["ece"]  # needs more than counts
+        intervals = score_intervals(self.task, counts) if len(counts) >= _MIN_FOLDS else None
+        return scores | {"intervals": intervals}
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -99,7 +126,7 @@ class CrossValidation:
         starts = ["", *(f"{learner} " for learner in learners)]
         titles = [f"{start}{MEASURES[key]}" for start in starts for key in BASELINE_SCORES]
         rows = [(name, *("-" if value is None else f"{value:.4f}" for value in row)) for name, row in self.rows]
-        lines = [format_table(("fold", *titles), rows)]
+        lines = [format_table(("fold", *titles), rows), self._describe_pooled()]
         lines += [f"{learner}: {full_name(learner)} of single pixels, for comparison" for learner in learners]
         scenes = self.scenes
         lines += [
@@ -111,6 +138,16 @@ class CrossValidation:
                 f"rank correlation of accuracy and distance: {correlation.value:.2f} ({correlation.scenes} scenes)"
             )
         return "\n".join(lines)
+
+    def _describe_pooled(self) -> str:
+        pooled = self.pooled
+        texts = []
+        for key in BASELINE_SCORES:
+            value, interval = pooled[key], (pooled["intervals"] or {}).get(key)
+            around = "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
+            texts.append(f"{MEASURES[key]} {'-' if value is None else f'{value:.4f}'}{around}")
+        note = "" if pooled["intervals"] is None else "; 95 % intervals of a bootstrap of folds"
+        return f"all folds together: {', '.join(texts)}, {pooled['pixels']:,} pixels{note}"
 
 
 def cross_validate(
@@ -180,7 +217,7 @@ def cross_validate(
             scores = baseline_scores(trial.metrics)
             unknown = dict.fromkeys(BASELINE_SCORES)
             found.append(FoldScores(trial, {name: scores.get(name, unknown) for name in base.train.baselines}))
-    result = CrossValidation(folder, tuple(found))
+    result = CrossValidation(folder, tuple(found), base.task)
     _write(result)
     return result
 
@@ -215,6 +252,12 @@ def _write(result: CrossValidation) -> None:
         for key, measure in result.measures.items()
     }
     worst = next(iter(find_worst_scenes(result.scenes, 1)), None)
-    stored = {"folds": folds, "summary": summary, "worst_scene": worst, "scenes": result.scenes}
+    stored = {
+        "folds": folds,
+        "summary": summary,
+        "pooled": result.pooled,
+        "worst_scene": worst,
+        "scenes": result.scenes,
+    }
     with atomic_write(result.folder / "folds.json") as part:
         part.write_text(json.dumps(stored, indent=2))

@@ -31,9 +31,13 @@ class TrainingStandIn:
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.running_var.uniform_(0.05, 0.3)
         model._receptive_field = 40  # takes a second to measure
-        scores = np.random.default_rng(len(self.calls)).random(len(SCORES)).tolist()
+        random = np.random.default_rng(len(self.calls))
+        scores = random.random(len(SCORES)).tolist()
         metrics = dict(zip(SCORES, scores, strict=True))
         metrics["baselines"] = {"lda": {key: 1 - score for key, score in metrics.items()}}
+        size = len(recipe.task.categories)
+        counts = random.integers(1, 50, (recipe.task.n_targets, size, size)).tolist()
+        metrics["confusion"] = {"matrix": counts[0] if recipe.task.n_targets == 1 else counts}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         model.save(folder / "model.safetensors")
 

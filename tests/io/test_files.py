@@ -332,6 +332,11 @@ def test_outputs_that_are_one_file_or_an_input_are_refused_whatever_leads_there(
         with pytest.raises(UsageError, match="which is an input; look"):
             check_distinct([file], [None, way], advice="look")
     check_distinct([file, None, "b.tif"], ["c.tif", "c.tif", "https://example.org/a.tif", None])
+    (tmp_path / "a.json").write_text("{}")
+    check_distinct(["a.json"], [file])
+    (tmp_path / "a.json").write_text('{"assets": {"data": {"href": "./a.tif", "bands": [{"name": "red"}]}}}')
+    with pytest.raises(UsageError, match=r"a\.json would overwrite .*a\.tif, which is an input"):
+        check_distinct(["a.json"], [file])  # a STAC item from which names of bands are read
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,30 @@ def test_the_table_has_the_baselines_of_the_recipe(folder, tmp_path, training):
     assert list(cross_validate(plain, tmp_path / "plain", folds=2).measures) == list(BASELINE_SCORES)
 
 
+@pytest.mark.parametrize("folds", [3, 12])
+def test_the_scores_of_all_folds_together_are_those_of_all_pixels(folder, tmp_path, training, folds):
+    """Oracle: the summed matrices; the interval of accuracy is near that of the normal approximation for a ratio."""
+    result = cross_validate(recipe_for(folder, "binary", data=BLOCKS), tmp_path / "out", folds=folds)
+    matrices = np.array([fold.trial.metrics["confusion"]["matrix"] for fold in result.folds])
+    total, correct = matrices.sum(axis=(1, 2)), np.trace(matrices, axis1=1, axis2=2)
+    accuracy = correct.sum() / total.sum()
+    pooled = json.loads((tmp_path / "out/folds.json").read_text())["pooled"]
+    assert pooled["overall_accuracy"] == pytest.approx(accuracy)
+    assert pooled["confusion"]["matrix"] == matrices.sum(axis=0).tolist()
+    background, one = (matrices.sum(axis=0)[k, k] for k in range(2))
+    assert pooled["mean_iou"] == pytest.approx(
+        np.mean([hit / (total.sum() - other) for hit, other in ((background, one), (one, background))])
+    )
+    assert f"all folds together: accuracy {accuracy:.4f}" in result.render()
+    if folds < 10:
+        assert pooled["intervals"] is None
+        return
+    low, high = pooled["intervals"]["overall_accuracy"]
+    half = 1.96 * np.sqrt(((correct - accuracy * total) ** 2).sum()) / total.sum()
+    assert [low, high] == pytest.approx([accuracy - half, accuracy + half], abs=0.2 * half)
+    assert f"({low:.4f} to {high:.4f})" in result.render()
+
+
 def test_a_score_that_is_undefined_in_a_fold_is_left_out(folder, tmp_path, training):
     recipe = recipe_for(folder, "binary", data=BLOCKS)
     cross_validate(recipe, tmp_path / "out", folds=2)

@@ -21,6 +21,7 @@ from segkit.errors import DataError, LabelError
 from segkit.io.class_table import Legend, format_color, parse_color
 from segkit.io.raster import open_raster
 from segkit.recipe.label_source import LabelSource
+from segkit.runtime.tables import list_some
 from segkit.task import BACKGROUND, Task
 
 # They differ from every code of a label raster.
@@ -150,9 +151,8 @@ def _color_text(color: int) -> str:
 def _list_colors(counts: Mapping[int, int], maximum: int = 5) -> str:
     """List colours with their pixels, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda each: -each[1])
-    listed = ", ".join(f"{_color_text(color)} ({number} pixels)" for color, number in ordered[:maximum])
-    more = f" and {len(ordered) - maximum} more" if len(ordered) > maximum else ""
-    return f"the colours {listed}{more}"
+    listed = list_some([f"{_color_text(color)} ({number} pixels)" for color, number in ordered], maximum)
+    return f"the colours {listed}"
 
 
 def _describe_picture(file: LabelFile, classes: Sequence[str]) -> str | None:

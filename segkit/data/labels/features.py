@@ -30,7 +30,10 @@ from segkit.io.points import (
 from segkit.io.polygons import Polygons, as_polygons, project_to_grid, rasterize_shapes
 from segkit.io.vector import VECTOR_SUFFIXES
 from segkit.recipe.label_source import LabelSource
+from segkit.runtime.tables import list_some
 from segkit.task import BACKGROUND, IGNORE, Task
+
+_MAX_LISTED_VALUES = 12  # in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,14 +252,9 @@ def _feature_classes(
         what = "points" if isinstance(layer, Points) else "polygons"
         counts = [f"{repr(value) if value else 'no value'} ({number})" for value, number in unknown.most_common()]
         raise LabelError(
-            f"{path}: field {source.field!r} has undefined values (number of {what}): {_list_some(counts)}; defined "
-            f'are {_list_some(list(table))}; map them in labels.values (null: unlabelled; "": no value), or set '
-            "labels.other_values: ignore for all of them"
+            f"{path}: field {source.field!r} has undefined values (number of {what}): "
+            f"{list_some(counts, _MAX_LISTED_VALUES)}; defined are {list_some(list(table), _MAX_LISTED_VALUES)}; map "
+            'them in labels.values (null: unlabelled; "": no value), or set labels.other_values: ignore for all of them'
         )
     others = indices[BACKGROUND] if source.other_values == BACKGROUND else unlabelled
     return np.array([table.get(value, others) for value in values], dtype=np.intp)
-
-
-def _list_some(texts: Sequence[str], maximum: int = 12) -> str:
-    more = f" and {len(texts) - maximum} more" if len(texts) > maximum else ""
-    return ", ".join(texts[:maximum]) + more
