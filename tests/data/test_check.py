@@ -152,7 +152,13 @@ def test_scenes_unlike_the_others_are_one_note(place):
 def test_a_code_in_several_windows_is_one_problem(place, monkeypatch):
     monkeypatch.setattr(examination, "_WINDOW_PX", 12)
     write_raster(place / "labels" / "0.tif", np.full((SIZE, SIZE), 9))
-    only(check(recipe(place)).problems, f"code 9 ({SIZE * SIZE} pixels)")
+    report = check(recipe(place))
+    only(report.problems, f"code 9 ({SIZE * SIZE} pixels)")
+    # What is known of the scene whose labels cannot be read is not given as shares of 0.
+    lines = report.render().splitlines()
+    assert "train: 1 scene or the labels could not be read, see the problems below" in lines
+    assert any(line.startswith(f"train: 1 scene, {SIZE * SIZE} pixels") for line in lines)
+    assert next(line for line in lines if line.startswith("0 ")).split()[-2:] == ["-", "-"]
 
 
 def test_missing_files_are_problems(place):

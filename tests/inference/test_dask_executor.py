@@ -27,7 +27,7 @@ from dask_workers import forked_workers
 from killing import names
 from places import ROOT
 from predicting import UTM, placed, read, write_area
-from synthetic import segmenter, write_pair
+from synthetic import cut_raster, segmenter, write_pair
 from typer.testing import CliRunner
 
 from segkit.cli import app as cli
@@ -37,6 +37,7 @@ from segkit.inference import tiling as plan
 from segkit.inference.dask_executor import connect
 from segkit.inference.predict import predict
 from segkit.inference.tasks import PredictBand
+from segkit.io.mosaic import Mosaic
 from segkit.models.segmenter import load
 
 RASTERS = ("map", "probabilities", "confidence")
@@ -88,6 +89,19 @@ def assert_same(left, right):
     assert not [*left.rglob("*.part"), *left.rglob("*.bands")]
     for name in found:
         np.testing.assert_array_equal(read(left / name), read(right / name))
+
+
+def test_workers_map_a_mosaic_as_this_process_does(made, tmp_path, executor):
+    """The scene is cut into four files; so is its map."""
+    folder = made["binary"]
+    tiles = Mosaic(cut_raster(folder / "images/a.tif", tmp_path / "tiles", [100], [70]))
+    predict(folder / "model.safetensors", folder / "images/a.tif", tmp_path / "whole.tif", **FAST)
+    for name, options in (("local", {}), ("workers", {"executor": executor})):
+        (tmp_path / name).mkdir()
+        predict(folder / "model.safetensors", tiles, tmp_path / name, like_input=True, **FAST, **options)
+    assert_same(tmp_path / "local", tmp_path / "workers")
+    predict(folder / "model.safetensors", tiles, tmp_path / "map.tif", executor=executor, **FAST)
+    np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(tmp_path / "whole.tif"))
 
 
 class Meddling:

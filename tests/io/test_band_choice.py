@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from rasterio.enums import ColorInterp
 from synthetic import write_raster
 
-from segkit.errors import RasterError
+from segkit.errors import GridError, RasterError
 from segkit.io.alpha_bands import has_varying_values
 from segkit.io.scene import Scene
 
@@ -48,6 +49,31 @@ def test_names_of_the_recipe_replace_those_of_the_files(tmp_path, pixels):
     assert Scene.from_files(path, band_names=(*RGBN[:3], "mask")).band_names == RGBN[:3]
     with pytest.raises(RasterError, match=r"a\.tif: data\.band_names names 2 bands, there are 4"):
         Scene.from_files(path, band_names=("red", "nir"))
+
+
+def test_files_of_several_resolutions_are_told_apart_by_their_names_in_any_order(tmp_path, pixels):
+    """As in a Sentinel-2 product; the first file gives the grid."""
+    files, expected = [], []
+    for band, name, step in ((0, "B02", 1), (1, "B08", 1), (2, "B11", 2)):
+        coarse = pixels[band, ::step, ::step]
+        path = tmp_path / f"T33TWM_20230601T100601_{name}_{10 * step}m.tif"
+        with rasterio.open(write_raster(path, coarse), "r+") as dataset:
+            dataset.transform = dataset.transform @ Affine.scale(step)
+        files.append(path)
+        expected.append(coarse)
+    scene = Scene.from_files(files, resample=True)
+    assert scene.grid.shape == (30, 40)
+    first = scene.read().pixels
+    np.testing.assert_array_equal(first[:2], expected[:2])
+    for order in ((1, 0, 2), (1, 2, 0), (0, 2, 1)):
+        other = Scene.from_files([files[at] for at in order], trained=scene.band_names, resample=True)
+        assert other.grid == scene.grid
+        np.testing.assert_array_equal(other.read().pixels, first)
+    coarse_first = Scene.from_files(files[::-1], trained=scene.band_names, resample=True)
+    assert coarse_first.grid.shape == (15, 20)
+    np.testing.assert_array_equal(coarse_first.read().pixels[2], expected[2])
+    with pytest.raises(GridError, match=r"a scene has one grid; .*set data\.resample: true"):
+        Scene.from_files(files)
 
 
 def test_a_name_that_no_band_or_several_bands_have_is_refused(tmp_path, pixels):

@@ -18,7 +18,7 @@ from affine import Affine
 from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.windows import Window
 from server import serving
-from synthetic import recipe_for, segmenter, write_pair
+from synthetic import cut_raster, recipe_for, segmenter, write_pair
 
 from segkit.data.check import check
 from segkit.errors import DataError, RasterError, SegkitError, UsageError
@@ -27,6 +27,7 @@ from segkit.inference.predict import predict
 from segkit.io import raster, remote
 from segkit.io.file_search import RASTER_SUFFIXES, expand_paths
 from segkit.io.files import check_folder, check_output, require_file
+from segkit.io.mosaic import Mosaic
 from segkit.io.raster import open_raster
 from segkit.io.remote import Remote, as_path
 from segkit.io.scene import Scene
@@ -139,6 +140,18 @@ def test_pixels_are_those_of_the_file(server):
         assert scene.name == compress
         for window in (scene.grid.full_window, Window(100, 200, 77, 33), Window(-5, 490, 40, 40)):
             assert same(scene.read(window), Scene.from_files(file).read(window))
+
+
+def test_remote_files_side_by_side_are_one_scene(server, tmp_path):
+    whole = write_cog(tmp_path / "whole.tif", 300)
+    cut_raster(whole, server.folder / "tiles", [128], [128])
+    names = sorted(path.name for path in (server.folder / "tiles").iterdir())
+    scene = Scene.from_files(Mosaic([server.url(f"tiles/{name}") for name in names]))
+    assert scene.grid.shape == (300, 300)
+    np.testing.assert_array_equal(scene.read().pixels, Scene.from_files(whole).read().pixels)
+    server.forget()
+    scene.read(Window(200, 200, 50, 50))
+    assert {name for method, name, _ in server.asked if method == "GET"} <= {f"tiles/{names[3]}"}
 
 
 def test_a_window_costs_its_tiles(server, cog):
