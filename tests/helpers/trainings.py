@@ -33,8 +33,8 @@ class TrainingStandIn:
         model._receptive_field = 40  # takes a second to measure
         scores = np.random.default_rng(len(self.calls)).random(len(SCORES)).tolist()
         metrics = dict(zip(SCORES, scores, strict=True))
-        metrics["epochs"] = dict.fromkeys(("kept", "finished", "planned"), recipe.train.epochs)
         metrics["baselines"] = {"lda": {key: 1 - score for key, score in metrics.items()}}
+        metrics["epochs"] = dict.fromkeys(("kept", "finished", "planned"), recipe.train.epochs)
         (folder / "metrics.json").write_text(json.dumps(metrics))
         model.metrics = metrics
         model.save(folder / "model.safetensors")
