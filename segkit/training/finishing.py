@@ -96,7 +96,7 @@ def count_epochs(folder: Path, recipe: Recipe) -> Epochs:
     """
     chosen = _chosen(folder, recipe)
     if not chosen.is_file():
-        raise UsageError(f"{folder}: no epoch is finished, so there is no model to write; train at least one epoch")
+        raise UsageError(f"{folder}: no epoch is finished, so there is no model to write; train one at least")
     kept = int(read_checkpoint(chosen)["epoch"]) + 1
     return Epochs(kept, max(kept, finished_epochs(folder)), recipe.train.epochs)
 

@@ -79,7 +79,7 @@ def test_a_run_that_was_interrupted_in_the_middle_of_epochs_and_at_the_end_is_th
     # In the first epoch: both with and without `resume` it starts again.
     assert stopped(monkeypatch, 1, recipe, folder) == "no epoch was finished"
     assert [path.name for path in folder.iterdir()] == ["recipe.yaml"]
-    with pytest.raises(UsageError, match="no epoch is finished, so there is no model to write"):
+    with pytest.raises(UsageError, match="no epoch is finished, so there is no model to write; train one"):
         finish(folder)
     assert stopped(monkeypatch, 1, recipe, folder, resume=True, show_progress=True) == "no epoch was finished"
     assert "no epoch is finished; starting with the first" in capsys.readouterr().err
