@@ -127,7 +127,12 @@ def test_an_extended_run_follows_the_schedule_of_all_its_epochs_and_keeps_the_be
     longer = short(data, epochs=4)
     with pytest.raises(RecipeError, match=r"2 epochs are finished already, but train\.epochs is 1; .* segkit finish"):
         train(short(data, epochs=1), folder, resume=True)
-    run = train(longer, folder, resume=True)
+    used, own = [], TrainingModule.training_step
+    with monkeypatch.context() as patch:
+        record = lambda module, *given: (used.append(module.optimizers().param_groups[0]["lr"]), own(module, *given))[1]  # noqa: E731
+        patch.setattr(TrainingModule, "training_step", record)
+        run = train(longer, folder, resume=True)
+    assert used[0] == pytest.approx(0.01 * (1 + np.cos(np.pi * 3 / 7)) / 2)  # the checkpoint holds 0
     assert run.metrics["epochs"] == {"kept": 2, "finished": 4, "planned": 4}
     assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["epoch"] == 1
     assert Recipe.load(folder / "recipe.yaml") == longer
