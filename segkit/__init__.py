@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from segkit.task import Task as Task
     from segkit.training.compare import compare as compare
     from segkit.training.cross_validation import cross_validate as cross_validate
+    from segkit.training.finishing import finish as finish
     from segkit.training.train import train as train
     from segkit.vector import polygons as polygons
     from segkit.vector import vectorize as vectorize
@@ -45,6 +46,7 @@ _HOMES = {
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
     "evaluate": "segkit.evaluation.evaluate",
+    "finish": "segkit.training.finishing",
     "load": "segkit.models.segmenter",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",

@@ -126,7 +126,7 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     here = shutil.copytree(workplace, tmp_path / "here")
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
-    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst_windows", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["segkit.training.results"], "draw_worst_windows", lambda *_, **__: None)
     if document.name in ("assess.md", "change.md"):
         finished_maps(here)
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
@@ -140,7 +140,7 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
 def test_examples_of_the_help_run(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = shutil.copytree(workplace, tmp_path / "here")
     monkeypatch.chdir(here)
-    monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst_windows", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["segkit.training.results"], "draw_worst_windows", lambda *_, **__: None)
     found = examples()
     # Those that take a finished map first; the demo and the cluster are tested where they belong.
     found.sort(key=lambda line: "segkit predict" not in line)

@@ -22,6 +22,7 @@ PUBLIC = {
     "compare",
     "cross_validate",
     "evaluate",
+    "finish",
     "load",
     "polygons",
     "predict",

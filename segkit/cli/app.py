@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,19 +25,23 @@ import segkit.cli.assess
 import segkit.cli.demo
 import segkit.cli.mapping
 import segkit.cli.training  # noqa: F401 - these register their commands
-from segkit.cli.root import RENAMED_OPTIONS, app, assess_app
+from segkit.cli.root import RENAMED_OPTIONS, Stopped, app, assess_app
 from segkit.errors import KEY_PATTERN, RECIPE_OPTION, SegkitError, limit_suggestions
 from segkit.runtime.extras import describe_missing_package
 
 # What a shell expects after a signal, and after that of Ctrl-C.
 _SIGNALLED, _INTERRUPTED = 128, 130
 _SAME_SIGNAL_SECONDS = 2
-# What an interrupted command leaves, and how to continue.
+# What an interrupted command leaves, and how to continue, if it does not tell itself.
 _KEPT = {
-    "train": "finished epochs are kept; continue with --resume",
+    "train": "nothing has changed; run the same command again",
+    "finish": "finished epochs are kept; run the same command again",
     "compare": "finished trainings are kept; run the same command again to continue",
     "predict": "finished parts are kept; run the same command again to continue",
 }
+# Commands that load torch, which takes seconds, and the libraries of which they load one first.
+_SLOW_COMMANDS = {"check", "compare", "demo", "evaluate", "finish", "predict", "report", "train"}
+_FIRST_LIBRARIES = {"lightning", "numpy", "torch"}
 # What libraries say when they get no memory, in lower case.
 _NO_MEMORY = (
     "allocate memory", "alloc_cpu", "failed to map segment", "out of memory", "not enough memory",
@@ -55,13 +60,50 @@ def main() -> None:
     warnings.showwarning = _warn
     with _ended_by_signals() as received:
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-        code = _run(arguments, debug=debug)
+        kept = _KEPT.get(" ".join(arguments[:1]), "no partial output is left")
+        try:
+            with _announce_loading(arguments):
+                code = _run(arguments, debug=debug)
+        except Stopped as stopped:
+            code, kept = _INTERRUPTED, str(stopped) or kept
         if received:
             code = _SIGNALLED + received[0]
         if code == _INTERRUPTED or received:  # typer makes this code of Ctrl-C itself
             what = f"ended by {signal.Signals(received[0]).name}" if received else "interrupted"
-            _fail(f"{what}; {_KEPT.get(' '.join(arguments[:1]), 'no partial output is left')}", code)
+            _fail(f"{what}; {kept}", code)
         sys.exit(code)
+
+
+@contextmanager
+def _announce_loading(arguments: Sequence[str]) -> Iterator[None]:
+    """Print a line on stderr as soon as a slow command starts to load its libraries, if they are not loaded yet."""
+    if not _SLOW_COMMANDS.intersection(arguments[:1]) or not _is_first_process():
+        yield
+        return
+    finder = _LoadingNotice()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        finder.remove()
+
+
+class _LoadingNotice(MetaPathFinder):
+    """Finds no module, but is asked for each that is loaded; prints a line at the first slow one."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname in _FIRST_LIBRARIES:
+            self.remove()
+            print("segkit: loading libraries ...", file=_messages(), flush=True)
+
+    def remove(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+def _is_first_process() -> bool:
+    """Whether this is not one of the further processes of a training on several devices."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:

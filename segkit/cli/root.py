@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
     "Prepare": ("demo", "check", "schema", "cache"),
-    "Train": ("train", "compare"),
+    "Train": ("train", "finish", "compare"),
     "Map": ("predict", "vectorize", "change"),
     "Evaluate": ("evaluate", "assess"),
     "Share": ("report",),
@@ -28,8 +28,19 @@ RENAMED_OPTIONS = {
 }
 
 
+class Stopped(BaseException):
+    """Ctrl-C or a signal in a command; the message, if there is one, says what is kept and how to continue."""
+
+
 class _Grouped(TyperGroup):
     """Lists commands in groups."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; of a KeyboardInterrupt typer would keep the exit code alone."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped(*error.args) from None
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group."""

@@ -1,12 +1,14 @@
-"""Commands that prepare and train: check, train, compare, cache, schema."""
+"""Commands that prepare and train: check, train, finish, compare, cache, schema."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +16,10 @@ from segkit.cli.options import Force, Overwrite, RecipeFile, Set
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.errors import SegkitError
+
+if TYPE_CHECKING:
+    from segkit.training.results import Run
+    from segkit.training.resume import TrainingInterrupted
 
 
 @app.command(
@@ -56,6 +62,7 @@ def check(
 @app.command(
     epilog=examples(
         "segkit train configs/deforestation.yaml -o forest --set train.epochs=3",
+        "segkit train configs/deforestation.yaml -o forest --resume --set train.epochs=4",
         "segkit train configs/deforestation.yaml -o folds --folds 2 --set train.epochs=1",
         "segkit train configs/deforestation.yaml -o tuned --from forest.safetensors --set train.learning_rate=1e-4",
     )
@@ -83,32 +90,81 @@ def train(
 ) -> None:
     """Train a model: RUN/model.safetensors, metrics.json, log.csv, curves.png."""
     if folds is not None:
-        if fold is not None or resume:
-            why = "one fold is trained with --fold, all with --folds" if fold else "--folds resumes without it"
-            raise typer.BadParameter(f"{why}; leave it out", param_hint="--fold" if fold else "--resume")
-        _train_folds(recipe, output, folds, set_ or (), from_, force=force, overwrite=overwrite)
+        if fold is not None:
+            raise typer.BadParameter(
+                "one fold is trained with --fold, all with --folds; leave it out", param_hint="--fold"
+            )
+        _train_folds(recipe, output, folds, set_ or (), from_, resume=resume, force=force, overwrite=overwrite)
         return
     from lightning.pytorch.utilities import rank_zero_only
 
+    from segkit.training.resume import TrainingInterrupted
     from segkit.training.train import train as run
 
-    result = run(
-        recipe,
-        output,
-        resume=resume,
-        overwrite=overwrite,
-        overrides=set_ or (),
-        fold=fold,
-        start_from=from_,
-        force=force,
-        show_progress=True,
-    )
+    try:
+        result = run(
+            recipe,
+            output,
+            resume=resume,
+            overwrite=overwrite,
+            overrides=set_ or (),
+            fold=fold,
+            start_from=from_,
+            force=force,
+            show_progress=True,
+        )
+    except TrainingInterrupted as error:
+        raise KeyboardInterrupt(f"{error}; {_next_commands(error)}") from None
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return  # the first process of several speaks for all
-    print_metrics(result.metrics)
-    print_worst_scenes(result.metrics, 1)
-    curves = result.folder / "curves.png"  # a classical learner has none
-    print(f"\nmodel {result.model}" + (f"\ncurves {curves}" if curves.is_file() else ""))
+    _print_run(result)
+
+
+def _next_commands(stopped: TrainingInterrupted) -> str:
+    """Return the commands that continue a training, or end it."""
+    finish_ = f"segkit finish {shlex.quote(str(stopped.folder))}"
+    if stopped.has_ended:
+        return f"to write them: {finish_}"
+    words = ["segkit", *(word for word in sys.argv[1:] if word != "--debug")]
+    if not stopped.finished:
+        return f"to start again: {shlex.join(words)}"
+    words = [word for word in words if word not in ("--overwrite", "--resume")] + ["--resume"]
+    return f"to continue: {shlex.join(words)}; to write a model now: {finish_}"
+
+
+def _print_run(run: Run) -> None:
+    """Print the scores, the time taken, the files of a run, and the next command."""
+    from segkit.models.run_folder import LOG, METRICS, RECIPE
+    from segkit.runtime.progress import format_duration
+    from segkit.training.results import CURVES, WORST
+
+    print_metrics(run.metrics)
+    print_worst_scenes(run.metrics, 1)
+    epochs = run.metrics.get("epochs")  # a classical learner has none
+    trained = epochs and f"; {epochs['finished']} of {epochs['planned']} epochs, model of epoch {epochs['kept']}"
+    print(f"\ntime {format_duration(run.seconds)}{trained or ''}")
+    names = {
+        "model": run.model.name, "scores": METRICS, "log": LOG, "curves": CURVES, "worst windows": WORST,
+        "recipe": RECIPE, "checkpoints": "checkpoints", "tensorboard": "tensorboard",
+    }  # fmt: skip
+    for what, name in names.items():
+        if (run.folder / name).exists():
+            print(f"{what} {run.folder / name}")
+    print(f"next: segkit predict {shlex.quote(str(run.model))} SCENE.tif -o map.tif")
+
+
+@app.command(
+    epilog=examples(
+        "segkit finish forest",
+    )
+)
+def finish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="Run folder of segkit train.")],
+) -> None:
+    """Write the model of the best epoch so far of an interrupted training, with its scores; it can still be resumed."""
+    from segkit.training.finishing import finish as call
+
+    _print_run(call(run, show_progress=True))
 
 
 def _train_folds(
@@ -118,6 +174,7 @@ def _train_folds(
     overrides: Sequence[str],
     start_from: Path | None,
     *,
+    resume: bool,
     force: bool,
     overwrite: bool,
 ) -> None:
@@ -130,6 +187,7 @@ def _train_folds(
         folds=folds,
         overrides=overrides,
         start_from=start_from,
+        resume=resume,
         force=force,
         overwrite=overwrite,
         show_progress=True,

@@ -20,7 +20,7 @@ from segkit.io.remote import Remote, as_path, require_local
 from segkit.io.stac import find_stac_items
 
 # A folder is locked by a file in it: network file systems lock files between machines, but not folders.
-_LOCK = ".lock"
+LOCK_FILE = ".lock"
 _lock_descriptors: set[int] = set()
 
 # Bytes by which the names of temporary files and folders are longer than those of the outputs.
@@ -278,7 +278,7 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     with as_output_error(final), temporary_folder(final.parent, final.name) as folder, as_output_error(final):
         yield folder / final.name
         written = sorted(folder.iterdir(), key=lambda file: file.name == final.name)
-        written = [file for file in written if file.name != _LOCK]
+        written = [file for file in written if file.name != LOCK_FILE]
         if not written or written[-1].name != final.name:
             raise OutputError(f"{final} was not written")
         for file in written:
@@ -391,7 +391,7 @@ def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[bool]:
     if sys.platform == "win32":
         yield False
         return
-    file = folder / _LOCK
+    file = folder / LOCK_FILE
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     _lock_descriptors.add(descriptor)
     try:

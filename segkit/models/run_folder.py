@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segkit.errors import RecipeError
+from segkit.errors import OutputError, RecipeError
+from segkit.io.files import LOCK_FILE, as_output_error, lock_folder
 from segkit.recipe.schema import Recipe
 
 # Paths in a run folder.
 MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml", "log.csv"
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
-# Keys that may be changed when a run is resumed: those that help against non-finite numbers.
-CHANGEABLE = ("train.learning_rate", "train.precision")
+# Keys that may be changed when a run is resumed: how long it trains, what helps against non-finite numbers, and the
+# machine. Others would make it another experiment.
+CHANGEABLE = (
+    "train.epochs", "train.early_stopping", "train.learning_rate", "train.precision", "train.device", "train.workers",
+    "data.cache",
+)  # fmt: skip
 
 _OLD_BASELINES = {"linear_discriminant": "lda"}  # {name in older metrics.json: name of the learner}
 
@@ -48,12 +54,57 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
 
 
-def resume_key(raw: dict[str, Any]) -> str:
-    """Return the YAML of a recipe without `CHANGEABLE`, which must be equal when a run is resumed; changes `raw`."""
-    for key in CHANGEABLE:
-        part, name = key.split(".")
-        raw[part].pop(name, None)
-    return yaml.safe_dump(raw, sort_keys=False)
+def changed_keys(before: Any, after: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return {key: (value before, value after)} of the keys in which two raw recipes differ; None if one lacks it."""
+    if before == after:
+        return {}
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        pairs = {str(key): (before.get(key), after.get(key)) for key in {**before, **after}}
+    elif _are_tables(before, after) and len(before) == len(after):
+        pairs = {str(number): pair for number, pair in enumerate(zip(before, after, strict=True))}
+    else:
+        return {place: (before, after)}
+    found = (changed_keys(old, new, f"{place}.{key}".lstrip(".")) for key, (old, new) in pairs.items())
+    return {key: values for each in found for key, values in each.items()}
+
+
+def _are_tables(*values: Any) -> bool:
+    """Whether all values are lists of mappings, as classes are."""
+    return all(
+        isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(each, Mapping) for each in value)
+        for value in values
+    )
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Make a run folder and lock it during the block; it is removed at the end if it is new and still empty.
+
+    Raises
+    ------
+    OutputError
+        Another process has locked it, or it cannot be made.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, made)
+        with as_output_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(lock_folder(folder))
+            except (BlockingIOError, FileNotFoundError):
+                raise OutputError(
+                    f"{folder}: another training or segkit finish is writing to it; let it end or stop it (Ctrl-C), or "
+                    "name another folder"
+                ) from None
+        stack.callback((folder / LOCK_FILE).unlink, missing_ok=True)
+        yield
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def baseline_scores(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:

@@ -365,9 +365,12 @@ def _describe_training(model: Segmenter) -> str:
     if model.is_classical:
         used, labelled = (model.metrics.get(key, 0) for key in ("fitted_pixels", "labelled_pixels"))
         return f"fitted to {used:,} of {labelled:,} labelled pixels"
+    found = model.metrics.get("epochs", {"finished": setup.epochs, "planned": setup.epochs})
+    ended = "" if found["finished"] == found["planned"] else f" of {found['planned']} planned"
+    epochs = f"{found['finished']} epochs{ended}"
     steps = "" if setup.steps_per_epoch is None else f" of {setup.steps_per_epoch} steps"
     return (
-        f"{setup.epochs} epochs{steps}, batches of {setup.batch_size} tiles of {setup.tile_size} x "
+        f"{epochs}{steps}, batches of {setup.batch_size} tiles of {setup.tile_size} x "
         f"{setup.tile_size} pixels; learning rate {setup.learning_rate:g}; loss "
         f"{' + '.join(f'{weight:g} {name}' for name, weight in setup.loss.items())}"
     )

@@ -116,6 +116,15 @@ class _Lines:
         print(line, file=sys.stderr)
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration: "12 s", "3 min 5 s", "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def format_count(number: float) -> str:
     """Format whole numbers and numbers of 100 or more without decimals, others with three significant digits."""
     return f"{number:,.0f}" if number >= 100 or number == round(number) else f"{number:.3g}"

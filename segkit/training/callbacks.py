@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
 from segkit.errors import TrainingError, suggest
@@ -106,8 +106,10 @@ class EpochLog(Callback):
             writer.writerows({name: f"{value:.8g}" for name, value in each.items()} for each in (*rows, row))
 
 
-class ProgressCallback(Callback):
-    """Shows a progress bar over all steps, and prints one line per epoch.
+class ProgressCallback(Checkpoint):
+    """Shows a progress bar over all steps, and prints one line per epoch once its checkpoint is written.
+
+    Lightning calls subclasses of Checkpoint last, in their order.
 
     Parameters
     ----------

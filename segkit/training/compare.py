@@ -15,7 +15,7 @@ from segkit.recipe.schema import Recipe
 from segkit.training.agreement import ValidationAreas, check_comparable, measure_agreement
 from segkit.training.comparison import Comparison
 from segkit.training.comparison_output import summarize_trials, write_comparison
-from segkit.training.train import run_files
+from segkit.training.resume import run_files
 from segkit.training.trials import check_trials, run_trial
 from segkit.training.variants import plan_trials, variant_names
 

@@ -30,7 +30,8 @@ from segkit.task import Task
 from segkit.training.agreement import ValidationAreas
 from segkit.training.baselines import BASELINE_SCORES
 from segkit.training.comparison import MEASURES, Measure, Trial
-from segkit.training.train import check_names, run_files
+from segkit.training.resume import run_files
+from segkit.training.train import check_names
 from segkit.training.trials import check_trials, run_trial
 from segkit.training.variants import TrialPlan
 
@@ -157,6 +158,7 @@ def cross_validate(
     folds: int = 5,
     overrides: Sequence[str] = (),
     start_from: PathLike | None = None,
+    resume: bool = False,
     force: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -178,6 +180,8 @@ def cross_validate(
         For a recipe file: ``"train.epochs=3"`` and so on.
     start_from
         Model file whose weights each training starts from, see `with_start`.
+    resume
+        Continue also runs with another number of epochs, or other values of what `segkit.train` may change.
     force
         Train in spite of the problems that `segkit.check` reports.
     overwrite
@@ -195,7 +199,7 @@ def cross_validate(
         base = with_start(base, start_from)
     plans = _plan_folds(base, Path(f"runs/{base.name}-folds{folds}" if output is None else output), folds)
     folder = plans[0].folder.parent
-    check_trials(folder, plans, "run", is_default=output is None, overwrite=overwrite)
+    check_trials(folder, plans, "run", is_default=output is None, overwrite=overwrite, resume=resume)
     written = [folder / "folds.json", folder / "folds.csv"]
     written += [file for plan in plans for file in run_files(plan.folder, plan.recipe)]
     read = [None if isinstance(recipe, Recipe) else recipe, *recipe_files(base)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from segkit.data.area import LabelledArea
@@ -117,8 +119,9 @@ class TrainingModule(lightning.LightningModule):
             self.log(name, math.nan if summary[key] is None else summary[key], sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the number of devices, and what a training took from the model that it started from."""
+        """Store the number of devices and of epochs, and what the run took from the model that it started from."""
         checkpoint["devices"] = self.trainer.world_size
+        checkpoint["planned_epochs"] = self.recipe.train.epochs
         if self.segmenter.initial_weights is not None:
             checkpoint["initial_weights"] = asdict(self.segmenter.initial_weights)
             checkpoint["normalization"] = [
@@ -126,7 +129,7 @@ class TrainingModule(lightning.LightningModule):
             ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the run can be resumed from a checkpoint, and set the recipe's learning rate.
+        """Check that the run can be resumed from a checkpoint, and adapt it to the recipe and the folder of today.
 
         The normalisation of a model that the run started from is restored, so its file is not needed again.
 
@@ -147,18 +150,21 @@ class TrainingModule(lightning.LightningModule):
             raise TrainingError(
                 f"the last epoch cannot be resumed: it holds {problem}" + suggest("start again (--overwrite)")
             )
-        # The checkpoint holds its own learning rate.
+        # The checkpoint holds its own learning rates.
         [schedule], [optimizer] = checkpoint["lr_schedulers"], checkpoint["optimizer_states"]
-        rates = [group["lr"] for group in self._parameter_groups()]
-        for group, old, new in zip(optimizer["param_groups"], schedule["base_lrs"], rates, strict=True):
-            group |= {"lr": group["lr"] * (new / old), "initial_lr": new}
-        schedule["base_lrs"] = rates
-        if "initial_weights" in checkpoint:
-            self.segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
-            for buffer, values in zip(
-                (self.segmenter.mean, self.segmenter.std), checkpoint["normalization"], strict=True
-            ):
-                buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+        schedule["base_lrs"] = [group["lr"] for group in self._parameter_groups()]
+        for group, rate in zip(optimizer["param_groups"], schedule["base_lrs"], strict=True):
+            group["initial_lr"] = rate
+        adapt_callbacks(checkpoint, self.trainer)
+        restore_start(self.segmenter, checkpoint)
+
+    def on_train_start(self) -> None:
+        """Set the learning rates of the schedule: a checkpoint has those of its own `train.epochs`."""
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, torch.optim.lr_scheduler.LambdaLR)
+        groups = schedule.optimizer.param_groups
+        for group, rate, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(schedule.last_epoch)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters with their learning rate and weight decay; none of biases and normalisation."""
@@ -191,3 +197,44 @@ class TrainingModule(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:
+    """Restore what a run took from the model that it started from: the origin of the weights, the normalisation."""
+    if "initial_weights" in checkpoint:
+        segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
+        for buffer, values in zip((segmenter.mean, segmenter.std), checkpoint["normalization"], strict=True):
+            buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+
+
+def adapt_callbacks(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> None:
+    """Adapt what a checkpoint holds for the callbacks to the recipe and the folder of today.
+
+    The run folder may have been moved, and `train.early_stopping` changed. A run that was stopped early ends at once,
+    unless it has a larger patience now, or more epochs: then the patience starts anew.
+    """
+    assert isinstance(trainer.lightning_module, TrainingModule)
+    settings, states = trainer.lightning_module.recipe.train, checkpoint["callbacks"]
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.state_key in states:
+            _move_paths(states[callback.state_key], str(callback.dirpath))
+    for key in [key for key in states if key.startswith("EarlyStopping")]:
+        if settings.early_stopping is None:
+            del states[key]
+            continue
+        states[key]["patience"] = settings.early_stopping
+        if settings.epochs > checkpoint.get("planned_epochs", settings.epochs):
+            states[key]["wait_count"] = 0
+        trainer.should_stop = states[key]["wait_count"] >= settings.early_stopping
+
+
+def _move_paths(state: dict[str, Any], folder: str) -> None:
+    """Replace the folder in the paths of a `ModelCheckpoint`, which otherwise forgets the best score."""
+
+    def moved(path: str) -> str:
+        return str(Path(folder, Path(path).name)) if path else path
+
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[key] = moved(state[key])
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    state["dirpath"] = folder

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
-import torch
-import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from segkit.data.applicability import describe_training_pixels
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.band_warnings import describe_alpha_bands
 from segkit.data.cache import Cache
@@ -29,69 +24,38 @@ from segkit.data.datasets import TrainDataset, suitable_tile_size
 from segkit.data.examination import Examination
 from segkit.data.pairing import recipe_files
 from segkit.data.statistics import Statistics, class_weights
-from segkit.errors import OutputExistsError, RecipeError, UsageError, suggest
-from segkit.evaluation.decisions import ModelPredictor
-from segkit.evaluation.worst_windows import draw_worst_windows
+from segkit.errors import RecipeError, UsageError
 from segkit.inference.device import pick_device, pick_precision
-from segkit.inference.settings import PredictOptions
-from segkit.io.files import atomic_write, check_distinct, check_folder
+from segkit.io.files import check_distinct
 from segkit.io.paths import PathLike
 from segkit.models.model_check import check_model_keys
-from segkit.models.run_folder import (
-    BEST,
-    CHANGEABLE,
-    LAST,
-    LOG,
-    METRICS,
-    MODEL,
-    RECIPE,
-    is_run_of,
-    read_log,
-    recipe_text,
-    resume_key,
-    stored_recipe_text,
-)
+from segkit.models.run_folder import BEST, LAST, LOG, MODEL, lock_run
 from segkit.models.segmenter import Segmenter
 from segkit.models.transfer import check_start, start_from_model, with_start
-from segkit.plots import style, training_curves
 from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe
 from segkit.recipe.splits import SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
-from segkit.training.baselines import compare_with_baselines, fit_baseline, score_baselines
+from segkit.training.baselines import fit_baseline
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.classical import describe_fit, fit_learners
+from segkit.training.finishing import count_epochs, load_epoch
 from segkit.training.loaders import CropLoaders
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
-from segkit.training.scoring import calibrate_and_score
+from segkit.training.results import Run, write_results
+from segkit.training.resume import (
+    check_run_folder,
+    explain_interruption,
+    prepare_run_folder,
+    run_files,
+)
 
-_CURVES, _WORST = "curves.png", "worst.png"
 # In pixels. For smaller tiles a CPU loses more time by converting weights to bf16 and back than it gains: steps with 64
 # px tiles took 2.4 times as long as in fp32, with 256 px tiles 0.7 times (resnet18 U-Net, AVX512-BF16).
 _MIN_BF16_TILE_SIZE = 128
-_MIN_SHOWN_CHANGE = 5e-5  # smallest change of a score that shows in four digits
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training.
-
-    Parameters
-    ----------
-    folder
-        Run folder.
-    model
-        Model file, with the best validation IoU or of the last epoch (`train.checkpoint`).
-    metrics
-        Scores of the model on the validation areas, as in `metrics.json`.
-    """
-
-    folder: Path
-    model: Path
-    metrics: dict[str, Any]
 
 
 def train(
@@ -115,8 +79,9 @@ def train(
     output
         Run folder; by default ``runs/NAME``, for a fold ``runs/NAME-fold0of5``. Its parent folder must exist.
     resume
-        Continue the run in this folder after its last finished epoch. The recipe must be the same, except for
-        `train.learning_rate` and `train.precision`.
+        Continue the run in this folder after its last finished epoch, or start it again if there is none. The recipe
+        must be the same, except for the keys in `segkit.models.run_folder.CHANGEABLE`. Another number of
+        `train.epochs` extends or shortens the run; its learning rate then follows the schedule of all epochs.
     overwrite
         Replace the run in the folder.
     overrides
@@ -140,7 +105,12 @@ def train(
         The recipe, the data or the folder cannot be used. Problems of the data are worded as by `segkit.check`.
     TrainingError
         A loss, gradient or weight is not a finite number. The checkpoints of earlier epochs are kept.
+    OutputError
+        Another process is training in the folder, or a file could not be written.
+    TrainingInterrupted
+        Ctrl-C, a KeyboardInterrupt; the message says what is kept.
     """
+    started = time.monotonic()
     file = None if isinstance(recipe, Recipe) else recipe
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
@@ -148,24 +118,39 @@ def train(
     if start_from is not None:
         recipe = with_start(recipe, start_from)
     check_names(recipe)
-    if not resume:
-        check_start(recipe)
     precision, accelerator = _choose_hardware(recipe)
     name = recipe.name if fold is None else f"{recipe.name}-fold{fold.replace('/', 'of')}"
     is_main = _is_main_process(recipe)
     if recipe.model.is_classical and not is_main:
         raise UsageError(f"{recipe.model.architecture} is fitted by one process; start segkit train once, by itself")
-    folder = _check_folder(recipe, name, output, is_main=is_main, resume=resume, overwrite=overwrite)
+    folder = check_run_folder(recipe, name, output, is_main=is_main, resume=resume, overwrite=overwrite)
     check_distinct(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
     show_progress = show_progress and is_main
+    with lock_run(folder) if is_main else nullcontext():
+        if resume and not (folder / LAST).is_file():
+            resume = False
+            if show_progress:
+                print("no epoch is finished; starting with the first", file=sys.stderr)
+        if not resume:
+            check_start(recipe)
+        metrics = _train_locked(
+            recipe, folder, precision, accelerator, resume=resume, force=force, show_progress=show_progress
+        )
+    return Run(folder, folder / MODEL, metrics, time.monotonic() - started)
+
+
+def _train_locked(
+    recipe: Recipe, folder: Path, precision: str, accelerator: str, *, resume: bool, force: bool, show_progress: bool
+) -> dict[str, Any]:
+    """Read the data and train; returns the scores."""
     lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
     with Cache.open(recipe.data.cache, show_progress=show_progress) as cache:
         examination = examine_recipe(recipe, cache=cache, show_progress=show_progress)
         statistics = examination.require_trainable(force=force or resume)
-        if is_main and not resume:
+        if _is_main_process(recipe) and not resume:
             scenes = {area.sample.scene.paths: area.sample.scene for area in examination.training}
             for text in describe_alpha_bands([*scenes.values()]):
-                warnings.warn(text, stacklevel=2)
+                warnings.warn(text, stacklevel=3)
             for problem in examination.problems:
                 print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
         if recipe.model.is_classical:
@@ -182,7 +167,7 @@ def _fit_classical(
     statistics: Statistics,
     *,
     show_progress: bool,
-) -> Run:
+) -> dict[str, Any]:
     """Fit a classical learner after all checks."""
     if show_progress and (ignored := ignored_train_keys(recipe.train)):
         listed = ", ".join(f"train.{key}" for key in ignored)
@@ -190,7 +175,7 @@ def _fit_classical(
     training = examination.training
     weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
     segmenter = Segmenter(recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names).eval()
-    _prepare_run_folder(folder, recipe, resume=False)
+    prepare_run_folder(folder, recipe, resume=False)
     started = time.monotonic()
     used, labelled = fit_learners(segmenter, training, statistics.counts, weights)
     if show_progress:
@@ -198,8 +183,8 @@ def _fit_classical(
         print(f"{describe_fit(recipe, used, labelled)}; {seconds:.1f} s", file=sys.stderr, flush=True)
     segmenter.metrics = {"fitted_pixels": sum(used), "labelled_pixels": sum(labelled)}
     accelerator = pick_device(recipe.train.device).type
-    _finalize(folder, segmenter, examination, statistics, None, accelerator, show_progress=show_progress)
-    return Run(folder, folder / MODEL, segmenter.metrics)
+    write_results(folder, segmenter, examination, statistics, None, accelerator, show_progress=show_progress)
+    return segmenter.metrics
 
 
 def _train(
@@ -212,8 +197,8 @@ def _train(
     *,
     resume: bool,
     show_progress: bool,
-) -> Run:
-    """Train after all checks."""
+) -> dict[str, Any]:
+    """Train after all checks; returns the scores."""
     training, validation = examination.training, examination.validation
     retain_freed_memory()
     weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
@@ -237,7 +222,7 @@ def _train(
     module = TrainingModule(segmenter, weights, validation)
     data = CropLoaders(recipe, tiles, accelerator)
     if _is_main_process(recipe):
-        _prepare_run_folder(folder, recipe, resume=resume)
+        prepare_run_folder(folder, recipe, resume=resume)
     with _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -257,17 +242,16 @@ def _train(
             use_distributed_sampler=False,
             log_every_n_steps=1,
         )
-        with _interruptible(trainer):
+        with explain_interruption(folder, recipe.train.epochs), _interruptible(trainer):
             trainer.fit(module, datamodule=data, ckpt_path=folder / LAST if resume else None, weights_only=True)
     broadcast = distributed.broadcaster()
     if trainer.is_global_zero:
-        checkpoint = folder / (BEST if recipe.train.checkpoint == "best" else LAST)
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        epoch = int(state["epoch"]) + 1
-        _finalize(folder, module.segmenter, examination, statistics, epoch, accelerator, show_progress=show_progress)
+        epochs = count_epochs(folder, recipe)
+        load_epoch(segmenter, folder)
+        with explain_interruption(folder, recipe.train.epochs, has_ended=True):
+            write_results(folder, segmenter, examination, statistics, epochs, accelerator, show_progress=show_progress)
     trim_memory()
-    return Run(folder, folder / MODEL, broadcast(module.segmenter.metrics))
+    return broadcast(segmenter.metrics)
 
 
 def _callbacks(folder: Path, recipe: Recipe, precision: str, *, show_progress: bool) -> list[Callback]:
@@ -370,64 +354,6 @@ def _is_main_process(recipe: Recipe) -> bool:
     return not (machine or rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
-def _check_folder(
-    recipe: Recipe, name: str, output: PathLike | None, *, is_main: bool, resume: bool, overwrite: bool
-) -> Path:
-    """Return the run folder; raise an error if its content does not fit `resume` and `overwrite`."""
-    folder = Path("runs") / name if output is None else Path(output)
-    if resume and recipe.model.is_classical:
-        raise UsageError(
-            f"{folder}: {recipe.model.architecture} is fitted in one go, so there is no epoch to resume"
-            + suggest("start the training without --resume")
-        )
-    if not is_main:
-        return folder
-    if output is not None or folder.exists():  # runs/ is made when it is needed
-        check_folder(folder, "run")
-    stored = folder / RECIPE
-    if resume:
-        if not (folder / LAST).is_file():
-            raise UsageError(
-                f"{folder}: has no finished epoch to resume" + suggest("start the training without --resume")
-            )
-        before, now = (resume_key(yaml.safe_load(text)) for text in (stored_recipe_text(folder), recipe_text(recipe)))
-        if before != now:
-            raise RecipeError(
-                f"{folder}: was started with another recipe ({_first_difference(before, now)}); resume with the same "
-                f"recipe (only {' and '.join(CHANGEABLE)} may differ), or train into another folder"
-            )
-    elif stored.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{folder}: holds a run already"
-            + suggest("continue it (--resume)", "start again (--overwrite)", "name another folder (--output)")
-        )
-    return folder
-
-
-def run_files(folder: Path, recipe: Recipe) -> list[Path]:
-    """Return the files and folders that a training writes; recipe.yaml only if it changes."""
-    names = [MODEL, METRICS, LOG, _CURVES, _WORST, "checkpoints", "tensorboard"]
-    same_recipe = (folder / RECIPE).is_file() and is_run_of(folder, recipe)
-    return [folder / name for name in (names if same_recipe else [*names, RECIPE])]
-
-
-def _prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Make the run folder; remove an older run's checkpoints and log, but keep its results until there are new ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    curves = (folder / _CURVES,) if recipe.model.is_classical else ()  # which a network's training draws again
-    for old in () if resume else (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG, *curves):
-        old.unlink(missing_ok=True)
-    with atomic_write(folder / RECIPE) as part:
-        part.write_text(recipe_text(recipe))
-
-
-def _first_difference(old: str, new: str) -> str:
-    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
-        if before != after:
-            return f"{before.strip()!r} then, {after.strip()!r} now"
-    return "one has more lines"
-
-
 def _warn_context(segmenter: Segmenter) -> None:
     model = segmenter.recipe.model
     print(
@@ -435,51 +361,3 @@ def _warn_context(segmenter: Segmenter) -> None:
         f"train.tile_size ({segmenter.fixed_window_size} pixels), whose edges may show in maps",
         file=sys.stderr,
     )
-
-
-def _finalize(
-    folder: Path,
-    segmenter: Segmenter,
-    examination: Examination,
-    statistics: Statistics,
-    epoch: int | None,
-    accelerator: str,
-    *,
-    show_progress: bool,
-) -> None:
-    """Fit calibration and thresholds, score the model, and write the run's results, the model file last.
-
-    `epoch` is that of the weights; None for a classical learner, which has no epochs.
-    """
-    training, validation = examination.training, examination.validation
-    predictor = ModelPredictor(segmenter, PredictOptions(device=accelerator))
-    segmenter.metrics |= calibrate_and_score(predictor, validation, examination.distances)
-    segmenter.training_pixels = describe_training_pixels(training)
-    segmenter.training_scenes = examination.training_scenes
-    if validation:
-        segmenter.metrics["baselines"] = score_baselines(
-            segmenter, training, validation, statistics.counts, accelerator
-        )
-        if show_progress and (warning := compare_with_baselines(segmenter)):
-            print(f"warning: {warning}", file=sys.stderr)
-    if epoch is not None:
-        _write_curves(folder, epoch, segmenter.metrics["mean_iou"], show_progress=show_progress)
-    with atomic_write(folder / METRICS) as part:
-        part.write_text(json.dumps(segmenter.metrics, indent=2))
-    if validation:
-        draw_worst_windows(predictor, validation, folder / _WORST)
-    segmenter.save(folder / MODEL)
-
-
-def _write_curves(folder: Path, epoch: int, iou: float | None, *, show_progress: bool) -> None:
-    """Draw the log, and say how far the final validation IoU is from that of the epoch that was kept."""
-    log = read_log(folder / LOG)
-    logged_iou = next((row.get("val_iou") for row in log if row["epoch"] == epoch), None)
-    if show_progress and logged_iou is not None and iou is not None and abs(iou - logged_iou) >= _MIN_SHOWN_CHANGE:
-        print(
-            f"kept epoch {epoch}; IoU {iou:.4f} with calibration and thresholds fitted on the validation data "
-            f"(before: {logged_iou:.4f})",
-            file=sys.stderr,
-        )
-    with atomic_write(folder / _CURVES) as part:
-        style.write_png(training_curves.curves(log, epoch), part)

@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from segkit.errors import OutputExistsError
+from segkit.errors import OutputExistsError, suggest
 from segkit.io.files import atomic_write, check_folder, remove_atomically
-from segkit.models.run_folder import LAST, METRICS
+from segkit.models.run_folder import LAST, METRICS, lock_run
 from segkit.training.comparison import TIMES_FILE, Trial
 from segkit.training.train import train
 from segkit.training.variants import TrialPlan
 
 
-def check_trials(folder: Path, plans: Sequence[TrialPlan], what: str, *, is_default: bool, overwrite: bool) -> None:
+def check_trials(
+    folder: Path, plans: Sequence[TrialPlan], what: str, *, is_default: bool, overwrite: bool, resume: bool = False
+) -> None:
     """Check that a folder can hold the runs of plans.
 
     Parameters
@@ -26,6 +28,8 @@ def check_trials(folder: Path, plans: Sequence[TrialPlan], what: str, *, is_defa
         Name of the whole in messages.
     is_default
         Whether the user did not name the folder, so that its parent is made if necessary.
+    resume
+        Whether runs may be continued whose recipe differs in what may be changed, as the number of epochs.
 
     Raises
     ------
@@ -35,25 +39,38 @@ def check_trials(folder: Path, plans: Sequence[TrialPlan], what: str, *, is_defa
     if not is_default or folder.exists():
         check_folder(folder, what)
     for plan in plans:
-        if plan.started and not overwrite and not plan.same_recipe:
+        if plan.started and not overwrite and not plan.same_recipe and not (resume and plan.resumable):
             raise OutputExistsError(
                 f"{plan.folder}: holds a run of another recipe; replace it (--overwrite) or name another folder (-o)"
+                + (suggest("extend it (--resume)") if plan.resumable and not resume else "")
             )
 
 
 def run_trial(plan: TrialPlan, *, overwrite: bool, show_progress: bool) -> Trial:
-    """Train, resume or read the trial of a plan; problems of its data must have been handled before."""
+    """Train, resume or read the trial of a plan, which `check_trials` and the checks of the data allow."""
     times_file = plan.folder / TIMES_FILE
     if overwrite or not plan.finished:
-        if plan.started and not plan.same_recipe:
-            remove_atomically(plan.folder)  # so that its model is not mistaken for one of this recipe
-        plan.folder.parent.mkdir(parents=True, exist_ok=True)
         resume = not overwrite and plan.started and (plan.folder / LAST).is_file()
-        with _measure_time(times_file, resume=resume):
+        if plan.started and not plan.same_recipe and not resume:
+            with lock_run(plan.folder):
+                remove_atomically(plan.folder)  # so that its model is not mistaken for one of this recipe
+        plan.folder.parent.mkdir(parents=True, exist_ok=True)
+        with _measure_time(times_file, resume=resume), _explain_interruption():
             train(plan.recipe, plan.folder, resume=resume, overwrite=True, force=True, show_progress=show_progress)
     times = json.loads(times_file.read_text()) if times_file.is_file() else {"seconds": None, "cpu_seconds": None}
     metrics = json.loads((plan.folder / METRICS).read_text())
     return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **times)
+
+
+@contextmanager
+def _explain_interruption() -> Iterator[None]:
+    """Say how to continue: not as a single training, with --resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "finished trainings and epochs are kept; run the same command again to continue"
+        ) from None
 
 
 @contextmanager

@@ -12,9 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from segkit.data.areas import with_fold
 from segkit.errors import RecipeError, UsageError
-from segkit.models.run_folder import MODEL, RECIPE, is_run_of
+from segkit.models.model_file import read_header
+from segkit.models.run_folder import CHANGEABLE, MODEL, RECIPE, changed_keys, is_run_of, recipe_text, stored_recipe_text
 from segkit.recipe.schema import Recipe
 from segkit.recipe.yaml import parse_yaml, set_at
 
@@ -41,8 +44,18 @@ class TrialPlan:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is of this recipe and complete."""
-        return self.started and self.same_recipe and (self.folder / MODEL).is_file()
+        """Whether the run is of this recipe and complete: it has a model, which is not that of fewer planned epochs."""
+        model = self.folder / MODEL
+        if not (self.started and self.same_recipe and model.is_file()):
+            return False
+        epochs = read_header(model).metrics.get("epochs")
+        return epochs is None or bool(epochs["planned"] == self.recipe.train.epochs)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run in the folder can be continued with this recipe, which may have more epochs."""
+        stored, now = yaml.safe_load(stored_recipe_text(self.folder)), yaml.safe_load(recipe_text(self.recipe))
+        return changed_keys(stored, now).keys() <= {*CHANGEABLE}
 
 
 def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:

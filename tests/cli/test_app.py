@@ -3,6 +3,8 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from unittest import mock
 
 import geopandas
 import jsonschema
@@ -18,6 +20,7 @@ from segkit.cli.root import RENAMED_OPTIONS
 from segkit.errors import UsageError
 from segkit.inference.predict import Summary
 from segkit.inference.settings import ResolvedSettings
+from segkit.training.resume import TrainingInterrupted
 
 COMMANDS = [
     "assess",
@@ -27,6 +30,7 @@ COMMANDS = [
     "compare",
     "demo",
     "evaluate",
+    "finish",
     "predict",
     "schema",
     "train",
@@ -351,6 +355,48 @@ def test_a_map_is_scored_and_a_model_needs_scenes(segkit, place):
         assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
 
 
+def test_a_command_that_loads_torch_says_so_at_once():
+    """Before it has loaded anything, so the line cannot be slow."""
+    code = """
+import sys
+from segkit.cli import main
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("numpy", "torch", "lightning"):
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+main()
+"""
+    for command, said in (
+        (
+            ("train", "none.yaml"),
+            "segkit: loading libraries ...\nsegkit: interrupted; nothing has changed; run the same",
+        ),
+        (("train",), "segkit: Missing argument"),
+        (("vectorize", "map.tif", "out.gpkg"), "segkit: interrupted; no partial output is left"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+        assert done.stdout == ""
+        assert done.stderr.startswith(said), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("finished", "has_ended", "said"),
+    [
+        (0, False, "no epoch was finished; to start again: segkit train r.yaml -o 'my run' --overwrite"),
+        (2, False, "2 of 9; to continue: segkit train r.yaml -o 'my run' --resume; to write a model now: {}"),
+        (9, True, "not written yet; to write them: {}"),
+    ],
+)
+def test_an_interrupted_training_names_the_commands_that_continue(segkit, monkeypatch, finished, has_ended, said):
+    text, _, _ = said.partition("; to ")
+    error = TrainingInterrupted(text, Path("my run"), finished, has_ended=has_ended)
+    monkeypatch.setattr("segkit.training.train.train", mock.Mock(side_effect=error))
+    code, out, err = segkit("train", "r.yaml", "-o", "my run", "--overwrite")
+    assert (code, out) == (130, "")
+    assert err == "segkit: interrupted; " + said.format("segkit finish 'my run'") + "\n"
+
+
 def test_help_loads_no_library():
     code = (
         "import sys; sys.argv = ['segkit', '--help']; from segkit.cli import main\n"
@@ -382,8 +428,15 @@ def test_the_whole_job(segkit, place):
     assert code == 0
     assert [line[:9] for line in err.splitlines()[:2]] == ["epoch 1/2", "epoch 2/2"]
     assert all(line.startswith("warning: on the validation areas the network") for line in err.splitlines()[2:])
-    assert "model run/model.safetensors" in out
+    assert re.search(r"^time \d+ s; 2 of 2 epochs, model of epoch [12]$", out, re.MULTILINE)
+    lines = [line.rpartition(" ")[::2] for line in out[out.index("\nmodel ") + 1 :].splitlines()]
+    assert {path for _, path in lines[:-1]} == {str(path.relative_to(place)) for path in (place / "run").iterdir()}
+    assert ("model", "run/model.safetensors") in lines
+    assert out.splitlines()[-1] == "next: segkit predict run/model.safetensors SCENE.tif -o map.tif"
     assert "mean_iou" in out
+    code, again, err = segkit("finish", "run")
+    assert (code, err) == (0, "run: its model has all 2 finished epochs; nothing to do\n")
+    assert again.splitlines()[0] == out.splitlines()[0]
     assert "linear discriminant of single pixels: overall_accuracy " in out
     code, again, err = segkit(
         "evaluate", "run/model.safetensors", "--images", "images", "--labels", "labels", "-o", "m.json"

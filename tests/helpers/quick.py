@@ -19,9 +19,9 @@ def skip_measurements(patch):
 
 def skip_pictures(patch):
     """Do not draw curves.png and worst.png; see `skip_measurements`."""
-    patch("segkit.training.train.draw_worst_windows", lambda *_, **__: None)
-    patch("segkit.training.train.training_curves.curves", lambda log, epoch: f"{log} {epoch}")
-    patch("segkit.training.train.style.write_png", lambda text, path: path.write_text(text))
+    patch("segkit.training.results.draw_worst_windows", lambda *_, **__: None)
+    patch("segkit.training.results.training_curves.curves", lambda log, epoch: f"{log} {epoch}")
+    patch("segkit.training.results.style.write_png", lambda text, path: path.write_text(text))
 
 
 def _measure_once(network, stride, bands):

@@ -38,7 +38,9 @@ class TrainingStandIn:
         size = len(recipe.task.categories)
         counts = random.integers(1, 50, (recipe.task.n_targets, size, size)).tolist()
         metrics["confusion"] = {"matrix": counts[0] if recipe.task.n_targets == 1 else counts}
+        metrics["epochs"] = dict.fromkeys(("kept", "finished", "planned"), recipe.train.epochs)
         (folder / "metrics.json").write_text(json.dumps(metrics))
+        model.metrics = metrics
         model.save(folder / "model.safetensors")
 
     def again(self):

@@ -206,9 +206,9 @@ def test_only_the_first_process_prints(devices):
 
 
 def test_a_run_is_resumed_on_as_many_devices(data, alone, devices, tmp_path):
-    with pytest.raises(RecipeError, match=r"another recipe \('batch_size: 4' then, 'batch_size: 8' now\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(train\.batch_size was 4, now 8\)"):
         train(recipe(data, "binary", batch_size=8), devices[0] / "run", resume=True)
-    with pytest.raises(RecipeError, match=r"another recipe \('devices: 2' then, 'devices: 1' now\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(train\.devices was 2, now 1\)"):
         train(recipe(data, "binary"), devices[0] / "run", resume=True)
     # With `devices: auto` only the checkpoint knows.
     shutil.copytree(alone["binary"], tmp_path / "run")

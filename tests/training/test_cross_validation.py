@@ -162,7 +162,7 @@ def test_the_worst_scene_of_all_folds_is_told(folder, tmp_path, training):
 def test_what_is_finished_is_not_trained_again(folder, tmp_path, training, capsys):
     recipe, out = recipe_for(folder, "binary", data=BLOCKS), tmp_path / "out"
     training.stop_at = 2
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="epochs are kept; run the same command again to continue"):
         cross_validate(recipe, out, folds=3)
     training.again()
     assert not (out / "folds.json").exists()
@@ -179,6 +179,28 @@ def test_what_is_finished_is_not_trained_again(folder, tmp_path, training, capsy
         cross_validate(other, out, folds=3)
     cross_validate(other, out, folds=3, overwrite=True)
     assert len(training.again()) == 3
+
+
+def test_all_folds_are_extended(folder, tmp_path, training):
+    """Also when the extension is interrupted: the models of fewer epochs are not taken for the new ones."""
+    recipe, out = recipe_for(folder, "binary", data=BLOCKS), tmp_path / "out"
+    cross_validate(recipe, out, folds=2)
+    longer = recipe_for(folder, "binary", data=BLOCKS, train={"epochs": 9})
+    with pytest.raises(OutputExistsError, match=r"holds a run of another recipe; .* \(-o\); extend it \(--resume\)"):
+        cross_validate(longer, out, folds=2)
+    other = recipe_for(folder, "binary", data=BLOCKS, train={"epochs": 9, "batch_size": 2})
+    with pytest.raises(OutputExistsError, match=r"holds a run of another recipe; .* \(-o\)$"):
+        cross_validate(other, out, folds=2, resume=True)
+    training.again()
+    training.stop_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(longer, out, folds=2, resume=True)
+    training.stop_at = None
+    assert training.again() == [("out/fold0of2", True)]
+    cross_validate(longer, out, folds=2, resume=True)
+    assert training.again() == [("out/fold0of2", True), ("out/fold1of2", True)]
+    cross_validate(longer, out, folds=2)
+    assert training.again() == []
 
 
 REFUSED = {
@@ -199,11 +221,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(folder, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("option", "said"), [(["--fold", "0/2"], "all with --folds"), (["--resume"], "without it")])
-def test_options_that_contradict_folds_are_refused(tmp_path, option, said):
-    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "r.yaml"), "--folds", "2", *option])
+def test_one_fold_of_all_is_refused(tmp_path):
+    result = CliRunner().invoke(cli.app, ["train", str(tmp_path / "r.yaml"), "--folds", "2", "--fold", "0/2"])
     assert result.exit_code == 2
-    assert said in " ".join(result.output.replace("│", "").split())
+    assert "all with --folds" in " ".join(result.output.replace("│", "").split())
 
 
 @pytest.mark.parametrize(("fold", "start"), [(None, "epoch 2/2  loss 0.5"), ("1/3", "fold 1/3, epoch 2/2  loss 0.5")])

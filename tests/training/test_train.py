@@ -94,7 +94,7 @@ def test_a_network_that_is_not_better_than_the_discriminant_is_warned_of(data, t
     """The discriminant separates these classes."""
     if not worse:
         wrong = {"lda": dict.fromkeys(BASELINE_SCORES, 0.0)}
-        monkeypatch.setattr("segkit.training.train.score_baselines", lambda *_: wrong)
+        monkeypatch.setattr("segkit.training.results.score_baselines", lambda *_: wrong)
     recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-9})
     train(recipe, tmp_path / "run", show_progress=True)
     assert ("is not better than the linear discriminant of single pixels" in capsys.readouterr().err) == worse
@@ -320,17 +320,19 @@ def test_ctrl_c_ends_the_command_with_one_line(data, tmp_path):
     process.join(600)
     assert process.exitcode == 130
     *epochs, last = (tmp_path / "stderr.txt").read_text().splitlines()
-    assert last == "segkit: interrupted; finished epochs are kept; continue with --resume"
     assert all(line.startswith("epoch ") for line in epochs)
-    done = len(read_log(tmp_path / "run/log.csv"))
-    with pytest.raises(RecipeError, match="was started with another recipe \\('epochs: 500' then, "):
-        train(tmp_path / "recipe.yaml", tmp_path / "run", resume=True, overrides=[f"train.epochs={done}"])
+    done = int(torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["epoch"]) + 1
+    command = "segkit train recipe.yaml -o run --set train.epochs=500 --resume"
+    assert last == (
+        f"segkit: interrupted; {done} of 500 epochs are finished and kept in run; to continue: {command}; "
+        "to write a model now: segkit finish run"
+    )
 
 
 def test_resume_needs_a_run_of_the_same_recipe(data, tmp_path, runs):
-    with pytest.raises(UsageError, match="has no finished epoch to resume; start the training without --resume"):
+    with pytest.raises(UsageError, match="holds no run to resume; start the training without --resume"):
         train(recipe_for(data["binary"], "binary"), tmp_path / "none", resume=True)
-    with pytest.raises(RecipeError, match=r"'seed: 0' then, 'seed: 1' now.*same recipe \(only train.learning_rate and"):
+    with pytest.raises(RecipeError, match=r"train.seed was 0, now 1\); .*same recipe \(only train.epochs, "):
         train(
             recipe_for(data["binary"], "binary", train=LONG | {"seed": 1}),
             runs["binary"].folder,
