@@ -124,6 +124,8 @@ def train(
     if recipe.model.is_classical and not is_main:
         raise UsageError(f"{recipe.model.architecture} is fitted by one process; start segkit train once, by itself")
     folder = check_run_folder(recipe, name, output, is_main=is_main, resume=resume, overwrite=overwrite)
+    if not (resume and (folder / LAST).is_file()):
+        check_start(recipe)
     check_distinct(run_files(folder, recipe), [file, *recipe_files(recipe)], advice="name another run folder (-o)")
     show_progress = show_progress and is_main
     with lock_run(folder) if is_main else nullcontext():
@@ -131,8 +133,6 @@ def train(
             resume = False
             if show_progress:
                 print("no epoch is finished; starting with the first", file=sys.stderr)
-        if not resume:
-            check_start(recipe)
         metrics = _train_locked(
             recipe, folder, precision, accelerator, resume=resume, force=force, show_progress=show_progress
         )
