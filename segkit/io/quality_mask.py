@@ -105,7 +105,7 @@ class QualityMask:
         """
         if self.file is None and not self.replace:
             return None
-        if isinstance(image, FileSet) and (self.file is None or NAME_PLACEHOLDER in self.file):
+        if isinstance(image, FileSet) and not image.is_named and (self.file is None or NAME_PLACEHOLDER in self.file):
             raise RasterError(
                 f"{image}: is a mosaic, which has no name for that of its quality mask; name one file for all of it "
                 "(data.mask.file), or a band of the mosaic (data.mask.band)"
@@ -203,12 +203,14 @@ def _find_named(wanted: str, names: Sequence[str]) -> list[int]:
 
 
 def find_masks(
-    mask: QualityMask, stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool | None
+    mask: QualityMask, image: Path, stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool | None
 ) -> tuple[SceneMask, ...]:
     """Return the quality bands of a scene: in a file of their own, or among its bands.
 
     Parameters
     ----------
+    image
+        The first file of the scene.
     stack, names
         All bands of the scene, and their names.
 
@@ -217,9 +219,9 @@ def find_masks(
     MissingFileError, RasterError
         There is no such file or band, or it holds no integers although bits are to be read.
     """
-    path = mask.path(stack[0].path)
+    path = mask.path(image)
     if path is None:
-        bands = [stack[number - 1] for number in mask.find_bands(names, stack[0].path)]
+        bands = [stack[number - 1] for number in mask.find_bands(names, image)]
         masks = [
             SceneMask(each, tuple(band.number for band in bands if band.path == each), mask.rule)
             for each in dict.fromkeys(band.path for band in bands)
