@@ -256,8 +256,8 @@ def _unused_keys(data: Data, samples: Sequence[Sample]) -> Iterator[str]:
     """Yield that keys about products are given, if no scene is one."""
     if data.resolution is not None and not any(sample.scene.is_of_products for sample in samples):
         yield (
-            f"data.resolution is {data.resolution:g}, but only products (SAFE, STAC) are read in another resolution, and "
-            "no scene is one; remove it"
+            f"data.resolution is {data.resolution:g}, but only products (SAFE, STAC) are read in another resolution, "
+            "and no scene is one; remove it"
         )
 
 

@@ -101,6 +101,8 @@ def _describe_missing(
             f"{path}: contains only pictures such as {pictures[0]}, and their compression changes the codes of {what}; "
             "give the original files (PNG, GeoTIFF)"
         )
+    if products := [file.name for file in visible if file.suffix.lower() == PRODUCT_SUFFIXES[0]]:
+        return f"{path}: contains products such as {products[0]}, which are images of one scene each, but no {what}"
     message = f"{path}: contains no {what} ({', '.join(suffixes)})"
     if path.is_dir() and (inside := _first_below(path, suffixes)) is not None:
         example = Path(path.name) / "**" / f"*{inside.suffix}"

@@ -78,7 +78,9 @@ class Product(FileSet):
     def open_dataset(self, *, vrt: bool | None) -> Iterator[DatasetReader]:
         """Open the file with the smallest pixels, for its grid."""
         files = [file for band in self.bands for file in band.files]
-        with open_raster(_require(min(files, key=lambda file: (bool(file.problem), file.resolution))), vrt=vrt) as dataset:
+        with open_raster(
+            _require(min(files, key=lambda file: (bool(file.problem), file.resolution))), vrt=vrt
+        ) as dataset:
             yield dataset
 
     def describe(self) -> str:
@@ -127,7 +129,7 @@ class Product(FileSet):
         for at, (band, file) in enumerate(zip(self.bands, files, strict=True)):
             if not file.problem:
                 found.setdefault(file.path, {})[file.number] = replace(band, name=chosen.get(at, band.name))
-        return [ProductFile(path, self.stem, bands, grid, resampling) for path, bands in found.items()]
+        return [ProductFile(path, self, bands, grid, resampling) for path, bands in found.items()]
 
     def _choose(self, wanted: WantedBands, *, alone: bool) -> dict[int, str]:
         """Return the places of the chosen bands, and the names by which they were asked for."""
@@ -293,7 +295,5 @@ def _require(file: BandFile) -> Path:
         It is not, or must not be read.
     """
     if file.problem:
-        raise RasterError(
-            file.problem + suggest("choose other bands or another resolution (data.bands, data.resolution)")
-        )
+        raise RasterError(file.problem + suggest("or choose other bands (data.bands, data.resolution)"))
     return file.path

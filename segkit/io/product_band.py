@@ -99,8 +99,8 @@ class ProductFile(FileSet):
     ----------
     path
         The file.
-    scene
-        The name of the product.
+    product
+        The path of the product, which is that of the file in messages.
     bands
         Its bands by their number in the file, from 1. Others are not used.
     grid
@@ -109,25 +109,22 @@ class ProductFile(FileSet):
         How they are resampled if the file has another one: a key of `RESAMPLING`.
     """
 
-    scene: str
+    product: Path
     bands: Mapping[int, ProductBand]
     grid: Grid
     _resampling: str
 
-    def __new__(cls, path: PathLike, scene: str, bands: Mapping[int, ProductBand], grid: Grid, resampling: str) -> Self:
+    def __new__(
+        cls, path: PathLike, product: Path, bands: Mapping[int, ProductBand], grid: Grid, resampling: str
+    ) -> Self:
         """Create the path."""
         return PurePath.__new__(cls, os.fspath(path))
 
     def __init__(
-        self, path: PathLike, scene: str, bands: Mapping[int, ProductBand], grid: Grid, resampling: str
+        self, path: PathLike, product: Path, bands: Mapping[int, ProductBand], grid: Grid, resampling: str
     ) -> None:
-        self._file, self.scene, self.bands, self.grid, self._resampling = (
-            Path(path),
-            scene,
-            dict(bands),
-            grid,
-            resampling,
-        )
+        self._file, self.product, self.bands = Path(path), product, dict(bands)
+        self.grid, self._resampling = grid, resampling
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -178,8 +175,8 @@ class ProductFile(FileSet):
         given = rules.units(place, None)
         if not math.isclose(given.offset, given.scale * band.shift, rel_tol=1e-6, abs_tol=1e-6 * abs(given.scale)):
             raise RasterError(
-                f"{self}: scale {given.scale:g} and offset {given.offset:g} are given for {band.name}, but its metadata "
-                f"say that {band.shift:g} is to be added to stored values, which is done for all products"
+                f"{self}: scale {given.scale:g} and offset {given.offset:g} are given for {band.name}, but its "
+                f"metadata say that {band.shift:g} is to be added to stored values, which is done for all products"
                 + suggest("leave scale and offset out", "give those of this scene (--offset, --scale)")
             )
 
@@ -196,6 +193,12 @@ class ProductFile(FileSet):
         """Return parents and siblings as plain paths."""
         return Path(*segments)
 
+    def __str__(self) -> str:
+        return str(self.product)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self._file)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ProductFile) and self._state == other._state
 
@@ -207,4 +210,4 @@ class ProductFile(FileSet):
 
     @property
     def _state(self) -> tuple[Any, ...]:
-        return self._file, self.scene, self.bands, self.grid, self._resampling
+        return self._file, self.product, self.bands, self.grid, self._resampling

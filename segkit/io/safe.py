@@ -55,9 +55,9 @@ def read_safe(folder: Path) -> tuple[ProductBand, ...]:
     for path in _images(folder, root):
         if found := _IMAGE.fullmatch(path.stem):
             name, pixel = found.groups()
-            problem = "" if path.exists() else f"{folder}: is incomplete, {path.relative_to(folder)} is missing"
+            missing = f"{folder}: is incomplete, {path.relative_to(folder)} is missing; download it again"
             resolution = float(pixel or SPECTRAL.get(name, math.inf))
-            files.setdefault(name, []).append(BandFile(path, 1, resolution, problem))
+            files.setdefault(name, []).append(BandFile(path, 1, resolution, "" if path.exists() else missing))
     if not files:
         _refuse(folder, "has no images of bands (GRANULE/*/IMG_DATA/*.jp2), so it is incomplete")
     return tuple(units.band(name, tuple(files[name])) for name in (*SPECTRAL, *_OTHERS) if name in files)

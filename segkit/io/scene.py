@@ -148,8 +148,8 @@ class Scene:
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
                 resampled |= _needs_resampling(file, grid, file, own_grid, resample=True)
                 resampled |= isinstance(dataset, MosaicDataset) and dataset.layout.is_resampled
-                scene = file.scene if isinstance(file, ProductFile) else file.stem
-                stack += _stack_bands(file, dataset, "" if alone else f"{scene}:", resampled=resampled)
+                source = file.product if isinstance(file, ProductFile) else file
+                stack += _stack_bands(file, dataset, "" if alone else f"{source.stem}:", resampled=resampled)
         assert grid is not None
         masks: tuple[SceneMask, ...] = ()
         if mask is not None:

@@ -294,4 +294,4 @@ def _locate(path: Path, key: str, href: Any) -> tuple[Path, str]:
             "move the item beside its files, and correct its hrefs"
         )
     file = path.parent / relative
-    return file, "" if file.exists() else f"{path}: is incomplete, {text} (asset {key!r}) is missing"
+    return file, "" if file.exists() else f"{path}: is incomplete, {text} (asset {key!r}) is missing; download it again"

@@ -73,9 +73,7 @@ def test_finer_bands_are_averaged(safe, bands):
 
 def test_files_with_the_resolution_are_preferred(tmp_path):
     random = np.random.default_rng(3)
-    bands = {
-        ("B04", size): random.integers(1100, 9000, (600 // size,) * 2, dtype=np.uint16) for size in (10, 20, 60)
-    }
+    bands = {("B04", size): random.integers(1100, 9000, (600 // size,) * 2, dtype=np.uint16) for size in (10, 20, 60)}
     safe = write_safe(tmp_path, bands)
     for size in (10, 20, 60):
         tile = Scene.from_files(safe, bands=["B04"], resolution=size).read()
