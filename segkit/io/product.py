@@ -78,9 +78,8 @@ class Product(FileSet):
     def open_dataset(self, *, vrt: bool | None) -> Iterator[DatasetReader]:
         """Open the file with the smallest pixels, for its grid."""
         files = [file for band in self.bands for file in band.files]
-        with open_raster(
-            _require(min(files, key=lambda file: (bool(file.problem), file.resolution))), vrt=vrt
-        ) as dataset:
+        finest = min(files, key=lambda file: (bool(file.problem), file.resolution))
+        with open_raster(_require(finest), vrt=vrt) as dataset:
             yield dataset
 
     def describe(self) -> str:
@@ -150,7 +149,8 @@ class Product(FileSet):
                     f"{self}: has no band {band!r}; its bands are {', '.join(names)}" + suggest("correct data.bands")
                 )
             chosen |= {at: names[at] for at in found} | dict.fromkeys(others, band)
-        return chosen or {at: names[at] for at, band in enumerate(self.bands) if band.is_imagery}
+        imagery = {at: names[at] for at, band in enumerate(self.bands) if band.is_imagery}
+        return chosen or imagery or dict(enumerate(names))
 
     def _find_other_name(self, wanted: str) -> list[int]:
         name = normalize_name(wanted)

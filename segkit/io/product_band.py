@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -140,12 +140,11 @@ class ProductFile(FileSet):
     def describe(self) -> str:
         """Return how the bands are read, besides what is in the file: units, no data, resampling."""
         units = [(band.name, band.scale, band.offset, band.shift, band.nodata) for band in self.bands.values()]
-        return f"{units} {self.resampling.name}"
+        return f"{units} {self._resampling}"
 
-    @property
-    def resampling(self) -> Resampling:
-        """How the bands are resampled; codes by nearest neighbour."""
-        categorical = any(band.is_categorical for band in self.bands.values())
+    def resampling(self, numbers: Sequence[int]) -> Resampling:
+        """Return how bands are resampled; codes, and what is read with them, by nearest neighbour."""
+        categorical = any(self.bands[number].is_categorical for number in numbers if number in self.bands)
         return Resampling.nearest if categorical else RESAMPLING[self._resampling]
 
     @property

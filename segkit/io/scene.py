@@ -207,7 +207,7 @@ class Scene:
                 rules = self.rules if product is None else self.rules.with_nodata(product.nodata)
                 if difference:
                     nodata = rules.resampling_nodata(str(path), dataset.nodatavals)
-                    resampling = Resampling.bilinear if product is None else product.resampling
+                    resampling = Resampling.bilinear if product is None else product.resampling(indexes)
                     dataset = warp_bands(dataset, self.grid, indexes, resampling, nodata=nodata)
                 sources.append(FileBands(dataset, places, indexes, units, rules))
             used: list[BandSource] = [*sources]

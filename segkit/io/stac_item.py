@@ -227,7 +227,15 @@ def _is_categorical(key: str, *declared: Mapping[str, Any]) -> bool:
     return has_classes or key.casefold() in ("scl", "fmask") or "qa" in key.casefold().split("_")
 
 
-def _declared_values(path: Path, key: str, places: Sequence[Mapping[str, Any]]) -> _Values:
+def _number(value: Any) -> float | None:
+    """Return a number of JSON; None if a value is none, or is too large."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None
+
+
+def _declared_values(path: Path, asset: str, places: Sequence[Mapping[str, Any]]) -> _Values:
     """Return scale, offset and no-data value that the first of several places declares.
 
     Raises
@@ -237,13 +245,14 @@ def _declared_values(path: Path, key: str, places: Sequence[Mapping[str, Any]]) 
     """
     found: list[float | None] = []
     for name in ("scale", "offset", "nodata"):
-        keys = (f"raster:{name}",) if name != "nodata" else ()
-        value = next((place[each] for place in places for each in (name, *keys) if place.get(each) is not None), None)
-        value = None if name == "nodata" and value in ("nan", "NaN") else value  # NaN is no data anyway
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if value is not None and (not is_number or (name == "scale" and value == 0)):
-            raise DataError(f"{path}: its asset {key!r} declares the {name} {value!r}; correct it")
-        found.append(None if value is None else float(value))
+        keys = (name,) if name == "nodata" else (name, f"raster:{name}")
+        value = next((place[key] for place in places for key in keys if place.get(key) is not None), None)
+        number = _number(value)
+        if name == "nodata" and (value in ("nan", "NaN") or (number is not None and math.isnan(number))):
+            number = value = None  # NaN is no data anyway
+        if value is not None and (number is None or not math.isfinite(number) or (name == "scale" and number == 0)):
+            raise DataError(f"{path}: its asset {asset!r} declares the {name} {value!r}; correct it")
+        found.append(number)
     return _Values(*found)
 
 
@@ -287,8 +296,8 @@ def _locate(path: Path, key: str, href: Any) -> tuple[Path, str]:
             f"{path}: its asset {key!r} is the URL {as_path(text) if is_remote(text) else text}, and assets are read "
             "from files; download it, and write its path into the item"
         )
-    relative = PurePosixPath(text)
-    if relative.is_absolute() or PureWindowsPath(text).is_absolute() or ".." in relative.parts:
+    relative, windows = PurePosixPath(text), PureWindowsPath(text)  # a path of either is split at "/"
+    if relative.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         return path, (
             f"{path}: its asset {key!r} is {text}, and only files in the folder of the item, or below it, are read; "
             "move the item beside its files, and correct its hrefs"

@@ -145,7 +145,16 @@ def test_values_of_sentinel_2_without_a_baseline_are_the_stored_ones(tmp_path):
     assert values(write_item(tmp_path / "item.json", {"B04": asset("B04")}, identity=identity, **S2)) == {"B04": 2000}
 
 
-OUTSIDE = ["../b.tif", "x/../../b.tif", "/b.tif", "C:\\b.tif", "file:///b.tif", "/vsicurl/x.tif", "s3://bucket/b.tif"]
+OUTSIDE = [
+    "../b.tif",
+    "..\\b.tif",
+    "x/../../b.tif",
+    "/b.tif",
+    "C:\\b.tif",
+    "file:///b.tif",
+    "/vsicurl/x.tif",
+    "s3://bucket/b.tif",
+]
 
 
 @pytest.mark.parametrize("text", [*OUTSIDE, "https://user:word@example.com/b.tif?token=1", "", 7])
@@ -190,12 +199,20 @@ def test_other_files_are_refused(tmp_path, content, message):
         find_products(path)
 
 
-@pytest.mark.parametrize("units", [{"scale": 0}, {"scale": "x"}, {"offset": True}, {"nodata": [0]}])
+@pytest.mark.parametrize("units", [{"scale": 0}, {"scale": "x"}, {"offset": True}, {"nodata": [0]}, {"scale": 10**400}])
 def test_units_that_are_not_valid_are_refused(tmp_path, units):
     write(tmp_path, "a")
     path = write_item(tmp_path / "item.json", {"a": asset("a", **{"raster:bands": [units]})})
     with pytest.raises(DataError, match="its asset 'a' declares the"):
         Scene.from_files(path)
+
+
+def test_nan_and_codes(tmp_path):
+    """NaN as the no-data value is no number to look for; an item of quality bands alone is imagery."""
+    write(tmp_path, "qa")
+    for nodata in ("nan", float("nan")):
+        assets = {"qa": asset("qa", roles=["cloud"], **{"raster:bands": [{"nodata": nodata}]})}
+        assert values(write_item(tmp_path / "item.json", assets), bands=["qa"], resolution=5) == {"qa": 3000}
 
 
 def test_items_are_found_in_folders_globs_and_collections(tmp_path):
