@@ -154,6 +154,11 @@ def test_the_scene_classification_is_the_quality_band(safe, bands):
     assert scene.name == safe.stem
 
 
+def test_codes_are_not_averaged(safe, bands):
+    tile = Scene.from_files(safe, bands=["B04", "SCL", "B11"]).read()
+    np.testing.assert_array_equal(tile.pixels[1], np.kron(bands["SCL", 20], np.ones((2, 2))))
+
+
 def test_without_bands_the_spectral_ones_are_used(safe):
     assert Scene.from_files(safe).band_names == ("B01", "B02", "B04", "B08", "B11")
     assert Scene.from_files(safe, bands=["red", "nir", "swir16"]).band_names == ("B04", "B08", "B11")
