@@ -19,6 +19,7 @@ import typer
 import yaml
 from dask_workers import forked_workers
 from places import ROOT
+from products import write_item, write_safe
 from quick import skip_measurements
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
@@ -89,6 +90,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = from_origin(500_000 + 480 * column, 8_900_000 - 480 * row, 10, 10)
             write(root / "tiles" / f"{row}{column}.tif", part, transform=place)
     write(root / "scene_SCL.tif", np.where(truth == 1, 4, 8).astype(np.uint8))
+    product = {(name, 10): band + np.uint16(1000) for name, band in zip(("B02", "B03", "B04"), scene, strict=True)}
+    write_safe(root, product, baseline="04.00")
+    write_item(root / "item.json", {"data": {"href": "scene.tif"}})
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")

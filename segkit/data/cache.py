@@ -35,6 +35,7 @@ from segkit.io.files import fsync, home_folder, lock_folder, remove_leftovers, t
 from segkit.io.grid import Grid
 from segkit.io.mosaic import Mosaic
 from segkit.io.pixel_rules import AS_STORED
+from segkit.io.product_band import ProductFile
 from segkit.io.raster import current_version, open_raster
 from segkit.io.remote import Remote, as_path
 from segkit.io.scene import Scene, SceneReader
@@ -127,9 +128,11 @@ class Cache:
         how |= {"grid": _describe_grid(scene.grid)}
         if overlaps := [path.overlap for path in scene.paths if isinstance(path, Mosaic)]:
             how["overlaps"] = overlaps
+        if products := [path.describe() for path in scene.paths if isinstance(path, ProductFile)]:
+            how["products"] = products
         how |= {} if scene.rules == AS_STORED else {"rules": asdict(scene.rules)}
         how |= {} if not scene.masks else {"masks": [[mask.bands, asdict(mask.rule)] for mask in scene.masks]}
-        as_stored = not (scene.resample or scene.scaled or scene.rules.has_units)
+        as_stored = not (scene.resample or scene.scaled or scene.rules.has_units or scene.is_of_products)
         stored = np.dtype(types.pop() if len(types) == 1 and types <= _EXACT_IN_FLOAT32 and as_stored else "float32")
         pixels = scene.grid.height * scene.grid.width
         entry = self._entry(

@@ -18,7 +18,7 @@ from segkit.data.statistics import BandMoments, Statistics
 from segkit.errors import DataError, SegkitError, suggest
 from segkit.io.cover import PixelRegion
 from segkit.models.training_scenes import TrainingScenes
-from segkit.recipe.schema import Recipe
+from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.splits import SpatialSplit
 from segkit.runtime.progress import progress
 from segkit.task import BACKGROUND, Task
@@ -132,7 +132,7 @@ def examine(
         recipe = resolve_split(recipe, training)
         if scene_counts is None:
             scene_counts, _ = count_scenes(samples, recipe, show_progress=show_progress, fail_fast=True)
-        problems += scene_problems(samples, scene_counts)
+        problems += [*scene_problems(samples, scene_counts), *_unused_keys(recipe.data, samples)]
         require_same_bands(samples)
         counted = [one for one in scene_counts if one is not None]
         train_areas, val_areas = train_val_split(recipe, training, validation, counted[: len(training)])
@@ -250,6 +250,15 @@ def scene_problems(samples: Sequence[Sample], scene_counts: Sequence[SceneCounts
         if found is not None and not found.labelled:
             why = "none of its valid pixels is labelled" if found.valid else "has no valid pixel"
             yield f"{sample.scene.paths[0]}: {why}; correct the labels, or remove the scene"
+
+
+def _unused_keys(data: Data, samples: Sequence[Sample]) -> Iterator[str]:
+    """Yield that keys about products are given, if no scene is one."""
+    if data.resolution is not None and not any(sample.scene.is_of_products for sample in samples):
+        yield (
+            f"data.resolution is {data.resolution:g}, but only products (SAFE, STAC) are read in another resolution, "
+            "and no scene is one; remove it"
+        )
 
 
 def class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...]:

@@ -24,8 +24,10 @@ from segkit.io.mosaic import Mosaic
 from segkit.io.name_pattern import NamePattern, normalize_name, suggest_patterns
 from segkit.io.paths import list_files
 from segkit.io.placement import describe_elsewhere, describe_extents
+from segkit.io.product import as_image
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import Remote, as_path, join_path
+from segkit.io.safe import is_safe
 from segkit.io.scene import Scene
 from segkit.recipe.imagery import open_scene
 from segkit.recipe.label_source import LabelSource
@@ -389,7 +391,7 @@ def _read_table(path: Path, label_options: LabelSource | None) -> list[SceneFile
     others = [column for column in table.columns if column not in {*columns, "label", "mask", "name", "weight"}]
     scenes = []
     for row in table.rows:
-        images = tuple(join_path(path.parent, row.cells[column]) for column in columns if row.cells[column])
+        images = tuple(as_image(join_path(path.parent, row.cells[column])) for column in columns if row.cells[column])
         if not images:
             raise DataError(f"{row.place}: no image; fill in the column image")
         labels: tuple[LabelSource, ...] = ()
@@ -416,7 +418,7 @@ def _parse_weight(row: CsvRow) -> float:
 
 
 def _is_file(path: Path) -> bool:
-    return isinstance(path, Remote) or path.is_file()
+    return isinstance(path, Remote) or path.is_file() or is_safe(path)
 
 
 def _as_list(items: str | MosaicSource | Sequence[T]) -> Sequence[Any]:

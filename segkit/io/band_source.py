@@ -11,6 +11,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from segkit.io.block_warp import WarpedBlocks
 from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.mosaic_layout import find_overlaps, tile_part
 from segkit.io.pixel_rules import BandUnits, PixelRules
@@ -31,7 +32,7 @@ class FileBands:
 
     def __init__(
         self,
-        dataset: DatasetReader,
+        dataset: DatasetReader | WarpedBlocks,
         places: list[int],
         indexes: list[int],
         units: list[BandUnits],

@@ -5,29 +5,32 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from segkit.errors import MissingFileError, UsageError
+from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.io.files import require_file
 from segkit.io.name_pattern import NamePattern
 from segkit.io.paths import FileSet
 from segkit.io.points import POINT_TABLE_SUFFIXES
+from segkit.io.product import PRODUCT_SUFFIXES, find_products
 from segkit.io.remote import Remote
 from segkit.io.vector import VECTOR_SUFFIXES
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff", ".jp2", ".img", ".png", ".dat", ".bsq", ".bil", ".bip")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".webp")
-IMAGE_SUFFIXES = RASTER_SUFFIXES + PICTURE_SUFFIXES
+IMAGE_SUFFIXES = RASTER_SUFFIXES + PICTURE_SUFFIXES + PRODUCT_SUFFIXES
 LABEL_SUFFIXES = RASTER_SUFFIXES + VECTOR_SUFFIXES + POINT_TABLE_SUFFIXES
-# Beside others these are previews and lists of files, so they are used only where there are no others.
+# Beside others these are previews and lists of files, or name bands, so they are used only where there are no others.
 _SECONDARY = PICTURE_SUFFIXES + POINT_TABLE_SUFFIXES
+_TERTIARY = (".json",)
 
 
 def expand_paths(path: Path, what: str, suffixes: tuple[str, ...], pattern: NamePattern | None = None) -> list[Path]:
     """Return the files of a path: those in a folder, those that match a glob, or the path itself (a file, a mosaic).
 
-    Of a folder or a glob, pictures (JPEG, WebP) and tables are used only if there are no other files.
+    Of a folder or a glob, pictures (JPEG, WebP) and tables are used only if there are no other files, and STAC items
+    only if there are no pictures either. Products are returned as such if `suffixes` has theirs.
 
     Parameters
     ----------
@@ -45,6 +48,9 @@ def expand_paths(path: Path, what: str, suffixes: tuple[str, ...], pattern: Name
     """
     if isinstance(path, FileSet):
         return [require_file(path)]
+    products = find_products(path) if {*PRODUCT_SUFFIXES} & {*suffixes} else None
+    if products is not None:
+        return _require_products(path, products)
     if isinstance(path, Remote):
         if os.fspath(path).endswith("/") or "*" in str(path):
             raise UsageError(
@@ -62,8 +68,18 @@ def expand_paths(path: Path, what: str, suffixes: tuple[str, ...], pattern: Name
     matching = [file for file in files if pattern is None or pattern.match(file)]
     if not matching:
         raise MissingFileError(_describe_missing(path, what, suffixes, pattern, visible, files))
-    primary = [file for file in matching if file.suffix.lower() not in _SECONDARY]
-    return primary or matching
+    primary = [file for file in matching if file.suffix.lower() not in (*_SECONDARY, *_TERTIARY)]
+    used = primary or [file for file in matching if file.suffix.lower() not in _TERTIARY] or matching
+    if not {*PRODUCT_SUFFIXES} & {*suffixes}:
+        return used
+    found_products = [(file, find_products(file)) for file in used]
+    return _require_products(path, [one for file, each in found_products for one in ([file] if each is None else each)])
+
+
+def _require_products(path: Path, products: Sequence[Path]) -> list[Path]:
+    if not products:
+        raise DataError(f"{path}: holds catalogues or collections of STAC, but no items; give the files of the items")
+    return list(products)
 
 
 def _describe_missing(
@@ -85,6 +101,8 @@ def _describe_missing(
             f"{path}: contains only pictures such as {pictures[0]}, and their compression changes the codes of {what}; "
             "give the original files (PNG, GeoTIFF)"
         )
+    if products := [file.name for file in visible if file.suffix.lower() == PRODUCT_SUFFIXES[0]]:
+        return f"{path}: contains products such as {products[0]}, which are images of one scene each, but no {what}"
     message = f"{path}: contains no {what} ({', '.join(suffixes)})"
     if path.is_dir() and (inside := _first_below(path, suffixes)) is not None:
         example = Path(path.name) / "**" / f"*{inside.suffix}"

@@ -18,7 +18,12 @@ else:
 
 
 class FileSet(_SystemPath):
-    """A path that stands for several files, which are read as one raster."""
+    """A path that stands for several files, which are read as one raster.
+
+    `is_named` says whether they have a name of their own, which names of other files can be derived from.
+    """
+
+    is_named = False
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -55,12 +55,15 @@ class PixelRules:
         `scaled`, else stored values).
     nodata
         Stored values that mean no data in every band, besides what the files declare.
+    for_these_scenes
+        Whether scale and offset were given for these scenes, so that they hold whatever metadata say.
     """
 
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     decibels: tuple[Backscatter | None, ...] = ()
     nodata: tuple[float, ...] = ()
+    for_these_scenes: bool = False
 
     @property
     def has_scaling(self) -> bool:
@@ -94,6 +97,10 @@ class PixelRules:
         if self.has_scaling:
             scale, offset = _of_band(self.scale, place, 1.0), _of_band(self.offset, place, 0.0)
         return BandUnits(scale, offset, _of_band(self.decibels, place, None))
+
+    def with_nodata(self, nodata: tuple[float, ...]) -> PixelRules:
+        """Return the rules with more values that mean no data."""
+        return replace(self, nodata=tuple(dict.fromkeys((*self.nodata, *nodata)))) if nodata else self
 
     def is_nodata(self, band: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Return where stored values (H, W) mean no data."""

@@ -131,7 +131,7 @@ class QualityMask:
 
     def _path(self, image: Path, *, in_stack: bool) -> Path:
         """Return the file with the quality bands of an image, which may be one of several of a scene (`in_stack`)."""
-        if isinstance(image, FileSet) and (self.file is None or NAME_PLACEHOLDER in self.file):
+        if isinstance(image, FileSet) and not image.is_named and (self.file is None or NAME_PLACEHOLDER in self.file):
             raise RasterError(
                 f"{image}: is a mosaic, which has no name for that of its quality mask; name one file for all of it "
                 "(data.mask.file), or a band of the mosaic (data.mask.band)"
@@ -228,12 +228,14 @@ def _find_named(wanted: str, names: Sequence[str]) -> list[int]:
 
 
 def find_masks(
-    mask: QualityMask, stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool | None
+    mask: QualityMask, images: Sequence[Path], stack: Sequence[StackedBand], names: Sequence[str], *, vrt: bool | None
 ) -> tuple[SceneMask, ...]:
     """Return the quality bands of a scene: in files of their own, or among its bands.
 
     Parameters
     ----------
+    images
+        The files of the scene, each once.
     stack, names
         All bands of the scene, and their names.
 
@@ -243,11 +245,11 @@ def find_masks(
         There is no such file or band, or it holds no integers although bits are to be read.
     """
     masks = []
-    for path in mask.paths([*dict.fromkeys(band.path for band in stack)]):
+    for path in mask.paths(images):
         with open_raster(path, vrt=vrt) as dataset:
             masks.append(SceneMask(path, mask.find_bands(read_names(path, dataset), path), mask.rule))
     if not masks:
-        bands = [stack[number - 1] for number in mask.find_bands(names, stack[0].path)]
+        bands = [stack[number - 1] for number in mask.find_bands(names, images[0])]
         masks = [
             SceneMask(each, tuple(band.number for band in bands if band.path == each), mask.rule)
             for each in dict.fromkeys(band.path for band in bands)

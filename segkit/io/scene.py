@@ -24,9 +24,11 @@ from segkit.io.band_source import BandSource, FileBands, MosaicBands
 from segkit.io.grid import Grid
 from segkit.io.mosaic import Mosaic
 from segkit.io.mosaic_dataset import MosaicDataset
-from segkit.io.mosaic_warp import warp_raster
+from segkit.io.mosaic_warp import warp_bands
 from segkit.io.paths import PathLike, list_files
 from segkit.io.pixel_rules import AS_STORED, PixelRules
+from segkit.io.product import Product, as_image
+from segkit.io.product_band import ProductFile
 from segkit.io.quality_mask import QualityMask, SceneMask, find_masks, open_mask
 from segkit.io.raster import current_version, open_raster, read_grid
 from segkit.io.remote import Remote, as_path
@@ -89,6 +91,8 @@ class Scene:
         rules: PixelRules = AS_STORED,
         mask: QualityMask | None = None,
         name: str | None = None,
+        resolution: float | None = None,
+        resampling: str = "bilinear",
     ) -> Scene:
         """Open and check files, and return the scene that they make up.
 
@@ -96,7 +100,7 @@ class Scene:
         ----------
         paths
             One file, or several whose bands are stacked in this order. The first one gives the grid. Each may be a
-            `Mosaic` of files that lie side by side.
+            `Mosaic` of files that lie side by side, or a `Product` (a SAFE folder, a STAC item).
         bands, band_names, trained
             Which bands to read, see `segkit.io.band_choice.WantedBands`. By default all but alpha and quality bands.
         resample
@@ -112,6 +116,9 @@ class Scene:
             unless `bands` lists them.
         name
             Default: the stem of the first file.
+        resolution, resampling
+            Pixel size of products, by default that of the finest band that is used, and how their other bands are
+            resampled; see `Product.select`.
 
         Raises
         ------
@@ -120,34 +127,51 @@ class Scene:
         GridError
             The files are on different grids and `resample` is false.
         """
-        files = [as_path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+        files = [as_image(as_path(path)) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
         if not files:
             raise UsageError("a scene needs at least one file; none was given")
         if resample:
             files = [file.with_resampling() if isinstance(file, Mosaic) else file for file in files]
+        wanted = WantedBands(bands, band_names, trained)
+        alone = len(files) == 1
+        parts: list[Path] = []
+        for file in files:
+            parts += file.select(wanted, resolution, resampling, alone=alone) if isinstance(file, Product) else [file]
         grid: Grid | None = None
         stack: list[StackedBand] = []
-        for file in files:
+        for file in parts:
             with open_raster(file, vrt=vrt) as dataset:
                 _check_pixels(file, dataset, scaled=scaled)
-                file_grid = read_grid(dataset)
+                own_grid = read_grid(dataset)
+                file_grid = file.grid if isinstance(file, ProductFile) else own_grid
                 grid = grid or file_grid
                 resampled = _needs_resampling(files[0], grid, file, file_grid, resample=resample)
+                resampled |= _needs_resampling(file, grid, file, own_grid, resample=True)
                 resampled |= isinstance(dataset, MosaicDataset) and dataset.layout.is_resampled
-                stack += _stack_bands(file, dataset, f"{file.stem}:" if len(files) > 1 else "", resampled=resampled)
+                source = file.product if isinstance(file, ProductFile) else file
+                stack += _stack_bands(file, dataset, "" if alone else f"{source.stem}:", resampled=resampled)
         assert grid is not None
-        wanted = WantedBands(bands, band_names, trained)
         masks: tuple[SceneMask, ...] = ()
         if mask is not None:
-            masks = find_masks(mask, stack, wanted.lookup_names(stack), vrt=vrt)
+            masks = find_masks(mask, [*dict.fromkeys(files)], stack, wanted.lookup_names(stack), vrt=vrt)
         quality = {(one.path, band) for one in masks for band in one.bands}
+        products = [(band, band.path) for band in stack if isinstance(band.path, ProductFile)]
+        quality |= {(file, band.number) for band, file in products if not file.is_imagery(band.number)}
         chosen = wanted.choose(stack, quality, vrt=vrt)
         rules.check(str(files[0]), len(chosen.numbers))
-        versions = tuple(_remote_version(file) for file in files)
+        for place, number in enumerate(chosen.numbers):
+            if isinstance(file := stack[number - 1].path, ProductFile):
+                file.check_units(stack[number - 1].number, rules, place)
+        versions = tuple(_remote_version(file) for file in parts)
         return cls(
-            name or files[0].stem, tuple(files), grid, chosen.numbers, chosen.names, resample, bool(vrt), scaled,
+            name or files[0].stem, tuple(parts), grid, chosen.numbers, chosen.names, resample, bool(vrt), scaled,
             versions, rules, masks, chosen.alpha_masks, chosen.alpha_imagery,
         )  # fmt: skip
+
+    @property
+    def is_of_products(self) -> bool:
+        """Whether files are those of products, which may be resampled and converted."""
+        return any(isinstance(path, ProductFile) for path in self.paths)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
@@ -166,26 +190,27 @@ class Scene:
                 last = first + dataset.count
                 placed = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
                 first = last
+                if not placed:
+                    continue
                 places, indexes = [place for place, _ in placed], [index for _, index in placed]
                 difference = self.grid.describe_difference(read_grid(dataset))
-                if difference and not self.resample:
+                product = path if isinstance(path, ProductFile) else None
+                if difference and not self.resample and product is None:
                     raise GridError(
                         f"{path}: its grid has changed since the scene was opened ({difference}); try again"
                     )
                 if isinstance(dataset, MosaicDataset) and not difference:
                     sources.append(MosaicBands(dataset, places, indexes, self.rules, scaled=self.scaled))
                     continue
-                units = [
-                    self.rules.units(
-                        place, (dataset.scales[index - 1], dataset.offsets[index - 1]) if self.scaled else None
-                    )
-                    for place, index in placed
-                ]
+                declared = [_declared_units(path, dataset, index, scaled=self.scaled) for index in indexes]
+                units = [self.rules.units(place, each) for place, each in zip(places, declared, strict=True)]
+                rules = self.rules if product is None else self.rules.with_nodata(product.nodata)
                 if difference:
-                    nodata = self.rules.resampling_nodata(str(path), dataset.nodatavals)
-                    dataset = stack.enter_context(warp_raster(dataset, self.grid, Resampling.bilinear, nodata=nodata))
-                sources.append(FileBands(dataset, places, indexes, units, self.rules))
-            used: list[BandSource] = [source for source in sources if source.places]
+                    nodata = rules.resampling_nodata(str(path), dataset.nodatavals)
+                    resampling = Resampling.bilinear if product is None else product.resampling(indexes)
+                    dataset = warp_bands(dataset, self.grid, indexes, resampling, nodata=nodata)
+                sources.append(FileBands(dataset, places, indexes, units, rules))
+            used: list[BandSource] = [*sources]
             used += [stack.enter_context(open_mask(mask, self.grid, vrt=self.vrt)) for mask in self.masks]
             yield SceneReader(self.grid, len(self.bands), used)
             for file, version in zip(self.paths, self.versions, strict=True):
@@ -202,6 +227,9 @@ class Scene:
 
 def _stack_bands(file: Path, dataset: Any, prefix: str, *, resampled: bool) -> list[StackedBand]:
     """Return the bands of one file of a scene, or of a mosaic, with a prefix before their names."""
+    if isinstance(file, ProductFile):
+        names = [f"{prefix}{file.band_name(number)}" for number in dataset.indexes]
+        return [StackedBand(name, name, False, resampled, file, number) for number, name in enumerate(names, 1)]
     named, source = next(dataset.parts()) if isinstance(dataset, MosaicDataset) else (file, dataset)
     columns = zip(dataset.indexes, dataset.descriptions, read_names(named, source), dataset.colorinterp, strict=True)
     return [
@@ -215,6 +243,13 @@ def _stack_bands(file: Path, dataset: Any, prefix: str, *, resampled: bool) -> l
         )
         for number, description, lookup_name, colour in columns
     ]
+
+
+def _declared_units(path: Path, dataset: Any, index: int, *, scaled: bool) -> tuple[float, float] | None:
+    """Return scale and offset of a band of a file (from 1), to be used if the rules of the scene give none."""
+    if isinstance(path, ProductFile):
+        return path.declared(dataset, index, scaled=scaled)
+    return (dataset.scales[index - 1], dataset.offsets[index - 1]) if scaled else None
 
 
 def _remote_version(file: Path) -> str:

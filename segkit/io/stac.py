@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from segkit.io.remote import Remote
 
 _MAX_BYTES = 10**7
-_BAND_KEYS = ("bands", "eo:bands")  # STAC 1.1, and the eo extension before
-_NAME_KEYS = ("eo:common_name", "common_name", "name")
+BAND_KEYS = ("bands", "eo:bands")  # STAC 1.1, and the eo extension before
+COMMON_NAME_KEYS = ("eo:common_name", "common_name")
 
 
 def read_stac_names(raster: Path, count: int) -> list[str | None]:
@@ -61,11 +61,11 @@ def _asset_bands(item: Mapping[str, Any], name: str) -> Iterator[list[Any]]:
     for asset in assets.values() if isinstance(assets, dict) else ():
         href = asset.get("href") if isinstance(asset, dict) else None
         if isinstance(href, str) and PurePosixPath(urlsplit(href).path).name == name:
-            for key in _BAND_KEYS:
+            for key in BAND_KEYS:
                 if isinstance(asset.get(key), list):
                     yield asset[key]
 
 
 def _band_name(band: Any) -> str | None:
-    found = (band.get(key) for key in _NAME_KEYS) if isinstance(band, dict) else ()
+    found = (band.get(key) for key in (*COMMON_NAME_KEYS, "name")) if isinstance(band, dict) else ()
     return next((name for name in found if isinstance(name, str) and name), None)

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, Tag, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from segkit.errors import DataError, UsageError, suggest
 from segkit.io.paths import PathLike
 from segkit.io.pixel_rules import Backscatter, PixelRules
 from segkit.io.quality_mask import MASK_PRESETS, MaskRule, QualityMask
 from segkit.io.scene import Scene
-from segkit.recipe.base import Band, StrictModel, one_of
+from segkit.recipe.base import Band, Positive, StrictModel, one_of
 from segkit.recipe.messages import readable_error
 
 MaskPreset = Literal["sentinel2_scl", "landsat_qa_pixel", "planet_udm2", "fmask"]
@@ -133,6 +133,11 @@ class Imagery(StrictModel):
     under its usual name, or keys of `MaskKeys`."""
     resample: bool = False
     """Whether to warp files on another grid to that of the scene's first file (labels by nearest neighbour)."""
+    resolution: Positive | None = None
+    """Pixel size in which products (SAFE, STAC) are read, in units of their CRS; by default that of the finest band."""
+    resampling: Literal["nearest", "bilinear", "average"] = "bilinear"
+    """How bands of products with another resolution are resampled."""
+    _units_are_for_scenes: bool = PrivateAttr(default=False)
 
     @property
     def quality_mask(self) -> QualityMask | None:
@@ -181,7 +186,9 @@ def change_imagery(imagery: T, changes: Mapping[str, Any]) -> T:
         first = error.errors(include_url=False)[0]
         place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
         raise UsageError(readable_error(first, place, Imagery.model_json_schema())) from error
-    return imagery.model_copy(update={key: getattr(changed, key) for key in given})
+    copy = imagery.model_copy(update={key: getattr(changed, key) for key in given})
+    copy._units_are_for_scenes = bool({"scale", "offset"} & given.keys())
+    return copy
 
 
 def _as_keys(mask: MaskKeys | MaskPreset | None) -> MaskKeys | None:
@@ -249,6 +256,8 @@ def open_scene(
         rules=pixel_rules(imagery, row, str(first)),
         mask=imagery.quality_mask,
         name=name,
+        resolution=imagery.resolution,
+        resampling=imagery.resampling,
     )
 
 
@@ -265,6 +274,7 @@ def pixel_rules(imagery: Imagery, row: Mapping[str, str], scene: str) -> PixelRu
         offset=_numbers("offset", imagery.offset, row, scene),
         decibels=_as_list(imagery.decibels),
         nodata=_as_list(imagery.nodata),
+        for_these_scenes=imagery._units_are_for_scenes,
     )
 
 

@@ -13,6 +13,7 @@ import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from products import LEFT, TOP, item, random_bands, write_safe
 from rasterio.windows import Window
 from synthetic import recipe_for
 
@@ -538,3 +539,66 @@ def test_the_dates_of_slovenia(shared):
         DatasetSource(images=str(shared / "slovenia"), dates=dates, labels=str(shared / "slovenia" / "LULC.tif"))
     )
     assert [path.stem for path in found.pairs[0].images] == ["S2L1C_20150711", "S2L1C_20150830", "S2L1C_20150909"]
+
+
+def write_products(folder):
+    """Two products side by side, of an old and a new baseline; returns their paths."""
+    return [
+        write_safe(folder, random_bands(["B04", "B11"], side=12, seed=at), baseline=each, left=LEFT + 120 * at)
+        for at, each in enumerate(("02.14", "05.11"))
+    ]
+
+
+def write_labels(path, width=12, left=LEFT):
+    path.parent.mkdir(exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, height=12, width=width, dtype="uint8", crs="EPSG:32632",
+        transform=Affine(10, 0, left, 0, -10, TOP),
+    ) as dataset:  # fmt: skip
+        dataset.write(np.random.default_rng(0).integers(0, 2, (1, 12, width), dtype=np.uint8))
+    return str(path)
+
+
+def test_products_pair_by_their_names_and_share_labels(tmp_path):
+    safes = write_products(tmp_path / "images")
+    stems = sorted(path.stem for path in safes)
+    for at, safe in enumerate(safes):
+        write_labels(tmp_path / "labels" / f"{safe.stem}.tif", left=LEFT + 120 * at)
+    all_of_them = write_labels(tmp_path / "all.tif", width=24)
+    (tmp_path / "table.csv").write_text("image,label\n" + "".join(f"images/{s}.SAFE,labels/{s}.tif\n" for s in stems))
+    for images, labels in itertools.product(
+        (str(tmp_path / "images"), str(tmp_path / "images" / "*.SAFE"), [str(path) for path in safes]),
+        (str(tmp_path / "labels"), all_of_them),
+    ):
+        found = opened(DatasetSource(images=images, labels=labels))
+        assert sorted(one.scene.name for one in found.samples) == stems
+        assert not found.unmatched
+    assert names(DatasetSource(table=str(tmp_path / "table.csv"))) == stems
+    [one] = opened(DatasetSource(images=str(safes[0]), labels=write_labels(tmp_path / "other name.tif"))).samples
+    assert one.scene.name == safes[0].stem
+
+
+def test_items_of_a_collection_are_scenes(tmp_path):
+    for name in "ab":
+        write_raster(tmp_path / f"{name}.tif")
+    features = [item({"data": {"href": f"{name}.tif"}}, f"scene {name}") for name in "ab"]
+    (tmp_path / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    labels = write_raster(tmp_path / "labels" / "all.tif")
+    found = opened(DatasetSource(images=str(tmp_path / "items.json"), labels=labels)).samples
+    assert [sample.scene.name for sample in found] == ["scene a", "scene b"]
+
+
+def test_cached_products_read_the_same(tmp_path, monkeypatch):
+    """Values lie below 0 where the offset is subtracted, and other resolutions are other entries."""
+    monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    pixels = {("B04", 10): np.full((12, 12), 7, dtype=np.uint16), ("B11", 20): np.full((6, 6), 2000, dtype=np.uint16)}
+    safe = write_safe(tmp_path, pixels)
+    source = DatasetSource(images=str(safe), labels=write_labels(tmp_path / "labels" / "x.tif"))
+    with Cache.open(0.1) as cache:
+        for options in ({}, {"resampling": "nearest"}, {"bands": ["B04"]}, {}):
+            data = Data(train=source, **options)
+            [cached] = open_samples(source, data, TASK, cache).samples
+            [plain] = open_samples(source, data, TASK).samples
+            np.testing.assert_array_equal(cached.scene.read().pixels, plain.scene.read().pixels)
+            assert cached.scene.read().pixels[0, 0, 0] == -993
+    assert len(list_entries()) == 4

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import rasterio
+from products import random_bands, write_safe
 from synthetic import recipe_for, write_pair, write_raster
 
+from segkit.data.areas import examine_recipe
 from segkit.data.pairing import open_samples
-from segkit.errors import DataError, RecipeError, UsageError
+from segkit.errors import DataError, RasterError, RecipeError, UsageError
 from segkit.io.pixel_rules import AS_STORED, PixelRules
 from segkit.io.quality_mask import MASK_PRESETS, MaskRule, QualityMask
 from segkit.recipe.imagery import Imagery, change_imagery, open_scene, pixel_rules
@@ -113,8 +115,30 @@ def test_what_is_given_for_other_scenes_replaces_the_key():
     assert change_imagery(trained, {"nodata": [5.0]}) == trained.model_copy(update={"nodata": (5.0,)})
     changed = change_imagery(trained, {"offset": -1000})
     assert (changed.offset, changed.apply_scale_offset, changed.bands) == (-1000, False, (1, 2))
+    assert pixel_rules(changed, {}, "scene").for_these_scenes
+    assert not pixel_rules(change_imagery(trained, {"nodata": 1}), {}, "scene").for_these_scenes
     with pytest.raises(UsageError, match="a scale of 0"):
         change_imagery(trained, {"scale": 0})
+
+
+def test_units_given_for_a_product_replace_those_of_its_metadata(tmp_path):
+    safe = write_safe(tmp_path, random_bands(["B04"], side=6), baseline="02.14")
+    trained = imagery(offset=-1000)  # of files of later baselines
+    with pytest.raises(RasterError, match=r"SAFE: scale 1 and offset -1000 are given for B04.*leave scale"):
+        open_scene(safe, trained)
+    stored = open_scene(safe, imagery()).read().pixels
+    np.testing.assert_array_equal(open_scene(safe, change_imagery(trained, {"offset": 0})).read().pixels, stored)
+    np.testing.assert_array_equal(open_scene(safe, change_imagery(trained, {"offset": 5})).read().pixels, stored + 5)
+
+
+def test_a_resolution_is_for_products(tmp_path):
+    write_pair(tmp_path, "binary", "a")
+    recipe = recipe_for(tmp_path, "binary", data={"resolution": 20})
+    with pytest.raises(DataError, match=r"data.resolution is 20, but only products \(SAFE, STAC\)"):
+        examine_recipe(recipe).require_trainable(force=False)
+    for keys, words in (({"resolution": 0}, "data.resolution"), ({"resampling": "cubic"}, "data.resampling: found")):
+        with pytest.raises(RecipeError, match=words):
+            recipe_for(tmp_path, "binary", data=keys)
 
 
 def test_a_mask_is_given_by_its_file_its_meaning_or_both():
