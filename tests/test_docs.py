@@ -89,6 +89,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = from_origin(500_000 + 480 * column, 8_900_000 - 480 * row, 10, 10)
             write(root / "tiles" / f"{row}{column}.tif", part, transform=place)
     write(root / "scene_SCL.tif", np.where(truth == 1, 4, 8).astype(np.uint8))
+    coarse = {"crs": CRS.from_epsg(32721), "transform": from_origin(499_900, 8_900_100, 30, 30)}
+    write(root / "dem.tif", np.add.outer(np.arange(40.0), np.arange(40.0))[None].astype(np.float32), **coarse)
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")

@@ -198,7 +198,7 @@ def source_files(source: DatasetSource) -> list[Path]:
 def recipe_files(recipe: Recipe) -> list[Path]:
     """Return all files that a recipe reads: scenes, labels, polygons of a split, weights."""
     val = recipe.data.val
-    files = source_files(recipe.data.train)
+    files = [*source_files(recipe.data.train), *(layer.path for layer in recipe.data.covering_layers)]
     if isinstance(val, DatasetSource):
         files += source_files(val)
     elif isinstance(val, SpatialSplit) and val.polygons is not None:

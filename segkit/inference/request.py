@@ -30,6 +30,7 @@ def given_imagery(
     offset: float | Sequence[float] | None = None,
     mask: PathLike | None = None,
     mask_preset: str | None = None,
+    layers: Mapping[str, PathLike] | None = None,
 ) -> dict[str, Any]:
     """Return the given ones of the keys of `segkit.recipe.imagery.Imagery`, as values that JSON can hold."""
     given: dict[str, Any] = {
@@ -39,7 +40,8 @@ def given_imagery(
     }
     of_mask = {"file": None if mask is None else absolute_text(mask), "preset": mask_preset}
     of_mask = {key: value for key, value in of_mask.items() if value is not None}
-    return given | ({"mask": of_mask} if of_mask else {})
+    given |= {"mask": of_mask} if of_mask else {}
+    return given | ({"layers": {name: absolute_text(path) for name, path in layers.items()}} if layers else {})
 
 
 def describe_request(
@@ -68,10 +70,11 @@ def describe_request(
 
 
 def describe_scene(job: PredictionFiles, network: AnyModel) -> dict[str, Any]:
-    """Return what `describe_request` leaves out: the scene with the file of its quality mask, and its outputs."""
+    """Return what `describe_request` leaves out: the scene with the files of mask and layers, and its outputs."""
     mask = network.imagery.quality_mask
     path = None if mask is None else mask.path(job.files[0])
-    files = job.files if path is None else (*job.files, path)
+    layers = [layer.require_file() for layer in network.imagery.covering_layers]
+    files = (*job.files, *([] if path is None else [path]), *layers)
     return {"scene": _identify_files(files), "outputs": sorted(map(str, job.rasters))}
 
 

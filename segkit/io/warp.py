@@ -20,11 +20,12 @@ def warp_to(
     *,
     ignore_nodata: bool = False,
     nodata: float | None = None,
+    tolerance: float = 0.125,
 ) -> WarpedVRT:
     """Return an open raster as a virtual one on another grid.
 
     Pixels outside of the raster are no data, and so are those with the declared no-data value, or with `nodata` in its
-    place, unless `ignore_nodata`.
+    place, unless `ignore_nodata`. Coordinates may be wrong by `tolerance` pixels of the raster, which saves time.
 
     Raises
     ------
@@ -45,6 +46,7 @@ def warp_to(
             width=grid.width,
             resampling=resampling,
             add_alpha=ignore_nodata or not (masked or instead),
+            tolerance=tolerance,
             **instead,
         )
     except GDAL_ERRORS as error:

@@ -298,7 +298,7 @@ def test_an_alpha_band_that_is_imagery_is_no_mask_but_holes_are(tmp_path):
 @pytest.mark.parametrize("resampling", [Resampling.bilinear, Resampling.nearest])
 def test_a_mosaic_is_warped_as_one_raster(tmp_path, monkeypatch, resampling):
     """Oracle: the whole in one file, warped by GDAL. There is no seam between files nor between blocks."""
-    monkeypatch.setattr("segkit.io.mosaic_warp._BLOCK_PX", 16)
+    monkeypatch.setattr("segkit.io.block_warp._BLOCK_PX", 16)
     pixels = np.add.outer(np.arange(40), np.arange(50))[None].astype("uint16") * 20 + image(bands=1)
     pixels[0, 10:13, 20:30] = 0
     whole = write(tmp_path / "whole.tif", pixels, nodata=0)
