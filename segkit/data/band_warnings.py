@@ -139,8 +139,7 @@ def _advise_units(scene: Scene, mean: float) -> str:
             return "for Landsat Collection 2, set data.scale: 0.0000275 and data.offset: -0.2"
         if mean > _MAX_8_BIT:
             return (
-                "if they are reflectance x 10000 (Sentinel-2), set data.scale: 0.0001 (and divide data.offset, too: -0.1 "
-                "in place of -1000)"
+                "if they are reflectance x 10000 (Sentinel-2), set data.scale: 0.0001, and data.offset in the new units"
             )
     return "set data.scale (and data.offset) so that value = stored value * scale + offset, or leave these indices out"
 

@@ -115,8 +115,12 @@ class WarpedBlocks(ABC):
     ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Warp a raster to a block; return values and masks (bands, H, W)."""
         with warp_to(dataset, block, resampling, nodata=nodata, tolerance=_TOLERANCE_PX) as warped:
-            masks = np.stack([read_mask(warped, band, block.full_window) for band in self._bands])
-            return read_window(warped, self._bands, block.full_window), masks
+            values = read_window(warped, self._bands, block.full_window)
+            if warped.count == dataset.count:
+                return values, np.stack([read_mask(warped, band, block.full_window) for band in self._bands])
+            # The band that was added is 0 where there is no data. GDAL takes it for a mask only in unsigned types.
+            known = read_window(warped, [warped.count], block.full_window) > 0
+            return values, np.repeat(known.astype(np.uint8), len(self._bands), axis=0)
 
 
 class WarpedFile(WarpedBlocks):
