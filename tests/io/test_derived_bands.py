@@ -168,3 +168,10 @@ def test_dates_of_real_imagery():
     for found, path in zip(scene.read().pixels[1:], paths, strict=True):
         bands = read(path)
         np.testing.assert_allclose(found, ndvi(bands[3], bands[7]), rtol=1e-6)
+
+
+@pytest.mark.skipif(not (SHARED / "leipzig").is_dir(), reason="the shared files are not here")
+def test_an_index_that_was_published_with_the_imagery():
+    path = SHARED / "leipzig" / "leipzig_raster.tif"
+    tile = Scene.from_files(path, indices=[NDVI]).read()
+    np.testing.assert_allclose(tile.pixels[8], tile.pixels[7], atol=1e-6)
