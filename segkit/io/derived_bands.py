@@ -105,7 +105,11 @@ class DerivedSource:
 
 
 def find_derived(
-    formulas: Sequence[BandFormula], stack: Sequence[StackedBand], wanted: WantedBands, chosen: BandChoice
+    formulas: Sequence[BandFormula],
+    stack: Sequence[StackedBand],
+    wanted: WantedBands,
+    chosen: BandChoice,
+    trained: Sequence[str] | None = None,
 ) -> tuple[DerivedBand, ...]:
     """Return the computed bands of a scene.
 
@@ -116,6 +120,8 @@ def find_derived(
     ----------
     stack, wanted, chosen
         All bands of the files, those wanted, and those chosen.
+    trained
+        Names of all bands of a model, with those that it computes; a formula gives as many bands as it has of its name.
 
     Raises
     ------
@@ -124,7 +130,10 @@ def find_derived(
     """
     found: list[DerivedBand] = []
     for one in formulas:
-        for prefix, inputs in _find_in_model(one, wanted, chosen) or _find_in_files(one, stack, wanted):
+        of_model = _find_in_model(one, wanted, chosen)
+        if len(of_model) != sum(name.rpartition(":")[2] == one.name for name in trained or ()):
+            of_model = []
+        for prefix, inputs in of_model or _find_in_files(one, stack, wanted):
             found.append(DerivedBand(len(stack) + len(found) + 1, f"{prefix}{one.name}", one, inputs))
     return tuple(found)
 

@@ -154,7 +154,7 @@ class Scene:
         quality = {(one.path, band) for one in masks for band in one.bands}
         chosen = wanted.choose(stack, quality, vrt=vrt)
         rules.check(str(files[0]), len(chosen.numbers))
-        derived = find_derived(indices, stack, wanted, chosen)
+        derived = find_derived(indices, stack, wanted, chosen, trained)
         _check_units(derived, chosen, rules, files[0])
         covering = find_layers(layers, grid, files[0], len(stack) + len(derived) + 1, vrt=vrt)
         more = [(band.number, band.name) for band in derived]

@@ -161,6 +161,14 @@ def test_a_model_finds_its_bands_in_any_order_and_without_names(tmp_path):
     np.testing.assert_array_equal(scene.read().pixels, trained.read().pixels)
 
 
+def test_a_model_of_one_date_has_the_indices_of_all_dates(tmp_path):
+    paths = [write(tmp_path / f"{date}.tif", ("B03", "B04", "B8A")) for date in ("may", "june")]
+    trained = Scene.from_files(paths, bands=(2, 3), indices=[NDVI])
+    again = Scene.from_files(paths, bands=(2, 3), trained=trained.band_names, indices=[NDVI])
+    assert again.band_names == ("may:B04", "may:B8A", "may:NDVI", "june:NDVI") == trained.band_names
+    np.testing.assert_array_equal(again.read().pixels, trained.read().pixels)
+
+
 @pytest.mark.skipif(not (SHARED / "slovenia").is_dir(), reason="the shared files are not here")
 def test_dates_of_real_imagery():
     paths = [SHARED / "slovenia" / f"S2L1C_{date}.tif" for date in ("20150711", "20150830")]
