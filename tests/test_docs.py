@@ -93,6 +93,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     product = {(name, 10): band + np.uint16(1000) for name, band in zip(("B02", "B03", "B04"), scene, strict=True)}
     write_safe(root, product, baseline="04.00")
     write_item(root / "item.json", {"data": {"href": "scene.tif"}})
+    coarse = {"crs": CRS.from_epsg(32721), "transform": from_origin(499_900, 8_900_100, 30, 30)}
+    write(root / "dem.tif", np.add.outer(np.arange(40.0), np.arange(40.0))[None].astype(np.float32), **coarse)
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")

@@ -21,6 +21,7 @@ from segkit.cli.options import (
     InPrecision,
     LabelField,
     LabelNoData,
+    LayerFiles,
     MaskFile,
     MaskMeaning,
     MinObjectArea,
@@ -36,6 +37,7 @@ from segkit.cli.options import (
     SetLabels,
     Tile,
     Uncertainty,
+    parse_layers,
 )
 from segkit.cli.printing import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
 from segkit.cli.root import app, examples
@@ -79,6 +81,7 @@ def evaluate(
     offset: Offset = None,
     mask: MaskFile = None,
     mask_preset: MaskMeaning = None,
+    layer: LayerFiles = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the scores (.json).")] = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -105,7 +108,7 @@ def evaluate(
             "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
         )
     reading: dict[str, object] = {"--image-nodata": image_nodata, "--scale": scale, "--offset": offset}
-    reading |= {"--mask": mask, "--mask-preset": mask_preset}
+    reading |= {"--mask": mask, "--mask-preset": mask_preset, "--layer": layer}
     if not is_model and (given := [option for option, value in reading.items() if value]):
         raise typer.BadParameter(f"{scored} is a map, which needs no images; leave it out", param_hint=given[0])
     paths = [as_path(one) for one in images or ()]
@@ -125,6 +128,7 @@ def evaluate(
         offset=offset,
         mask=mask,
         mask_preset=None if mask_preset is None else mask_preset.value,
+        layers=parse_layers(layer),
         tile=tile,
         overlap=overlap,
         precision=precision.value,
@@ -207,6 +211,7 @@ def predict(
     offset: Offset = None,
     mask: MaskFile = None,
     mask_preset: MaskMeaning = None,
+    layer: LayerFiles = None,
     tile: Tile = None,
     overlap: Overlap = None,
     batch_size: Annotated[
@@ -254,6 +259,7 @@ def predict(
                 offset=offset,
                 mask=mask,
                 mask_preset=None if mask_preset is None else mask_preset.value,
+                layers=parse_layers(layer),
                 tile=tile,
                 overlap=overlap,
                 batch_size=batch_size,

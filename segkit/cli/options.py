@@ -108,6 +108,10 @@ MaskFile = Annotated[
 MaskMeaning = Annotated[
     MaskPreset | None, typer.Option("--mask-preset", help="What the values of the quality mask mean.")
 ]
+LayerFiles = Annotated[
+    list[str] | None,
+    typer.Option("--layer", metavar="NAME=PATH", help="Another file for a layer of the model: elevation=dem.tif."),
+]
 Tile = Annotated[int | None, typer.Option(help="Maximum window size in pixels.")]
 Overlap = Annotated[int | None, typer.Option(help="Minimum overlap of neighbouring windows in pixels.")]
 OnDevice = Annotated[Device, typer.Option(help="Device that computes.")]
@@ -144,3 +148,21 @@ ImageDates = Annotated[
         "--dates", metavar="PATTERN", help='Stack the dates of each place, by their names: "{}_{date:%Y%m%d}".'
     ),
 ]
+
+
+def parse_layers(given: list[str] | None) -> dict[str, str]:
+    """Return {name: path} of NAME=PATH.
+
+    Raises
+    ------
+    BadParameter
+        One is not of this form, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for one in given or ():
+        name, equals, path = one.partition("=")
+        if not (name and equals and path) or name in found:
+            why = "is given twice" if name in found else "is not of this form"
+            raise typer.BadParameter(f"{one}: {why}; write NAME=PATH, elevation=dem.tif", param_hint="--layer")
+        found[name] = path
+    return found

@@ -78,7 +78,7 @@ def find_rim_value(scene: Scene) -> RimValue | None:
     RasterError
         A file is damaged there.
     """
-    stored = replace(scene, scaled=False, rules=PixelRules(nodata=scene.rules.nodata))
+    stored = replace(scene.without_derived(), scaled=False, rules=PixelRules(nodata=scene.rules.nodata))
     found: Counter[float] = Counter()
     valid, integers = 0, True
     lowest, highest = math.inf, -math.inf
@@ -94,7 +94,7 @@ def find_rim_value(scene: Scene) -> RimValue | None:
             values, counts = np.unique(same, return_counts=True)
             found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         for value, count in found.most_common(1):
-            is_expected = len(scene.bands) == 1 and integers and value not in (lowest, highest)
+            is_expected = len(stored.bands) == 1 and integers and value not in (lowest, highest)
             # A scene of one value has nothing to compare it with.
             has_others = lowest < highest or _has_other_values(reader, value)
             if count >= _MIN_SHARE * valid and has_others and not is_expected:

@@ -20,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from segkit.data.labels.base import Labels
 from segkit.errors import SegkitError
 from segkit.io.files import fsync, home_folder, lock_folder, remove_leftovers, temporary_folder
 from segkit.io.grid import Grid
+from segkit.io.layers import SceneLayer
 from segkit.io.mosaic import Mosaic
 from segkit.io.pixel_rules import AS_STORED
 from segkit.io.product_band import ProductFile
@@ -132,7 +133,10 @@ class Cache:
             how["products"] = products
         how |= {} if scene.rules == AS_STORED else {"rules": asdict(scene.rules)}
         how |= {} if not scene.masks else {"masks": [[mask.bands, asdict(mask.rule)] for mask in scene.masks]}
-        as_stored = not (scene.resample or scene.scaled or scene.rules.has_units or scene.is_of_products)
+        how |= {} if not scene.derived else {"derived": [asdict(band) for band in scene.derived]}
+        how |= {} if not scene.layers else {"layers": [_describe_layer(layer) for layer in scene.layers]}
+        as_read = scene.resample or scene.scaled or scene.rules.has_units or scene.is_of_products
+        as_stored = not (as_read or scene.derived or scene.layers)
         stored = np.dtype(types.pop() if len(types) == 1 and types <= _EXACT_IN_FLOAT32 and as_stored else "float32")
         pixels = scene.grid.height * scene.grid.width
         entry = self._entry(
@@ -364,15 +368,23 @@ def _strips(grid: Grid) -> Iterator[Window]:
 
 
 def _files(scene: Scene) -> tuple[list[Path], set[str]]:
-    """Return all files that GDAL reads for a scene, with masks and headers, and the data types of its bands."""
+    """Return all files that GDAL reads for a scene, with masks, layers and headers, and the data types of its bands."""
     files: list[Path] = []
     types: list[str] = []
-    for path in dict.fromkeys((*scene.paths, *(mask.path for mask in scene.masks))):
+    for path in dict.fromkeys((*scene.paths, *(mask.path for mask in scene.masks), *scene.all_paths)):
         with open_raster(path, vrt=scene.vrt) as dataset:
             # GDAL reads no other files beside a remote one.
             files += [path] if isinstance(path, Remote) else [as_path(file) for file in dataset.files]
-            types += dataset.dtypes  # those of the mask come last
-    return files, {types[band - 1] for band in scene.bands}
+            types += dataset.dtypes  # those of masks and layers come last
+    return files, {types[band - 1] for band in scene.without_derived().bands}
+
+
+def _describe_layer(layer: SceneLayer) -> dict[str, Any]:
+    """Return what affects the pixels of a layer, without its path, as values that JSON can hold."""
+    path = layer.declared.path
+    how = asdict(replace(layer, covered=1.0)) | {"overlap": path.overlap if isinstance(path, Mosaic) else None}
+    how["declared"] = how["declared"] | {"path": None}
+    return how
 
 
 def _with_companions(files: list[Path]) -> list[Path]:

@@ -11,7 +11,12 @@ import numpy as np
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
 from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
-from segkit.data.band_warnings import describe_alpha_bands, looks_like_imagery
+from segkit.data.band_warnings import (
+    describe_alpha_bands,
+    describe_index_units,
+    describe_partial_layers,
+    looks_like_imagery,
+)
 from segkit.data.examination import (
     ClassCount,
     Examination,
@@ -361,6 +366,9 @@ def _imagery_warnings(scenes: Sequence[Scene], scene_counts: Sequence[SceneCount
     at_rims = [one for scene in readable if (one := find_rim_value(scene)) is not None]
     yield from describe_rim_values(at_rims, readable[0].rules.nodata if readable else ())
     yield from describe_alpha_bands(readable)
+    yield from describe_partial_layers(readable)
+    if (units := describe_index_units(readable)) is not None:
+        yield units
 
 
 def _unlike_scenes(found: Examination) -> list[str]:
@@ -396,6 +404,10 @@ def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:
         for band in masks:  # there is a warning about the others
             note = f"{_FILE}: band {band.place} is alpha and used as mask; list it in data.bands if it is imagery"
             files.setdefault(note, []).append(str(band.path))
+    for index in dict.fromkeys(band.declared for _, sample in samples for band in sample.scene.derived):
+        if index.constants:
+            constants = ", ".join(f"{name} = {value:g}" for name, value in index.constants)
+            yield f"{index.name} is {index.formula}, with {constants} (constants in data.indices)"
     for note, names in files.items():
         number = len(dict.fromkeys(names))
         yield ("" if number == 1 else f"{number} files, for example ") + note.replace(_FILE, names[0])

@@ -203,7 +203,7 @@ def source_files(source: DatasetSource, data: Data) -> list[Path]:
 def recipe_files(recipe: Recipe) -> list[Path]:
     """Return all files that a recipe reads: scenes, quality masks, labels, polygons of a split, weights."""
     val = recipe.data.val
-    files = source_files(recipe.data.train, recipe.data)
+    files = [*source_files(recipe.data.train, recipe.data), *(layer.path for layer in recipe.data.covering_layers)]
     if isinstance(val, DatasetSource):
         files += source_files(val, recipe.data)
     elif isinstance(val, SpatialSplit) and val.polygons is not None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
-from segkit.data.band_warnings import describe_alpha_bands, describe_unmatched_bands
+from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
 from segkit.data.pairing import Sample, paths_as_text, source_files
 from segkit.errors import LabelError, UsageError, suggest
 from segkit.evaluation.bootstrap import BootstrapIntervals
@@ -70,6 +70,7 @@ def evaluate(
     offset: float | Sequence[float] | None = None,
     mask: PathLike | None = None,
     mask_preset: str | None = None,
+    layers: Mapping[str, PathLike] | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     device: str = "auto",
@@ -99,7 +100,7 @@ def evaluate(
         For maps: label codes that mean unlabelled. A model has its own.
     class_names
         For maps: a file of class names, as for `segkit.vectorize`.
-    nodata, scale, offset, mask, mask_preset
+    nodata, scale, offset, mask, mask_preset, layers
         For a model: as for `segkit.predict`, of the images.
     tile, overlap, device, precision
         As for `segkit.predict`.
@@ -133,14 +134,15 @@ def evaluate(
     else:
         segmenter = load_model(model)
         recipe = segmenter.recipe
-        data = change_imagery(recipe.data, given_imagery(nodata, scale, offset, mask, mask_preset))
+        data = change_imagery(recipe.data, given_imagery(nodata, scale, offset, mask, mask_preset, layers))
         source = _labelled_source(images, labels, {"pair": pair, "dates": dates})
         samples = open_labelled_samples(
             source, data, recipe.task, "evaluate", trained=segmenter.band_names, show_progress=show_progress
         )
         _warn_of_unlike_scenes(segmenter, samples)
         scenes = [one.scene for one in samples]
-        for text in (*describe_alpha_bands(scenes), describe_unmatched_bands(segmenter.band_names, scenes)):
+        found = (*describe_alpha_bands(scenes), *describe_partial_layers(scenes))
+        for text in (*found, describe_unmatched_bands(segmenter.band_names, scenes)):
             if text is not None:
                 warnings.warn(text, stacklevel=3)
         predictor = ModelPredictor(

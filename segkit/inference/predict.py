@@ -61,6 +61,7 @@ def predict(
     offset: float | Sequence[float] | None = None,
     mask: PathLike | None = None,
     mask_preset: str | None = None,
+    layers: Mapping[str, PathLike] | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int | None = None,
@@ -120,6 +121,9 @@ def predict(
     mask_preset
         What the values of the quality bands mean, if not as in the recipe: a name in
         `segkit.io.quality_mask.MASK_PRESETS`. Without a file, they are in the scene.
+    layers
+        {name: path} of the layers of the recipe (``data.layers``) that are other files for these scenes. A folder or a
+        pattern is a mosaic.
     tile, overlap
         Maximum side of the windows of the network, and minimum overlap of neighbouring windows, in pixels. Defaults:
         1536 and 160; for networks that pool over their whole window, the tile size of their training.
@@ -170,11 +174,11 @@ def predict(
         find_scenes(scenes, vrt=vrt, dates=dates), rasters, measures, vector, like_input=like_input, vrt=vrt
     )
     models = [model] if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence) else model
-    read = [one for one in (*models, aoi) if isinstance(one, (str, os.PathLike))]
+    read = [one for one in (*models, aoi, *(layers or {}).values()) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector], read)
 
     from segkit.data.applicability import describe_unlike_scenes
-    from segkit.data.band_warnings import describe_alpha_bands, describe_unmatched_bands
+    from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
     from segkit.inference.executor import run_distributed, run_local, submit_one
     from segkit.inference.settings import PredictOptions
     from segkit.inference.tasks import CheckOptions, WorkerContext
@@ -182,7 +186,7 @@ def predict(
     from segkit.models.ensemble import load_model, with_imagery
 
     retain_freed_memory()
-    imagery = given_imagery(nodata, scale, offset, mask, mask_preset)
+    imagery = given_imagery(nodata, scale, offset, mask, mask_preset, layers)
     network = with_imagery(load_model(model), imagery)
     check_inputs_kept(jobs, [file for job in jobs for file in find_mask_files(job, network)])
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
@@ -212,6 +216,7 @@ def predict(
     readable = [one for one in opened if one is not None]
     for warning in (
         *describe_alpha_bands(readable),
+        *describe_partial_layers(readable),
         describe_unmatched_bands(network.band_names, readable),
         describe_unlike_scenes([one for one in comparisons if one is not None]),
     ):

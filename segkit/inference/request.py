@@ -31,6 +31,7 @@ def given_imagery(
     offset: float | Sequence[float] | None = None,
     mask: PathLike | None = None,
     mask_preset: str | None = None,
+    layers: Mapping[str, PathLike] | None = None,
 ) -> dict[str, Any]:
     """Return the given ones of the keys of `segkit.recipe.imagery.Imagery`, as values that JSON can hold."""
     given: dict[str, Any] = {
@@ -40,7 +41,8 @@ def given_imagery(
     }
     of_mask = {"file": None if mask is None else absolute_text(mask), "preset": mask_preset}
     of_mask = {key: value for key, value in of_mask.items() if value is not None}
-    return given | ({"mask": of_mask} if of_mask else {})
+    given |= {"mask": of_mask} if of_mask else {}
+    return given | ({"layers": {name: absolute_text(path) for name, path in layers.items()}} if layers else {})
 
 
 def describe_request(
@@ -77,11 +79,10 @@ def find_mask_files(job: PredictionFiles, network: AnyModel) -> tuple[Path, ...]
 
 
 def describe_scene(job: PredictionFiles, network: AnyModel) -> dict[str, Any]:
-    """Return what `describe_request` leaves out: the scene with the files of its quality masks, and its outputs."""
-    return {
-        "scene": _identify_files((*job.files, *find_mask_files(job, network))),
-        "outputs": sorted(map(str, job.rasters)),
-    }
+    """Return what `describe_request` leaves out: the scene with the files of masks and layers, and its outputs."""
+    layers = [layer.require_file() for layer in network.imagery.covering_layers]
+    files = (*job.files, *find_mask_files(job, network), *layers)
+    return {"scene": _identify_files(files), "outputs": sorted(map(str, job.rasters))}
 
 
 def _identify_files(files: Sequence[Path]) -> list[str]:

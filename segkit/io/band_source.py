@@ -1,21 +1,28 @@
-"""Sources of a scene's bands: a file, or files that lie side by side."""
+"""Sources of a scene's bands: a file, or files that lie side by side, on the scene's grid or on another one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from segkit.errors import GridError
+from segkit.io.band_choice import StackedBand
+from segkit.io.band_names import read_names
 from segkit.io.block_warp import WarpedBlocks
+from segkit.io.grid import Grid
 from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.mosaic_layout import find_overlaps, tile_part
+from segkit.io.mosaic_warp import warp_bands
 from segkit.io.pixel_rules import BandUnits, PixelRules
-from segkit.io.raster import INTEGER_DTYPES, read_mask, read_window
+from segkit.io.product_band import ProductFile
+from segkit.io.raster import INTEGER_DTYPES, read_grid, read_mask, read_window
 
 _EXACT_IN_FLOAT32 = ("uint8", "int8", "uint16", "int16")
 
@@ -25,6 +32,61 @@ class BandSource(Protocol):
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Read a window inside the scene into these bands of a stack (C, H, W); return the valid mask, bool (H, W)."""
+
+
+def open_source(
+    dataset: Any,
+    path: Path,
+    grid: Grid,
+    places: list[int],
+    indexes: list[int],
+    rules: PixelRules,
+    *,
+    scaled: bool,
+    resampling: Resampling | None,
+) -> FileBands | MosaicBands:
+    """Return the source of bands of an open raster: band `indexes[i]` goes to place `places[i]` of a scene.
+
+    Parameters
+    ----------
+    path
+        Of the raster, for messages.
+    grid
+        That of the scene.
+    rules, scaled
+        As for `Scene`.
+    resampling
+        If the raster may be on another grid.
+
+    Raises
+    ------
+    GridError
+        It is on another grid, and may not be.
+    RasterError
+        Several values mean no data, and it is to be resampled.
+    """
+    difference = grid.describe_difference(read_grid(dataset))
+    product = path if isinstance(path, ProductFile) else None
+    if product is not None:
+        resampling, rules = product.resampling(indexes), rules.with_nodata(product.nodata)
+    if difference and resampling is None:
+        raise GridError(f"{path}: its grid has changed since the scene was opened ({difference}); try again")
+    if isinstance(dataset, MosaicDataset) and not difference:
+        return MosaicBands(dataset, places, indexes, rules, scaled=scaled)
+    declared = [_declared_units(path, dataset, index, scaled=scaled) for index in indexes]
+    units = [rules.units(place, each) for place, each in zip(places, declared, strict=True)]
+    if difference:
+        assert resampling is not None
+        nodata = rules.resampling_nodata(str(path), dataset.nodatavals)
+        dataset = warp_bands(dataset, grid, indexes, resampling, nodata=nodata)
+    return FileBands(dataset, places, indexes, units, rules)
+
+
+def _declared_units(path: Path, dataset: Any, index: int, *, scaled: bool) -> tuple[float, float] | None:
+    """Return scale and offset of a band of a file (from 1), to be used if the rules of the scene give none."""
+    if isinstance(path, ProductFile):
+        return path.declared(dataset, index, scaled=scaled)
+    return (dataset.scales[index - 1], dataset.offsets[index - 1]) if scaled else None
 
 
 class FileBands:
@@ -167,3 +229,23 @@ class MosaicBands:
             for place, band in zip(self.places, self._indexes, strict=True)
         ]
         return FileBands(self._dataset.pool.get(index), places, self._indexes, units, self._rules)
+
+
+def stack_bands(file: Path, dataset: Any, prefix: str, *, resampled: bool) -> list[StackedBand]:
+    """Return the bands of one file of a scene, or of a mosaic, with a prefix before their names."""
+    if isinstance(file, ProductFile):
+        names = [f"{prefix}{file.band_name(number)}" for number in dataset.indexes]
+        return [StackedBand(name, name, False, resampled, file, number) for number, name in enumerate(names, 1)]
+    named, source = next(dataset.parts()) if isinstance(dataset, MosaicDataset) else (file, dataset)
+    columns = zip(dataset.indexes, dataset.descriptions, read_names(named, source), dataset.colorinterp, strict=True)
+    return [
+        StackedBand(
+            f"{prefix}{description or number}",
+            f"{prefix}{lookup_name}",
+            colour == ColorInterp.alpha,
+            resampled,
+            file,
+            number,
+        )
+        for number, description, lookup_name, colour in columns
+    ]

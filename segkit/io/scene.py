@@ -8,23 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, Resampling
+from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from segkit.errors import GridError, RasterError, UsageError, suggest
-from segkit.io.band_choice import AlphaBand, StackedBand, WantedBands
-from segkit.io.band_names import read_names
-from segkit.io.band_source import BandSource, FileBands, MosaicBands
+from segkit.io.band_choice import AlphaBand, BandChoice, StackedBand, WantedBands
+from segkit.io.band_source import BandSource, FileBands, MosaicBands, open_source, stack_bands
+from segkit.io.derived_bands import BandFormula, DerivedBand, DerivedSource, find_derived
 from segkit.io.grid import Grid
+from segkit.io.layers import Layer, SceneLayer, find_layers
 from segkit.io.mosaic import Mosaic
 from segkit.io.mosaic_dataset import MosaicDataset
-from segkit.io.mosaic_warp import warp_bands
 from segkit.io.paths import PathLike, list_files
 from segkit.io.pixel_rules import AS_STORED, PixelRules
 from segkit.io.product import Product, as_image
@@ -61,7 +61,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or more rasters on one grid, whose bands are stacked; made by `Scene.from_files`."""
+    """One or more rasters on one grid, whose bands are stacked; made by `Scene.from_files`.
+
+    Computed bands, and then those of layers, follow those of the files; so do their numbers.
+    """
 
     name: str
     paths: tuple[Path, ...]
@@ -76,6 +79,8 @@ class Scene:
     masks: tuple[SceneMask, ...] = ()
     alpha_masks: tuple[AlphaBand, ...] = ()
     alpha_imagery: tuple[AlphaBand, ...] = ()
+    derived: tuple[DerivedBand, ...] = ()
+    layers: tuple[SceneLayer, ...] = ()
 
     @classmethod
     def from_files(
@@ -90,6 +95,8 @@ class Scene:
         scaled: bool = False,
         rules: PixelRules = AS_STORED,
         mask: QualityMask | None = None,
+        indices: Sequence[BandFormula] = (),
+        layers: Sequence[Layer] = (),
         name: str | None = None,
         resolution: float | None = None,
         resampling: str = "bilinear",
@@ -114,6 +121,10 @@ class Scene:
         mask
             Quality bands that say which pixels are not valid; if they are in the scene, they are not used as imagery
             unless `bands` lists them.
+        indices, layers
+            Bands to compute from those of the files, also from bands that are not read; and rasters that cover the
+            scene, on any grid. `bands`, `trained` and `rules` are about the bands of the files alone, except that
+            `trained` names these bands, too.
         name
             Default: the stem of the first file.
         resolution, resampling
@@ -125,14 +136,14 @@ class Scene:
         MissingFileError, RasterError
             A file does not exist or cannot be read, there is no such band, or `rules` do not fit the bands.
         GridError
-            The files are on different grids and `resample` is false.
+            The files are on different grids and `resample` is false; or a layer does not cover the scene.
         """
         files = [as_image(as_path(path)) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
         if not files:
             raise UsageError("a scene needs at least one file; none was given")
         if resample:
             files = [file.with_resampling() if isinstance(file, Mosaic) else file for file in files]
-        wanted = WantedBands(bands, band_names, trained)
+        wanted = WantedBands(bands, band_names, _names_in_files(trained, indices, layers))
         alone = len(files) == 1
         parts: list[Path] = []
         for file in files:
@@ -149,7 +160,7 @@ class Scene:
                 resampled |= _needs_resampling(file, grid, file, own_grid, resample=True)
                 resampled |= isinstance(dataset, MosaicDataset) and dataset.layout.is_resampled
                 source = file.product if isinstance(file, ProductFile) else file
-                stack += _stack_bands(file, dataset, "" if alone else f"{source.stem}:", resampled=resampled)
+                stack += stack_bands(file, dataset, "" if alone else f"{source.stem}:", resampled=resampled)
         assert grid is not None
         masks: tuple[SceneMask, ...] = ()
         if mask is not None:
@@ -162,16 +173,37 @@ class Scene:
         for place, number in enumerate(chosen.numbers):
             if isinstance(file := stack[number - 1].path, ProductFile):
                 file.check_units(stack[number - 1].number, rules, place)
-        versions = tuple(_remote_version(file) for file in parts)
+        derived = find_derived(indices, stack, wanted, chosen, trained)
+        _check_units(derived, chosen, rules, files[0])
+        covering = find_layers(layers, grid, files[0], len(stack) + len(derived) + 1, vrt=vrt)
+        more = [(band.number, band.name) for band in derived]
+        more += [pair for layer in covering for pair in zip(layer.numbers, layer.names, strict=True)]
+        versions = tuple(_remote_version(file) for file in (*parts, *(layer.declared.path for layer in covering)))
         return cls(
-            name or files[0].stem, tuple(parts), grid, chosen.numbers, chosen.names, resample, bool(vrt), scaled,
-            versions, rules, masks, chosen.alpha_masks, chosen.alpha_imagery,
+            name or files[0].stem, tuple(parts), grid, (*chosen.numbers, *(number for number, _ in more)),
+            (*chosen.names, *(each for _, each in more)), resample, bool(vrt), scaled, versions, rules, masks,
+            chosen.alpha_masks, chosen.alpha_imagery, derived, covering,
         )  # fmt: skip
 
     @property
     def is_of_products(self) -> bool:
         """Whether files are those of products, which may be resampled and converted."""
         return any(isinstance(path, ProductFile) for path in self.paths)
+
+    @property
+    def all_paths(self) -> tuple[Path, ...]:
+        """The files of the scene and of its layers."""
+        return (*self.paths, *(layer.declared.path for layer in self.layers))
+
+    def without_derived(self) -> Scene:
+        """Return the scene with the bands of its files alone."""
+        others = {band.number for band in self.derived}.union(*(layer.numbers for layer in self.layers))
+        kept = [pair for pair in zip(self.bands, self.band_names, strict=True) if pair[0] not in others]
+        return self.with_bands(kept)
+
+    def with_bands(self, bands: Sequence[tuple[int, str]]) -> Scene:
+        """Return the scene with some of its bands, as pairs of number and name."""
+        return replace(self, bands=tuple(number for number, _ in bands), band_names=tuple(name for _, name in bands))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[SceneReader]:
@@ -183,41 +215,42 @@ class Scene:
             A file cannot be opened; or, at the end of the block, a remote file has changed since `from_files`.
         """
         with contextlib.ExitStack() as stack:
-            sources: list[FileBands | MosaicBands] = []
-            first = 1
-            for path in self.paths:
-                dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
-                last = first + dataset.count
-                placed = [(place, band - first + 1) for place, band in enumerate(self.bands) if first <= band < last]
-                first = last
-                if not placed:
-                    continue
-                places, indexes = [place for place, _ in placed], [index for _, index in placed]
-                difference = self.grid.describe_difference(read_grid(dataset))
-                product = path if isinstance(path, ProductFile) else None
-                if difference and not self.resample and product is None:
-                    raise GridError(
-                        f"{path}: its grid has changed since the scene was opened ({difference}); try again"
-                    )
-                if isinstance(dataset, MosaicDataset) and not difference:
-                    sources.append(MosaicBands(dataset, places, indexes, self.rules, scaled=self.scaled))
-                    continue
-                declared = [_declared_units(path, dataset, index, scaled=self.scaled) for index in indexes]
-                units = [self.rules.units(place, each) for place, each in zip(places, declared, strict=True)]
-                rules = self.rules if product is None else self.rules.with_nodata(product.nodata)
-                if difference:
-                    nodata = rules.resampling_nodata(str(path), dataset.nodatavals)
-                    resampling = Resampling.bilinear if product is None else product.resampling(indexes)
-                    dataset = warp_bands(dataset, self.grid, indexes, resampling, nodata=nodata)
-                sources.append(FileBands(dataset, places, indexes, units, rules))
-            used: list[BandSource] = [*sources]
+            used: list[BandSource] = [*self._open_files(self.bands, stack)]
+            for layer in self.layers:
+                found = stack.enter_context(layer.open(self.grid, self.bands, scaled=self.scaled, vrt=self.vrt))
+                used += [] if found is None else [found]
             used += [stack.enter_context(open_mask(mask, self.grid, vrt=self.vrt)) for mask in self.masks]
+            if computed := [band for band in self.derived if band.number in self.bands]:
+                inputs = dict.fromkeys(number for band in computed for _, number in band.inputs)
+                hidden = [number for number in inputs if number not in self.bands]
+                sources = self._open_files(hidden, stack) if hidden else []
+                used.append(DerivedSource(computed, self.bands, hidden, sources))
             yield SceneReader(self.grid, len(self.bands), used)
-            for file, version in zip(self.paths, self.versions, strict=True):
+            for file, version in zip(self.all_paths, self.versions, strict=True):
                 if version and (now := _remote_version(file)) and now != version:
                     raise RasterError(
                         f"{file}: has changed since the scene was opened ({version}, now {now}); try again"
                     )
+
+    def _open_files(self, numbers: Sequence[int], stack: contextlib.ExitStack) -> list[FileBands | MosaicBands]:
+        """Return the sources of bands; band `numbers[i]` of the scene's files goes to place i."""
+        sources: list[FileBands | MosaicBands] = []
+        first = 1
+        for path in self.paths:
+            dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
+            last = first + dataset.count
+            placed = [(place, band - first + 1) for place, band in enumerate(numbers) if first <= band < last]
+            first = last
+            if not placed:
+                continue
+            places, indexes = [place for place, _ in placed], [index for _, index in placed]
+            resampling = Resampling.bilinear if self.resample else None
+            sources.append(
+                open_source(
+                    dataset, path, self.grid, places, indexes, self.rules, scaled=self.scaled, resampling=resampling
+                )
+            )
+        return sources
 
     def read(self, window: Window | None = None) -> Tile:
         """Open the files and read one window (default: the whole scene)."""
@@ -225,36 +258,37 @@ class Scene:
             return reader.read(window or self.grid.full_window)
 
 
-def _stack_bands(file: Path, dataset: Any, prefix: str, *, resampled: bool) -> list[StackedBand]:
-    """Return the bands of one file of a scene, or of a mosaic, with a prefix before their names."""
-    if isinstance(file, ProductFile):
-        names = [f"{prefix}{file.band_name(number)}" for number in dataset.indexes]
-        return [StackedBand(name, name, False, resampled, file, number) for number, name in enumerate(names, 1)]
-    named, source = next(dataset.parts()) if isinstance(dataset, MosaicDataset) else (file, dataset)
-    columns = zip(dataset.indexes, dataset.descriptions, read_names(named, source), dataset.colorinterp, strict=True)
-    return [
-        StackedBand(
-            f"{prefix}{description or number}",
-            f"{prefix}{lookup_name}",
-            colour == ColorInterp.alpha,
-            resampled,
-            file,
-            number,
-        )
-        for number, description, lookup_name, colour in columns
-    ]
-
-
-def _declared_units(path: Path, dataset: Any, index: int, *, scaled: bool) -> tuple[float, float] | None:
-    """Return scale and offset of a band of a file (from 1), to be used if the rules of the scene give none."""
-    if isinstance(path, ProductFile):
-        return path.declared(dataset, index, scaled=scaled)
-    return (dataset.scales[index - 1], dataset.offsets[index - 1]) if scaled else None
-
-
 def _remote_version(file: Path) -> str:
     """Return the version of a remote file, or of those in a mosaic; empty for local files."""
     return ", ".join(current_version(one) for one in list_files(file) if isinstance(one, Remote))
+
+
+def _names_in_files(
+    trained: Sequence[str] | None, indices: Sequence[BandFormula], layers: Sequence[Layer]
+) -> Sequence[str] | None:
+    """Return the names of a model's bands without those of computed bands and layers, which come last."""
+    if trained is None:
+        return None
+    computed, covering = {one.name for one in indices}, {layer.name for layer in layers}
+    number = len(trained)
+    while number and (
+        trained[number - 1].rpartition(":")[2] in computed or trained[number - 1].partition(":")[0] in covering
+    ):
+        number -= 1
+    return trained[:number]
+
+
+def _check_units(derived: Sequence[DerivedBand], chosen: BandChoice, rules: PixelRules, scene: Path) -> None:
+    """Raise a RasterError if the units of a band that is only an input of another one are not known."""
+    for band in derived:
+        for variable, number in band.inputs:
+            key = next((key for key in ("scale", "offset", "decibels") if len(getattr(rules, key)) > 1), None)
+            if key is not None and number not in chosen.numbers:
+                raise RasterError(
+                    f"{scene}: {band.name} needs band {number} ({variable}), which is not one of the bands that are "
+                    f"read, so {key}, with a value for each of these, has none for it"
+                    + suggest("add it to data.bands", f"set data.{key} to one value for all bands")
+                )
 
 
 def _check_pixels(file: Path, dataset: Any, *, scaled: bool) -> None:

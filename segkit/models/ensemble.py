@@ -16,6 +16,7 @@ from segkit.errors import UsageError
 from segkit.io.band_names import distinct_parts
 from segkit.io.paths import PathLike
 from segkit.models.run_folder import MODEL, find_folds
+from segkit.recipe.derived import describe_layers
 from segkit.recipe.imagery import Imagery, change_imagery
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ def _facts(model: Segmenter) -> dict[str, Any]:
         "background": task.background,
         "background value": task.background_value,
         "number of bands": model.bands,
-        **{f"data.{key}": getattr(data, key) for key in Imagery.model_fields if key != "band_names"},
+        **{f"data.{key}": getattr(data, key) for key in Imagery.model_fields if key not in ("band_names", "layers")},
+        "data.layers": describe_layers(data.layers),
     }
 
 

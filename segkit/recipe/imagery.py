@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from segkit.errors import DataError, UsageError, suggest
+from segkit.io.layers import Layer
 from segkit.io.paths import PathLike
 from segkit.io.pixel_rules import Backscatter, PixelRules
 from segkit.io.quality_mask import MASK_PRESETS, MaskRule, QualityMask
 from segkit.io.scene import Scene
 from segkit.recipe.base import Band, Positive, StrictModel, one_of
+from segkit.recipe.derived import Index, LayerForm, check_names, replace_layers
 from segkit.recipe.messages import readable_error
 
 MaskPreset = Literal["sentinel2_scl", "landsat_qa_pixel", "planet_udm2", "fmask"]
@@ -139,11 +141,22 @@ class Imagery(StrictModel):
     """How bands of products with another resolution are resampled."""
     _units_are_for_scenes: bool = PrivateAttr(default=False)
 
+    indices: tuple[Index, ...] = ()
+    """Bands that are computed from bands of the images, also from others than `bands`: names of spectral indices
+    (NDVI), formulas of bands (nir / red), or keys of `IndexKeys`."""
+    layers: dict[str, LayerForm] = Field(default_factory=dict)
+    """{name: path or keys of `LayerKeys`} of other rasters that cover the scenes, on any grid, such as elevation."""
+
     @property
     def quality_mask(self) -> QualityMask | None:
         """Where the quality bands of a scene are, and what they mean; None without `mask`."""
         keys = _as_keys(self.mask)
         return None if keys is None else keys.to_mask()
+
+    @property
+    def covering_layers(self) -> list[Layer]:
+        """The layers as the reader of scenes needs them."""
+        return [layer.to_layer(name) for name, layer in self.layers.items()]
 
     @model_validator(mode="after")
     def _check_units(self) -> Imagery:
@@ -156,6 +169,11 @@ class Imagery(StrictModel):
             raise ValueError("a scale of 0 makes all values equal; correct it")
         return self
 
+    @model_validator(mode="after")
+    def _check_names(self) -> Imagery:
+        check_names(self.indices, self.layers)
+        return self
+
 
 T = TypeVar("T", bound=Imagery)
 
@@ -166,18 +184,21 @@ def change_imagery(imagery: T, changes: Mapping[str, Any]) -> T:
     Parameters
     ----------
     changes
-        {key: value}; None changes nothing. Of a mask, only the keys that change: `file` and `preset`.
+        {key: value}; None changes nothing. Of a mask, only the keys that change: `file` and `preset`; of layers, {name:
+        path}.
 
     Raises
     ------
     UsageError
-        A value is not valid, or the meaning of a mask is not known.
+        A value is not valid, the meaning of a mask is not known, or there is no such layer.
     """
     given = {key: value for key, value in changes.items() if value is not None}
     if not given:
         return imagery
     if "mask" in given:
         given["mask"] = _change_mask(imagery.mask, **given["mask"])
+    if "layers" in given:
+        given["layers"] = replace_layers(imagery.layers, given["layers"])
     if {"scale", "offset"} & given.keys():
         given["apply_scale_offset"] = False
     try:
@@ -255,6 +276,8 @@ def open_scene(
         scaled=imagery.apply_scale_offset,
         rules=pixel_rules(imagery, row, str(first)),
         mask=imagery.quality_mask,
+        indices=[index.to_formula() for index in imagery.indices],
+        layers=imagery.covering_layers,
         name=name,
         resolution=imagery.resolution,
         resampling=imagery.resampling,

@@ -112,9 +112,12 @@ def _keys(place: Location, schema: Mapping[str, Any]) -> list[str]:
     nodes = list(_alternatives(schema, schema))
     for part in place:
         children = (
-            node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part) for node in nodes
+            node.get("items")
+            if isinstance(part, int)
+            else node.get("properties", {}).get(part) or node.get("additionalProperties")
+            for node in nodes
         )
-        nodes = [one for node in children if node for one in _alternatives(node, schema)]
+        nodes = [one for node in children if isinstance(node, dict) for one in _alternatives(node, schema)]
     return list(dict.fromkeys(key for node in nodes for key in node.get("properties", {})))
 
 

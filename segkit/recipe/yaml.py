@@ -18,7 +18,8 @@ from segkit.recipe.renamed import Location, new_place, warn_about
 
 # Keys that hold paths. They are relative to the recipe's folder; in --set, to the current directory.
 _PATHS = re.compile(
-    r"data\.(train|val)\.(images(\.mosaic)?|table|labels(\.path)?(\.mosaic)?|polygons)|model\.(encoder_weights|start_from)"
+    r"data\.(train|val)\.(images(\.mosaic)?|table|labels(\.path)?(\.mosaic)?|polygons)|data\.layers\.[^.]+(\.path)?(\.mosaic)?"
+    r"|model\.(encoder_weights|start_from)"
 )
 
 

@@ -6,9 +6,17 @@ import rasterio
 from rasterio.enums import ColorInterp
 from synthetic import recipe_for, segmenter, write_raster
 
-from segkit.data.band_warnings import describe_alpha_bands, describe_unmatched_bands
+from segkit.data.band_warnings import (
+    describe_alpha_bands,
+    describe_index_units,
+    describe_partial_layers,
+    describe_unmatched_bands,
+)
 from segkit.errors import RasterError
 from segkit.inference.predict import predict
+from segkit.io.derived_bands import BandFormula
+from segkit.io.layers import Layer
+from segkit.io.pixel_rules import PixelRules
 from segkit.io.scene import Scene
 from segkit.recipe.schema import Recipe
 from segkit.training.train import train
@@ -109,3 +117,50 @@ def test_prediction_reads_the_fourth_band_and_says_so_once(tmp_path):
     predict(model, plain, tmp_path / "plain_map.tif", **options)
     with rasterio.open(tmp_path / "maps/a.tif") as one, rasterio.open(tmp_path / "plain_map.tif") as other:
         np.testing.assert_array_equal(one.read(), other.read())
+
+
+NDVI = BandFormula("NDVI", "(N - R) / (N + R)", (("N", 2), ("R", 1)))
+SAVI = BandFormula("SAVI", "(1 + L) * (N - R) / (N + R + L)", NDVI.bands, (("L", 0.5),))
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda dataset: None, "set data.scale: 0.0001"),
+        (lambda dataset: setattr(dataset, "scales", (1e-4, 1e-4)), "set data.apply_scale_offset: true"),
+        (lambda dataset: setattr(dataset, "descriptions", ("SR_B4", "SR_B5")), "0.0000275 and data.offset: -0.2"),
+    ],
+)  # fmt: skip
+def test_indices_of_reflectance_get_reflectance(tmp_path, change, advice):
+    """One warning for all scenes; none if the units are right, or the index does not depend on them."""
+    paths = [
+        write_raster(tmp_path / f"{name}.tif", RANDOM.integers(100, 9000, (2, 70, 70), dtype=np.uint16))
+        for name in "ab"
+    ]
+    for path in paths:
+        with rasterio.open(path, "r+") as dataset:
+            change(dataset)
+    text = describe_index_units([Scene.from_files(path, indices=[NDVI, SAVI]) for path in paths])
+    assert text.startswith(
+        f"SAVI needs reflectance (0 to 1), but the mean of the bands of 2 scenes, for example {paths[0]} is 4"
+    )
+    assert advice in text
+    assert describe_index_units([Scene.from_files(paths[0], indices=[NDVI])]) is None
+    scaled = Scene.from_files(paths[0], indices=[SAVI], rules=PixelRules(scale=(0.0001,)))
+    assert describe_index_units([scaled]) is None
+
+
+def test_values_of_8_bits_are_no_reflectance(tmp_path):
+    path = write_raster(tmp_path / "a.tif", RANDOM.integers(1, 255, (2, 70, 70), dtype=np.uint8))
+    assert "or leave these indices out" in describe_index_units([Scene.from_files(path, indices=[SAVI])])
+
+
+def test_a_layer_that_covers_a_part_is_named_once(tmp_path):
+    part = write_raster(tmp_path / "part.tif", np.ones((40, 20), dtype=np.float32))
+    whole = write_raster(tmp_path / "whole.tif", np.ones((40, 40), dtype=np.float32))
+    layers = [Layer("part", part), Layer("whole", whole)]
+    scenes = [Scene.from_files(write(tmp_path / f"{name}.tif"), layers=layers) for name in "ab"]
+    (text,) = describe_partial_layers(scenes)
+    assert text == (
+        f"{part}: the layer 'part' covers only 50% of 2 scenes, for example {tmp_path / 'a.tif'}; the rest is no data"
+    )

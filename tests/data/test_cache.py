@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from segkit.data import cache
 from segkit.data.cache import Cache, cache_folder, clear_cache, list_entries
 from segkit.data.pairing import open_samples
 from segkit.errors import LabelError, RasterError
+from segkit.io.derived_bands import BandFormula
+from segkit.io.layers import Layer
 from segkit.io.pixel_rules import PixelRules
 from segkit.io.quality_mask import MaskRule, QualityMask
 from segkit.io.scene import Scene
@@ -201,6 +204,22 @@ def test_scenes_of_other_units_no_data_or_masks_are_entries_of_their_own(write_r
             check_same(cache.scene(scene), scene, scene.grid.full_window)
         assert len(list_entries()) == len(scenes)
         write_raster("s_mask.tif", noise("uint8", seed=5, shape=(1, 40, 50)))
+        check_same(cache.scene(scenes[-1]), scenes[-1], scene.grid.full_window)
+    assert len(list_entries()) == len(scenes) + 1
+
+
+def test_scenes_with_computed_bands_or_layers_are_entries_of_their_own(write_raster):
+    path, dem = write_raster("s.tif", noise("uint16")), write_raster("dem.tif", noise("int16", shape=(1, 40, 50)))
+    ratio = BandFormula("ratio", "a / b", (("a", 3), ("b", 1)))
+    scenes = [Scene.from_files(path, bands=(1, 2), indices=each) for each in ((), (ratio,))]
+    scenes.append(Scene.from_files(path, bands=(1, 2), indices=[replace(ratio, formula="a * b")]))
+    scenes.append(Scene.from_files(path, bands=(1, 2), indices=[replace(ratio, bands=(("a", 2), ("b", 1)))]))
+    scenes += [Scene.from_files(path, bands=(1, 2), layers=[Layer("dem", dem, nodata=each)]) for each in ((), (7,))]
+    with Cache.open(GIGABYTES) as cache:
+        for scene in scenes:
+            check_same(cache.scene(scene), scene, scene.grid.full_window)
+        assert len(list_entries()) == len(scenes)
+        write_raster("dem.tif", noise("int16", seed=5, shape=(1, 40, 50)))
         check_same(cache.scene(scenes[-1]), scenes[-1], scene.grid.full_window)
     assert len(list_entries()) == len(scenes) + 1
 

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from predicting import FAST, Network, read, write_scene
 
-from segkit.errors import OutputExistsError, ScenesError, UsageError
+from segkit.errors import MissingFileError, OutputExistsError, ScenesError, UsageError
 from segkit.inference.predict import predict
 from segkit.inference.request import given_imagery
 from segkit.recipe.imagery import Imagery
@@ -111,3 +111,37 @@ def test_a_map_does_not_overwrite_a_mask_that_is_read(tmp_path, plain):
     with pytest.raises(UsageError, match=r"mask\.tif would overwrite .*mask\.tif, which is an input"):
         predict(Network(), plain, mask, mask=mask, mask_preset="sentinel2_scl", overwrite=True, **FAST)
     assert mask.read_bytes() == before
+
+
+def test_indices_and_layers_are_read_as_the_model_says(tmp_path, plain):
+    """Oracle: a file with the same values as bands. The layer may be elsewhere, which makes another map of it."""
+    with rasterio.open(plain) as dataset:
+        profile, (first, second) = dataset.profile | {"count": 1, "dtype": "float32"}, dataset.read().astype(np.float32)
+        heights = np.add.outer(np.arange(dataset.height), 7 * np.arange(dataset.width)).astype(np.float32)
+    for name in ("dem.tif", "moved/dem.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with rasterio.open(tmp_path / name, "w", **profile) as dataset:
+            dataset.write(heights[None])
+    stack = np.stack([first, second, (first - second) / (first + second + 1) * 1000, heights])
+    with rasterio.open(tmp_path / "stack.tif", "w", **profile | {"count": 4}) as dataset:
+        dataset.write(stack)
+    predict(Network(bands=4), tmp_path / "stack.tif", tmp_path / "expected.tif", **FAST)
+    model = Network(bands=4)
+    index = {"formula": "(a - b) / (a + b + 1) * 1000", "name": "d", "bands": {"a": 1, "b": 2}}
+    model.imagery = Imagery.model_validate({"indices": [index], "layers": {"height": str(tmp_path / "dem.tif")}})
+    predict(model, plain, tmp_path / "map.tif", **FAST)
+    np.testing.assert_array_equal(read(tmp_path / "map.tif"), read(tmp_path / "expected.tif"))
+    assert len(np.unique(read(tmp_path / "map.tif"))) > 2
+    (tmp_path / "dem.tif").unlink()
+    with pytest.raises(MissingFileError, match=r"it is the layer 'height'; name it \(--layer height=FILE\)"):
+        predict(model, plain, tmp_path / "other.tif", **FAST)
+    moved = {"height": tmp_path / "moved" / "dem.tif"}
+    predict(model, plain, tmp_path / "other.tif", layers=moved, **FAST)
+    np.testing.assert_array_equal(read(tmp_path / "other.tif"), read(tmp_path / "map.tif"))
+    (tmp_path / "moved" / "dem.tif").rename(tmp_path / "new.tif")
+    with rasterio.open(tmp_path / "new.tif", "r+") as dataset:
+        dataset.write(dataset.read() + 9)
+    with pytest.raises(OutputExistsError, match=r"made with other settings \(layers, scene\)"):
+        predict(model, plain, tmp_path / "other.tif", layers={"height": tmp_path / "new.tif"}, **FAST)
+    with pytest.raises(UsageError, match="without a layer 'dem'; its layers are height"):
+        predict(model, plain, tmp_path / "other.tif", layers={"dem": tmp_path / "new.tif"}, **FAST)

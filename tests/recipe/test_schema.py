@@ -10,6 +10,7 @@ from places import ROOT
 from pydantic import ValidationError
 
 from segkit.errors import MissingFileError, RecipeError
+from segkit.recipe.derived import IndexKeys, LayerKeys
 from segkit.recipe.imagery import MaskKeys
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import (
@@ -295,7 +296,9 @@ def test_validation_is_one_of_several_kinds(recipe, override, kind):
     assert Recipe.from_dict(loaded.to_dict()) == loaded
 
 
-@pytest.mark.parametrize("part", [SpatialSplit, TableSplit, DatasetSource, LabelSource, Data, MaskKeys, Model, Train])
+@pytest.mark.parametrize(
+    "part", [SpatialSplit, TableSplit, DatasetSource, LabelSource, Data, MaskKeys, IndexKeys, LayerKeys, Model, Train]
+)
 def test_the_pages_have_every_key_with_its_default(part):
     docs = ROOT / "docs"
     lines = [line for page in ("recipe.md", "labels.md") for line in (docs / page).read_text().splitlines()]

@@ -50,6 +50,7 @@ class PixelFeatures(nn.Module):
         super().__init__()
         declared = declared or Features()
         numbers: list[int | str] = list(range(1, len(band_names) + 1)) if bands is None else list(bands)
+        numbers += band_names[len(numbers) :]  # computed bands and layers, which have no numbers
         self.sides = declared.texture
         self.pairs = [tuple(_find_band(one, band_names, numbers) for one in pair) for pair in declared.indices]
         self.count = len(band_names) * (1 + 2 * len(self.sides)) + len(self.pairs)
