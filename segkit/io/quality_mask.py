@@ -93,6 +93,11 @@ class QualityMask:
     file: str | None = None
     replace: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def in_file(self) -> bool:
+        """Whether the quality bands are in a file of their own."""
+        return self.file is not None or bool(self.replace)
+
     def path(self, image: Path) -> Path | None:
         """Return the file with the quality bands of an image; None if they are in the scene itself.
 
@@ -103,12 +108,12 @@ class QualityMask:
         MissingFileError
             The file does not exist.
         """
-        if self.file is None and not self.replace:
+        if not self.in_file:
             return None
         if isinstance(image, FileSet) and (self.file is None or NAME_PLACEHOLDER in self.file):
             raise RasterError(
-                f"{image}: is a mosaic, which has no name for that of its quality mask; name one file for all of it "
-                "(data.mask.file), or a band of the mosaic (data.mask.band)"
+                f"{image}: is a mosaic, or in memory, and has no name for that of its quality mask; name one file for "
+                "all of it (data.mask.file), or a band of it (data.mask.band)"
             )
         if self.file is not None:
             folder = as_path(os.fspath(image).rpartition("/")[0]) if isinstance(image, Remote) else image.parent
@@ -140,8 +145,7 @@ class QualityMask:
         RasterError
             There is no such band.
         """
-        in_file = self.file is not None or bool(self.replace)
-        wanted = self.bands or ((1,) if in_file else (self.rule.name,))
+        wanted = self.bands or ((1,) if self.in_file else (self.rule.name,))
         found: list[int] = []
         for one in wanted:
             numbers = _find_named(one, names) if isinstance(one, str) else [one]
@@ -151,7 +155,7 @@ class QualityMask:
                     f"{where}: has no quality band {one}; its bands are {', '.join(names)}; "
                     + (
                         "correct data.mask.band"
-                        if in_file
+                        if self.in_file
                         else "set data.mask.band, or data.mask.file for another file"
                     )
                 )

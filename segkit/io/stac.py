@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from segkit.io.paths import FileSet
 from segkit.io.remote import Remote
 
 _MAX_BYTES = 10**7
@@ -26,7 +27,9 @@ def read_stac_names(raster: Path, count: int) -> list[str | None]:
     `count` names, None where there is none: no such item, or not as many bands in it.
     """
     nothing: list[str | None] = [None] * count
-    if isinstance(raster, Remote):
+    if isinstance(raster, FileSet) and raster.files:
+        raster = raster.files[0]  # of an open dataset
+    if isinstance(raster, FileSet | Remote):
         return nothing
     for path in (raster.with_suffix(".json"), raster.with_name(f"{raster.name}.json")):
         for bands in _asset_bands(_read_item(path), raster.name):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -23,3 +25,31 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     console = Console(file=io.StringIO(), width=10_000, color_system=None)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+
+def format_facts(title: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Return a title and (name, value) pairs as lines of text."""
+    width = max((len(name) for name, _ in facts), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}".rstrip() for name, value in facts)])
+
+
+def facts_to_html(
+    title: str, facts: Sequence[tuple[str, str]], colors: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return a title and (name, value) pairs as HTML for a notebook.
+
+    Parameters
+    ----------
+    colors
+        {name: "#rrggbb"}: a patch of this colour is shown before the value.
+    """
+    rows = []
+    for name, value in facts:
+        patch = f'<span style="color:{colors[name]}">&#9632;</span> ' if name in colors else ""
+        indent = len(name) - len(name.lstrip())
+        cells = (
+            f'<td style="text-align:left;padding-left:{indent}em">{html.escape(name.strip())}</td>'
+            f'<td style="text-align:left">{patch}{html.escape(value)}</td>'
+        )
+        rows.append(f"<tr>{cells}</tr>")
+    return f"<div><strong>{html.escape(title)}</strong><table>{''.join(rows)}</table></div>"
