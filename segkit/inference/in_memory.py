@@ -188,8 +188,8 @@ def predict_in_memory(
 
     Returns
     -------
-    For a DataArray, the map as a DataArray with its coordinates and CRS; with `probabilities`, a Dataset of map and
-    probabilities. Else a `Prediction`.
+    For a DataArray, the map as a DataArray with its coordinates and CRS; with `probabilities`, a Dataset of
+    `land_cover` and `probabilities`. Else a `Prediction`.
 
     Raises
     ------
@@ -384,7 +384,7 @@ def _as_data_arrays(
     """Return map, or map and probabilities, on the grid of the scene."""
     task = network.task
     tags = map_tags(task.type, task.legend)
-    made = data_array_like(like, values, "map", nodata=task.nodata, band_names=task.band_names, attributes=tags)
+    made = data_array_like(like, values, "land_cover", nodata=task.nodata, band_names=task.band_names, attributes=tags)
     if probabilities is None:
         return made
     names = task.channel_names
@@ -393,4 +393,4 @@ def _as_data_arrays(
     )
     from xarray import Dataset
 
-    return Dataset({"map": made, "probabilities": chances})
+    return Dataset({"land_cover": made, "probabilities": chances})

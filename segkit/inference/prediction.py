@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 from segkit.io.class_table import map_tags
 from segkit.io.grid import Grid, crs_name
 from segkit.io.memory_raster import ArrayDataset, MemoryRaster
-from segkit.runtime.tables import facts_to_html, format_facts
+from segkit.runtime.tables import Described
 from segkit.task import Task
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Prediction:
+class Prediction(Described):
     """The map of a scene in memory, as `segkit.predict` returns it for a numpy array or an open dataset.
 
     It can be used as an array (``numpy.asarray``), which is `map`, and given to `segkit.polygons` and `segkit.plot`.
@@ -90,14 +90,14 @@ class Prediction:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.map, dtype=dtype, copy=copy)
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
         height, width = self.grid.shape
         total = self.valid or 1
         shares = []
         for name, count in self.pixels.items():
             hectares = "" if self.hectares is None else f", {self.hectares[name]:,.1f} ha"
             shares.append((f"  {name}", f"{count:,} pixels, {count / total:.1%}{hectares}"))
-        return [
+        facts = [
             ("size", f"{height} x {width} pixels, {self.valid / (height * width):.1%} with data"),
             ("CRS", crs_name(self.grid.crs)),
             ("no data", str(self.nodata)),
@@ -109,9 +109,5 @@ class Prediction:
                 else [("unlike training", f"{self.share_outside:.0%} of sampled pixels")]
             ),
         ]
-
-    def __repr__(self) -> str:
-        return format_facts("map in memory", self._facts())
-
-    def _repr_html_(self) -> str:
-        return facts_to_html("map in memory", self._facts())
+        colors = {f"  {row['name']}": row["color"] for row in self.task.legend}
+        return "map in memory", facts, colors

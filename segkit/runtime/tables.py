@@ -53,3 +53,18 @@ def facts_to_html(
         )
         rows.append(f"<tr>{cells}</tr>")
     return f"<div><strong>{html.escape(title)}</strong><table>{''.join(rows)}</table></div>"
+
+
+class Described:
+    """Shows itself as a title and facts: as text when it is printed, as a table in a notebook."""
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], Mapping[str, str]]:
+        """Return title, (name, value) pairs, and colours as for `facts_to_html`."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        title, facts, _ = self._describe()
+        return format_facts(title, facts)
+
+    def _repr_html_(self) -> str:
+        return facts_to_html(*self._describe())

@@ -36,7 +36,9 @@ from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_folder
 from segkit.io.paths import PathLike
+from segkit.models.description import class_colors, describe_model
 from segkit.models.model_check import check_model_keys
+from segkit.models.model_file import read_header
 from segkit.models.run_folder import (
     BEST,
     CHANGEABLE,
@@ -59,6 +61,7 @@ from segkit.recipe.schema import Recipe
 from segkit.recipe.splits import SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
+from segkit.runtime.tables import Described
 from segkit.training.baselines import compare_with_baselines, fit_baseline, score_baselines
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.classical import describe_fit, fit_learners
@@ -75,8 +78,8 @@ _MIN_SHOWN_CHANGE = 5e-5  # smallest change of a score that shows in four digits
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Described):
     """A finished training.
 
     Parameters
@@ -92,6 +95,13 @@ class Run:
     folder: Path
     model: Path
     metrics: dict[str, Any]
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
+        title = f"run {self.folder}"
+        if not self.model.is_file():
+            return title, [("model", f"{self.model} (no such file any more)")], {}
+        header = read_header(self.model)
+        return title, describe_model(header, self.model), class_colors(Recipe.from_dict(header.recipe).task)
 
 
 def train(
