@@ -269,10 +269,16 @@ def _open(
     """
     imagery = network.imagery
     if is_data_array(given):
-        numbers = imagery.bands or range(1, network.bands + 1)
-        numbered = [one for one in numbers if isinstance(one, int)]
-        wanted = numbered if len(numbered) == network.bands else []
-        raster = data_array_raster(given, valid=valid, band_names=band_names, numbered=wanted)
+        numbers = [one for one in imagery.bands or range(1, network.bands + 1) if isinstance(one, int)]
+        quality = imagery.quality_mask
+        by_number = len(numbers) == network.bands and (quality is None or quality.in_file)
+        raster = data_array_raster(
+            given,
+            valid=valid,
+            band_names=band_names,
+            numbered=numbers if by_number else (),
+            from_more=imagery.bands is not None,
+        )
     elif isinstance(given, np.ndarray):
         raster = array_raster(given, valid=valid, band_names=band_names)
     else:

@@ -66,6 +66,7 @@ def data_array_raster(
     valid: Any = None,
     band_names: Sequence[str] | None = None,
     numbered: Sequence[int] = (),
+    from_more: bool = False,
 ) -> MemoryRaster:
     """Return a DataArray as a raster; parts are loaded when they are read.
 
@@ -77,8 +78,10 @@ def data_array_raster(
     valid
         As for `array_raster`.
     numbered
-        Numbers of bands that are wanted if the bands have no names: if the coordinate of the bands holds all of them,
-        these bands are read, in this order.
+        Numbers of bands that are wanted if the bands have no names: if the coordinate of the bands holds these numbers,
+        the bands are read in this order.
+    from_more
+        Whether the coordinate may hold other numbers, too; these bands are then left out.
 
     Raises
     ------
@@ -95,7 +98,7 @@ def data_array_raster(
     positions = list(range(count))
     if not names and bands is not None and numbered:
         coordinate = _numbers(array, bands)
-        if set(numbered) <= {*coordinate}:
+        if {*numbered} == {*coordinate} or (from_more and {*numbered} < {*coordinate}):
             positions = [coordinate.index(number) for number in numbered]
 
     def read_pixels(indices: list[int], row: slice, column: slice) -> NDArray[Any]:
@@ -221,18 +224,15 @@ def _grid(array: DataArray, rows: str, columns: str) -> Grid:
     height, width = array.sizes[rows], array.sizes[columns]
     crs, transform = array.rio.crs, array.rio.transform()
     x, y = (_centres(array, axis) for axis in (columns, rows))
+    steps = [None if centres is None else _step(centres, axis) for centres, axis in ((x, columns), (y, rows))]
     if x is None or y is None:
         return plain_grid(height, width, crs) if transform.is_identity else Grid(height, width, transform, crs)
     # The stored transform, to the last bit, unless the array was cut or turned since.
     corners = [(0.5, 0.5), (width - 0.5, height - 0.5)]
     found = [~transform @ (float(x[at]), float(y[at])) for at in (0, -1)]
     if np.abs(np.subtract(found, corners)).max() > _MAX_SHIFT_PX:
-        width_units, height_units = _step(x, columns) or transform.a, _step(y, rows) or transform.e
-        left, top = float(x[0]) - width_units / 2, float(y[0]) - height_units / 2
-        transform = Affine(width_units, 0, left, 0, height_units, top)
-    else:
-        for centres, axis in ((x, columns), (y, rows)):
-            _step(centres, axis)
+        right, down = steps[0] or transform.a, steps[1] or transform.e
+        transform = Affine(right, 0, float(x[0]) - right / 2, 0, down, float(y[0]) - down / 2)
     return Grid(height, width, transform, crs)
 
 

@@ -18,6 +18,7 @@ from segkit.errors import GridError, MissingFileError, RasterError, suggest
 from segkit.io.band_choice import StackedBand
 from segkit.io.band_names import read_names
 from segkit.io.grid import Grid
+from segkit.io.memory_raster import MemoryRaster
 from segkit.io.mosaic_dataset import read_coverage
 from segkit.io.mosaic_warp import WarpedMosaic, warp_raster
 from segkit.io.paths import FileSet
@@ -110,6 +111,8 @@ class QualityMask:
         """
         if not self.in_file:
             return None
+        if isinstance(image, MemoryRaster) and image.files:
+            [image] = image.files  # of an open dataset
         if isinstance(image, FileSet) and (self.file is None or NAME_PLACEHOLDER in self.file):
             raise RasterError(
                 f"{image}: is a mosaic, or in memory, and has no name for that of its quality mask; name one file for "

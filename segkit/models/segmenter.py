@@ -46,7 +46,7 @@ class Segmenter(Described, nn.Module):
     Parameters
     ----------
     recipe
-        Defines task and network.
+        Defines task and network: a recipe or its file.
     mean, std
         One per input band. A band whose standard deviation is below the float32 resolution of its mean is constant; its
         standard deviation is set to 1.
@@ -72,7 +72,7 @@ class Segmenter(Described, nn.Module):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | PathLike,
         mean: Sequence[float],
         std: Sequence[float],
         band_names: Sequence[str],
@@ -80,6 +80,7 @@ class Segmenter(Described, nn.Module):
         pretrained: bool = True,
     ) -> None:
         super().__init__()
+        recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.recipe = recipe
         self.task = recipe.task
         self.imagery: Imagery = recipe.data  # how scenes are read; see `segkit.models.ensemble.with_imagery`
