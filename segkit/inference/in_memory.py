@@ -231,11 +231,11 @@ def predict_in_memory(
     task = network.task
     values = arrays.values["map"]
     values = values[0] if len(values) == 1 else values
-    chances = _as_fractions(arrays.values["probabilities"]) if probabilities else None
+    fractions = _as_fractions(arrays.values["probabilities"]) if probabilities else None
     if is_data_array(scenes):
-        return _as_data_arrays(scenes, network, values, chances)
+        return _as_data_arrays(scenes, network, values, fractions)
     del counts["share_is_sampled"]
-    return Prediction(map=values, probabilities=chances, task=task, grid=scene.grid, choice=settings, **counts)
+    return Prediction(map=values, probabilities=fractions, task=task, grid=scene.grid, choice=settings, **counts)
 
 
 def _refuse_file_options(of_files: Sequence[Any], options: dict[str, Any], probabilities: Any, mask: Any) -> None:
@@ -394,9 +394,9 @@ def _as_data_arrays(
     if probabilities is None:
         return made
     names = task.channel_names
-    chances = data_array_like(
+    fractions = data_array_like(
         like, probabilities, "probabilities", nodata=float("nan"), band_names=names, attributes={}
     )
     from xarray import Dataset
 
-    return Dataset({"land_cover": made, "probabilities": chances})
+    return Dataset({"land_cover": made, "probabilities": fractions})

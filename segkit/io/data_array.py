@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     AnyMap: TypeAlias = "PathLike | DataArray | HasRaster"
 
-_MAX_SHIFT_PX = 1e-3  # of a coordinate from where the transform has its pixel
+# Of a coordinate from where the transform has its pixel; and where float32 has no more digits.
+_MAX_SHIFT_PX, _MAX_ROUNDING_PX = 1e-3, 0.1
 
 
 @runtime_checkable
@@ -109,7 +110,7 @@ def data_array_raster(
         return np.asarray(chosen.transpose(bands, rows, columns).values)
 
     label = str(array.name or "DataArray")
-    scaling = _scaling(array, count)
+    scaling = _scaling(array, bands, count)
     dataset = ArrayDataset(
         label,
         read_pixels,
@@ -195,34 +196,50 @@ def _numbers(array: DataArray, bands: str) -> list[int]:
     return numbers if len({*numbers}) == len(numbers) and min(numbers) >= 1 else []
 
 
+def _of_bands(values: Sequence[Any], array: DataArray, bands: str | None) -> tuple[Any, ...]:
+    """Return the values of an attribute for each band of an array, whose bands may be some of those of its file."""
+    numbers = () if bands is None else _numbers(array, bands)
+    if numbers and max(numbers) <= len(values):
+        return tuple(values[number - 1] for number in numbers)
+    return tuple(values)
+
+
 def _band_names(array: DataArray, bands: str | None, count: int) -> tuple[str, ...]:
     """Return the names of the bands; none if they have no names."""
     if bands is not None and bands in array.coords and array[bands].dtype.kind in "UO":
         return tuple(str(name) for name in array[bands].values)
     given = array.attrs.get("long_name", ())
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if bands is not None:
-        # Of bands that were selected or reordered, `long_name` is still that of the file.
-        numbers = _numbers(array, bands)
-        if numbers and max(numbers) <= len(names):
-            names = tuple(names[number - 1] for number in numbers)
+    names = _of_bands((given,) if isinstance(given, str) else given, array, bands)
     return tuple(map(str, names)) if len(names) == count and all(names) else ()
 
 
-def _scaling(array: DataArray, count: int) -> list[tuple[float, float]]:
-    """Return scale and offset of each band that the file declares, if they have not been applied."""
+def _scaling(array: DataArray, bands: str | None, count: int) -> list[tuple[float, float]]:
+    """Return scale and offset of each band that the file declares, if they have not been applied.
 
-    def values(one: str, several: str, default: float) -> list[float]:
+    Raises
+    ------
+    UsageError
+        There are several, but not one for each band.
+    """
+
+    def values(one: str, several: str, default: float) -> tuple[float, ...]:
         given = np.ravel(array.attrs.get(one, array.attrs.get(several, default)))
-        found = [float(value) for value in given]
-        return found if len(found) == count else found[:1] * count
+        if len(given) == 1:
+            return (float(given[0]),) * count
+        found = _of_bands([float(value) for value in given], array, bands)
+        if len(found) != count:
+            raise UsageError(
+                f"the DataArray has {count} bands, but {len(given)} values in its attribute {several}; correct it, or "
+                "remove it and give scale= and offset="
+            )
+        return found
 
     return list(zip(values("scale_factor", "scales", 1.0), values("add_offset", "offsets", 0.0), strict=True))
 
 
 def _grid(array: DataArray, rows: str, columns: str) -> Grid:
     height, width = array.sizes[rows], array.sizes[columns]
-    crs, transform = array.rio.crs, array.rio.transform()
+    crs, transform = array.rio.crs, _stored_transform(array)
     x, y = (_centres(array, axis) for axis in (columns, rows))
     steps = [None if centres is None else _step(centres, axis) for centres, axis in ((x, columns), (y, rows))]
     if x is None or y is None:
@@ -234,6 +251,25 @@ def _grid(array: DataArray, rows: str, columns: str) -> Grid:
         right, down = steps[0] or transform.a, steps[1] or transform.e
         transform = Affine(right, 0, float(x[0]) - right / 2, 0, down, float(y[0]) - down / 2)
     return Grid(height, width, transform, crs)
+
+
+def _stored_transform(array: DataArray) -> Affine:
+    """Return the transform that rioxarray stores, or finds from coordinates.
+
+    Raises
+    ------
+    UsageError
+        None is stored, and the coordinate of a single row or column does not tell it.
+    """
+    reference = array.coords.get(array.rio.grid_mapping)
+    is_stored = reference is not None and "GeoTransform" in reference.attrs
+    if not is_stored and any(array.sizes[axis] == 1 and axis in array.coords for axis in _axes(array)[:2]):
+        raise UsageError(
+            "the DataArray has one row or column, whose coordinate does not tell the size of a pixel; store the "
+            "transform: array.rio.write_transform(...)"
+        )
+    transform: Affine = array.rio.transform()
+    return transform
 
 
 def _centres(array: DataArray, axis: str) -> NDArray[np.float64] | None:
@@ -255,7 +291,10 @@ def _step(centres: NDArray[np.float64], axis: str) -> float | None:
         return None
     step = float(centres[-1] - centres[0]) / (len(centres) - 1)
     even = centres[0] + step * np.arange(len(centres))
-    if not step or np.abs(centres - even).max() > max(_MAX_SHIFT_PX * abs(step), np.spacing(np.abs(centres).max()) * 4):
+    # Coordinates may be stored as float32.
+    rounding = 2 * float(np.spacing(np.float32(np.abs(centres).max())))
+    tolerance = max(_MAX_SHIFT_PX * abs(step), min(rounding, _MAX_ROUNDING_PX * abs(step)))
+    if not step or np.abs(centres - even).max() > tolerance:
         raise UsageError(
             f"the coordinate {axis} of the DataArray is not even (from {np.diff(centres).min():g} to "
             f"{np.diff(centres).max():g} between neighbours); a raster has equal pixels: resample it first"

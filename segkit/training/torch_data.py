@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,7 @@ from segkit.models.model_check import build_model
 from segkit.models.segmenter import Segmenter
 from segkit.models.transfer import start_from_model
 from segkit.recipe.schema import Recipe
+from segkit.runtime.tables import Described
 from segkit.task import IGNORE, Task
 from segkit.training.baselines import fit_baseline
 from segkit.training.losses import combine_losses
@@ -103,8 +104,8 @@ class ValidationTiles(Dataset[Batch]):
         return torch.from_numpy(tile.pixels), torch.from_numpy(tile.valid), torch.from_numpy(targets)
 
 
-@dataclass(frozen=True)
-class Datasets:
+@dataclass(frozen=True, repr=False)
+class Datasets(Described):
     """The data of a recipe as torch datasets, and what a training loop needs beside them; made by `datasets`.
 
     Parameters
@@ -125,8 +126,18 @@ class Datasets:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     band_names: tuple[str, ...]
-    _examination: Examination = field(repr=False)
-    _statistics: Statistics = field(repr=False)
+    _examination: Examination
+    _statistics: Statistics
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
+        size = self.training.tile_size
+        facts = [
+            ("training", f"{len(self.training)} tiles of {size} px in an epoch"),
+            ("validation", f"{len(self.validation)} tiles of {size} px"),
+            ("classes", ", ".join(row["name"] for row in self.task.legend)),
+            ("bands", f"{len(self.band_names)}: {', '.join(self.band_names)}"),
+        ]
+        return f"data of {self.recipe.name}", facts, {}
 
     @property
     def task(self) -> Task:
