@@ -17,12 +17,13 @@ def describe_model(header: Header, path: Path | None = None) -> list[tuple[str, 
     """Return (name, value) pairs that describe a model; classes are indented below "classes"."""
     recipe = Recipe.from_dict(header.recipe)
     task, model = recipe.task, recipe.model
+    scored = {} if header.metrics.get("mean_iou") is None else header.metrics.get("per_class", {})
     network = model.architecture if model.is_classical else f"{model.architecture} with {model.encoder}"
     return [
         *([] if path is None else [("file", str(path))]),
         ("task", f"{task.type}, {task.head}"),
-        ("classes", "value" + (", validation IoU" if header.metrics.get("per_class") else "")),
-        *_describe_classes(task, header.metrics),
+        ("classes", "value" + (", validation IoU" if scored else "")),
+        *_describe_classes(task, scored),
         ("bands", f"{len(header.band_names)}: {', '.join(header.band_names)}"),
         ("resolution", _describe_resolution(header)),
         ("network", network),
@@ -42,8 +43,8 @@ def describe_scores(metrics: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_format(metrics[key])}" for key, name in _SCORES.items() if key in metrics)
 
 
-def _describe_classes(task: Task, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    scored = metrics.get("per_class", {})
+def _describe_classes(task: Task, scored: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return name and value of each class, with its IoU if it is in `scored` ({name: scores})."""
     described = []
     for row in task.legend:
         iou = f", {_format(scored[row['name']]['iou'])}" if row["name"] in scored else ""

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 from synthetic import segmenter
 
 from segkit.models.ensemble import Ensemble
@@ -17,10 +18,12 @@ def test_models_and_runs_say_what_they_are(tmp_path):
     model = segmenter(tmp_path, "multiclass", pretrained=False)
     assert "none (not validated)" in repr(model)
     assert "not known" in repr(model)
+    model.metrics = METRICS | {"mean_iou": None}  # without validation data
+    assert "undefined" not in repr(model)
     model.metrics, model._receptive_field = METRICS, 40
     groups = [[[1.0, 2.0, 3.0 + shift]] * 30 for shift in range(3)]
     model.training_pixels = TrainingPixels.from_samples(
-        [__import__("numpy").array(group, "f4") for group in groups], ["uint16"], [(1.0, 0.0)], (9.9, 20.0)
+        [np.array(group, "f4") for group in groups], ["uint16"], [(1.0, 0.0)], (9.9, 20.0)
     )
     model.save(tmp_path / "model.safetensors")
     loaded = load(tmp_path / "model.safetensors")
