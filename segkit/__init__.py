@@ -13,6 +13,7 @@ from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from segkit import assess as assess
+    from segkit import plot as plot
     from segkit.data.check import check as check
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
     from segkit.training.compare import compare as compare
     from segkit.training.cross_validation import cross_validate as cross_validate
     from segkit.training.finishing import finish as finish
+    from segkit.training.torch_data import datasets as datasets
     from segkit.training.train import train as train
     from segkit.vector import polygons as polygons
     from segkit.vector import vectorize as vectorize
 
-# The public names: the module of each. `assess` is a package of its own.
+# The public names: the module of each. `assess` is a package of its own, `plot` a module.
 _HOMES = {
     "LandCoverClass": "segkit.task",
     "Mosaic": "segkit.io.mosaic",
@@ -45,9 +47,11 @@ _HOMES = {
     "check": "segkit.data.check",
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
+    "datasets": "segkit.training.torch_data",
     "evaluate": "segkit.evaluation.evaluate",
     "finish": "segkit.training.finishing",
     "load": "segkit.models.segmenter",
+    "plot": "segkit.plot",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",
     "report": "segkit.reporting.report",

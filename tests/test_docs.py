@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -20,7 +21,7 @@ import yaml
 from dask_workers import forked_workers
 from places import ROOT
 from products import write_item, write_safe
-from quick import skip_measurements
+from quick import skip_measurements, skip_pictures
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 
@@ -162,10 +163,31 @@ def test_examples_of_the_help_run(workplace: Path, tmp_path: Path, monkeypatch: 
         run(line, monkeypatch)
 
 
-def test_python_of_the_readme_runs(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+def test_python_of_documents_runs(
+    document: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(shutil.copytree(workplace, tmp_path / "here"))
-    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE):
-        exec(compile(code, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE):
+        exec(compile(code, document, "exec"), names)
+
+
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, with a small landscape: a kernel would import everything again."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.chdir(tmp_path)
+    skip_measurements(monkeypatch.setattr)
+    skip_pictures(monkeypatch.setattr)
+    run_cells = importlib.import_module("run_notebook").run_cells
+    small = ["train.epochs=1", "train.steps_per_epoch=2", "data.val.block=32", "data.val.gap=2"]
+    notebook = json.loads((ROOT / "docs" / "first-map.ipynb").read_text())
+    values = [value for _, value in run_cells(notebook, {"width": 288, "height": 256, "changes": small})]
+    shown = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    assert sum("image/png" in output["data"] for output in shown) == 3
+    assert any("mean IoU" in "".join(output["data"].get("text/html", "")) for output in shown)
+    assert any(getattr(value, "name", None) == "land_cover" for value in values)
+    assert (values[-1]["sum"] > 0).all()
 
 
 def test_links_lead_somewhere() -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     {"inference"},
     {"evaluation"},
     {"training", "assess", "reporting"},
-    {"demo", "__init__"},
+    {"demo", "plot", "__init__"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,5 +1,6 @@
 """The public surface: what `import segkit` offers, and what it costs."""
 
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -21,9 +22,11 @@ PUBLIC = {
     "check",
     "compare",
     "cross_validate",
+    "datasets",
     "evaluate",
     "finish",
     "load",
+    "plot",
     "polygons",
     "predict",
     "report",
@@ -56,12 +59,22 @@ def test_importing_costs_nothing():
 def test_no_module_has_the_name_of_a_public_function():
     """Importing `segkit.train` would put the module in the function's place."""
     modules = {module.name for module in pkgutil.iter_modules(segkit.__path__)}
-    assert modules & PUBLIC == {"assess"}  # a package on purpose
+    assert modules & PUBLIC == {"assess", "plot"}  # on purpose, public themselves
 
 
 def test_functions_stay_functions_when_all_modules_are_imported():
     code = "import segkit.training.train, segkit.inference.predict, segkit; print(type(segkit.train).__name__)"
     assert run(code) == ["function"]
+
+
+def test_every_function_that_takes_a_recipe_takes_a_path():
+    found = {}
+    for name in PUBLIC - {"__version__", "SegkitError", "assess", "plot"}:
+        parameters = inspect.signature(getattr(segkit, name)).parameters
+        if "recipe" in parameters:
+            found[name] = str(parameters["recipe"].annotation)
+    assert found.keys() >= {"check", "compare", "cross_validate", "datasets", "train", "Segmenter"}
+    assert set(found.values()) == {"Recipe | PathLike"}
 
 
 def test_an_unknown_name():

@@ -67,7 +67,7 @@ def suitable_tile_size(segmenter: Segmenter, areas: Sequence[LabelledArea]) -> t
     )
 
 
-class _Readers:
+class AreaReaders:
     """Open readers of the most recently used scenes, one set per worker process."""
 
     def __init__(self, areas: Sequence[LabelledArea]) -> None:
@@ -130,7 +130,7 @@ class TrainDataset(Dataset[Batch]):
         class_balanced_sampling: float = 0.0,
     ) -> None:
         self._areas, self.size, self._augmentation, self._seed = list(areas), size, augmentation, seed
-        self._readers = _Readers(self._areas)
+        self._readers = AreaReaders(self._areas)
         task = areas[0].labels.task
         self._cells = [
             (index, cell) for index, area in enumerate(areas) for cell in iter_windows(area.windows, max(1, size // 2))

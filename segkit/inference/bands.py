@@ -83,7 +83,7 @@ def predict_band(
             if rows
         }
 
-        def write(block: _DecidedBlock) -> None:
+        def write(block: DecidedBlock) -> None:
             arrays = block.arrays()
             if block.dissimilarity is not None:
                 for writer in of_index:
@@ -95,7 +95,7 @@ def predict_band(
 
         # Counting and compression must not delay the network, whose threads on a CPU wait for each other.
         submit = stack.enter_context(background_writer(write, low_priority=runner.device.type == "cpu"))
-        for block in stack.enter_context(closing(_decide_blocks(task, blocks, blended))):
+        for block in stack.enter_context(closing(decide_blocks(task, blocks, blended))):
             submit(block)
             if block.part != "bottom":
                 advance(block.valid.size / 1e6)
@@ -210,7 +210,7 @@ def _open_writer(folder: Path, grid: Grid, task: Task, output: OutputRequest) ->
 
 
 @dataclass(frozen=True)
-class _DecidedBlock:
+class DecidedBlock:
     """A block that is being copied to main memory; `arrays` waits for the copy."""
 
     window: Window
@@ -220,9 +220,9 @@ class _DecidedBlock:
     arrays: Callable[[], dict[str, NDArray[Any]]]
 
 
-def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[OutputRequest]) -> Generator[_DecidedBlock]:
+def decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[OutputRequest]) -> Generator[DecidedBlock]:
     """Decide blocks on the device, so that only the raster outputs are copied from a GPU."""
-    waiting: deque[_DecidedBlock] = deque()
+    waiting: deque[DecidedBlock] = deque()
     with closing(blocks):
         for block in blocks:
             if block.part == "body":
@@ -230,7 +230,7 @@ def _decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[Outpu
             else:
                 valid = torch.from_numpy(np.ascontiguousarray(block.valid)).to(block.probabilities.device)
                 tensors = {"share": block.probabilities.where(valid, block.probabilities.new_tensor(float("nan")))}
-            decided = _DecidedBlock(block.window, block.valid, block.part, block.dissimilarity, fetch_async(tensors))
+            decided = DecidedBlock(block.window, block.valid, block.part, block.dissimilarity, fetch_async(tensors))
             waiting.append(decided)
             # Keep one block back: a GPU gets its next windows before the host waits for this block.
             if len(waiting) > 1:

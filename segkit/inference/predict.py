@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import ScenesError, SegkitError, UsageError, suggest
+from segkit.inference.in_memory import or_in_memory, with_memory_types
 from segkit.inference.outputs import OutputRequest
 from segkit.inference.request import describe_request, describe_scene, find_finished, find_mask_files, given_imagery
 from segkit.inference.scene_files import PredictionFiles, check_inputs_kept, check_outputs, find_scenes, plan_files
@@ -42,7 +43,9 @@ _MAX_LISTED_SCENES = 3  # in a warning
 _PROBABILITIES = OutputRequest("probabilities")
 
 
+@with_memory_types
 @renamed_keywords(crew="executor", batch="batch_size")
+@or_in_memory
 def predict(
     model: AnyModel | PathLike | Sequence[AnyModel | PathLike],
     scenes: PathLike | Sequence[PathLike | Sequence[PathLike]],
@@ -89,7 +92,9 @@ def predict(
         sequence of them, or the folder of a cross-validation. See `segkit.models.ensemble.Ensemble`.
     scenes
         A raster, a folder or a glob of rasters, of which each is a scene, or a sequence of these. Files whose bands
-        make up one scene are given as a sequence of their own, files that lie side by side as a `segkit.Mosaic`.
+        make up one scene are given as a sequence of their own, files that lie side by side as a `segkit.Mosaic`. Or a
+        scene in memory (a numpy array, an xarray.DataArray, an open rasterio dataset), whose map is returned: see
+        `segkit.inference.in_memory.predict_in_memory` for its options, such as `valid` and `band_names`.
     output
         The map (.tif), or a folder in which maps are named after their scenes. It must be a folder for several scenes,
         and is created if necessary. For one scene it is a folder if it exists as one or ends with "/".
@@ -153,7 +158,7 @@ def predict(
     Returns
     -------
     list of Summary
-        One per scene, in their order.
+        One per scene, in their order; the map itself of a scene in memory.
 
     Raises
     ------
@@ -206,7 +211,7 @@ def predict(
         warnings.warn(
             f"the network pools over its whole window, so it gets windows of {network.fixed_window_size} pixels as in "
             "training, and classes may differ where two windows meet",
-            stacklevel=3,
+            stacklevel=4,
         )
     opened = [
         None if summary is not None else _open_scene(network, job.files, vrt=vrt)
@@ -221,7 +226,7 @@ def predict(
         describe_unlike_scenes([one for one in comparisons if one is not None]),
     ):
         if warning is not None:
-            warnings.warn(warning, stacklevel=3)
+            warnings.warn(warning, stacklevel=4)
     scene_jobs = [
         _scene_job(
             job,
@@ -312,7 +317,7 @@ def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
     warnings.warn(
         f"{len(scenes)} scene{'s' * (len(scenes) > 1)} without valid pixels{where}, so the map is all no data: "
         f"{listed}; check the no-data value and the mask of the files",
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

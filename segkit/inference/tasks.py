@@ -209,27 +209,37 @@ class InspectScene(WorkItem):
 
     def __call__(self, context: WorkerContext, advance: Advance) -> tuple[Scene, ResolvedSettings]:
         """Return the scene and its settings."""
-        model = context.model
-        scene = model.open_scene(self.files, vrt=self.vrt)
-        device = pick_device(self.options.device)
-        if self.plan:
-            settings = ResolvedSettings(**self.plan)
-        else:
-            settings = resolve_settings(
-                model,
-                scene,
-                self.options,
-                context.region(scene.grid),
-                workers_per_host=context.workers_per_host,
-                measured=context.measured,
-                outputs=self.outputs,
-            )
-        if settings.batch is None:
-            tiling = settings.tiling(scene.grid, model.stride)
-            settings = replace(settings, batch=default_batch_size(model, settings, tiling, device, self.outputs))
-        if settings.threads is None and device.type == "cpu":
-            settings = replace(settings, threads=torch.get_num_threads())
-        return scene, settings
+        scene = context.model.open_scene(self.files, vrt=self.vrt)
+        return scene, choose_settings(context, scene, self.options, self.outputs, self.plan)
+
+
+def choose_settings(
+    context: WorkerContext,
+    scene: Scene,
+    options: PredictOptions,
+    outputs: Sequence[OutputRequest] = (),
+    plan: Mapping[str, Any] | None = None,
+) -> ResolvedSettings:
+    """Return the settings of a scene, with batch size and threads of this machine; `plan` are those of before."""
+    model, device = context.model, pick_device(options.device)
+    if plan:
+        settings = ResolvedSettings(**plan)
+    else:
+        settings = resolve_settings(
+            model,
+            scene,
+            options,
+            context.region(scene.grid),
+            workers_per_host=context.workers_per_host,
+            measured=context.measured,
+            outputs=outputs,
+        )
+    if settings.batch is None:
+        tiling = settings.tiling(scene.grid, model.stride)
+        settings = replace(settings, batch=default_batch_size(model, settings, tiling, device, outputs))
+    if settings.threads is None and device.type == "cpu":
+        settings = replace(settings, threads=torch.get_num_threads())
+    return settings
 
 
 @dataclass(frozen=True)
@@ -290,7 +300,7 @@ class PredictBand(WorkItem):
         if self.settings.precision == "bf16":
             pick_precision("bf16", device)  # it was chosen on another machine, and may be missing here
         assert self.settings.batch is not None
-        with _torch_threads(self.settings.threads), self.journal.write_band(self.band.index) as entry:
+        with torch_threads(self.settings.threads), self.journal.write_band(self.band.index) as entry:
             entry.data = predict_band(
                 context.runner(device, self.settings, self.scene, self.outputs),
                 self.scene,
@@ -383,7 +393,7 @@ class Vectorize(WorkItem):
 
 
 @contextmanager
-def _torch_threads(number: int | None) -> Iterator[None]:
+def torch_threads(number: int | None) -> Iterator[None]:
     """Set the number of torch's threads during the block."""
     before = torch.get_num_threads()
     if number is None or number == before:

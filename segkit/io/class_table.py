@@ -17,6 +17,7 @@ from rasterio.io import DatasetReader
 
 from segkit.errors import DataError, UsageError
 from segkit.io.files import require_file
+from segkit.io.memory_raster import ArrayDataset
 from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.paths import PathLike
 from segkit.io.raster import vrt_description
@@ -346,6 +347,8 @@ def _read_class_file(path: Path) -> _Facts:
 
 def _facts_from_raster(dataset: DatasetReader) -> Iterator[_Facts]:
     """Yield what GDAL knows about the values of the first band, the best source first."""
+    if isinstance(dataset, ArrayDataset):
+        return
     # rasterio gives access to neither category names nor attribute tables.
     band = vrt_description(dataset).find("VRTRasterBand")
     assert band is not None

@@ -18,6 +18,7 @@ from segkit.errors import GridError, MissingFileError, RasterError, suggest
 from segkit.io.band_choice import StackedBand
 from segkit.io.band_names import read_names
 from segkit.io.grid import Grid
+from segkit.io.memory_raster import MemoryRaster
 from segkit.io.mosaic_dataset import read_coverage
 from segkit.io.mosaic_warp import WarpedMosaic, warp_raster
 from segkit.io.paths import FileSet
@@ -131,10 +132,12 @@ class QualityMask:
 
     def _path(self, image: Path, *, in_stack: bool) -> Path:
         """Return the file with the quality bands of an image, which may be one of several of a scene (`in_stack`)."""
+        if isinstance(image, MemoryRaster) and image.files:
+            [image] = image.files  # of an open dataset
         if isinstance(image, FileSet) and not image.is_named and (self.file is None or NAME_PLACEHOLDER in self.file):
             raise RasterError(
-                f"{image}: is a mosaic, which has no name for that of its quality mask; name one file for all of it "
-                "(data.mask.file), or a band of the mosaic (data.mask.band)"
+                f"{image}: is a mosaic, or in memory, and has no name for that of its quality mask; name one file for "
+                "all of it (data.mask.file), or a band of it (data.mask.band)"
             )
         if self.file is not None:
             folder = as_path(os.fspath(image).rpartition("/")[0]) if isinstance(image, Remote) else image.parent

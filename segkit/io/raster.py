@@ -296,6 +296,8 @@ def read_grid(dataset: Any) -> Grid:
 
     Without a georeference, the transform is the one with which QGIS shows it: x = column, y = -row.
     """
+    if isinstance(own := getattr(dataset, "grid", None), Grid):  # of an array
+        return own
     # GDAL distinguishes the identity transform from no transform; rasterio returns the identity for both.
     if dataset.transform.is_identity and vrt_description(dataset).find("GeoTransform") is None:
         return Grid(dataset.height, dataset.width, Affine.scale(1, -1), dataset.crs, georeferenced=False)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from segkit.io.paths import FileSet
 from segkit.io.remote import Remote
 
 _MAX_BYTES = 10**7
@@ -25,6 +26,7 @@ def read_stac_names(raster: Path, count: int) -> list[str | None]:
     -------
     `count` names, None where there is none: no such item, or not as many bands in it.
     """
+    raster = _file_of(raster)
     for path in _item_paths(raster):
         for bands in _asset_bands(_read_item(path), raster.name):
             if len(bands) == count:
@@ -34,12 +36,18 @@ def read_stac_names(raster: Path, count: int) -> list[str | None]:
 
 def find_stac_items(raster: Path) -> list[Path]:
     """Return the STAC items beside a raster that name its bands."""
+    raster = _file_of(raster)
     return [path for path in _item_paths(raster) if any(_asset_bands(_read_item(path), raster.name))]
+
+
+def _file_of(raster: Path) -> Path:
+    """Return the first file of a raster that stands for others, as an open dataset does."""
+    return raster.files[0] if isinstance(raster, FileSet) and raster.files else raster
 
 
 def _item_paths(raster: Path) -> tuple[Path, ...]:
     """Return where a STAC item of a raster may be: called like it, with .json in place of its extension or after it."""
-    if isinstance(raster, Remote) or not raster.name:
+    if isinstance(raster, FileSet | Remote) or not raster.name:
         return ()
     return raster.with_suffix(".json"), raster.with_name(f"{raster.name}.json")
 

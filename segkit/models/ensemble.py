@@ -18,6 +18,7 @@ from segkit.io.paths import PathLike
 from segkit.models.run_folder import MODEL, find_folds
 from segkit.recipe.derived import describe_layers
 from segkit.recipe.imagery import Imagery, change_imagery
+from segkit.runtime.tables import Described
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     AnyModel: TypeAlias = "Segmenter | Ensemble"
 
 
-class Ensemble:
+class Ensemble(Described):
     """Models of the same task and bands, with the properties of a `Segmenter` that a prediction needs.
 
     The probability of a channel is the mean of those of the models, each with its own normalisation and calibration.
@@ -106,6 +107,14 @@ class Ensemble:
     def check_scene(self, scene: Scene) -> None:
         """Raise a ModelFileError if the scene's number of bands is not that of the models."""
         self.members[0].check_scene(scene)
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
+        facts = []
+        for one in self.members:
+            title, of_one, _ = one._describe()
+            facts += [(title, ""), *((f"  {name}", value) for name, value in of_one)]
+        colors = {f"    {row['name']}": row["color"] for row in self.task.legend}
+        return f"ensemble of {len(self.members)} models", facts, colors
 
     def optimized_for_inference(self, device: torch.device, precision: str) -> Ensemble:
         """Return an ensemble of faster copies; see `Segmenter.optimized_for_inference`."""

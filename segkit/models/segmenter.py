@@ -25,6 +25,7 @@ from segkit.io.remote import redact
 from segkit.io.scene import Scene
 from segkit.models.calibration import Calibration
 from segkit.models.classical.classifier import PixelClassifier
+from segkit.models.description import class_colors, describe_model
 from segkit.models.model_file import HEADER_KEY, Header, read_header
 from segkit.models.network import describe_non_finite, first_line, make_network
 from segkit.models.prepare import Autocast, fold_batch_norm
@@ -34,20 +35,20 @@ from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights, load_encoder_weights
 from segkit.recipe.imagery import Imagery, open_scene
 from segkit.recipe.schema import Model, Recipe
-from segkit.runtime.tables import list_some
+from segkit.runtime.tables import Described, list_some
 from segkit.runtime.version import VERSION
 
 _MAX_LISTED_BANDS = 8  # in a message
 _MIN_PROBABILITY = 1e-7  # of a mean of two; the logit of 0 would be infinite
 
 
-class Segmenter(nn.Module):
+class Segmenter(Described, nn.Module):
     """Network, or classical learner in its place, that maps pixels in the units of the files to logits.
 
     Parameters
     ----------
     recipe
-        Defines task and network.
+        Defines task and network: a recipe or its file.
     mean, std
         One per input band. A band whose standard deviation is below the float32 resolution of its mean is constant; its
         standard deviation is set to 1.
@@ -73,7 +74,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | PathLike,
         mean: Sequence[float],
         std: Sequence[float],
         band_names: Sequence[str],
@@ -81,6 +82,7 @@ class Segmenter(nn.Module):
         pretrained: bool = True,
     ) -> None:
         super().__init__()
+        recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.recipe = recipe
         self.task = recipe.task
         self.imagery: Imagery = recipe.data  # how scenes are read; see `segkit.models.ensemble.with_imagery`
@@ -335,6 +337,9 @@ class Segmenter(nn.Module):
             training_scenes=self.training_scenes,
             initial_weights=self.initial_weights,
         )
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
+        return f"model {self.recipe.name}", describe_model(self.header, self.path), class_colors(self.task)
 
     def save(self, path: PathLike) -> None:
         """Write the model file; an existing file is replaced only by a complete one.

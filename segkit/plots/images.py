@@ -109,6 +109,38 @@ class BandRendering:
         return f"{colors} = {', '.join(names)}{of_all}, stretched to mean ± {_STRETCH_STD} standard deviations"
 
 
+def centre_indices(length: int, step: int) -> NDArray[np.intp]:
+    """Return the index of the centre of each cell of `step` pixels; the last cell may be smaller."""
+    return np.minimum(np.arange(0, length, step) + step // 2, length - 1)
+
+
+def block_means(
+    pixels: NDArray[np.float32], valid: NDArray[np.bool_], step: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return means of valid pixels over cells of `step` x `step` pixels (NaN if there are none), and valid cells."""
+    if step == 1:
+        return pixels, valid
+    rows, columns = (np.arange(0, length, step) for length in valid.shape)
+
+    def cell_sums(values: NDArray[Any]) -> NDArray[np.float64]:
+        row_sums = np.add.reduceat(values, rows, axis=-2, dtype=np.float64)
+        return np.asarray(np.add.reduceat(row_sums, columns, axis=-1))
+
+    defined = valid & np.isfinite(pixels)
+    with np.errstate(invalid="ignore"):
+        means = cell_sums(np.where(defined, pixels, 0)) / cell_sums(defined)
+    return means.astype(np.float32), cell_sums(valid) > 0
+
+
+def stretch(pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return bands (3, H, W) as an RGB image, float64 (H, W, 3), 0 and 1 at percentiles of the valid pixels (H, W)."""
+    image = np.empty((*valid.shape, 3))
+    for channel, band in enumerate(pixels):
+        low, high = np.percentile(band[valid], _STRETCH_PERCENTILES) if valid.any() else (0, 1)
+        image[..., channel] = np.clip((band - low) / max(high - low, 1e-9), 0, 1)
+    return image
+
+
 def rgb_composite(scene: Scene, bands: Sequence[int], window: Window | None = None) -> NDArray[np.float64]:
     """Return three bands of a scene as an RGB image, float64 (H, W, 3) in 0..1, with a percentile stretch.
 
@@ -120,12 +152,9 @@ def rgb_composite(scene: Scene, bands: Sequence[int], window: Window | None = No
         Indices of the three bands of the scene, from 1.
     """
     tile = scene.read(window)
-    image = np.empty((*tile.valid.shape, 3))
-    valid = tile.valid & np.isfinite(tile.pixels[[band - 1 for band in bands]]).all(axis=0)
-    for channel, band in enumerate(bands):
-        pixels = tile.pixels[band - 1]
-        low, high = np.percentile(pixels[valid], _STRETCH_PERCENTILES) if valid.any() else (0, 1)
-        image[..., channel] = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1)
+    shown = tile.pixels[[band - 1 for band in bands]]
+    valid = tile.valid & np.isfinite(shown).all(axis=0)
+    image = stretch(shown, valid)
     image[~valid] = UNLABELLED_COLOR
     return image
 

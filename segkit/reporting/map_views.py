@@ -21,7 +21,7 @@ from segkit.inference.summary import ClassTally
 from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_grid, read_window
 from segkit.io.scene import Scene
-from segkit.plots.images import BandRendering, colorize, display_name, read_map
+from segkit.plots.images import BandRendering, block_means, centre_indices, colorize, display_name, read_map
 from segkit.reporting.viewer import FIRST_STATE, NODATA, UNLABELLED, PixelState, SceneLayers
 from segkit.runtime.progress import progress
 from segkit.task import IGNORE, Task
@@ -161,7 +161,7 @@ def read_overview(report_map: ReportMap, max_pixels: int, *, show_progress: bool
         reader = None if scene is None else stack.enter_context(scene.open())
         for part in Grid(int(shown.height), int(shown.width), grid.transform, grid.crs).tiles(size):
             window = Window(shown.col_off + part.col_off, shown.row_off + part.row_off, part.width, part.height)
-            rows, columns = _centre_indices(int(part.height), step), _centre_indices(int(part.width), step)
+            rows, columns = centre_indices(int(part.height), step), centre_indices(int(part.width), step)
             top, left = int(part.row_off) // step, int(part.col_off) // step
             cells = slice(None), slice(top, top + len(rows)), slice(left, left + len(columns))
             centres = np.ix_(np.arange(task.n_targets), rows, columns)
@@ -174,7 +174,7 @@ def read_overview(report_map: ReportMap, max_pixels: int, *, show_progress: bool
                 confidence[cells] = report_map.read_confidence(window, in_window)[centres]  # type: ignore[index]
             if reader is not None and pixels is not None:
                 tile = reader.read(window)
-                pixels[cells], valid[cells[1:]] = _block_means(tile.pixels, tile.valid, step)
+                pixels[cells], valid[cells[1:]] = block_means(tile.pixels, tile.valid, step)
             advance(part.width * part.height / 1e6)
     rendering = None
     if scene is None:
@@ -182,29 +182,6 @@ def read_overview(report_map: ReportMap, max_pixels: int, *, show_progress: bool
     elif pixels is not None:
         rendering = report_map.rendering or _rendering_of(scene, pixels, valid)
     return Overview(step, grid, decided, truth, confidence, pixels, valid, rendering, tally.counts())
-
-
-def _centre_indices(length: int, step: int) -> NDArray[np.intp]:
-    """Return the index of the centre of each cell of `step` pixels; the last cell may be smaller."""
-    return np.minimum(np.arange(0, length, step) + step // 2, length - 1)
-
-
-def _block_means(
-    pixels: NDArray[np.float32], valid: NDArray[np.bool_], step: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return means of valid pixels over cells of `step` x `step` pixels (NaN if there are none), and valid cells."""
-    if step == 1:
-        return pixels, valid
-    rows, columns = (np.arange(0, length, step) for length in valid.shape)
-
-    def cell_sums(values: NDArray[Any]) -> NDArray[np.float64]:
-        row_sums = np.add.reduceat(values, rows, axis=-2, dtype=np.float64)
-        return np.asarray(np.add.reduceat(row_sums, columns, axis=-1))
-
-    defined = valid & np.isfinite(pixels)
-    with np.errstate(invalid="ignore"):
-        means = cell_sums(np.where(defined, pixels, 0)) / cell_sums(defined)
-    return means.astype(np.float32), cell_sums(valid) > 0
 
 
 def select_display_bands(

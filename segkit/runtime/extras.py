@@ -9,6 +9,7 @@ _EXTRAS = {
     "cluster": ("dask", "distributed", "toolz"),
     "indices": ("spyndex",),
     "tensorboard": ("tensorboard",),
+    "xarray": ("rioxarray", "xarray"),
 }
 EXTRA_OF_PACKAGE = {package: extra for extra, packages in _EXTRAS.items() for package in packages}
 

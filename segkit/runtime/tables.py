@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -29,3 +31,46 @@ def list_some(texts: Sequence[object], maximum: int = 3) -> str:
     """Return texts as a list: "a, b, c and 4 more"."""
     more = f" and {len(texts) - maximum} more" if len(texts) > maximum else ""
     return ", ".join(map(str, texts[:maximum])) + more
+
+
+def format_facts(title: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Return a title and (name, value) pairs as lines of text."""
+    width = max((len(name) for name, _ in facts), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}".rstrip() for name, value in facts)])
+
+
+def facts_to_html(
+    title: str, facts: Sequence[tuple[str, str]], colors: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return a title and (name, value) pairs as HTML for a notebook.
+
+    Parameters
+    ----------
+    colors
+        {name: "#rrggbb"}: a patch of this colour is shown before the value.
+    """
+    rows = []
+    for name, value in facts:
+        patch = f'<span style="color:{colors[name]}">&#9632;</span> ' if name in colors else ""
+        indent = len(name) - len(name.lstrip())
+        cells = (
+            f'<td style="text-align:left;padding-left:{indent}em">{html.escape(name.strip())}</td>'
+            f'<td style="text-align:left">{patch}{html.escape(value)}</td>'
+        )
+        rows.append(f"<tr>{cells}</tr>")
+    return f"<div><strong>{html.escape(title)}</strong><table>{''.join(rows)}</table></div>"
+
+
+class Described:
+    """Shows itself as a title and facts: as text when it is printed, as a table in a notebook."""
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], Mapping[str, str]]:
+        """Return title, (name, value) pairs, and colours as for `facts_to_html`."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        title, facts, _ = self._describe()
+        return format_facts(title, facts)
+
+    def _repr_html_(self) -> str:
+        return facts_to_html(*self._describe())

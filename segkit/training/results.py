@@ -15,9 +15,13 @@ from segkit.evaluation.decisions import ModelPredictor
 from segkit.evaluation.worst_windows import draw_worst_windows
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write
+from segkit.models.description import class_colors, describe_model
+from segkit.models.model_file import read_header
 from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
 from segkit.models.segmenter import Segmenter
 from segkit.plots import style, training_curves
+from segkit.recipe.schema import Recipe
+from segkit.runtime.tables import Described
 from segkit.training.baselines import compare_with_baselines, score_baselines
 from segkit.training.scoring import calibrate_and_score
 
@@ -25,8 +29,8 @@ CURVES, WORST = "curves.png", "worst.png"  # in the run folder
 _MIN_SHOWN_CHANGE = 5e-5  # smallest change of a score that shows in four digits
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Described):
     """A run with its results.
 
     Parameters
@@ -45,6 +49,13 @@ class Run:
     model: Path
     metrics: dict[str, Any]
     seconds: float
+
+    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
+        title = f"run {self.folder}"
+        if not self.model.is_file():
+            return title, [("model", f"{self.model} (no such file any more)")], {}
+        header = read_header(self.model)
+        return title, describe_model(header, self.model), class_colors(Recipe.from_dict(header.recipe).task)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from segkit.runtime.deprecation import renamed_keywords
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
+    from segkit.io.data_array import AnyMap
+
 __all__ = ["Summary", "polygons", "vectorize"]
 
 
@@ -122,9 +124,9 @@ def vectorize(
 
 @renamed_keywords(names="class_names")
 def polygons(
-    map_path: PathLike,
+    map_path: AnyMap,
     *,
-    probabilities: PathLike | None = None,
+    probabilities: AnyMap | None = None,
     classes: Sequence[str | int] | None = None,
     background: bool = False,
     min_area: str | None = None,
@@ -144,8 +146,9 @@ def polygons(
     Parameters
     ----------
     map_path
-        A raster with one band of class values (integers), or a multilabel map of segkit. Classes without a name are
-        called by their value, and an unnamed 0 is background.
+        A raster with one band of class values (integers), or a multilabel map of segkit: its path, or a map in memory
+        (a DataArray, or the `Prediction` of `segkit.predict`). Classes without a name are called by their value, and an
+        unnamed 0 is background.
     probabilities
         A raster on the map's grid with one band per class; band descriptions are class names.
     classes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
@@ -16,6 +16,7 @@ from rasterio.io import DatasetReader
 
 from segkit.errors import GridError, suggest
 from segkit.io.class_table import ClassSelection, Legend, MapClass
+from segkit.io.data_array import as_raster
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster, read_grid
@@ -26,6 +27,9 @@ from segkit.vector.reproject import Projection, crs_of
 from segkit.vector.tracing.confidence import Confidence
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures, unmeasured_pixels
+
+if TYPE_CHECKING:
+    from segkit.io.data_array import AnyMap
 
 # Each block of a raster is read once, so GDAL needs only a small cache.
 _CACHE_BYTES = 2**24
@@ -128,10 +132,10 @@ class MapSource:
 
 @contextmanager
 def open_map(
-    map_path: PathLike,
+    map_path: AnyMap,
     options: VectorizeOptions,
     *,
-    probabilities: PathLike | None,
+    probabilities: AnyMap | None,
     classes: Sequence[str | int] | None,
     background: bool,
     class_names: PathLike | None,
@@ -143,13 +147,14 @@ def open_map(
     SegkitError
         As `polygons`.
     """
+    map_path = as_raster(map_path)
     with ExitStack() as stack:
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES))
         dataset = stack.enter_context(open_raster(map_path))
         grid, legend = read_grid(dataset), Legend.from_dataset(dataset, class_names)
         confidence = None
         if probabilities is not None:
-            probability_dataset = stack.enter_context(open_raster(probabilities))
+            probability_dataset = stack.enter_context(open_raster(as_raster(probabilities)))
             if difference := grid.describe_difference(read_grid(probability_dataset)):
                 raise GridError(
                     f"{map_path} and {probabilities} lie on different grids ({difference}); "

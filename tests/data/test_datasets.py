@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.augmentation import Augmentation
-from segkit.data.datasets import EpochSampler, TrainDataset, _Readers, min_tile_size
+from segkit.data.datasets import AreaReaders, EpochSampler, TrainDataset, min_tile_size
 from segkit.data.pairing import open_samples
 from segkit.data.split import spatial_split
 from segkit.errors import DataError
@@ -82,7 +82,7 @@ def test_a_crop_is_the_same_in_any_order_and_process(areas):
 
 def test_a_forked_worker_opens_its_own_files(areas, monkeypatch):
     """With a file handle, processes share the place where it is read next."""
-    readers = _Readers(areas)
+    readers = AreaReaders(areas)
     own = readers[0]
     assert readers[0] is own
     monkeypatch.setattr(os, "getpid", lambda: -1)

@@ -16,6 +16,7 @@ from segkit.inference.predict import predict
 from segkit.inference.settings import PredictOptions
 from segkit.io.mosaic import Mosaic
 from segkit.io.scene import Scene
+from segkit.plots.images import block_means
 from segkit.reporting import map_views as maps
 from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.map_views import PixelStates, ReportMap, read_overview, scene_layers, select_display_bands
@@ -110,7 +111,7 @@ def test_an_overview_samples_cells_and_counts_all_pixels(case, monkeypatch, step
 def test_means_ignore_nodata():
     pixels = np.array([[[1, 3, 7], [900, 5, np.nan]]], np.float32)
     valid = np.array([[True, True, False], [False, True, True]])
-    means, known = maps._block_means(pixels, valid, 2)
+    means, known = block_means(pixels, valid, 2)
     np.testing.assert_array_equal(means, [[[3, np.nan]]])
     np.testing.assert_array_equal(known, [[True, True]])
 

@@ -40,7 +40,7 @@ def qml(classes: Iterable[MapClass], *, translucent: bool = False) -> str:
         alpha = "0.6" if translucent else "1"
         symbol = SubElement(symbols, "symbol", type="fill", name=str(number), alpha=alpha, clip_to_extent="1")
         layer = SubElement(symbol, "layer", {"class": "SimpleFill"}, enabled="1", locked="0")
-        color = ",".join(map(str, _rgb(one))) + ",255"
+        color = ",".join(map(str, class_rgb(one))) + ",255"
         # A thin outline of the same colour hides the gaps that antialiasing shows between neighbours.
         options = {"color": color, "style": "solid", "outline_color": color, "outline_width": "0.1"}
         options |= {"outline_style": "no"} if translucent else {"outline_style": "solid", "outline_width_unit": "MM"}
@@ -63,7 +63,8 @@ def is_written_by_segkit(path: Path) -> bool:
         return False
 
 
-def _rgb(one: MapClass) -> tuple[int, int, int]:
+def class_rgb(one: MapClass) -> tuple[int, int, int]:
+    """Return red, green and blue of a class, 0 to 255; one without a colour gets one that depends on its value."""
     if one.color is not None:
         return parse_color(one.color)
     # Steps of the golden ratio around the colour wheel give distinct colours for any number of values.
