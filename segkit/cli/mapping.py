@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ from segkit.cli.options import (
     Tile,
     Uncertainty,
 )
+from segkit.cli.output import emit
 from segkit.cli.printing import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
@@ -45,10 +47,11 @@ _WORST_SCENES = 3  # that evaluate prints
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit evaluate forest.safetensors --images scene.tif --labels truth.tif -o scores.json",
         "segkit evaluate map.tif --labels truth.tif --class-names names.csv",
-    )
+    ),
 )
 def evaluate(
     model: Annotated[
@@ -134,6 +137,7 @@ def evaluate(
     )
     print_metrics(result)
     print_worst_scenes(result, _WORST_SCENES)
+    emit(result)
 
 
 def _scenes(paths: list[Path], overlap: MosaicOverlap | None, *, stack: bool, mosaic: bool) -> Any:
@@ -270,9 +274,11 @@ def predict(
     except ScenesError as failed:
         for summary in failed.summaries:
             print_summary(summary)
+        emit(failed.summaries)
         raise
     for summary in summaries:
         print_summary(summary)
+    emit(summaries)
 
 
 @app.command(
@@ -329,6 +335,7 @@ def vectorize(
     )
     print_areas("polygons", summary.polygons, summary.hectares)
     print(f"\n{summary.path}")
+    emit(summary)
 
 
 @app.command(
@@ -390,6 +397,7 @@ def report(
     )
     for path in (*result.pictures, *([result.path] if result.path else [])):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    emit(result)
 
 
 def _join_maps(sources: list[Path], overlap: MosaicOverlap | None) -> list[Path]:
@@ -440,3 +448,4 @@ def change(
     if result.unmatched_pixels:
         print(f"\n{result.unmatched_pixels:,} pixels have data in only one of the maps; they are no data in the result")
     print(f"\n{result.path}" + ("" if table is None else f"\n{table}"))
+    emit({field.name: getattr(result, field.name) for field in fields(result)} | {"table": table})

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from segkit.cli.output import CommandLine
+
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
     "Prepare": ("demo", "check", "schema", "cache"),
@@ -44,7 +46,7 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
-app = typer.Typer(
+app = CommandLine(
     name="segkit",
     cls=_Grouped,
     help="Land-cover maps from GeoTIFFs: train, predict whole scenes without seams, export clean polygons.",
@@ -52,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-assess_app = typer.Typer(
+assess_app = CommandLine(
     help="Estimate the areas and the accuracy of a map, with confidence intervals, from a random sample.",
     rich_markup_mode=None,
 )

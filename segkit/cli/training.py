@@ -11,15 +11,17 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import Force, Overwrite, RecipeFile, Set
+from segkit.cli.output import emit
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.errors import SegkitError
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit check configs/deforestation.yaml --picture shares.png",
-    )
+    ),
 )
 def check(
     recipe: RecipeFile,
@@ -49,6 +51,7 @@ def check(
 
         draw_data(loaded, report, target, show_progress=True)
         print(f"\npicture {target}")
+    emit(report.summary() | {"picture": target})
     if report.problems:
         raise typer.Exit(1)
 
@@ -109,6 +112,7 @@ def train(
     print_worst_scenes(result.metrics, 1)
     curves = result.folder / "curves.png"  # a classical learner has none
     print(f"\nmodel {result.model}" + (f"\ncurves {curves}" if curves.is_file() else ""))
+    emit(result)
 
 
 def _train_folds(
@@ -136,6 +140,7 @@ def _train_folds(
     )
     print(result.render())
     print(f"\ntable {result.folder / 'folds.csv'}")
+    emit(result)
 
 
 @app.command(
@@ -182,6 +187,7 @@ def compare(
         show_progress=True,
     )
     print_comparison(result)
+    emit(result)
 
 
 def _listed(text: str) -> list[str]:
@@ -195,9 +201,10 @@ def _seed(text: str) -> int:
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit cache --clear",
-    )
+    ),
 )
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove entries that no training is using.")] = False,
@@ -205,20 +212,24 @@ def cache(
     """Show the size of the cache of decoded scenes and labels, or clear it."""
     from segkit.data.cache import cache_folder, clear_cache, list_entries
 
+    removed = clear_cache() if clear else []
     if clear:
-        removed = clear_cache()
         print(f"removed {len(removed)} entries, {gigabytes(removed)}")
     entries = list_entries()
     print(f"{cache_folder()}: {len(entries)} entries, {gigabytes(entries)}")
+    emit({"folder": cache_folder(), "entries": entries, "removed": removed})
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit schema > recipe.schema.json",
-    )
+    ),
 )
 def schema() -> None:
     """Print the JSON schema of recipes, for completion in editors."""
     from segkit.recipe.schema import schema as run
 
-    print(json.dumps(run(), indent=2))
+    found = run()
+    print(json.dumps(found, indent=2))
+    emit(found)
