@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
+    from segkit.maps.zonal_areas import areas as areas
     from segkit.models.segmenter import Segmenter as Segmenter
     from segkit.models.segmenter import load as load
     from segkit.recipe import Recipe as Recipe
@@ -39,6 +40,7 @@ _HOMES = {
     "SegkitError": "segkit.errors",
     "Segmenter": "segkit.models.segmenter",
     "Task": "segkit.task",
+    "areas": "segkit.maps.zonal_areas",
     "assess": "segkit.assess",
     "change": "segkit.maps.change",
     "check": "segkit.data.check",

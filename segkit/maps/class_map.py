@@ -94,6 +94,14 @@ class ClassMap:
         listed = {one.name: totals.get(one.name, 0.0) for one in self._legend.classes}
         return listed | {name: hectares for name, hectares in totals.items() if name not in listed}
 
+    def all_classes(self) -> tuple[MapClass, ...]:
+        """Return the classes that the legend lists, in its order, and those that only the map has."""
+        listed = {one.name: one for one in self._legend.classes}
+        if self._legend.multilabel:
+            one = self._legend.classes[self._band - 1]
+            listed = {one.name: MapClass(one.name, 1, color=one.color)}
+        return tuple((listed | {one.name: one for one in self.classes if one.name not in listed}).values())
+
     def names_by_alias(self) -> dict[str, str]:
         """Return {alias: name}; the aliases of a class are its name and its value as text."""
         classes = {one.name: one for one in (*self.classes, *(() if self._legend.multilabel else self._legend.classes))}

@@ -7,6 +7,7 @@ _EXTRAS = {
     "train": ("albumentations", "cv2", "lightning", "sklearn"),
     "report": ("bokeh", "jinja2", "markupsafe", "PIL"),
     "cluster": ("dask", "distributed", "toolz"),
+    "excel": ("openpyxl",),
     "tensorboard": ("tensorboard",),
 }
 EXTRA_OF_PACKAGE = {package: extra for extra, packages in _EXTRAS.items() for package in packages}
