@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
     from segkit.maps.zonal_areas import areas as areas
+    from segkit.models.reclassification import reclassify as reclassify
     from segkit.models.segmenter import Segmenter as Segmenter
     from segkit.models.segmenter import load as load
     from segkit.recipe import Recipe as Recipe
@@ -50,6 +51,7 @@ _HOMES = {
     "load": "segkit.models.segmenter",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",
+    "reclassify": "segkit.models.reclassification",
     "report": "segkit.reporting.report",
     "train": "segkit.training.train",
     "vectorize": "segkit.vector",

@@ -13,7 +13,7 @@ from segkit.cli.output import CommandLine
 _GROUPS = {
     "Prepare": ("demo", "check", "schema", "cache"),
     "Train": ("train", "compare"),
-    "Map": ("predict", "vectorize", "change", "areas"),
+    "Map": ("predict", "vectorize", "reclassify", "change", "areas"),
     "Evaluate": ("evaluate", "assess"),
     "Share": ("report",),
 }

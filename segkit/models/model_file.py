@@ -13,6 +13,7 @@ from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
+from segkit.models.output_classes import OutputClasses
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights
@@ -53,6 +54,8 @@ class Header:
         How the training scenes look; None in files of segkit 0.2, and if there are fewer than two.
     initial_weights
         Where the weights came from that training started from; None if they were random.
+    output_classes
+        Task and channels of a model whose classes were changed after the training; None for others.
     """
 
     recipe: dict[str, Any]
@@ -68,6 +71,7 @@ class Header:
     training_pixels: TrainingPixels | None = None
     training_scenes: TrainingScenes | None = None
     initial_weights: InitialWeights | None = None
+    output_classes: OutputClasses | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
@@ -113,6 +117,8 @@ def read_header(path: PathLike) -> Header:
                 parsed["training_scenes"] = TrainingScenes.from_json(fields["training_scenes"])
             if fields.get("initial_weights") is not None:
                 parsed["initial_weights"] = InitialWeights.from_json(fields["initial_weights"])
+            if fields.get("output_classes") is not None:
+                parsed["output_classes"] = OutputClasses.from_json(fields["output_classes"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error
