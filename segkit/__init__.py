@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from segkit.data.check import check as check
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
+    from segkit.inference.forecasting import forecast as forecast
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
     from segkit.maps.zonal_areas import areas as areas
+    from segkit.models.catalogue import encoders as encoders
     from segkit.models.reclassification import reclassify as reclassify
     from segkit.models.segmenter import Segmenter as Segmenter
     from segkit.models.segmenter import load as load
     from segkit.recipe import Recipe as Recipe
+    from segkit.reporting.file_info import info as info
     from segkit.reporting.report import report as report
     from segkit.task import LandCoverClass as LandCoverClass
     from segkit.task import Task as Task
@@ -47,7 +50,10 @@ _HOMES = {
     "check": "segkit.data.check",
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
+    "encoders": "segkit.models.catalogue",
     "evaluate": "segkit.evaluation.evaluate",
+    "forecast": "segkit.inference.forecasting",
+    "info": "segkit.reporting.file_info",
     "load": "segkit.models.segmenter",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",

@@ -23,6 +23,7 @@ from typer.exceptions import Abort, TyperException
 import segkit.cli.assess
 import segkit.cli.demo
 import segkit.cli.finished_maps
+import segkit.cli.information
 import segkit.cli.mapping
 import segkit.cli.training  # noqa: F401 - these register their commands
 from segkit.cli.output import open_output

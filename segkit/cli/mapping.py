@@ -38,8 +38,15 @@ from segkit.cli.options import (
     Tile,
     Uncertainty,
 )
-from segkit.cli.output import emit
-from segkit.cli.printing import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
+from segkit.cli.output import emit, show_result
+from segkit.cli.printing import (
+    print_areas,
+    print_forecasts,
+    print_metrics,
+    print_summary,
+    print_table,
+    print_worst_scenes,
+)
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
 
@@ -229,6 +236,9 @@ def predict(
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster: local:4, or tls://host:8786.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow unencrypted tcp:// to other hosts.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many windows, how much time and memory it would take.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map scenes of any size without seams, as cloud-optimised GeoTIFFs."""
@@ -236,41 +246,48 @@ def predict(
     from segkit.inference.predict import predict as run
 
     given = _scenes(scenes, mosaic_overlap, stack=stack, mosaic=mosaic)
+    models = [model, *average_with] if average_with else model
+    options: dict[str, Any] = {
+        "probabilities": probabilities,
+        "confidence": confidence,
+        "uncertainty": [one.value for one in uncertainty or ()],
+        "applicability": applicability,
+        "vector": vector,
+        "like_input": like_input,
+        "aoi": aoi,
+        "aoi_layer": aoi_layer,
+        "nodata": nodata,
+        "scale": scale,
+        "offset": offset,
+        "mask": mask,
+        "mask_preset": None if mask_preset is None else mask_preset.value,
+        "tile": tile,
+        "overlap": overlap,
+        "batch_size": batch_size,
+        "precision": precision.value,
+        "device": device.value,
+        "exact": exact,
+        "tta": None if tta is None else tta.value,
+        "dates": dates,
+        "vrt": vrt,
+        "overwrite": overwrite,
+    }
+    if dry_run:
+        if cluster is not None:
+            raise typer.BadParameter("times this machine, not a cluster; leave out --cluster", param_hint="--dry-run")
+        from segkit.inference.forecasting import forecast
+
+        forecasts = forecast(models, given, output, **options)
+        show_result()
+        print_forecasts(forecasts)
+        emit(forecasts)
+        return
     if cluster is not None:
         from segkit.inference.dask_executor import connect
 
     try:
         with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as executor:
-            summaries = run(
-                [model, *average_with] if average_with else model,
-                given,
-                output,
-                probabilities=probabilities,
-                confidence=confidence,
-                uncertainty=[one.value for one in uncertainty or ()],
-                applicability=applicability,
-                vector=vector,
-                like_input=like_input,
-                aoi=aoi,
-                aoi_layer=aoi_layer,
-                nodata=nodata,
-                scale=scale,
-                offset=offset,
-                mask=mask,
-                mask_preset=None if mask_preset is None else mask_preset.value,
-                tile=tile,
-                overlap=overlap,
-                batch_size=batch_size,
-                precision=precision.value,
-                device=device.value,
-                exact=exact,
-                tta=None if tta is None else tta.value,
-                dates=dates,
-                vrt=vrt,
-                overwrite=overwrite,
-                show_progress=True,
-                executor=executor,
-            )
+            summaries = run(models, given, output, **options, show_progress=True, executor=executor)
     except ScenesError as failed:
         for summary in failed.summaries:
             print_summary(summary)

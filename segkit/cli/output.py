@@ -74,6 +74,12 @@ def open_output() -> Iterator[Output]:
         _running = before
 
 
+def show_result() -> None:
+    """Show what is printed from here on with --quiet, too: with these options it is what was asked for."""
+    if _running is not None:
+        _running.out.silent = _running.as_json
+
+
 def emit(result: Any) -> None:
     """Print the result of a command as JSON if that was asked for; every command calls this once.
 

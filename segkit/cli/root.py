@@ -11,7 +11,7 @@ from segkit.cli.output import CommandLine
 
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
-    "Prepare": ("demo", "check", "schema", "cache"),
+    "Prepare": ("demo", "info", "check", "encoders", "schema", "cache"),
     "Train": ("train", "compare"),
     "Map": ("predict", "vectorize", "reclassify", "change", "areas"),
     "Evaluate": ("evaluate", "assess"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,6 +79,13 @@ class Header:
         radius = self.receptive_field
         if not (radius in (None, GLOBAL) or (isinstance(radius, int) and radius >= 0)):
             raise ValueError(f"receptive_field is {radius!r}, not a number of pixels or {GLOBAL!r}")
+
+
+def count_weights(path: PathLike) -> int:
+    """Return the number of trained numbers in a model file, without reading them."""
+    with safe_open(path, framework="pt") as stored:
+        names = [name for name in stored.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118
+        return sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
 
 
 def read_header(path: PathLike) -> Header:
