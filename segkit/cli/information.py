@@ -39,7 +39,7 @@ def info(
     emit({"kind": found.kind, "path": found.path, **found.facts})
 
 
-@app.command(prints_result=True, epilog=examples("segkit encoders", "segkit encoders mobilenetv3_small"))
+@app.command(prints_result=True, epilog=examples("segkit encoders mobilenetv3_small"))
 def encoders(
     pattern: Annotated[
         str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a pattern with *: also those of timm.")

@@ -20,14 +20,18 @@ from segkit.inference.predict import Summary
 from segkit.inference.settings import ResolvedSettings
 
 COMMANDS = [
+    "areas",
     "assess",
     "cache",
     "change",
     "check",
     "compare",
     "demo",
+    "encoders",
     "evaluate",
+    "info",
     "predict",
+    "reclassify",
     "schema",
     "train",
     "vectorize",
