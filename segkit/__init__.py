@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
+    from segkit.maps.cleaning import clean as clean
     from segkit.maps.zonal_areas import areas as areas
     from segkit.models.catalogue import encoders as encoders
     from segkit.models.reclassification import reclassify as reclassify
@@ -48,6 +49,7 @@ _HOMES = {
     "assess": "segkit.assess",
     "change": "segkit.maps.change",
     "check": "segkit.data.check",
+    "clean": "segkit.maps.cleaning",
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
     "encoders": "segkit.models.catalogue",

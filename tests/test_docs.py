@@ -129,7 +129,7 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
     monkeypatch.setattr(sys.modules["segkit.training.train"], "draw_worst_windows", lambda *_, **__: None)
-    if document.name in ("areas.md", "assess.md", "change.md", "commands.md", "reclassify.md"):
+    if document.name in ("areas.md", "assess.md", "change.md", "clean.md", "commands.md", "reclassify.md"):
         finished_maps(here)
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
         with forked_workers() if "--cluster" in line else nullcontext():

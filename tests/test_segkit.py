@@ -20,6 +20,7 @@ PUBLIC = {
     "assess",
     "change",
     "check",
+    "clean",
     "compare",
     "cross_validate",
     "encoders",

@@ -1,4 +1,4 @@
-"""Commands that work with finished maps: reclassify, areas."""
+"""Commands that work with finished maps: clean, reclassify, areas."""
 
 from __future__ import annotations
 
@@ -8,16 +8,53 @@ from typing import Annotated
 import typer
 
 from segkit.cli.mosaics import AsMosaic, OfOverlap, each_raster, one_raster
-from segkit.cli.options import ClassNames, Overwrite
+from segkit.cli.options import ClassNames, FillHoles, MinArea, Overwrite, Protect
 from segkit.cli.output import emit
 from segkit.cli.printing import print_table
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
 
 
+@app.command(epilog=examples("segkit clean map.tif cleaned.tif --min-area 0.5ha --protect deforestation"))
+def clean(
+    map_: Annotated[
+        list[Path], typer.Argument(metavar="MAP", help="Map of class values (.tif); several with --mosaic.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New map (.tif).")],
+    min_area: MinArea = None,
+    fill_holes: FillHoles = None,
+    protect: Protect = None,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
+    class_names: ClassNames = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge small regions of a map into neighbours, and fill small holes, as vectorize does with polygons."""
+    from segkit.maps.cleaning import clean as run
+
+    if min_area is None and fill_holes is None:
+        raise typer.BadParameter("give the smallest area: --min-area or --fill-holes", param_hint="--min-area")
+    result = run(
+        one_raster(map_, mosaic_overlap, mosaic=mosaic, what="MAP"),
+        output,
+        min_area=min_area,
+        fill_holes=fill_holes,
+        protect=protect or (),
+        class_names=class_names,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    before = result.pixels_before
+    print_table(
+        ("class", "pixels before", "after"), [(n, f"{before[n]:,}", f"{c:,}") for n, c in result.pixels.items()]
+    )
+    print(f"\n{result.path}")
+    emit(result)
+
+
 @app.command(
     epilog=examples(
-        "segkit reclassify map.tif simple.tif --rename deforestation=cleared --color cleared=#d7301f",
+        'segkit reclassify map.tif simple.tif --rename deforestation=cleared --color "cleared=#d7301f"',
         'segkit reclassify map.tif new.tif --rule "deforestation to background inside district.gpkg"',
         "segkit reclassify forest.safetensors renamed.safetensors --rename deforestation=cleared",
     )

@@ -16,6 +16,7 @@ from segkit.cli.options import (
     BoundaryWidth,
     ClassNames,
     Device,
+    FillHoles,
     IgnoredCodes,
     ImageDates,
     ImageNoData,
@@ -24,6 +25,7 @@ from segkit.cli.options import (
     LabelNoData,
     MaskFile,
     MaskMeaning,
+    MinArea,
     MinObjectArea,
     NoData,
     Offset,
@@ -32,6 +34,7 @@ from segkit.cli.options import (
     OverlappingClass,
     Overwrite,
     Precision,
+    Protect,
     Scale,
     SceneNoData,
     SetLabels,
@@ -311,10 +314,9 @@ def vectorize(
     output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
-    min_area: Annotated[
-        str | None, typer.Option(metavar="AREA", help="Merge smaller polygons into neighbours: 0.5ha, 12px.")
-    ] = None,
-    fill_holes: Annotated[str | None, typer.Option(metavar="AREA", help="Fill smaller holes: 0.5ha, 12px.")] = None,
+    min_area: MinArea = None,
+    fill_holes: FillHoles = None,
+    protect: Protect = None,
     simplify: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
     ] = None,
@@ -339,6 +341,7 @@ def vectorize(
         output,
         min_area=min_area,
         fill_holes=fill_holes,
+        protect=protect or (),
         simplify=simplify,
         smooth=smooth,
         dissolve=dissolve,

@@ -13,7 +13,7 @@ from segkit.cli.output import CommandLine
 _GROUPS = {
     "Prepare": ("demo", "info", "check", "encoders", "schema", "cache"),
     "Train": ("train", "compare"),
-    "Map": ("predict", "vectorize", "reclassify", "change", "areas"),
+    "Map": ("predict", "vectorize", "clean", "reclassify", "change", "areas"),
     "Evaluate": ("evaluate", "assess"),
     "Share": ("report",),
 }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from segkit.errors import DataError, GridError, UsageError
+from segkit.errors import DataError, GridError, UsageError, suggest
 from segkit.io.class_table import Legend, MapClass
 from segkit.io.distance import within_distance
 from segkit.io.grid import Grid
@@ -261,9 +261,12 @@ def open_class_map(
         listed = [one.name for one in legend.classes]
         if legend.multilabel:
             if class_name not in listed:
-                found = "name one with --class" if class_name is None else f"it has no {class_name!r}"
-                raise UsageError(f"{path}: its classes overlap, so only one is used; {found}: {', '.join(listed)}")
+                missing = "" if class_name is None else f", and it has no {class_name!r}"
+                raise UsageError(
+                    f"{path}: its classes overlap, so only one is used{missing}"
+                    + suggest(f"name one with --class: {', '.join(listed)}")
+                )
             band = listed.index(class_name) + 1
         elif class_name is not None:
-            raise UsageError(f"{path}: its classes do not overlap, so all are used; leave out --class")
+            raise UsageError(f"{path}: its classes do not overlap, so all are used" + suggest("leave out --class"))
         yield ClassMap(dataset, legend, band, buffer)

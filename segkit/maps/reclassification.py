@@ -87,7 +87,7 @@ def reclassify_map(
             _refuse_for_multilabel(path, changes, rules)
             classes = legend.classes
         else:
-            classes = _all_classes(dataset, legend, show_progress=show_progress)
+            classes = all_classes(dataset, legend, show_progress=show_progress)
             classes += _classes_of_rules(rules, classes, changes)
         found = changes.apply(classes, str(path))
         regions = [stack.enter_context(open_region(rule, grid)) for rule in rules]
@@ -95,14 +95,14 @@ def reclassify_map(
             converter: _Bands | _Codes = _Bands(found)
         else:
             converter = _Codes(str(path), classes, found, list(zip(rules, regions, strict=True)))
-        profile = _profile(path, dataset, legend, found)
+        profile = map_profile(path, dataset, legend, [new.one for new in found], "segkit_reclassified")
         folder = stack.enter_context(temporary_folder(target.parent, target.name))
         strip = folder / "map.tif"
         with (
             open_strip_writer(strip, grid, profile) as writer,
             progress("reclassify", grid.height, "rows", show=show_progress) as advance,
         ):
-            for window in _windows(dataset):
+            for window in whole_rows(dataset):
                 writer.write(converter.convert(dataset, window), window)
                 advance(window.height)
         build_cog(target, grid, profile, [MapStrip(strip, 0)], overwrite=overwrite)
@@ -117,7 +117,7 @@ def _refuse_for_multilabel(path: PathLike, changes: ClassChanges, rules: Sequenc
         raise UsageError(f"{path}: its classes overlap, in a band of 0 and 1 each, so {what} are not possible")
 
 
-def _windows(dataset: DatasetReader) -> Iterator[Window]:
+def whole_rows(dataset: DatasetReader) -> Iterator[Window]:
     """Yield whole rows from top to bottom."""
     rows = max(1, _MAX_STRIP_PIXELS // (dataset.width * dataset.count))
     block = dataset.block_shapes[0][0]
@@ -126,11 +126,11 @@ def _windows(dataset: DatasetReader) -> Iterator[Window]:
         yield Window(0, top, dataset.width, min(rows, dataset.height - top))
 
 
-def _all_classes(dataset: DatasetReader, legend: Legend, *, show_progress: bool) -> tuple[MapClass, ...]:
+def all_classes(dataset: DatasetReader, legend: Legend, *, show_progress: bool) -> tuple[MapClass, ...]:
     """Return the classes that the legend lists, and those of values that only occur in the map."""
     codes: set[int] = set()
     with progress("classes", dataset.height, "rows", show=show_progress) as advance:
-        for window in _windows(dataset):
+        for window in whole_rows(dataset):
             values = read_window(dataset, [1], window)[0]
             codes |= set(unique_codes(values[read_mask(dataset, 1, window) > 0])[0].tolist())
             advance(window.height)
@@ -147,20 +147,22 @@ def _classes_of_rules(
     return tuple(MapClass(name, changes.values[name]) for name in new)
 
 
-def _profile(path: PathLike, dataset: DatasetReader, legend: Legend, found: Sequence[NewClass]) -> MapProfile:
-    """Return the profile of the new map."""
+def map_profile(
+    path: PathLike, dataset: DatasetReader, legend: Legend, classes: Sequence[MapClass], tag: str
+) -> MapProfile:
+    """Return the profile of a map with these classes; the tag says how it was made from the map at `path`."""
     rows: list[Mapping[str, Any]] = [
-        {key: value for key, value in asdict(new.one).items() if value is not None} for new in found
+        {key: value for key, value in asdict(one).items() if value is not None} for one in classes
     ]
     tags = dataset.tags()
     kind = tags.get("segkit_type", "multiclass")
-    kept = {key: tags[key] for key in _KEPT_TAGS if key in tags} | {"segkit_reclassified": str(path)}
+    kept = {key: tags[key] for key in _KEPT_TAGS if key in tags} | {tag: str(path)}
     if legend.multilabel:
-        names = tuple(new.one.name for new in found)
+        names = tuple(one.name for one in classes)
         return MapProfile(np.dtype("uint8"), _UNKNOWN, names, map_tags(kind, rows) | kept)
-    largest = max(new.one.value for new in found)
+    largest = max(one.value for one in classes)
     dtype = map_dtype(largest)
-    colors = {new.one.value: new.one.color for new in found if new.one.color}
+    colors = {one.value: one.color for one in classes if one.color}
     named = (dataset.descriptions[0] or "class",)
     shown = colors if colors and dtype == np.uint8 else None
     return MapProfile(dtype, map_nodata(largest), named, map_tags(kind, rows) | kept, shown)

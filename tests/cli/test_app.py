@@ -25,6 +25,7 @@ COMMANDS = [
     "cache",
     "change",
     "check",
+    "clean",
     "compare",
     "demo",
     "encoders",

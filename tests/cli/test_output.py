@@ -37,6 +37,7 @@ COMMANDS = {
     "compare": "compare recipe.yaml --seeds 0",
     "predict": "predict model.safetensors images/a.tif -o map.tif --precision fp32 --overwrite",
     "vectorize": "vectorize map.tif out.gpkg --overwrite",
+    "clean": "clean map.tif cleaned.tif --min-area 3px --overwrite",
     "reclassify": "reclassify map.tif new.tif --rename 7=cleared --class-names names.csv --overwrite",
     "change": "change truth.tif truth.tif -o change.tif --class-names names.csv --overwrite",
     "areas": "areas truth.tif zones.gpkg --by name -o areas.csv --class-names names.csv --overwrite",
