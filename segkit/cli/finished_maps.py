@@ -142,8 +142,8 @@ def _code(name: str, text: str) -> int:
 @app.command(
     prints_result=True,
     epilog=examples(
-        "segkit areas map.tif districts.gpkg --by name -o areas.csv",
-        "segkit areas map.tif districts.gpkg --by name --probabilities probabilities.tif -o areas.xlsx",
+        "segkit areas map.tif districts.gpkg --by name -o districts.csv",
+        "segkit areas map.tif districts.gpkg --by name --probabilities probabilities.tif -o districts.xlsx",
     ),
 )
 def areas(

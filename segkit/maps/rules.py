@@ -19,6 +19,7 @@ from segkit.io.polygons import read_polygons
 from segkit.io.raster import open_raster, read_grid, read_mask, read_window
 from segkit.io.region import PolygonRegion
 from segkit.io.vector import is_vector
+from segkit.maps.class_changes import find_class
 
 _TEXT = re.compile(r"(?P<old>.+?) to (?P<new>.+?) (?P<where>inside|outside) (?P<file>.+)")
 NO_DATA = "nodata"  # in the place of a class
@@ -119,6 +120,4 @@ def open_region(rule: Rule, grid: Grid) -> Iterator[InRegion]:
 
 def find_new_class(rule: Rule, classes: Sequence[MapClass], owner: str) -> int | None:
     """Return the position of a rule's new class; None for no data."""
-    from segkit.maps.class_changes import find_class
-
     return None if rule.new == NO_DATA else find_class(classes, rule.new, owner)

@@ -167,7 +167,8 @@ def _group(polygons: Polygons, by: str | None) -> tuple[tuple[str, ...], Polygon
     for at, indices in enumerate(members.values()):
         several = polygons.shapes[indices]
         shapes[at] = several[0] if len(indices) == 1 else shapely.union_all(_valid(several))
-    return tuple(members), replace(polygons, shapes=shapes, attributes=polygons.attributes.iloc[: len(members)])
+    first = [indices[0] for indices in members.values()]
+    return tuple(members), replace(polygons, shapes=shapes, attributes=polygons.attributes.iloc[first])
 
 
 def _valid(shapes: NDArray[np.object_]) -> NDArray[np.object_]:
