@@ -17,12 +17,18 @@ if TYPE_CHECKING:
     from segkit.data.check import check as check
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
+    from segkit.inference.forecasting import forecast as forecast
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
+    from segkit.maps.cleaning import clean as clean
+    from segkit.maps.zonal_areas import areas as areas
+    from segkit.models.catalogue import encoders as encoders
+    from segkit.models.reclassification import reclassify as reclassify
     from segkit.models.segmenter import Segmenter as Segmenter
     from segkit.models.segmenter import load as load
     from segkit.recipe import Recipe as Recipe
+    from segkit.reporting.file_info import info as info
     from segkit.reporting.report import report as report
     from segkit.task import LandCoverClass as LandCoverClass
     from segkit.task import Task as Task
@@ -42,18 +48,24 @@ _HOMES = {
     "SegkitError": "segkit.errors",
     "Segmenter": "segkit.models.segmenter",
     "Task": "segkit.task",
+    "areas": "segkit.maps.zonal_areas",
     "assess": "segkit.assess",
     "change": "segkit.maps.change",
     "check": "segkit.data.check",
+    "clean": "segkit.maps.cleaning",
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
     "datasets": "segkit.training.torch_data",
+    "encoders": "segkit.models.catalogue",
     "evaluate": "segkit.evaluation.evaluate",
     "finish": "segkit.training.finishing",
+    "forecast": "segkit.inference.forecasting",
+    "info": "segkit.reporting.file_info",
     "load": "segkit.models.segmenter",
     "plot": "segkit.plot",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",
+    "reclassify": "segkit.models.reclassification",
     "report": "segkit.reporting.report",
     "train": "segkit.training.train",
     "vectorize": "segkit.vector",

@@ -38,6 +38,7 @@ TINY_TRAINING = {"tile_size": 32, "batch_size": 2, "steps_per_epoch": 1, "epochs
 BEFORE = {
     "vectorize.md": ["segkit predict forest.safetensors scene.tif -o map.tif --probabilities probabilities.tif"],
     "assess.md": ["segkit assess design map.tif -n 200 -o filled.gpkg"],
+    "areas.md": ["segkit predict forest.safetensors scene.tif -o predicted.tif --probabilities probabilities.tif"],
 }
 
 
@@ -98,6 +99,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(root / "dem.tif", np.add.outer(np.arange(40.0), np.arange(40.0))[None].astype(np.float32), **coarse)
     district = geopandas.GeoSeries([shapely.box(500_100, 8_899_300, 500_700, 8_899_800)], crs=32721)
     district.to_crs(4326).to_file(root / "district.gpkg")
+    geopandas.GeoDataFrame({"name": ["north"]}, geometry=district.to_crs(4326)).to_file(root / "districts.gpkg")
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")
     (root / "counts.csv").write_text("map,background,deforestation\nbackground,90,2\ndeforestation,5,60\n")
     for recipe in (ROOT / "configs").glob("*.yaml"):
@@ -134,7 +136,7 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(here)
     # Of the many tiny trainings of these pages, which take as long to draw as to train, none looks at it.
     monkeypatch.setattr(sys.modules["segkit.training.results"], "draw_worst_windows", lambda *_, **__: None)
-    if document.name in ("assess.md", "change.md"):
+    if document.name in ("areas.md", "assess.md", "change.md", "clean.md", "commands.md", "reclassify.md"):
         finished_maps(here)
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
         with forked_workers() if "--cluster" in line else nullcontext():

@@ -23,11 +23,15 @@ from typer.exceptions import Abort, TyperException
 
 import segkit.cli.assess
 import segkit.cli.demo
+import segkit.cli.finished_maps
+import segkit.cli.information
 import segkit.cli.mapping
 import segkit.cli.training  # noqa: F401 - these register their commands
+from segkit.cli.output import open_output
 from segkit.cli.root import RENAMED_OPTIONS, Stopped, app, assess_app
 from segkit.errors import KEY_PATTERN, RECIPE_OPTION, SegkitError, limit_suggestions
 from segkit.runtime.extras import describe_missing_package
+from segkit.runtime.streams import CommandStream
 
 # What a shell expects after a signal, and after that of Ctrl-C.
 _SIGNALLED, _INTERRUPTED = 128, 130
@@ -58,19 +62,22 @@ def main() -> None:
     _open_streams()
     _find_folders()
     warnings.showwarning = _warn
-    with _ended_by_signals() as received:
+    with _ended_by_signals() as received, open_output() as output:
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-        kept = _KEPT.get(" ".join(arguments[:1]), "no partial output is left")
+        code, kept = 1, _KEPT.get(" ".join(arguments[:1]), "no partial output is left")
         try:
-            with _announce_loading(arguments):
-                code = _run(arguments, debug=debug)
-        except Stopped as stopped:
-            code, kept = _INTERRUPTED, str(stopped) or kept
-        if received:
-            code = _SIGNALLED + received[0]
-        if code == _INTERRUPTED or received:  # typer makes this code of Ctrl-C itself
-            what = f"ended by {signal.Signals(received[0]).name}" if received else "interrupted"
-            _fail(f"{what}; {kept}", code)
+            try:
+                with _announce_loading(arguments):
+                    code = _run(arguments, debug=debug)
+            except Stopped as stopped:
+                code, kept = _INTERRUPTED, str(stopped) or kept
+            if received:
+                code = _SIGNALLED + received[0]
+            if code == _INTERRUPTED or received:  # typer makes this code of Ctrl-C itself
+                what = f"ended by {signal.Signals(received[0]).name}" if received else "interrupted"
+                _fail(f"{what}; {kept}", code)
+        finally:
+            output.close(code)
         sys.exit(code)
 
 
@@ -282,7 +289,11 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"segkit: {message}", file=_messages())
+    stream, line = _messages(), f"segkit: {message}"
+    if isinstance(stream, CommandStream):
+        stream.print_always(line)
+    else:
+        print(line, file=stream)
     return code
 
 

@@ -10,6 +10,7 @@ import typer
 
 from segkit.cli.mosaics import AsMosaic, OfOverlap, one_raster
 from segkit.cli.options import Allocation, ClassNames, OverlappingClass, Overwrite, PointsCrs
+from segkit.cli.output import emit
 from segkit.cli.printing import print_table
 from segkit.cli.root import assess_app, examples
 
@@ -81,6 +82,7 @@ def assess_design(
     print(
         f"{made.path}: fill the column ref_class of the layer points, then: segkit assess estimate {again} {made.path}"
     )
+    emit(made)
 
 
 def _share(text: str) -> tuple[str, float]:
@@ -101,7 +103,11 @@ def _named_number(text: str, between: str, option: str, form: str) -> tuple[str,
     raise typer.BadParameter(f"{text!r} is not {form}", param_hint=option)
 
 
-@assess_app.command("estimate", epilog=examples("segkit assess estimate map.tif filled.gpkg -o areas.csv -o areas.png"))
+@assess_app.command(
+    "estimate",
+    prints_result=True,
+    epilog=examples("segkit assess estimate map.tif filled.gpkg -o areas.csv -o areas.png"),
+)
 def assess_estimate(
     map_: Annotated[list[Path], typer.Argument(metavar="MAP", help="The map from which the points were drawn.")],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="Interpreted points, or counts (.csv).")],
@@ -161,3 +167,4 @@ def assess_estimate(
         print(f"{found.unlabelled} points have no ref_class and are not used")
     for target in targets:
         print(write_estimate(found, target, overwrite=overwrite))
+    emit({**found.summary(), "unlabelled": found.unlabelled, "paths": targets})

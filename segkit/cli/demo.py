@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segkit.cli.options import DemoTask, Set
+from segkit.cli.output import emit
 from segkit.cli.root import app, examples
 
 
@@ -22,3 +23,4 @@ def demo(
 
     result = run(folder, task=task.value, overrides=set_ or (), show_progress=True)
     print(result.render())
+    emit(result)

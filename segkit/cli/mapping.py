@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from segkit.cli.options import (
     BoundaryWidth,
     ClassNames,
     Device,
+    FillHoles,
     IgnoredCodes,
     ImageDates,
     ImageNoData,
@@ -24,6 +26,7 @@ from segkit.cli.options import (
     LayerFiles,
     MaskFile,
     MaskMeaning,
+    MinArea,
     MinObjectArea,
     NoData,
     Offset,
@@ -32,6 +35,7 @@ from segkit.cli.options import (
     OverlappingClass,
     Overwrite,
     Precision,
+    Protect,
     Scale,
     SceneNoData,
     SetLabels,
@@ -39,7 +43,15 @@ from segkit.cli.options import (
     Uncertainty,
     parse_layers,
 )
-from segkit.cli.printing import print_areas, print_metrics, print_summary, print_table, print_worst_scenes
+from segkit.cli.output import emit, show_result
+from segkit.cli.printing import (
+    print_areas,
+    print_forecasts,
+    print_metrics,
+    print_summary,
+    print_table,
+    print_worst_scenes,
+)
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
 
@@ -47,10 +59,11 @@ _WORST_SCENES = 3  # that evaluate prints
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit evaluate forest.safetensors --images scene.tif --labels truth.tif -o scores.json",
         "segkit evaluate map.tif --labels truth.tif --class-names names.csv",
-    )
+    ),
 )
 def evaluate(
     model: Annotated[
@@ -138,6 +151,7 @@ def evaluate(
     )
     print_metrics(result)
     print_worst_scenes(result, _WORST_SCENES)
+    emit(result)
 
 
 def _scenes(paths: list[Path], overlap: MosaicOverlap | None, *, stack: bool, mosaic: bool) -> Any:
@@ -230,6 +244,9 @@ def predict(
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Dask cluster: local:4, or tls://host:8786.")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow unencrypted tcp:// to other hosts.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how many windows, how much time and memory it would take.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Map scenes of any size without seams, as cloud-optimised GeoTIFFs."""
@@ -237,48 +254,57 @@ def predict(
     from segkit.inference.predict import predict as run
 
     given = _scenes(scenes, mosaic_overlap, stack=stack, mosaic=mosaic)
+    models = [model, *average_with] if average_with else model
+    options: dict[str, Any] = {
+        "probabilities": probabilities,
+        "confidence": confidence,
+        "uncertainty": [one.value for one in uncertainty or ()],
+        "applicability": applicability,
+        "vector": vector,
+        "like_input": like_input,
+        "aoi": aoi,
+        "aoi_layer": aoi_layer,
+        "nodata": nodata,
+        "scale": scale,
+        "offset": offset,
+        "mask": mask,
+        "mask_preset": None if mask_preset is None else mask_preset.value,
+        "layers": parse_layers(layer),
+        "tile": tile,
+        "overlap": overlap,
+        "batch_size": batch_size,
+        "precision": precision.value,
+        "device": device.value,
+        "exact": exact,
+        "tta": None if tta is None else tta.value,
+        "dates": dates,
+        "vrt": vrt,
+        "overwrite": overwrite,
+    }
+    if dry_run:
+        if cluster is not None:
+            raise typer.BadParameter("times this machine, not a cluster; leave out --cluster", param_hint="--dry-run")
+        from segkit.inference.forecasting import forecast
+
+        forecasts = forecast(models, given, output, **options)
+        show_result()
+        print_forecasts(forecasts)
+        emit(forecasts)
+        return
     if cluster is not None:
         from segkit.inference.dask_executor import connect
 
     try:
         with nullcontext() if cluster is None else connect(cluster, insecure=insecure) as executor:
-            summaries = run(
-                [model, *average_with] if average_with else model,
-                given,
-                output,
-                probabilities=probabilities,
-                confidence=confidence,
-                uncertainty=[one.value for one in uncertainty or ()],
-                applicability=applicability,
-                vector=vector,
-                like_input=like_input,
-                aoi=aoi,
-                aoi_layer=aoi_layer,
-                nodata=nodata,
-                scale=scale,
-                offset=offset,
-                mask=mask,
-                mask_preset=None if mask_preset is None else mask_preset.value,
-                layers=parse_layers(layer),
-                tile=tile,
-                overlap=overlap,
-                batch_size=batch_size,
-                precision=precision.value,
-                device=device.value,
-                exact=exact,
-                tta=None if tta is None else tta.value,
-                dates=dates,
-                vrt=vrt,
-                overwrite=overwrite,
-                show_progress=True,
-                executor=executor,
-            )
+            summaries = run(models, given, output, **options, show_progress=True, executor=executor)
     except ScenesError as failed:
         for summary in failed.summaries:
             print_summary(summary)
+        emit(failed.summaries)
         raise
     for summary in summaries:
         print_summary(summary)
+    emit(summaries)
 
 
 @app.command(
@@ -294,10 +320,9 @@ def vectorize(
     output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
-    min_area: Annotated[
-        str | None, typer.Option(metavar="AREA", help="Merge smaller polygons into neighbours: 0.5ha, 12px.")
-    ] = None,
-    fill_holes: Annotated[str | None, typer.Option(metavar="AREA", help="Fill smaller holes: 0.5ha, 12px.")] = None,
+    min_area: MinArea = None,
+    fill_holes: FillHoles = None,
+    protect: Protect = None,
     simplify: Annotated[
         str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
     ] = None,
@@ -322,6 +347,7 @@ def vectorize(
         output,
         min_area=min_area,
         fill_holes=fill_holes,
+        protect=protect or (),
         simplify=simplify,
         smooth=smooth,
         dissolve=dissolve,
@@ -335,6 +361,7 @@ def vectorize(
     )
     print_areas("polygons", summary.polygons, summary.hectares)
     print(f"\n{summary.path}")
+    emit(summary)
 
 
 @app.command(
@@ -396,6 +423,7 @@ def report(
     )
     for path in (*result.pictures, *([result.path] if result.path else [])):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    emit(result)
 
 
 def _join_maps(sources: list[Path], overlap: MosaicOverlap | None) -> list[Path]:
@@ -446,3 +474,4 @@ def change(
     if result.unmatched_pixels:
         print(f"\n{result.unmatched_pixels:,} pixels have data in only one of the maps; they are no data in the result")
     print(f"\n{result.path}" + ("" if table is None else f"\n{table}"))
+    emit({field.name: getattr(result, field.name) for field in fields(result)} | {"table": table})

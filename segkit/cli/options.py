@@ -120,6 +120,14 @@ ClassNames = Annotated[
     Path | None,
     typer.Option("--class-names", metavar="FILE.csv", help="Names of the map's classes: columns value, name, color."),
 ]
+MinArea = Annotated[
+    str | None, typer.Option("--min-area", metavar="AREA", help="Merge smaller regions into neighbours: 0.5ha, 12px.")
+]
+FillHoles = Annotated[str | None, typer.Option("--fill-holes", metavar="AREA", help="Fill smaller holes: 0.5ha, 12px.")]
+Protect = Annotated[
+    list[str] | None,
+    typer.Option("--protect", metavar="CLASS", help="Keep all regions of this class, however small. Repeatable."),
+]
 BoundaryWidth = Annotated[
     str, typer.Option("--boundary-width", metavar="WIDTH", help="Width of the boundary zone: 20m, 2px.")
 ]

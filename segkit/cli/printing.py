@@ -9,6 +9,7 @@ from segkit.runtime.tables import format_table
 
 if TYPE_CHECKING:
     from segkit.data.cache import CacheEntry
+    from segkit.inference.forecasting import Forecast
     from segkit.inference.predict import Summary
     from segkit.inference.settings import ResolvedSettings
     from segkit.training.comparison import Comparison
@@ -106,6 +107,31 @@ def print_summary(summary: Summary) -> None:
         memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
         resumed = f", {summary.resumed} of {summary.bands} row bands resumed" if summary.resumed else ""
         print(f"{summary.seconds:.1f} s, {format_count(summary.mpx_per_second)} Mpx/s{memory}{resumed}\n")
+
+
+def print_forecasts(forecasts: Sequence[Forecast]) -> None:
+    """Print windows, time and memory of each scene, and the time of all."""
+    from segkit.runtime.progress import format_count
+
+    for one in forecasts:
+        if one.finished or one.choice is None:
+            print(f"{one.path} is finished already (same request); nothing to do")
+            continue
+        choice = one.choice
+        print(f"{one.path}: {format_count(one.pixels / 1e6)} Mpx, {one.windows:,} windows in {one.bands:,} row bands")
+        print(f"  tile {choice.tile}, overlap {choice.overlap}, batch {choice.batch}, {describe_precision(choice)}")
+        print(f"  about {_duration(one.seconds)}, peak memory about {one.memory / 2**20:,.0f} MiB")
+    if len(forecasts) > 1:
+        print(f"all: about {_duration(sum(one.seconds for one in forecasts))}")
+    print("nothing was written (--dry-run)")
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def describe_share_outside(summary: Summary) -> str:

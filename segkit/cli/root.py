@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from segkit.cli.output import CommandLine
+
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
-    "Prepare": ("demo", "check", "schema", "cache"),
+    "Prepare": ("demo", "info", "check", "encoders", "schema", "cache"),
     "Train": ("train", "finish", "compare"),
-    "Map": ("predict", "vectorize", "change"),
+    "Map": ("predict", "vectorize", "clean", "reclassify", "change", "areas"),
     "Evaluate": ("evaluate", "assess"),
     "Share": ("report",),
 }
@@ -55,7 +57,7 @@ def examples(*lines: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
 
 
-app = typer.Typer(
+app = CommandLine(
     name="segkit",
     cls=_Grouped,
     help="Land-cover maps from GeoTIFFs: train, predict whole scenes without seams, export clean polygons.",
@@ -63,7 +65,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-assess_app = typer.Typer(
+assess_app = CommandLine(
     help="Estimate the areas and the accuracy of a map, with confidence intervals, from a random sample.",
     rich_markup_mode=None,
 )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segkit.cli.options import Force, Overwrite, RecipeFile, Set
+from segkit.cli.output import emit
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.errors import SegkitError
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit check configs/deforestation.yaml --picture shares.png",
-    )
+    ),
 )
 def check(
     recipe: RecipeFile,
@@ -55,6 +57,7 @@ def check(
 
         draw_data(loaded, report, target, show_progress=True)
         print(f"\npicture {target}")
+    emit(report.summary() | {"picture": target})
     if report.problems:
         raise typer.Exit(1)
 
@@ -118,6 +121,7 @@ def train(
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return  # the first process of several speaks for all
     _print_run(result)
+    emit(result)
 
 
 def _next_commands(stopped: TrainingInterrupted) -> str:
@@ -164,7 +168,9 @@ def finish(
     """Write the model of the best epoch so far of an interrupted training, with its scores; it can still be resumed."""
     from segkit.training.finishing import finish as call
 
-    _print_run(call(run, show_progress=True))
+    result = call(run, show_progress=True)
+    _print_run(result)
+    emit(result)
 
 
 def _train_folds(
@@ -194,6 +200,7 @@ def _train_folds(
     )
     print(result.render())
     print(f"\ntable {result.folder / 'folds.csv'}")
+    emit(result)
 
 
 @app.command(
@@ -240,6 +247,7 @@ def compare(
         show_progress=True,
     )
     print_comparison(result)
+    emit(result)
 
 
 def _listed(text: str) -> list[str]:
@@ -253,9 +261,10 @@ def _seed(text: str) -> int:
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit cache --clear",
-    )
+    ),
 )
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove entries that no training is using.")] = False,
@@ -263,20 +272,24 @@ def cache(
     """Show the size of the cache of decoded scenes and labels, or clear it."""
     from segkit.data.cache import cache_folder, clear_cache, list_entries
 
+    removed = clear_cache() if clear else []
     if clear:
-        removed = clear_cache()
         print(f"removed {len(removed)} entries, {gigabytes(removed)}")
     entries = list_entries()
     print(f"{cache_folder()}: {len(entries)} entries, {gigabytes(entries)}")
+    emit({"folder": cache_folder(), "entries": entries, "removed": removed})
 
 
 @app.command(
+    prints_result=True,
     epilog=examples(
         "segkit schema > recipe.schema.json",
-    )
+    ),
 )
 def schema() -> None:
     """Print the JSON schema of recipes, for completion in editors."""
     from segkit.recipe.schema import schema as run
 
-    print(json.dumps(run(), indent=2))
+    found = run()
+    print(json.dumps(found, indent=2))
+    emit(found)

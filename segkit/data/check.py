@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +79,22 @@ class SceneCheck:
         """Number of pixels of the scene."""
         return self.grid.height * self.grid.width
 
+    def summary(self) -> dict[str, Any]:
+        """Return the facts as a JSON value."""
+        return {
+            "name": self.name,
+            "part": self.part,
+            "paths": [str(path) for path in self.paths],
+            "rows": self.grid.height,
+            "columns": self.grid.width,
+            "crs": crs_name(self.grid.crs),
+            "bands": list(self.bands),
+            "valid": self.valid,
+            "labelled": self.labelled,
+            "classes": [asdict(one) for one in self.classes],
+            "appearance_distance": self.appearance_distance,
+        }
+
 
 @dataclass(frozen=True)
 class Report:
@@ -117,6 +134,20 @@ class Report:
             ClassCount(each[0].name, sum(one.pixels for one in each), sum(one.known for one in each))
             for each in columns
         )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the report as a JSON value: the scenes, the classes of each side, and the messages."""
+        return {
+            "name": self.recipe.name,
+            "task": self.recipe.task.type,
+            "scenes": [scene.summary() for scene in self.scenes],
+            "training": [asdict(one) for one in self.trains],
+            "validation": [asdict(one) for one in self.validates],
+            "unmatched": [str(path) for path in self.unmatched],
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+            "problems": list(self.problems),
+        }
 
     def render(self) -> str:
         """Return the report as plain text."""

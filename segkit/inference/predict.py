@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +171,110 @@ def predict(
     ClusterError
         The workers cannot be reached any more, or some work items failed there; the same call resumes.
     """
+    prepared = prepare(
+        model,
+        scenes,
+        output,
+        probabilities=probabilities,
+        confidence=confidence,
+        uncertainty=uncertainty,
+        applicability=applicability,
+        vector=vector,
+        like_input=like_input,
+        aoi=aoi,
+        aoi_layer=aoi_layer,
+        nodata=nodata,
+        scale=scale,
+        offset=offset,
+        mask=mask,
+        mask_preset=mask_preset,
+        layers=layers,
+        tile=tile,
+        overlap=overlap,
+        batch_size=batch_size,
+        precision=precision,
+        device=device,
+        exact=exact,
+        tta=tta,
+        dates=dates,
+        vrt=vrt,
+        overwrite=overwrite,
+        executor=executor,
+    )
+    from segkit.inference.executor import run_distributed, run_local
+    from segkit.inference.tasks import WorkerContext
+
+    scene_jobs = [
+        _scene_job(
+            job,
+            prepared.network,
+            prepared.options,
+            request,
+            summary,
+            sampled_share=None if comparison is None else comparison.share_outside,
+            vrt=vrt,
+            overwrite=overwrite,
+            show_progress=show_progress,
+        )
+        for job, request, summary, comparison in zip(
+            prepared.jobs, prepared.requests, prepared.finished, prepared.comparisons, strict=True
+        )
+    ]
+    if executor is None or prepared.inputs is None:
+        context = WorkerContext(prepared.network, prepared.polygons, show_progress=show_progress)
+        outcomes = list(run_local(scene_jobs, context, show_progress=show_progress))
+    else:
+        outcomes = run_distributed(scene_jobs, executor, prepared.inputs, show_progress=show_progress)
+    trim_memory()
+    return _summaries_or_raise(prepared.jobs, outcomes, aoi)
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A checked request: what is predicted, with what, and what is finished already; the sequences are by scene."""
+
+    jobs: Sequence[PredictionFiles]
+    network: AnyModel
+    options: PredictOptions
+    polygons: Polygons | None
+    inputs: WorkerInputs | None
+    requests: Sequence[dict[str, Any]]
+    finished: Sequence[Summary | None]
+    comparisons: Sequence[SceneComparison | None]
+
+
+def prepare(
+    model: AnyModel | PathLike | Sequence[AnyModel | PathLike],
+    scenes: PathLike | Sequence[PathLike | Sequence[PathLike]],
+    output: PathLike,
+    *,
+    probabilities: PathLike | None = None,
+    confidence: PathLike | None = None,
+    uncertainty: str | Sequence[str] = (),
+    applicability: PathLike | None = None,
+    vector: PathLike | None = None,
+    like_input: bool = False,
+    aoi: PathLike | None = None,
+    aoi_layer: str | None = None,
+    nodata: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
+    offset: float | Sequence[float] | None = None,
+    mask: PathLike | None = None,
+    mask_preset: str | None = None,
+    layers: Mapping[str, PathLike] | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    batch_size: int | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    exact: bool = False,
+    tta: str | None = None,
+    dates: str | None = None,
+    vrt: bool = False,
+    overwrite: bool = False,
+    executor: Executor | None = None,
+) -> PreparedRequest:
+    """Check a request before any work, and warn of what looks wrong; the parameters are those of `predict`."""
     if aoi_layer is not None and aoi is None:
         raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
     measures = check_measures(uncertainty)
@@ -184,9 +288,9 @@ def predict(
 
     from segkit.data.applicability import describe_unlike_scenes
     from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
-    from segkit.inference.executor import run_distributed, run_local, submit_one
+    from segkit.inference.executor import submit_one
     from segkit.inference.settings import PredictOptions
-    from segkit.inference.tasks import CheckOptions, WorkerContext
+    from segkit.inference.tasks import CheckOptions
     from segkit.io.region import read_aoi
     from segkit.models.ensemble import load_model, with_imagery
 
@@ -197,6 +301,7 @@ def predict(
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
     _check_model(network, measures, wants_applicability=applicability is not None)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
+    inputs: WorkerInputs | None = None
     if polygons is not None:
         polygons.warn_of_repairs()
     if executor is None:
@@ -227,27 +332,7 @@ def predict(
     ):
         if warning is not None:
             warnings.warn(warning, stacklevel=4)
-    scene_jobs = [
-        _scene_job(
-            job,
-            network,
-            options,
-            request,
-            summary,
-            sampled_share=None if comparison is None else comparison.share_outside,
-            vrt=vrt,
-            overwrite=overwrite,
-            show_progress=show_progress,
-        )
-        for job, request, summary, comparison in zip(jobs, requests, finished, comparisons, strict=True)
-    ]
-    if executor is None:
-        context = WorkerContext(network, polygons, show_progress=show_progress)
-        outcomes = list(run_local(scene_jobs, context, show_progress=show_progress))
-    else:
-        outcomes = run_distributed(scene_jobs, executor, inputs, show_progress=show_progress)
-    trim_memory()
-    return _summaries_or_raise(jobs, outcomes, aoi)
+    return PreparedRequest(jobs, network, options, polygons, inputs, requests, finished, comparisons)
 
 
 def _summaries_or_raise(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ import pyproj
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from segkit.errors import GridError
 from segkit.io.features import Features, read_features, require_types
-from segkit.io.grid import Grid, crs_name
+from segkit.io.grid import Grid, crs_name, to_equal_area
 
 _POLYGON_TYPES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 # A straight edge becomes curved when it is reprojected; pieces of 1 km stay within centimetres of the true line.
 _MAX_EDGE_M, _MAX_EDGE_DEG = 1_000.0, 0.01
+_M2_PER_HA = 10_000
+_PIECES_PER_SIDE = 64  # of a square, when its area is computed in another projection
 
 
 class Polygons(Features):
@@ -99,9 +103,7 @@ def project_to_grid(polygons: Polygons, grid: Grid) -> tuple[NDArray[Any], NDArr
     near = _boxes_intersecting(polygons.shapes, bounds)
     shapes = polygons.shapes[near]
     if polygons.crs is not None and to_grid is not None:
-        geographic = polygons.crs.is_geographic
-        edge = _MAX_EDGE_DEG if geographic else _MAX_EDGE_M / polygons.crs.linear_units_factor[1]
-        shapes = shapely.segmentize(_clip_to_surroundings(shapes, bounds), edge)
+        shapes = shapely.segmentize(_clip_to_surroundings(shapes, bounds), _max_edge(polygons.crs))
         shapes = shapely.transform(shapes, to_grid.transform, interleaved=False)
     found = shapely.bounds(shapes[~shapely.is_empty(shapes)]).reshape(-1, 4)
     lost = int((~np.isfinite(found).all(axis=1)).sum())
@@ -117,6 +119,29 @@ def project_to_grid(polygons: Polygons, grid: Grid) -> tuple[NDArray[Any], NDArr
     shapes[invalid] = shapely.make_valid(shapes[invalid], method="structure", keep_collapsed=False)
     not_empty = ~shapely.is_empty(shapes)  # a polygon that is only a line becomes empty
     return shapes[not_empty], near[not_empty], int(invalid.sum())
+
+
+def true_hectares(polygons: Polygons) -> NDArray[np.float64]:
+    """Return the area of each polygon on the ellipsoid of its CRS in hectares, float64 (N,); edges as in its CRS.
+
+    Raises
+    ------
+    GridError
+        The CRS is missing, or is a local one.
+    """
+    shapes = shapely.make_valid(polygons.shapes, method="structure", keep_collapsed=False)
+    # Edges become curves, also short ones: at 80 degrees north an edge of 600 m is 5 cm away from a straight line.
+    edges = np.minimum(_max_edge(polygons.crs), np.sqrt(shapely.area(shapes)) / _PIECES_PER_SIDE)
+    shapes = shapely.segmentize(shapes, np.where(edges > 0, edges, np.inf))
+    flat = [shapely.transform(each, partial(to_equal_area, polygons.crs), interleaved=False) for each in shapes]
+    return np.asarray(shapely.area(np.array(flat, dtype=object)) / _M2_PER_HA, dtype=np.float64).reshape(-1)
+
+
+def _max_edge(crs: CRS | None) -> float:
+    """Return the length of edges in units of a CRS up to which a reprojected edge stays straight."""
+    if crs is None:
+        return np.inf
+    return _MAX_EDGE_DEG if crs.is_geographic else _MAX_EDGE_M / float(crs.linear_units_factor[1])
 
 
 def _boxes_intersecting(shapes: NDArray[Any], bounds: tuple[float, float, float, float]) -> NDArray[np.intp]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from segkit.errors import DataError, GridError, UsageError
+from segkit.errors import DataError, GridError, UsageError, suggest
 from segkit.io.class_table import Legend, MapClass
 from segkit.io.distance import within_distance
 from segkit.io.grid import Grid
@@ -93,6 +93,14 @@ class ClassMap:
             return totals
         listed = {one.name: totals.get(one.name, 0.0) for one in self._legend.classes}
         return listed | {name: hectares for name, hectares in totals.items() if name not in listed}
+
+    def all_classes(self) -> tuple[MapClass, ...]:
+        """Return the classes that the legend lists, in its order, and those that only the map has."""
+        listed = {one.name: one for one in self._legend.classes}
+        if self._legend.multilabel:
+            one = self._legend.classes[self._band - 1]
+            listed = {one.name: MapClass(one.name, 1, color=one.color)}
+        return tuple((listed | {one.name: one for one in self.classes if one.name not in listed}).values())
 
     def names_by_alias(self) -> dict[str, str]:
         """Return {alias: name}; the aliases of a class are its name and its value as text."""
@@ -253,9 +261,12 @@ def open_class_map(
         listed = [one.name for one in legend.classes]
         if legend.multilabel:
             if class_name not in listed:
-                found = "name one with --class" if class_name is None else f"it has no {class_name!r}"
-                raise UsageError(f"{path}: its classes overlap, so only one is used; {found}: {', '.join(listed)}")
+                missing = "" if class_name is None else f", and it has no {class_name!r}"
+                raise UsageError(
+                    f"{path}: its classes overlap, so only one is used{missing}"
+                    + suggest(f"name one with --class: {', '.join(listed)}")
+                )
             band = listed.index(class_name) + 1
         elif class_name is not None:
-            raise UsageError(f"{path}: its classes do not overlap, so all are used; leave out --class")
+            raise UsageError(f"{path}: its classes do not overlap, so all are used" + suggest("leave out --class"))
         yield ClassMap(dataset, legend, band, buffer)

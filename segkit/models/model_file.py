@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
 from segkit.models.network import first_line
+from segkit.models.output_classes import OutputClasses
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights
@@ -53,6 +55,8 @@ class Header:
         How the training scenes look; None in files of segkit 0.2, and if there are fewer than two.
     initial_weights
         Where the weights came from that training started from; None if they were random.
+    output_classes
+        Task and channels of a model whose classes were changed after the training; None for others.
     """
 
     recipe: dict[str, Any]
@@ -68,12 +72,20 @@ class Header:
     training_pixels: TrainingPixels | None = None
     training_scenes: TrainingScenes | None = None
     initial_weights: InitialWeights | None = None
+    output_classes: OutputClasses | None = None
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
         radius = self.receptive_field
         if not (radius in (None, GLOBAL) or (isinstance(radius, int) and radius >= 0)):
             raise ValueError(f"receptive_field is {radius!r}, not a number of pixels or {GLOBAL!r}")
+
+
+def count_weights(path: PathLike) -> int:
+    """Return the number of trained numbers in a model file, without reading them."""
+    with safe_open(path, framework="pt") as stored:
+        names = [name for name in stored.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118
+        return sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
 
 
 def read_header(path: PathLike) -> Header:
@@ -113,6 +125,8 @@ def read_header(path: PathLike) -> Header:
                 parsed["training_scenes"] = TrainingScenes.from_json(fields["training_scenes"])
             if fields.get("initial_weights") is not None:
                 parsed["initial_weights"] = InitialWeights.from_json(fields["initial_weights"])
+            if fields.get("output_classes") is not None:
+                parsed["output_classes"] = OutputClasses.from_json(fields["output_classes"])
             return Header(**fields | parsed)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error

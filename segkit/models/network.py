@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from segkit.errors import RecipeError
 from segkit.recipe.schema import Model
 
+# Options of architectures that are no options of a recipe.
+RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+
 
 def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -> nn.Module:
     """Build smp's architecture and encoder by name, for `bands` inputs and `channels` outputs.
@@ -35,7 +38,7 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
     if not model.encoder.startswith("tu-") and model.encoder not in smp.encoders.encoders:
         known = ", ".join(sorted(smp.encoders.encoders))
         raise RecipeError(f"model.encoder: {model.encoder!r} is not known; use tu- and a timm name, or one of {known}")
-    options = set(inspect.signature(architectures[model.architecture]).parameters) - _RESERVED_OPTIONS
+    options = set(inspect.signature(architectures[model.architecture]).parameters) - RESERVED_OPTIONS
     for option in model.options:
         # smp ignores unknown options silently. With timm encoders they are passed on to timm.
         if option not in options and not model.encoder.startswith("tu-"):
@@ -82,9 +85,6 @@ def check_published(model: Model) -> None:
             f"model.encoder_weights: there are no published weights {model.encoder_weights} of the encoder "
             f"{model.encoder}; name a local file, or another encoder, or use null"
         )
-
-
-_RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.description import class_colors, describe_model
 from segkit.models.model_file import HEADER_KEY, Header, read_header
 from segkit.models.network import describe_non_finite, first_line, make_network
+from segkit.models.output_classes import OutputClasses
 from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
 from segkit.models.training_pixels import TrainingPixels
@@ -37,6 +38,7 @@ from segkit.recipe.imagery import Imagery, open_scene
 from segkit.recipe.schema import Model, Recipe
 from segkit.runtime.tables import Described, list_some
 from segkit.runtime.version import VERSION
+from segkit.task import Task
 
 _MAX_LISTED_BANDS = 8  # in a message
 _MIN_PROBABILITY = 1e-7  # of a mean of two; the logit of 0 would be infinite
@@ -96,6 +98,8 @@ class Segmenter(Described, nn.Module):
                     )
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
+        self.output_classes: OutputClasses | None = None
+        self._trained_recipe = recipe  # with the task of the network, if `output_classes` has another one
         self._stored_recipe: tuple[Recipe | None, dict[str, Any]] = None, {}  # as loaded, and as it is in the file
         self._receptive_field: int | Literal["global"] | None = None
         self.calibration: Calibration | None = None
@@ -155,12 +159,20 @@ class Segmenter(Described, nn.Module):
         logits = logits[..., :height, :width].float()
         if of_branch is not None:
             logits = self._average(logits, of_branch)
-        return logits if self.calibration is None else torch.addcmul(self._shift, logits, self._scale)
+        if self.calibration is not None:
+            logits = torch.addcmul(self._shift, logits, self._scale)
+        return logits if self.output_classes is None else self.output_classes.merge(logits)
 
     def _average(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the logits of the mean of the probabilities that two tensors of logits give."""
-        mean = self.task.probabilities(one).add_(self.task.probabilities(other)).div_(2)
-        return self.task.logits(mean.clamp_(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY))
+        task = self.network_task
+        mean = task.probabilities(one).add_(task.probabilities(other)).div_(2)
+        return task.logits(mean.clamp_(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY))
+
+    @property
+    def network_task(self) -> Task:
+        """The task that the network was trained on; `task` has other classes if they were changed."""
+        return self.task if self.output_classes is None else self._trained_recipe.task
 
     @property
     def is_classical(self) -> bool:
@@ -286,6 +298,16 @@ class Segmenter(Described, nn.Module):
         if thresholds is not None:
             self.task = self.task.with_thresholds(thresholds)
             self.recipe = self.recipe.model_copy(update={"task": self.task})
+            if self.output_classes is None:
+                self._trained_recipe = self.recipe
+            else:
+                self.output_classes = replace(self.output_classes, task=self.task)
+
+    def set_output_classes(self, classes: OutputClasses | None) -> None:
+        """Set other classes than those of the network, here and in the model file; None changes nothing."""
+        if classes is not None:
+            self.output_classes, self.task = classes, classes.task
+            self.recipe = self._trained_recipe.model_copy(update={"task": self.task})
 
     def set_calibration(self, calibration: Calibration | None) -> None:
         """Set scale and shift of the logits, here and in the model file; None changes nothing."""
@@ -310,9 +332,10 @@ class Segmenter(Described, nn.Module):
         """Return a hash of recipe, normalisation, weights and calibration."""
         # The recipe as in the file, so that a key that a later segkit adds or renames does not change the hash.
         loaded, stored = self._stored_recipe
-        recipe = stored if loaded is self.recipe else redact(self.recipe.to_dict())
+        recipe = stored if loaded is self._trained_recipe else redact(self._trained_recipe.to_dict())
         hashed: list[Any] = [recipe, self.mean.flatten().tolist(), self.std.flatten().tolist()]
         hashed += [] if self.calibration is None else [asdict(self.calibration)]
+        hashed += [] if self.output_classes is None else [self.output_classes.to_json()]
         digest = sha256(json.dumps(hashed).encode())
         for name, tensor in self.state_dict().items():
             digest.update(name.encode())
@@ -323,7 +346,7 @@ class Segmenter(Described, nn.Module):
     def header(self) -> Header:
         """The header of the model file."""
         return Header(
-            recipe=redact(self.recipe.to_dict()),
+            recipe=redact(self._trained_recipe.to_dict()),
             mean=tuple(self.mean.flatten().tolist()),
             std=tuple(self.std.flatten().tolist()),
             band_names=self.band_names,
@@ -336,6 +359,7 @@ class Segmenter(Described, nn.Module):
             training_pixels=self.training_pixels,
             training_scenes=self.training_scenes,
             initial_weights=self.initial_weights,
+            output_classes=self.output_classes,
         )
 
     def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
@@ -387,6 +411,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter.training_pixels = header.training_pixels
     segmenter.training_scenes = header.training_scenes
     segmenter.initial_weights = header.initial_weights
+    segmenter.set_output_classes(header.output_classes)
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

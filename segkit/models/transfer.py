@@ -82,7 +82,7 @@ def start_from_model(segmenter: Segmenter, path: PathLike) -> None:
     check_start(segmenter.recipe)
     source = load(path)
     bands = _match_bands(source.band_names, segmenter.band_names)
-    channels = _match_channels(source.task.channel_names, segmenter.task.channel_names)
+    channels = _match_channels(source.network_task.channel_names, segmenter.task.channel_names)
     whole = source.recipe.model.options == segmenter.recipe.model.options
     taken = _take_weights(source, segmenter, bands, channels, prefix="" if whole else _ENCODER)
     frozen = set(segmenter.recipe.train.freeze)
@@ -94,7 +94,7 @@ def start_from_model(segmenter: Segmenter, path: PathLike) -> None:
         parts[0] += " (the encoder only, because model.options differ)"
     parts.append(f"first layer: bands {bands.summary}")
     if whole:
-        parts.append(f"last layer: {_describe_channels(source.task, segmenter.task)}")
+        parts.append(f"last layer: {_describe_channels(source.network_task, segmenter.task)}")
     parts.append(f"normalisation: {_take_normalization(source, segmenter, bands)}")
     segmenter.initial_weights = InitialWeights(str(path), source.fingerprint(), tuple(parts))
 

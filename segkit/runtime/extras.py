@@ -8,6 +8,7 @@ _EXTRAS = {
     "report": ("bokeh", "jinja2", "markupsafe", "PIL"),
     "cluster": ("dask", "distributed", "toolz"),
     "indices": ("spyndex",),
+    "excel": ("openpyxl",),
     "tensorboard": ("tensorboard",),
     "xarray": ("rioxarray", "xarray"),
 }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from typing import TextIO, cast
+
+from segkit.runtime.streams import CommandStream
 
 _LINE_INTERVAL_S = 10.0
 # Speed is measured over the last 60 s, and shown once 5 s of work were observed.
@@ -26,7 +29,7 @@ def progress(label: str, total: float, unit: str = "", *, show: bool = True) -> 
         with _bar(label, total, unit) as advance:
             yield advance
     else:
-        yield _Lines(label, total, unit).advance
+        yield _Lines(label, total, unit, _print_message).advance
 
 
 class _Pace:
@@ -66,6 +69,7 @@ class _Pace:
 @contextmanager
 def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
     from rich.console import Console
+    from rich.file_proxy import FileProxy
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
@@ -87,19 +91,33 @@ def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None
         TimeElapsedColumn(),
         Left(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    stream = sys.stderr
+    terminal = stream.shown if isinstance(stream, CommandStream) else stream
+    console = Console(file=terminal)
+    with (
+        Progress(*columns, console=console, transient=True, redirect_stderr=terminal is stream) as bar,
+        ExitStack() as undo,
+    ):
         task = bar.add_task(label, total=total)
+        logged = None
+        if isinstance(stream, CommandStream):
+            # Lines appear above the bar; the log gets lines of progress, not the bar.
+            stream.shown = cast(TextIO, FileProxy(console, terminal))
+            undo.callback(setattr, stream, "shown", terminal)
+            logged = None if stream.log is None else _Lines(label, total, unit, stream.log.add)
 
         def advance(step: float) -> None:
             pace.advance(step)
             bar.advance(task, step)
+            if logged is not None:
+                logged.advance(step)
 
         yield advance
 
 
 class _Lines:
-    def __init__(self, label: str, total: float, unit: str) -> None:
-        self._label, self._unit, self._pace = label, unit, _Pace(total)
+    def __init__(self, label: str, total: float, unit: str, write: Callable[[str], None]) -> None:
+        self._label, self._unit, self._pace, self._write = label, unit, _Pace(total), write
         self._last = time.monotonic()
 
     def advance(self, step: float) -> None:
@@ -113,7 +131,11 @@ class _Lines:
             line += f"  {format_count(pace.speed)} {self._unit}/s"
         if pace.seconds_left is not None:
             line += f"  {pace.seconds_left:,.0f} s left"
-        print(line, file=sys.stderr)
+        self._write(line)
+
+
+def _print_message(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def format_duration(seconds: float) -> str:

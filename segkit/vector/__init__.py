@@ -56,6 +56,7 @@ def vectorize(
     fill_holes: str | None = None,
     simplify: str | None = None,
     smooth: bool = False,
+    protect: Sequence[str | int] = (),
     dissolve: bool = False,
     to_crs: str | None = None,
     class_names: PathLike | None = None,
@@ -84,7 +85,9 @@ def vectorize(
 
     target, _ = check_target(output, overwrite=overwrite)
     check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, class_names])
-    options = VectorizeOptions.from_text(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
+    options = VectorizeOptions.from_text(
+        min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+    )
     with ExitStack() as stack:
         source = stack.enter_context(
             open_map(
@@ -133,6 +136,7 @@ def polygons(
     fill_holes: str | None = None,
     simplify: str | None = None,
     smooth: bool = False,
+    protect: Sequence[str | int] = (),
     dissolve: bool = False,
     to_crs: str | None = None,
     class_names: PathLike | None = None,
@@ -166,6 +170,8 @@ def polygons(
         three regions meet and the outline of nodata do not move.
     smooth
         Round the corners of borders, within the triangle of the corner and the midpoints of its two edges.
+    protect
+        Names or values of classes whose regions stay however small they are. Others may be merged into them.
     dissolve
         Return one row per class, a multipolygon of its regions.
     to_crs
@@ -201,7 +207,9 @@ def polygons(
     from segkit.vector.map_source import open_map
     from segkit.vector.tracing.pipeline import VectorizeOptions
 
-    options = VectorizeOptions.from_text(min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth)
+    options = VectorizeOptions.from_text(
+        min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+    )
     with (
         open_map(
             map_path,

@@ -98,7 +98,8 @@ class MapSource:
         rows = self.grid.height * self.dataset.count * (1 if self.confidence is None else 2)
         with progress("vectorize", rows, "rows", show=show_progress) as advance:
             for band in self.dataset.indexes:
-                band_classes = BandClasses(partial(self._select_class, band))
+                is_protected = protection(self.legend, band, self.options.protect)
+                band_classes = BandClasses(partial(self._select_class, band), is_protected)
                 arguments = (
                     self.dataset,
                     band,
@@ -128,6 +129,24 @@ class MapSource:
         if one is not None and self.confidence is not None:
             self.confidence.check(one)
         return one
+
+
+def protection(legend: Legend, band: int, protect: Sequence[str]) -> Callable[[int], bool]:
+    """Return a function that says whether a code of a band is that of one of the protected classes.
+
+    Raises
+    ------
+    UsageError
+        The map cannot have such a class.
+    """
+    if not protect:
+        return lambda code: False
+    selection = legend.select(protect)
+
+    def is_protected(code: int) -> bool:
+        return (code == 1 or not legend.multilabel) and selection.select(band, code) is not None
+
+    return is_protected
 
 
 @contextmanager

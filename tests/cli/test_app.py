@@ -23,15 +23,20 @@ from segkit.inference.settings import ResolvedSettings
 from segkit.training.resume import TrainingInterrupted
 
 COMMANDS = [
+    "areas",
     "assess",
     "cache",
     "change",
     "check",
+    "clean",
     "compare",
     "demo",
+    "encoders",
     "evaluate",
     "finish",
+    "info",
     "predict",
+    "reclassify",
     "schema",
     "train",
     "vectorize",

@@ -65,6 +65,9 @@ def test_finished_maps_need_no_extra(tmp_path):
 import segkit
 segkit.vectorize("a.tif", "a.gpkg")
 segkit.change("a.tif", "b.tif", "c.tif")
+segkit.reclassify("a.tif", "d.tif", merge={"all": ["1", "2"]})
+segkit.areas("a.tif", "a.gpkg", output="areas.csv")
+segkit.info("a.tif")
 segkit.assess.design("a.tif", "points.gpkg", samples=100, class_names="names.csv")
 from segkit.cli import main
 sys.argv = ["segkit", "schema"]
@@ -72,7 +75,7 @@ main()
 """
     done = run_light(code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {"a.gpkg", "c.tif", "points.gpkg"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"a.gpkg", "c.tif", "d.tif", "areas.csv", "points.gpkg"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_missing_extra_is_named_by_command_and_by_function(tmp_path):

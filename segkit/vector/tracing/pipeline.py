@@ -8,7 +8,7 @@ Steps: runs of equal pixels (`runs`); small regions and holes removed if request
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -57,16 +57,25 @@ class VectorizeOptions:
         Maximum distance by which a border may move.
     smooth
         Round corners.
+    protect
+        Names or values of classes whose regions are not merged, and not filled as holes, however small.
     """
 
     min_area: Quantity | None = None
     fill_holes: Quantity | None = None
     simplify: Quantity | None = None
     smooth: bool = False
+    protect: tuple[str, ...] = ()
 
     @classmethod
     def from_text(
-        cls, *, min_area: str | None, fill_holes: str | None, simplify: str | None, smooth: bool
+        cls,
+        *,
+        min_area: str | None,
+        fill_holes: str | None,
+        simplify: str | None = None,
+        smooth: bool = False,
+        protect: Sequence[str | int] = (),
     ) -> VectorizeOptions:
         """Parse areas and distances with their units.
 
@@ -80,6 +89,7 @@ class VectorizeOptions:
             None if fill_holes is None else quantities.parse_area(fill_holes, "fill_holes"),
             None if simplify is None else quantities.parse_length(simplify, "simplify"),
             smooth,
+            tuple(map(str, protect)),
         )
 
     def check(self, *, has_areas: bool) -> None:
@@ -96,19 +106,23 @@ class VectorizeOptions:
 class BandClasses:
     """The classes of a band, in the order in which their codes first occur, with their pixel counts.
 
-    The position of a class is its class index. `choose` returns the class of a code, or None if it is not selected.
+    The position of a class is its class index. `choose` returns the class of a code, or None if it is not selected,
+    and `is_protected` whether its regions are left as they are.
     """
 
     choose: Callable[[int], MapClass | None]
+    is_protected: Callable[[int], bool] = lambda code: False
     codes: list[int] = field(default_factory=list)
     classes: list[MapClass | None] = field(default_factory=list)
     pixels: list[int] = field(default_factory=list)
+    protected: list[bool] = field(default_factory=list)
 
     def add_code(self, code: int) -> None:
         """Add a code that occurs for the first time."""
         self.codes.append(code)
         self.classes.append(self.choose(code))
         self.pixels.append(0)
+        self.protected.append(self.is_protected(code))
 
     def count(self, runs: Runs) -> None:
         """Count the pixels of runs."""
@@ -159,16 +173,11 @@ def trace_band(
         A file is damaged.
     """
     grid = read_grid(dataset)
-    codes = Codes(plain_nodata(dataset, band), band_classes.add_code)
     generalisation = Generalisation(smooth=options.smooth)
     if options.simplify is not None:
         generalisation = Generalisation(options.simplify.number, not options.simplify.pixels, options.smooth)
-    # Another thread reads and decompresses; it ends before the map is closed.
-    with closing(prefetch(read_runs(dataset, band, codes, block=block), depth=_PREFETCH_DEPTH)) as reading:
-        runs = _count_pixels(reading, band_classes, advance)
-        for quantity, holes in ((options.min_area, False), (options.fill_holes, True)):
-            if quantity is not None:
-                runs = _apply_sieve(runs, grid, pixel_measures, quantity, band_classes, holes=holes)
+    sieved = sieve_band(dataset, band, band_classes, pixel_measures, options, advance, block=block)
+    with closing(sieved) as runs:
         tracer = Tracer(grid.width, grid.transform, pixel_measures, generalisation)
         parts = (
             ((part, None) for part in runs)
@@ -176,6 +185,28 @@ def trace_band(
             else confidence.along(runs, band_classes.classes, advance)
         )
         yield from _batches(_trace_parts(tracer, parts, band_classes, grid.height))
+
+
+def sieve_band(
+    dataset: DatasetReader,
+    band: int,
+    band_classes: BandClasses,
+    pixel_measures: PixelMeasures,
+    options: VectorizeOptions,
+    advance: Callable[[float], None],
+    *,
+    block: tuple[int, int] | None = None,
+) -> Generator[Runs]:
+    """Yield a band as runs, from top to bottom, without small regions and holes; the parameters are as above."""
+    grid = read_grid(dataset)
+    codes = Codes(plain_nodata(dataset, band), band_classes.add_code)
+    # Another thread reads and decompresses; it ends before the map is closed.
+    with closing(prefetch(read_runs(dataset, band, codes, block=block), depth=_PREFETCH_DEPTH)) as reading:
+        runs = _count_pixels(reading, band_classes, advance)
+        for quantity, holes in ((options.min_area, False), (options.fill_holes, True)):
+            if quantity is not None:
+                runs = _apply_sieve(runs, grid, pixel_measures, quantity, band_classes, holes=holes)
+        yield from runs
 
 
 def _count_pixels(runs: Iterator[Runs], band_classes: BandClasses, advance: Callable[[float], None]) -> Iterator[Runs]:
@@ -234,6 +265,9 @@ def _apply_sieve(
             area = measure_runs(pixel_measures, part).area * _CM2_PER_M2
             # A run without a known area is not small.
             sizes = np.where(np.isnan(area), min_size, np.rint(np.nan_to_num(area))).astype(np.int64)
+        # A region that is protected is not small.
+        protected = np.array([*band_classes.protected, False])[part.class_index]
+        sizes = np.where(protected, np.maximum(sizes, min_size), sizes)
         done += part.height
         sifted = sieve.sift(part, sizes, np.array(band_classes.codes, dtype=np.int32), end=done == grid.height)
         if sifted.height:

@@ -1,0 +1,65 @@
+import io
+import re
+import sys
+
+import pytest
+
+from segkit.runtime import progress as module
+from segkit.runtime.progress import progress
+from segkit.runtime.streams import CommandStream, LogFile
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def stream(tmp_path):
+    made = CommandStream(Terminal())
+    with (tmp_path / "log.txt").open("a") as file:
+        made.log = LogFile(file)
+        yield made
+
+
+def logged(tmp_path):
+    return [line[21:] for line in (tmp_path / "log.txt").read_text().splitlines()]
+
+
+def test_lines_are_logged_whole_whether_or_not_they_are_shown(stream, tmp_path):
+    print("a", "b", file=stream)
+    stream.silent = True
+    print("c", file=stream)
+    stream.write("no end")
+    stream.print_always(" of it")
+    stream.write("last")
+    assert not stream.isatty()
+    stream.end_log()
+    assert stream.shown.getvalue() == "a b\n of it\n"
+    assert logged(tmp_path) == ["a b", "c", "no end of it", "last"]
+    assert stream.encoding is None  # that of the stream behind it
+
+
+def test_a_bar_is_not_logged_but_its_progress_is(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(module, "_LINE_INTERVAL_S", 0.0)
+    with progress("predict", 10, "Mpx") as advance:
+        advance(4)
+        print("a warning", file=sys.stderr)
+        advance(6)
+    assert isinstance(stream.shown, Terminal)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.shown.getvalue())
+    assert "a warning" in shown
+    assert "10/10 Mpx" in shown
+    assert logged(tmp_path) == ["predict: 4/10 Mpx", "a warning", "predict: 10/10 Mpx"]
+
+
+def test_silence_is_no_terminal(stream, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module, "_LINE_INTERVAL_S", 0.0)
+    stream.silent = True
+    with progress("predict", 10, "Mpx") as advance:
+        advance(5)
+    assert stream.shown.getvalue() == ""
+    assert logged(tmp_path) == ["predict: 5/10 Mpx"]
