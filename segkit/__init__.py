@@ -14,6 +14,7 @@ from segkit.runtime.version import VERSION
 if TYPE_CHECKING:
     from segkit import assess as assess
     from segkit.data.check import check as check
+    from segkit.data.drafting.draft import init as init
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
     from segkit.inference.predict import predict as predict
@@ -45,6 +46,7 @@ _HOMES = {
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
     "evaluate": "segkit.evaluation.evaluate",
+    "init": "segkit.data.drafting.draft",
     "load": "segkit.models.segmenter",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",

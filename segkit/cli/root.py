@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
-    "Prepare": ("demo", "check", "schema", "cache"),
+    "Prepare": ("demo", "init", "check", "schema", "cache"),
     "Train": ("train", "compare"),
     "Map": ("predict", "vectorize", "change"),
     "Evaluate": ("evaluate", "assess"),

@@ -1,4 +1,4 @@
-"""Commands that prepare and train: check, train, compare, cache, schema."""
+"""Commands that prepare and train: init, check, train, compare, cache, schema."""
 
 from __future__ import annotations
 
@@ -10,10 +10,33 @@ from typing import Annotated
 
 import typer
 
-from segkit.cli.options import Force, Overwrite, RecipeFile, Set
+from segkit.cli.options import Force, LabelField, Overwrite, RecipeFile, Set
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.errors import SegkitError
+
+
+@app.command(
+    epilog=examples(
+        "segkit init data/deforestation/images data/deforestation/labels",
+        "segkit init scene.tif polygons.gpkg --field class -o crops.yaml",
+        "segkit init scene.tif -o to_label.yaml",
+    )
+)
+def init(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Image file, folder, or glob in quotes.")],
+    labels: Annotated[
+        str | None,
+        typer.Argument(metavar="[LABELS]", help="Labels: rasters, polygons or points; file, folder or glob."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RECIPE", help="The recipe.")] = Path("recipe.yaml"),
+    field: LabelField = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a recipe for images and labels, and say what was found and assumed."""
+    from segkit.data.drafting.draft import init as run
+
+    print(run(images, labels, output, field=field, overwrite=overwrite, show_progress=True).render())
 
 
 @app.command(

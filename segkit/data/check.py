@@ -275,9 +275,21 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
             *imagery_warnings,
             *_warnings(report),
             *network_warnings,
-            *proximity_warnings(original, found.nearest),
+            *proximity_warnings(_without_default_gap(original, samples["train"]), found.nearest),
         ),
     )
+
+
+def _without_default_gap(recipe: Recipe, samples: Sequence[Sample]) -> Recipe:
+    """Return the recipe without the gap of its split if it is as wide as the default, or wider."""
+    rule = recipe.data.val
+    if not samples or not isinstance(rule, SpatialSplit) or rule.gap is None:
+        return recipe
+    without = rule.model_copy(update={"gap": None})
+    opened = recipe.model_copy(update={"data": recipe.data.model_copy(update={"val": without})})
+    resolved = resolve_split(opened, samples).data.val
+    assert isinstance(resolved, SpatialSplit) and resolved.gap is not None
+    return opened if rule.gap >= resolved.gap else recipe
 
 
 def _open_samples(data: Data, task: Task) -> tuple[dict[str, list[Sample]], list[Path], list[str]]:

@@ -240,16 +240,17 @@ def _feature_classes(
         table = {str(code): unlabelled for code in ignore}
         table |= {str(task.background_value): indices[BACKGROUND]} if BACKGROUND in indices else {}
         table |= {str(one.value): indices[one.name] for one in task.classes if one.name in classes} | by_name
-    values = _field_values(layer, source.field)
+    values = [value or "" for value in _field_values(layer, source.field)]
     unknown = [value for value in values if value not in table]
     if unknown:
         what = "points" if isinstance(layer, Points) else "polygons"
         counts = ", ".join(
-            f"{'no value' if value is None else repr(value)} ({unknown.count(value)} {what})"
+            f"{repr(value) if value else 'no value'} ({unknown.count(value)} {what})"
             for value in list(dict.fromkeys(unknown))[:5]
         )
+        empty = ', where "" is the key of no value' if "" in unknown else ""
         raise LabelError(
             f"{path}: field {source.field!r} has undefined values: {counts}; defined are {', '.join(table)}; map them "
-            "in labels.values (null: unlabelled)"
+            f"in labels.values (null: unlabelled){empty}"
         )
-    return np.array([table[value] for value in values if value is not None], dtype=np.intp)
+    return np.array([table[value] for value in values], dtype=np.intp)
