@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from segkit.data.amount import describe_few_steps
 from segkit.data.applicability import describe_training_pixels
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.band_warnings import describe_alpha_bands
@@ -168,6 +169,8 @@ def train(
                 warnings.warn(text, stacklevel=2)
             for problem in examination.problems:
                 print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
+            for text in examination.warnings if show_progress else ():
+                print(f"warning: {text}", file=sys.stderr)
         if recipe.model.is_classical:
             return _fit_classical(recipe, folder, examination, statistics, show_progress=show_progress)
         return _train(
@@ -234,6 +237,9 @@ def _train(
     if warning is not None and show_progress:
         print(f"warning: {warning}", file=sys.stderr)
     tiles = TrainDataset.from_areas(training, recipe.train.model_copy(update={"tile_size": tile_size}), statistics)
+    few_steps = describe_few_steps(recipe.train, tile_size, tiles.pixels)
+    if few_steps is not None and show_progress and not resume:
+        print(f"warning: {few_steps}", file=sys.stderr)
     module = TrainingModule(segmenter, weights, validation)
     data = CropLoaders(recipe, tiles, accelerator)
     if _is_main_process(recipe):
