@@ -149,10 +149,12 @@ def _draft_single_band(found: CodeCounts) -> LabelDraft:
     background: int | None = None
     lone = next((code for code in (0, 255, declared) if code in unlabelled), None)
     if len(classes) == 1 and lone is not None:
+        unlabelled.remove(lone)
         background = lone
-        unlabelled.remove(background)
+        if classes == [0] and 0 not in named:  # masks of 0 and 255
+            background, classes = 0, [lone]
         notes.append(f"code {background} is background: besides it there is only code {classes[0]}")
-        if background == declared:
+        if lone == declared:
             labels["nodata"] = "code"
     elif 0 in classes and not (0 in named and not is_background(named[0])):
         share = counts[0] / sum(counts[code] for code in classes)
@@ -172,15 +174,17 @@ def _draft_single_band(found: CodeCounts) -> LabelDraft:
     if unlabelled:
         why = "declared as no data" if unlabelled == {declared} else "unlabelled"
         notes.append(f"code {', '.join(map(str, sorted(unlabelled)))} is not a class ({why})")
-    names = [_unique(named.get(code, f"class_{code}"), code, named) for code in classes]
+    # A mask of 0 and 255 becomes a map of 0 and 1.
+    is_mask = 255 in (background, *classes) and len(classes) == 1
+    values = [1] if is_mask else classes
+    names = [
+        _unique(named.get(code, f"class_{value}"), code, named) for code, value in zip(classes, values, strict=True)
+    ]
     if missing := [name for code, name in zip(classes, names, strict=True) if code not in named]:
         notes.append(f"the files do not name their classes, so they are called {', '.join(missing[:3])}; rename them")
     colors = [found.table[code].color if code in found.table else None for code in classes]
-    values = classes
-    if background == 255 or (background == 0 and classes == [255]):
-        values = [1]
+    if is_mask:
         labels["values"] = {str(background): "background", str(classes[0]): names[0]}
-        background = 0
     is_binary = len(classes) == 1
     task: dict[str, Any] = {"type": "binary" if is_binary else "multiclass"}
     if background is None:

@@ -30,6 +30,7 @@ from segkit.io.scene import Scene
 from segkit.recipe.imagery import open_scene
 from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
+from segkit.recipe.yaml import parse_yaml, resolve_paths
 
 _SUFFIXES = (".yaml", ".yml")
 _PLACEHOLDERS = ("forest", "water", "other_land")
@@ -252,10 +253,11 @@ def _describe_labels(paths: Sequence[Path], draft: LabelDraft) -> str:
 
 
 def _store(text: str, target: Path) -> Recipe:
-    """Write a recipe, after reading it back."""
+    """Write a recipe, if it is valid."""
+    recipe = Recipe.from_dict(resolve_paths(parse_yaml(text, str(target)), target.absolute().parent))
     with atomic_write(target) as part:
         part.write_text(text, encoding="utf-8")
-        return Recipe.load(part)
+    return recipe
 
 
 def _draft_unlabelled(source: DataSource, target: Path, field: str | None) -> Draft:
