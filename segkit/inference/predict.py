@@ -9,6 +9,7 @@ windows and bands, `blending` predicts a band as blocks of probabilities, `bands
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from segkit.inference.request import describe_request, describe_scene, find_fini
 from segkit.inference.scene_files import PredictionFiles, check_outputs, find_scenes, plan_files
 from segkit.inference.summary import Summary
 from segkit.inference.uncertainty import DISAGREEMENT, check_measures
+from segkit.io.cover import lie_side_by_side
 from segkit.io.files import remove_leftovers
 from segkit.io.paths import PathLike
 from segkit.runtime.deprecation import renamed_keywords
@@ -216,6 +218,9 @@ def predict(
     ):
         if warning is not None:
             warnings.warn(warning, stacklevel=3)
+    if show_progress and lie_side_by_side([scene.grid for scene in readable]):
+        advice = suggest("map them as one scene, without borders between them: --mosaic")
+        print(f"these {len(readable)} scenes adjoin{advice}", file=sys.stderr)
     scene_jobs = [
         _scene_job(
             job,

@@ -64,7 +64,6 @@ from segkit.training.baselines import compare_with_baselines, fit_baseline, scor
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.classical import describe_fit, fit_learners
 from segkit.training.loaders import CropLoaders
-from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
 from segkit.training.scoring import calibrate_and_score
 
@@ -340,9 +339,6 @@ def check_names(recipe: Recipe) -> None:
     ModuleNotFoundError, UsageError
         A package of an extra is not installed.
     """
-    for name in recipe.train.loss:
-        if name not in LOSSES:
-            raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
     if isinstance(recipe.train.class_weights, Mapping):
         for name in recipe.train.class_weights:
             if name not in recipe.task.channel_names:

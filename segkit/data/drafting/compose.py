@@ -14,7 +14,7 @@ from segkit.data.examination import class_counts
 from segkit.io.remote import is_remote
 from segkit.plots.text import format_percent
 
-LABELS_TO_DRAW = "labels.gpkg"
+LABELS_TO_DRAW = "polygons.gpkg"
 _MAX_PARENTS = 2  # a path that goes up further is written in full
 
 

@@ -280,11 +280,11 @@ def test_without_labels_the_recipe_says_what_to_draw(tmp_path):
     text = (tmp_path / "r.yaml").read_text()
     assert "Draw polygons in a GIS" in text
     assert "EPSG:32721" in text
-    assert f"segkit init IMAGES {tmp_path}/labels.gpkg -o {tmp_path}/r.yaml --overwrite" in draft.render()
+    assert f"segkit init IMAGES {tmp_path}/polygons.gpkg -o {tmp_path}/r.yaml --overwrite" in draft.render()
     [problem] = check(tmp_path / "r.yaml").problems
-    assert "labels.gpkg" in problem
-    features(tmp_path / "labels.gpkg", KINDS)
-    assert drafted(tmp_path, "labels.gpkg", overwrite=True).recipe.task.classes[1].name == "urban"
+    assert "polygons.gpkg" in problem
+    features(tmp_path / "polygons.gpkg", KINDS)
+    assert drafted(tmp_path, "polygons.gpkg", overwrite=True).recipe.task.classes[1].name == "urban"
 
 
 def test_wrong_input_is_one_line_and_writes_nothing(tmp_path):
