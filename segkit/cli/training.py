@@ -19,7 +19,7 @@ from segkit.errors import SegkitError
 @app.command(
     epilog=examples(
         "segkit init data/deforestation/images data/deforestation/labels",
-        "segkit init scene.tif polygons.gpkg --field class -o crops.yaml",
+        "segkit init scene.tif truth.tif -o mine.yaml",
         "segkit init scene.tif -o to_label.yaml",
     )
 )
