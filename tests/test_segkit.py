@@ -22,6 +22,7 @@ PUBLIC = {
     "compare",
     "cross_validate",
     "evaluate",
+    "init",
     "load",
     "polygons",
     "predict",
