@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from segkit import assess as assess
     from segkit import plot as plot
     from segkit.data.check import check as check
+    from segkit.data.drafting.draft import init as init
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
     from segkit.inference.forecasting import forecast as forecast
@@ -61,6 +62,7 @@ _HOMES = {
     "finish": "segkit.training.finishing",
     "forecast": "segkit.inference.forecasting",
     "info": "segkit.reporting.file_info",
+    "init": "segkit.data.drafting.draft",
     "load": "segkit.models.segmenter",
     "plot": "segkit.plot",
     "polygons": "segkit.vector",

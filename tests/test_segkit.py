@@ -30,6 +30,7 @@ PUBLIC = {
     "finish",
     "forecast",
     "info",
+    "init",
     "load",
     "plot",
     "polygons",

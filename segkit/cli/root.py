@@ -11,7 +11,7 @@ from segkit.cli.output import CommandLine
 
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
-    "Prepare": ("demo", "info", "check", "encoders", "schema", "cache"),
+    "Prepare": ("demo", "info", "init", "check", "encoders", "schema", "cache"),
     "Train": ("train", "finish", "compare"),
     "Map": ("predict", "vectorize", "clean", "reclassify", "change", "areas"),
     "Evaluate": ("evaluate", "assess"),
@@ -46,10 +46,9 @@ class _Grouped(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group."""
-        width = formatter.width - 6 - max(map(len, self.commands))
         for title, names in _GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(width)) for name in names])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(1000)) for name in names])
 
 
 def examples(*lines: str) -> str:

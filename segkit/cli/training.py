@@ -1,4 +1,4 @@
-"""Commands that prepare and train: check, train, finish, compare, cache, schema."""
+"""Commands that prepare and train: init, check, train, finish, compare, cache, schema."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segkit.cli.options import Force, Overwrite, RecipeFile, Set
+from segkit.cli.options import Force, LabelField, Overwrite, RecipeFile, Set
 from segkit.cli.output import emit
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
@@ -21,6 +22,31 @@ from segkit.errors import SegkitError
 if TYPE_CHECKING:
     from segkit.training.results import Run
     from segkit.training.resume import TrainingInterrupted
+
+
+@app.command(
+    epilog=examples(
+        "segkit init data/deforestation/images data/deforestation/labels",
+        "segkit init scene.tif truth.tif -o mine.yaml",
+        "segkit init scene.tif -o to_label.yaml",
+    )
+)
+def init(
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="Image file, folder, or glob in quotes.")],
+    labels: Annotated[
+        str | None,
+        typer.Argument(metavar="[LABELS]", help="Labels: rasters, polygons or points; file, folder or glob."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RECIPE", help="The recipe.")] = Path("recipe.yaml"),
+    field: LabelField = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a recipe for images and labels, and say what was found and assumed."""
+    from segkit.data.drafting.draft import init as run
+
+    draft = run(images, labels, output, field=field, overwrite=overwrite, show_progress=True)
+    print(draft.render())
+    emit({field.name: getattr(draft, field.name) for field in fields(draft) if field.name != "recipe"})
 
 
 @app.command(

@@ -103,6 +103,10 @@ def open_labelled_samples(
     if not labelled:
         raise DataError(f"{where}: no scene has labels; images and labels are paired by file name, see segkit check")
     if found.unmatched and show_progress:
-        files = ", ".join(str(path) for path in found.unmatched)
-        print(f"{where}: not used, no matching image or label: {files}", file=sys.stderr)
+        number, total = len(found.unmatched), len(found.unmatched) + len(found.samples)
+        print(
+            f"{where}: {number} of {total} files have no matching image or label and are not used, such as "
+            f"{found.unmatched[0]} (segkit check lists them)",
+            file=sys.stderr,
+        )
     return labelled

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from segkit.data.amount import describe_few_steps
 from segkit.data.applicability import compare_scenes, describe_unlike_samples
 from segkit.data.area import LabelledArea
 from segkit.data.band_values import BandRanges, describe_rim_values, find_rim_value
@@ -184,9 +185,16 @@ class Report:
         if self.trains and any(one.known for one in self.validates):
             yield ""
             yield format_table(
-                ("after the split", "training", "validation"),
+                ("after the split", "training", "share", "validation", "share"),
                 [
-                    (f"  {one.name}", f"{one.pixels:,}", f"{other.pixels:,}")
+                    (
+                        f"  {one.name}",
+                        *(
+                            text
+                            for side in (one, other)
+                            for text in (f"{side.pixels:,}", _percent(side.pixels, side.known))
+                        ),
+                    )
                     for one, other in zip(self.trains, self.validates, strict=True)
                 ],
             )
@@ -309,7 +317,7 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         notes += _unlike_scenes(found)
     else:
         problems += scene_problems([sample for _, sample in all_samples], scene_counts)
-    network_warnings, network_problems = _check_network(recipe, samples["train"], found.training)
+    network_warnings, network_problems = _check_network(recipe, samples["train"], found.training, _labelled(found))
     problems += network_problems
     report = Report(
         recipe, tuple(scenes), tuple(unmatched), tuple(notes), (), tuple(problems), found.nearest,
@@ -320,11 +328,25 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         report,
         warnings=(
             *imagery_warnings,
+            *found.warnings,
             *_warnings(report),
             *network_warnings,
-            *proximity_warnings(original, found.nearest),
+            *proximity_warnings(_without_default_gap(original, samples["train"]), found.nearest),
         ),
     )
+
+
+def _without_default_gap(recipe: Recipe, samples: Sequence[Sample]) -> Recipe:
+    """Return the recipe without the gap of its split if it is as wide as the default, or wider."""
+    rule = recipe.data.val
+    if not samples or not isinstance(rule, SpatialSplit) or rule.gap is None:
+        return recipe
+    without = rule.model_copy(update={"gap": None})
+    opened = recipe.model_copy(update={"data": recipe.data.model_copy(update={"val": without})})
+    resolved = resolve_split(opened, samples).data.val
+    assert isinstance(resolved, SpatialSplit)
+    assert resolved.gap is not None
+    return opened if rule.gap >= resolved.gap else recipe
 
 
 def _open_samples(data: Data, task: Task) -> tuple[dict[str, list[Sample]], list[Path], list[str]]:
@@ -367,15 +389,22 @@ def _describe_unlabelled(pairing: PairedFiles) -> str:
         return str(error)
 
 
+def _labelled(found: Examination) -> int:
+    """Return the labelled training pixels; of overlapping classes those of the class with most."""
+    return 0 if found.statistics is None else int(found.statistics.counts.sum(axis=-1).max())
+
+
 def _check_network(
-    recipe: Recipe, samples: Sequence[Sample], training: Sequence[LabelledArea]
+    recipe: Recipe, samples: Sequence[Sample], training: Sequence[LabelledArea], pixels: int
 ) -> tuple[list[str], list[str]]:
-    """Return warnings and problems of the model: tiles too small for it, or keys that cannot be used.
+    """Return warnings and problems of the model: tiles too small for it, few steps, or keys that cannot be used.
 
     Parameters
     ----------
     samples, training
         Training samples, and their areas if they could be examined.
+    pixels
+        Labelled training pixels.
     """
     from segkit.data.datasets import suitable_tile_size
     from segkit.models.model_check import build_model, check_model_keys
@@ -387,8 +416,11 @@ def _check_network(
         segmenter = build_model(recipe, samples[0].scene.band_names)
     except SegkitError as error:
         return [], [str(error)]
-    warning = suitable_tile_size(segmenter, training)[1] if training else None
-    return [] if warning is None else [warning], []
+    if not training or recipe.model.is_classical:
+        return [], []
+    tile_size, warning = suitable_tile_size(segmenter, training)
+    few_steps = describe_few_steps(recipe.train, tile_size, pixels)
+    return [text for text in (warning, few_steps) if text is not None], []
 
 
 def _imagery_warnings(scenes: Sequence[Scene], scene_counts: Sequence[SceneCounts | None]) -> Iterator[str]:
@@ -458,6 +490,10 @@ def _warnings(report: Report) -> Iterator[str]:
     for one, trains in zip(report.validates, report.trains, strict=True):
         if one.known and trains.pixels and not one.pixels:
             yield f"{one.name!r} does not occur in validation; its IoU and F1 will be undefined"
+
+
+def _pixels_and_share(one: ClassCount) -> tuple[str, str]:
+    return f"{one.pixels:,}", _percent(one.pixels, one.known)
 
 
 def _percent(part: int, whole: int) -> str:

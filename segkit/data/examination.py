@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.data.amount import describe_little_left, describe_outside
 from segkit.data.appearance import appearance_features
 from segkit.data.area import LabelledArea, count_categories, read_tiles
 from segkit.data.leakage import SceneProximity, find_nearest_pairs
@@ -63,6 +64,8 @@ class Examination:
         As `Report.nearest`; of a spatial split, which never leaks, only on request.
     problems
         Probable mistakes; training would be possible.
+    warnings
+        What may be intended: few labels, classes without any, much background.
     error
         Why training is impossible.
     """
@@ -77,6 +80,7 @@ class Examination:
     nearest: tuple[SceneProximity, ...] = ()
     problems: tuple[str, ...] = ()
     error: SegkitError | None = None
+    warnings: tuple[str, ...] = ()
 
     def require_trainable(self, *, force: bool) -> Statistics:
         """Return the statistics of the training areas; raise if there is a problem.
@@ -159,7 +163,19 @@ def examine(
         )
     in_scenes = np.sum([one.counts.sum(axis=0) for one in counted[: len(training)]], axis=0).reshape(val_counts.shape)
     in_training, in_all = class_counts(statistics.counts, task), class_counts(in_scenes, task)
-    problems += _missing_class_problems(in_training, in_all, recipe.data.val)
+    missing_problems, warnings = _missing_classes(in_training, in_all, recipe.data.val)
+    problems += missing_problems
+    in_validation = class_counts(val_counts, task)
+    if val_areas:
+        names, trains, validates, labelled = (
+            [one.name for one in in_all],
+            *([one.pixels for one in side] for side in (in_training, in_validation)),
+            sum(one.pixels for one in (*in_all, *(in_validation if validation else ()))),
+        )
+        warnings += describe_little_left(names, trains, validates, labelled)
+    if in_all[0].name == BACKGROUND:
+        found = describe_outside(training, in_all[0].pixels, in_all[0].known, others=len(task.classes))
+        warnings += [] if found is None else [found]
     training_scenes, distances = _compare_appearance(
         train_areas, val_areas, {sample.scene.paths: one.moments for sample, one in zip(samples, counted, strict=True)}
     )
@@ -174,6 +190,7 @@ def examine(
         tuple(nearest),
         tuple(problems),
         no_validation,
+        tuple(warnings),
     )
 
 
@@ -269,10 +286,12 @@ def class_counts(counts: NDArray[np.int64], task: Task) -> tuple[ClassCount, ...
     )
 
 
-def _missing_class_problems(
+def _missing_classes(
     training: Iterable[ClassCount], in_scenes: Iterable[ClassCount], rule: object
-) -> Iterator[str]:
-    """Yield classes that have no training pixel after the split, and why.
+) -> tuple[list[str], list[str]]:
+    """Return problems and warnings about classes that have no training pixel after the split, and why.
+
+    It is a warning if another fold trains the class, or if no scene shows it: that of another area may.
 
     Parameters
     ----------
@@ -281,18 +300,27 @@ def _missing_class_problems(
     rule
         `data.val` of the recipe.
     """
+    problems, warnings = [], []
     for one, before in zip(training, in_scenes, strict=True):
         if one.known and one.pixels == one.known:
-            yield f"all labelled training pixels are {one.name!r}; add labelled pixels without it"
+            problems.append(f"all labelled training pixels are {one.name!r}; add labelled pixels without it")
         elif one.pixels or one.name == BACKGROUND:
             continue
         elif before.pixels:
-            yield (
+            text = (
                 f"class {one.name!r} has no training pixel: all of its {before.pixels:,} pixels are in validation "
-                f"areas or in the gap; {_split_advice(rule)}, or add scenes with it"
+                "areas or in the gap"
             )
+            if isinstance(rule, SpatialSplit) and rule.fold is not None:
+                warnings.append(f"{text} of fold {rule.fold}, so this model cannot map it; other folds train it")
+            else:
+                problems.append(f"{text}; {_split_advice(rule)}, or add scenes with it")
         else:
-            yield f"class {one.name!r} does not occur in the training scenes; add scenes with it, or remove it"
+            warnings.append(
+                f"class {one.name!r} does not occur in the training scenes, so it is never mapped; add scenes with it, "
+                "or remove it unless it is for other areas"
+            )
+    return problems, warnings
 
 
 def _split_advice(rule: object) -> str:

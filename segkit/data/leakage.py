@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,13 @@ import pyproj
 import shapely
 
 from segkit.data.area import LabelledArea, iter_windows
+from segkit.data.pairing import Sample, pair_files
+from segkit.errors import SegkitError
 from segkit.io.cover import grids_within
 from segkit.io.grid import Grid
+from segkit.io.paths import list_files
+from segkit.io.remote import as_path
+from segkit.recipe.schema import Recipe
 
 _WINDOW_PX = 1024  # side; bounds the memory for large areas
 _MAX_DISTANCE_PX = 2**24  # scenes further apart are not neighbours
@@ -73,6 +81,32 @@ def find_nearest_pairs(
     ]
     found.sort(key=lambda each: (-each.shared, each.pixels))
     return [each for each in found if each.shared or each.pixels <= within] or found[:1]
+
+
+def describe_training_labels(recipe: Recipe, labels: Sequence[Path]) -> str | None:
+    """Return a text if one of some label files also trained a model; None if none did, or its files are gone.
+
+    Parameters
+    ----------
+    recipe
+        Of the model.
+    labels
+        Files of labels that scores are computed from.
+    """
+    with suppress(SegkitError):
+        pairs = pair_files(recipe.data.train).pairs
+        paths = (as_path(path) for pair in pairs for source in pair.labels for path in source.paths)
+        trained = {os.path.realpath(file) for path in paths for file in list_files(path)}
+        used = [file for file in labels if os.path.realpath(file) in trained]
+        if used:
+            return f"these labels also trained the model ({used[0]}), so the scores are too good"
+    return None
+
+
+def label_files(samples: Sequence[Sample]) -> list[Path]:
+    """Return the files of the labels of samples."""
+    paths = (as_path(path) for sample in samples for source in sample.label_sources for path in source.paths)
+    return [file for path in dict.fromkeys(paths) for file in list_files(path)]
 
 
 def _proximity(train: LabelledArea, val: LabelledArea) -> SceneProximity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from tempfile import TemporaryFile
@@ -19,6 +20,7 @@ from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
 from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
+from segkit.data.leakage import describe_training_labels, label_files
 from segkit.data.pairing import Sample, paths_as_text, source_files
 from segkit.errors import LabelError, UsageError, suggest
 from segkit.evaluation.bootstrap import BootstrapIntervals
@@ -140,6 +142,9 @@ def evaluate(
             source, data, recipe.task, "evaluate", trained=segmenter.band_names, show_progress=show_progress
         )
         _warn_of_unlike_scenes(segmenter, samples)
+        trained = describe_training_labels(recipe, label_files(samples))
+        if trained is not None and show_progress:
+            print(f"warning: {trained}", file=sys.stderr)
         scenes = [one.scene for one in samples]
         found = (*describe_alpha_bands(scenes), *describe_partial_layers(scenes))
         for text in (*found, describe_unmatched_bands(segmenter.band_names, scenes)):

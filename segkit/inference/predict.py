@@ -9,6 +9,7 @@ windows and bands, `blending` predicts a band as blocks of probabilities, `bands
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from segkit.inference.request import describe_request, describe_scene, find_fini
 from segkit.inference.scene_files import PredictionFiles, check_inputs_kept, check_outputs, find_scenes, plan_files
 from segkit.inference.summary import Summary
 from segkit.inference.uncertainty import DISAGREEMENT, check_measures
+from segkit.io.cover import lie_side_by_side
 from segkit.io.files import remove_leftovers
 from segkit.io.paths import PathLike
 from segkit.runtime.deprecation import renamed_keywords
@@ -199,6 +201,7 @@ def predict(
         dates=dates,
         vrt=vrt,
         overwrite=overwrite,
+        show_progress=show_progress,
         executor=executor,
     )
     from segkit.inference.executor import run_distributed, run_local
@@ -272,6 +275,7 @@ def prepare(
     dates: str | None = None,
     vrt: bool = False,
     overwrite: bool = False,
+    show_progress: bool = False,
     executor: Executor | None = None,
 ) -> PreparedRequest:
     """Check a request before any work, and warn of what looks wrong; the parameters are those of `predict`."""
@@ -332,6 +336,9 @@ def prepare(
     ):
         if warning is not None:
             warnings.warn(warning, stacklevel=4)
+    if show_progress and lie_side_by_side([scene.grid for scene in readable]):
+        advice = suggest("map them as one scene, without borders between them: --mosaic")
+        print(f"these {len(readable)} scenes adjoin{advice}", file=sys.stderr)
     return PreparedRequest(jobs, network, options, polygons, inputs, requests, finished, comparisons)
 
 

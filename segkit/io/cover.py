@@ -120,6 +120,27 @@ def grids_within(grids: Sequence[Grid], gap: int) -> list[tuple[int, int]]:
     return [(located[a], located[b]) for a, b in pairs if a < b]
 
 
+def lie_side_by_side(grids: Sequence[Grid]) -> bool:
+    """Return whether grids are parts of one lattice of pixels that do not overlap, and all are connected by edges."""
+    if len(grids) < 2 or any(grids[0].position_in(grid) is None for grid in grids[1:]):
+        return False
+    positions = [grid.position_in(grids[0]) or (0, 0) for grid in grids]
+    boxes = [
+        shapely.box(column, row, column + grid.width, row + grid.height)
+        for grid, (row, column) in zip(grids, positions, strict=True)
+    ]
+    group = list(range(len(grids)))
+    for one, other in shapely.STRtree(boxes).query(boxes, predicate="intersects").T.tolist():
+        if one < other:
+            common = shapely.intersection(boxes[one], boxes[other])
+            if common.area > 0:
+                return False
+            if common.length > 0:
+                old, new = group[other], group[one]
+                group = [new if each == old else each for each in group]
+    return len({*group}) == 1
+
+
 @functools.lru_cache(maxsize=64)
 def _to_degrees(wkt: str) -> pyproj.Transformer:
     return pyproj.Transformer.from_crs(wkt, "EPSG:4326", always_xy=True)

@@ -9,11 +9,12 @@ from segkit.models.classical.estimators import check_options
 from segkit.models.segmenter import Segmenter
 from segkit.models.transfer import check_start, start_from_model
 from segkit.models.weights import check_encoder_weights
-from segkit.recipe.schema import Model, Recipe
+from segkit.recipe.messages import suggest_name
+from segkit.recipe.schema import LOSS_NAMES, Model, Recipe
 
 
 def check_model_keys(recipe: Recipe) -> None:
-    """Check what needs no data: options of classical learners, also of baselines, and parts without weights to keep.
+    """Check what needs no data: losses, options of classical learners and baselines, parts without weights to keep.
 
     Raises
     ------
@@ -23,6 +24,9 @@ def check_model_keys(recipe: Recipe) -> None:
         scikit-learn is not installed.
     """
     model, train = recipe.model, recipe.train
+    for name in train.loss:
+        if name not in LOSS_NAMES:
+            raise RecipeError(f"train.loss: {name!r} is not known{suggest_name(name, LOSS_NAMES)}")
     for part in train.freeze:
         if model.start_from is None and (part != "encoder" or model.encoder_weights is None):
             needed = "model.encoder_weights or model.start_from" if part == "encoder" else "model.start_from"

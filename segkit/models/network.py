@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segkit.errors import RecipeError
+from segkit.recipe.features import CLASSICAL
+from segkit.recipe.messages import suggest_name
 from segkit.recipe.schema import Model
 
 # Options of architectures that are no options of a recipe.
@@ -33,11 +35,11 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     if model.architecture not in architectures:
-        known = ", ".join(sorted(architectures))
-        raise RecipeError(f"model.architecture: {model.architecture!r} is not known; use one of {known}")
+        near = suggest_name(model.architecture, [*sorted(architectures), *CLASSICAL])
+        raise RecipeError(f"model.architecture: {model.architecture!r} is not known{near}")
     if not model.encoder.startswith("tu-") and model.encoder not in smp.encoders.encoders:
-        known = ", ".join(sorted(smp.encoders.encoders))
-        raise RecipeError(f"model.encoder: {model.encoder!r} is not known; use tu- and a timm name, or one of {known}")
+        near = suggest_name(model.encoder, sorted(smp.encoders.encoders))
+        raise RecipeError(f"model.encoder: {model.encoder!r} is not known{near} (or tu- and a timm name)")
     options = set(inspect.signature(architectures[model.architecture]).parameters) - RESERVED_OPTIONS
     for option in model.options:
         # smp ignores unknown options silently. With timm encoders they are passed on to timm.

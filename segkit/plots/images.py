@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.io.band_names import common_names
 from segkit.io.class_table import parse_color
 from segkit.io.mosaic_dataset import read_coverage
 from segkit.io.raster import open_raster, read_window
@@ -69,12 +70,12 @@ class BandRendering:
 
     @classmethod
     def from_statistics(cls, names: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> BandRendering:
-        """Choose the bands: the last ones named red, green and blue; without these names, by the number of bands.
+        """Choose the bands: the last ones named red, green and blue (B4, B3, B2 of Sentinel-2); else by their number.
 
         One band: grey. Two: red and cyan. Three: red, green, blue in this order. Up to twelve: bands 3, 2, 1, which are
         red, green and blue in most products. More: the bands at 5/6, 1/2 and 1/6 of the spectrum.
         """
-        index_of = {name.rpartition(":")[2].strip().lower(): index for index, name in enumerate(names, 1)}
+        index_of = {name: index for index, name in enumerate(common_names(names), 1)}
         count = len(names)
         if all(color in index_of for color in ("red", "green", "blue")):
             bands = index_of["red"], index_of["green"], index_of["blue"]

@@ -24,10 +24,10 @@ def require_class_names(names: Iterable[str], found: Iterable[str], where: str) 
     known = list(names)
     for name in found:
         if name not in known:
-            raise ValueError(f"{where}: {name!r} is not a class of the task{_suggestion(name, known)}")
+            raise ValueError(f"{where}: {name!r} is not a class of the task{suggest_name(name, known)}")
 
 
-def _suggestion(name: object, known: Iterable[str], old_names: Mapping[str, str] | None = None) -> str:
+def suggest_name(name: object, known: Iterable[str], old_names: Mapping[str, str] | None = None) -> str:
     """Suggest the closest known name, or list all of them; old names suggest their new ones."""
     names, new_names = list(known), old_names or {}
     close = difflib.get_close_matches(str(name), [*names, *new_names], n=1, cutoff=0.6)
@@ -82,7 +82,7 @@ def readable_error(error: ErrorDetails, place: Location, schema: Mapping[str, An
     """Translate an error of pydantic at a place of the recipe; `schema` is the recipe's JSON schema."""
     where = ".".join(map(str, place))
     if error["type"] in UNKNOWN:
-        return f"{where}: unknown key{_suggestion(place[-1], _keys(place[:-1], schema), old_keys(place[:-1]))}"
+        return f"{where}: unknown key{suggest_name(place[-1], _keys(place[:-1], schema), old_keys(place[:-1]))}"
     if error["type"] == "missing":
         return f"{where}: is missing"
     if error["type"] == "too_short" and not error["input"]:
@@ -96,7 +96,7 @@ def readable_error(error: ErrorDetails, place: Location, schema: Mapping[str, An
         rule = rule.replace(theirs, ours)
     if error["type"] == "literal_error":
         choices = re.findall("'([^']*)'", error["ctx"]["expected"])
-        rule += _suggestion(error["input"], choices) if isinstance(error["input"], str) else ""
+        rule += suggest_name(error["input"], choices) if isinstance(error["input"], str) else ""
         rule = rule.partition("; known")[0]
     return f"{where}: found {shorten(error['input'])}; {rule}"
 

@@ -40,6 +40,7 @@ def _tag_validation(value: Any) -> str:
     return tag_form(value)
 
 
+LOSS_NAMES = ("pixel", "focal", "dice", "jaccard", "tversky", "lovasz", "boundary")  # of segkit.training.losses
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 

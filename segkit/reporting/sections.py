@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from segkit.data.area import LabelledArea, full_areas
+from segkit.data.area import LabelledArea, full_areas, iter_windows
 from segkit.data.areas import open_areas, open_labelled_samples
+from segkit.data.leakage import describe_training_labels, label_files
 from segkit.data.pairing import paths_as_text
 from segkit.errors import DataError, GridError, SegkitError
 from segkit.evaluation.decisions import MapReader, ModelPredictor, map_task
@@ -46,11 +47,12 @@ from segkit.reporting.map_views import (
     select_display_bands,
 )
 from segkit.reporting.viewer import SceneLayers
-from segkit.task import Task
+from segkit.task import IGNORE, Task
 
 _MAX_SCENES = 12  # in the map
 _MAX_PIXELS = 2_500_000  # of a map, and of all scenes of a run together
 _N_TILES, _MAX_TILE_PX = 4, 256  # number of worst and of best tiles, and their maximum size
+_LABEL_WINDOW_PX = 1024  # side of the windows in which labels are counted
 _N_WORST_SCENES = 5  # in a table
 _VALIDATION_NOTE = "Only validation areas are predicted; they were not used for training."
 _BIAS_NOTE = "Area by pixel count, a biased estimate: omission and commission errors do not cancel out."
@@ -80,6 +82,7 @@ class ReportBuilder:
         self._titles: list[str] = []
         self._kinds: list[str] = []
         self._maps: list[tuple[ReportMap, Overview]] = []
+        self._trained: Recipe | None = None  # of the run
 
     @property
     def title(self) -> str:
@@ -98,6 +101,7 @@ class ReportBuilder:
         model = load(folder / MODEL)
         recipe, task = model.recipe, model.task
         self._start("training run", recipe.name)
+        self._trained = recipe
         try:
             training, validation = open_areas(recipe)
         except SegkitError as error:
@@ -165,7 +169,11 @@ class ReportBuilder:
             evaluation = evaluate_areas(
                 MapReader(task), [area], *self._shapes, on_block=ranking.add, show_progress=self._show
             )
-            self._add_scores_section(f"Scores of {path.stem}", evaluation, "The map compared with its labels.")
+            files = label_files([area.sample])
+            trained = None if self._trained is None else describe_training_labels(self._trained, files)
+            title = f"Scores of {path.stem}" + (" (training labels)" if trained else "")
+            note = "" if trained is None else f" {trained[0].upper()}{trained[1:]}."
+            self._add_scores_section(title, evaluation, f"The map compared with its labels.{note}")
             self._add_tiles_section(ranking, [report_map], task, f" of {path.stem}")
 
     def add_scores(self, title: str, evaluation: Mapping[str, Any]) -> None:
@@ -377,9 +385,14 @@ def _describe_training(model: Segmenter) -> str:
 
 
 def _describe_areas(areas: Sequence[LabelledArea]) -> str:
-    pixels = sum(int(window.width * window.height) for area in areas for window in area.windows)
+    """Return the number of scenes, and of labelled pixels, whether or not these have data."""
+    labelled = 0
+    for area in areas:
+        for window in iter_windows(area.windows, _LABEL_WINDOW_PX):
+            targets = area.read_truth(window, ~area.exclude.mask(window))
+            labelled += int((targets != IGNORE).any(axis=0).sum())
     scenes = "1 scene" if len(areas) == 1 else f"{len(areas)} scenes"
-    return f"{scenes}, {pixels / 1e6:,.2f} million pixels" if areas else "none"
+    return f"{scenes}, {labelled:,} labelled pixels" if areas else "none"
 
 
 def _saved_epoch(rows: Sequence[Mapping[str, float]], recipe: Recipe) -> int:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 NODATA, UNLABELLED, FIRST_STATE = 0, 1, 2
 """Codes in `SceneLayers.truth` and `SceneLayers.decided`; the code of a state is `FIRST_STATE` + its index."""
 
-UNLABELLED_COLOR, ERROR_COLOR, DEFAULT_COLOR = "#9e9e9e", "#d55e00", "#333333"
+UNLABELLED_COLOR, ERROR_COLOR, DEFAULT_COLOR = "#9e9e9e", "#ff00aa", "#333333"  # errors in a colour of no class
 _JPEG_QUALITY_PERCENT = 88
 _NO_CONFIDENCE = 255  # code of pixels without confidence, which is stored in percent
 _STEPS_PER_PIXEL = 10  # resolution of polygon coordinates

@@ -15,12 +15,6 @@ BACKGROUND = "background"
 MAX_VALUE = 65_534  # 65535 is the no-data value of 16-bit maps
 BACKGROUND_COLOR = "#e8e8e8"
 
-# Okabe and Ito's colours, safe for colour-blind readers (https://jfly.uni-koeln.de/color/), then Tol's muted scheme.
-_PALETTE = (
-    *("#d55e00", "#0072b2", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442"),
-    *("#332288", "#88ccee", "#117733", "#999933", "#ddcc77", "#882255", "#aa4499", "#44aa99"),
-)
-
 
 def map_nodata(max_value: int) -> int:
     """Return the no-data value of a map with values up to `max_value`: 255, or 65535 if a value is 255 or more."""
@@ -43,7 +37,7 @@ class LandCoverClass:
     value
         Its code in label rasters and in the map, 0 to 65534.
     color
-        "#rrggbb". By default the task takes a colour from a palette that is safe for colour-blind readers.
+        "#rrggbb". By default that of its name (water is blue), or one from a palette for colour-blind readers.
     threshold
         Minimum probability for the class, between 0 and 1. Only for tasks that decide by threshold (see `Task`).
 
@@ -69,8 +63,3 @@ class LandCoverClass:
             raise TaskError(f"class {self.name!r} has color {self.color!r}; write it as '#rrggbb'")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise TaskError(f"class {self.name!r} has threshold {self.threshold}; it must lie between 0 and 1")
-
-
-def default_color(position: int) -> str:
-    """Return the palette's "#rrggbb" for the class at a position."""
-    return _PALETTE[position % len(_PALETTE)]

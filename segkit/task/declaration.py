@@ -17,10 +17,10 @@ from segkit.task.classes import (
     BACKGROUND_COLOR,
     MAX_VALUE,
     LandCoverClass,
-    default_color,
     map_dtype,
     map_nodata,
 )
+from segkit.task.colors import default_colors
 
 IGNORE = -1  # in targets: unlabelled
 
@@ -207,7 +207,8 @@ class TaskDeclaration:
     def legend(self) -> tuple[dict[str, Any], ...]:
         """Class table of the map: name, value and "#rrggbb" color; the row of background, if any, is marked."""
         none = {"name": BACKGROUND, "value": self.background_value, "color": BACKGROUND_COLOR, "background": True}
+        colors = default_colors([one.name for one in self.classes], [one.color for one in self.classes])
         return ((none,) if self.background else ()) + tuple(
-            {"name": one.name, "value": one.value, "color": one.color or default_color(position)}
-            for position, one in enumerate(self.classes)
+            {"name": one.name, "value": one.value, "color": color}
+            for one, color in zip(self.classes, colors, strict=True)
         )

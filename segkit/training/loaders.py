@@ -10,6 +10,7 @@ import lightning.pytorch as lightning
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
+from segkit.data.amount import default_steps
 from segkit.data.area import LabelledArea, iter_windows
 from segkit.data.datasets import Batch, EpochSampler, TrainDataset
 from segkit.recipe.schema import Recipe
@@ -37,8 +38,8 @@ class CropLoaders(lightning.LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         global_batch = self._setup.batch_size * trainer.world_size
-        default_steps = max(1, round(self._tiles.pixels / self._tiles.size**2 / global_batch))
-        crops = global_batch * (self._setup.steps_per_epoch or default_steps)
+        steps = default_steps(self._tiles.pixels, self._tiles.size, global_batch)
+        crops = global_batch * (self._setup.steps_per_epoch or steps)
         sampler = EpochSampler(crops, trainer.global_rank, trainer.world_size)
         return DataLoader(self._tiles, self._setup.batch_size, sampler=sampler, drop_last=True, **self._options)
 

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from segkit.data.amount import describe_few_steps
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.band_warnings import describe_alpha_bands
 from segkit.data.cache import Cache
@@ -42,7 +43,6 @@ from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinit
 from segkit.training.classical import describe_fit, fit_learners
 from segkit.training.finishing import count_epochs, load_epoch
 from segkit.training.loaders import CropLoaders
-from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
 from segkit.training.results import Run, write_results
 from segkit.training.resume import (
@@ -153,6 +153,8 @@ def _train_locked(
                 warnings.warn(text, stacklevel=3)
             for problem in examination.problems:
                 print(f"segkit: training in spite of this problem: {problem}", file=sys.stderr)
+            for text in examination.warnings if show_progress else ():
+                print(f"warning: {text}", file=sys.stderr)
         if recipe.model.is_classical:
             return _fit_classical(recipe, folder, examination, statistics, show_progress=show_progress)
         return _train(
@@ -219,6 +221,9 @@ def _train(
     if warning is not None and show_progress:
         print(f"warning: {warning}", file=sys.stderr)
     tiles = TrainDataset.from_areas(training, recipe.train.model_copy(update={"tile_size": tile_size}), statistics)
+    few_steps = describe_few_steps(recipe.train, tile_size, tiles.pixels)
+    if few_steps is not None and show_progress and not resume:
+        print(f"warning: {few_steps}", file=sys.stderr)
     module = TrainingModule(segmenter, weights, validation)
     data = CropLoaders(recipe, tiles, accelerator)
     if _is_main_process(recipe):
@@ -318,9 +323,6 @@ def check_names(recipe: Recipe) -> None:
     ModuleNotFoundError, UsageError
         A package of an extra is not installed.
     """
-    for name in recipe.train.loss:
-        if name not in LOSSES:
-            raise RecipeError(f"train.loss: {name!r} is not known; use {', '.join(LOSSES)}")
     if isinstance(recipe.train.class_weights, Mapping):
         for name in recipe.train.class_weights:
             if name not in recipe.task.channel_names:

@@ -29,11 +29,13 @@ from segkit.training.train import Run
 COMMANDS = {
     "demo": "demo d",
     "info": "info map.tif",
+    "init": "init images labels -o drafted.yaml --overwrite",
     "check": "check recipe.yaml",
     "encoders": "encoders tu-lcnet_035",
     "schema": "schema",
     "cache": "cache",
     "train": "train recipe.yaml -o run",
+    "finish": "finish run",
     "compare": "compare recipe.yaml --seeds 0",
     "predict": "predict model.safetensors images/a.tif -o map.tif --precision fp32 --overwrite",
     "vectorize": "vectorize map.tif out.gpkg --overwrite",
@@ -78,7 +80,8 @@ def results(place):
     files = (place / name for name in ("model", "map", "layer", "shapefile", "picture", "report"))
     (place / "report.html").write_text("")
     return {
-        "segkit.training.train.train": Run(place, place / "model.safetensors", metrics),
+        "segkit.training.train.train": Run(place, place / "model.safetensors", metrics, 1.0),
+        "segkit.training.finishing.finish": Run(place, place / "model.safetensors", metrics, 1.0),
         "segkit.training.compare.compare": comparison,
         "segkit.training.cross_validation.cross_validate": CrossValidation(place, (FoldScores(trial, {}),)),
         "segkit.demo.run.demo": Demo(place, metrics, metrics, *files, 1.0),

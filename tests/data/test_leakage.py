@@ -9,11 +9,12 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea
-from segkit.data.leakage import find_nearest_pairs
+from segkit.data.leakage import describe_training_labels, find_nearest_pairs
 from segkit.data.pairing import Sample
 from segkit.io.cover import PixelRegion
 from segkit.io.grid import Grid
 from segkit.io.scene import Scene
+from segkit.recipe.schema import Recipe
 
 UTM = CRS.from_epsg(32622)
 
@@ -104,3 +105,23 @@ def test_masks_agree_with_the_count_on_shifted_grids():
         columns, rows = np.meshgrid(np.arange(40) + 0.5, np.arange(40) + 0.5)
         inside = (columns > left) & (columns < left + 40) & (rows > top) & (rows < top + 40)
         assert found[0].shared == inside.sum()
+
+
+def test_labels_that_trained_a_model_are_recognised_by_their_files(tmp_path):
+    for folder in ("images", "labels", "others"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.tif").touch()
+    (tmp_path / "link.tif").symlink_to(tmp_path / "labels" / "a.tif")
+    raw = {
+        "name": "trial",
+        "task": {"type": "binary", "classes": [{"name": "cleared", "value": 1}]},
+        "data": {"train": {"images": str(tmp_path / "images"), "labels": str(tmp_path / "labels")}},
+    }
+    recipe = Recipe.from_dict(raw)
+    assert describe_training_labels(recipe, [tmp_path / "others" / "a.tif"]) is None
+    for file in (tmp_path / "labels" / "a.tif", tmp_path / "link.tif"):
+        assert "these labels also trained the model" in describe_training_labels(
+            recipe, [tmp_path / "others/a.tif", file]
+        )
+    (tmp_path / "images" / "a.tif").unlink()  # the training data are gone
+    assert describe_training_labels(recipe, [tmp_path / "labels" / "a.tif"]) is None

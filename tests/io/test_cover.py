@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from segkit.io.cover import PixelRegion, grids_within, overlap
+from segkit.io.cover import PixelRegion, grids_within, lie_side_by_side, overlap
 from segkit.io.grid import Grid
 
 UTM, NEXT, DEGREES = (CRS.from_epsg(code) for code in (32622, 32623, 4326))
@@ -122,3 +122,15 @@ def test_overlap_is_in_the_windows_own_rows_and_columns():
     cut = np.zeros((20, 30), dtype=bool)
     cut[overlap(Window(5, 10, 15, 20), window)] = True
     np.testing.assert_array_equal(cut, array[window.toslices()])
+
+
+def test_grids_lie_side_by_side_if_edges_connect_them_all_without_overlap():
+    quarters = [grid(600_000 + x, 1_000_000 - y) for x in (0, 800) for y in (0, 600)]
+    assert lie_side_by_side(quarters)
+    assert lie_side_by_side(quarters[:3])
+    assert not lie_side_by_side(quarters[:1])
+    assert not lie_side_by_side([quarters[0], quarters[3]])  # only a corner
+    assert not lie_side_by_side([*quarters, grid(600_000 + 2400)])  # one is apart
+    assert not lie_side_by_side([*quarters, grid(600_000 + 790)])  # one overlaps
+    assert not lie_side_by_side([*quarters, grid(600_003 + 1600)])  # another lattice
+    assert not lie_side_by_side([quarters[0], grid(600_000 + 800, crs=NEXT)])

@@ -232,8 +232,8 @@ def test_a_scene_of_other_bands_is_refused(stored, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"architecture": "unett"}, "model.architecture: 'unett' is not known; use one of deeplabv3, "),
-        ({"encoder": "resnet19"}, "model.encoder: 'resnet19' is not known; use tu- and a timm name, or one of "),
+        ({"architecture": "unett"}, "model.architecture: 'unett' is not known; did you mean unet?"),
+        ({"encoder": "resnet19"}, "model.encoder: 'resnet19' is not known; did you mean resnet1"),
         ({"encoder": "tu-resnet19"}, "model: unet with encoder tu-resnet19 .* cannot be built: Unknown model"),
         ({"encoder": "resnet18", "options": {"depth": 3}}, "model.options.depth: unet has no such option; it has "),
         ({"options": {"encoder_depth": 3, "decoder_channels": [8]}}, "cannot be built: Model depth is 3"),

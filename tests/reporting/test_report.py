@@ -79,7 +79,7 @@ def test_report_of_a_run(made, tmp_path):
     metrics = json.loads((made / "run" / "metrics.json").read_text())
     for key in ("overall_accuracy", "mean_iou"):
         assert f"{metrics[key]:.3f}" in page.text
-    assert "2 scenes, 0.01 million pixels" in page.text
+    assert re.search(r"training data *2 scenes, [1-9],[0-9]{3} labelled pixels", page.text)
     assert "calibration error" in page.text
     baseline = metrics["baselines"]["lda"]["mean_iou"]
     assert re.search(rf"linear discriminant of single pixels .*mean iou {baseline:.3f}", page.text)

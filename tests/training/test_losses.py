@@ -7,6 +7,7 @@ import torch
 from sklearn.metrics import jaccard_score
 from torch.nn import functional
 
+from segkit.recipe.schema import LOSS_NAMES
 from segkit.task import IGNORE, LandCoverClass, Task
 from segkit.training.losses import LOSSES, combine_losses
 
@@ -22,6 +23,7 @@ TASKS = {
     "multilabel of one": Task("multilabel", (A,)),
 }
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+assert tuple(LOSSES) == LOSS_NAMES  # those that recipes may name
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 softmax_task = pytest.mark.parametrize("task", [t for t in TASKS.values() if t.head == "softmax"])
 sigmoid_task = pytest.mark.parametrize("task", [t for t in TASKS.values() if t.head == "sigmoid"])

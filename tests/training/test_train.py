@@ -687,7 +687,7 @@ def test_tensorboard_gets_its_events(data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": {"dize": 1.0}}, "train.loss: 'dize' is not known; use pixel, focal, dice, jaccard, tversky"),
+        ({"loss": {"dize": 1.0}}, "train.loss: 'dize' is not known; did you mean dice?"),
         ({"precision": "fp16"}, "fp16 is for CUDA devices"),
     ],
 )
