@@ -226,7 +226,7 @@ def _train_folds(
     )
     print(result.render())
     print(f"\ntable {result.folder / 'folds.csv'}")
-    emit(result)
+    emit({"folder": result.folder, "folds": result.folds, "pooled": result.pooled})
 
 
 @app.command(

@@ -83,7 +83,9 @@ def results(place):
         "segkit.training.train.train": Run(place, place / "model.safetensors", metrics, 1.0),
         "segkit.training.finishing.finish": Run(place, place / "model.safetensors", metrics, 1.0),
         "segkit.training.compare.compare": comparison,
-        "segkit.training.cross_validation.cross_validate": CrossValidation(place, (FoldScores(trial, {}),)),
+        "segkit.training.cross_validation.cross_validate": CrossValidation(
+            place, (FoldScores(trial, {}),), recipe_for(place, "binary").task
+        ),
         "segkit.demo.run.demo": Demo(place, metrics, metrics, *files, 1.0),
         "segkit.models.catalogue.encoders": catalogue,
         "segkit.reporting.report.report": Report(place / "report.html", ()),
