@@ -31,7 +31,7 @@ def _import_albumentations() -> Any:
     return albumentations
 
 
-def _symmetry(tile: Tile, targets: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
+def apply_symmetry(tile: Tile, targets: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
     """Apply one of the eight symmetries of the square."""
     turns, mirrored = int(random.integers(4)), bool(random.integers(2))
 
@@ -41,7 +41,7 @@ def _symmetry(tile: Tile, targets: NDArray[Any], random: np.random.Generator) ->
     return Tile(change(tile.pixels), change(tile.valid)), change(targets)
 
 
-class _RadiometricJitter:
+class RadiometricJitter:
     """Random gain and offset for all bands jointly, with a small individual part per band.
 
     Sun and season make a scene brighter or darker as a whole (a factor), haze adds an offset. Both change bands in
@@ -85,7 +85,7 @@ class _RadiometricJitter:
         return Tile(pixels, tile.valid), targets
 
 
-class _GeometricTransform:
+class GeometricTransform:
     """Random scale and rotation; pixels from outside the tile become no data."""
 
     def __init__(self, mean: Sequence[float], scale: tuple[float, float], degrees: float, probability: float) -> None:
@@ -124,18 +124,18 @@ def _none(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
 
 
 def _geometric(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
-    return [_symmetry]
+    return [apply_symmetry]
 
 
 def _default(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
-    return [_symmetry, _RadiometricJitter(mean, std, shared=0.1, per_band=0.01, probability=0.9)]
+    return [apply_symmetry, RadiometricJitter(mean, std, shared=0.1, per_band=0.01, probability=0.9)]
 
 
 def _strong(mean: Sequence[float], std: Sequence[float]) -> list[_Step]:
     return [
-        _symmetry,
-        _GeometricTransform(mean, scale=(0.75, 1.33), degrees=45, probability=0.7),
-        _RadiometricJitter(mean, std, shared=0.2, per_band=0.02, probability=0.9),
+        apply_symmetry,
+        GeometricTransform(mean, scale=(0.75, 1.33), degrees=45, probability=0.7),
+        RadiometricJitter(mean, std, shared=0.2, per_band=0.02, probability=0.9),
     ]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from segkit.data.augmentation import AUGMENTATIONS, Augmentation, _RadiometricJitter
+from segkit.data.augmentation import AUGMENTATIONS, Augmentation, RadiometricJitter
 from segkit.io.scene import Tile
 from segkit.task import IGNORE
 
@@ -104,7 +104,7 @@ def changes(light, mean, draws=600):
 def test_jitter_keeps_the_ratios_of_bands():
     """A factor and something added, the same share of each band's mean: what brightness and haze do."""
     mean, std = np.array([40.0, 55.0, 60.0, 3000.0]), np.array([30.0, 14.0, 10.5, 900.0])
-    gain, shift = changes(_RadiometricJitter(mean, std, shared=0.1, per_band=0.0, probability=0.9), mean)
+    gain, shift = changes(RadiometricJitter(mean, std, shared=0.1, per_band=0.0, probability=0.9), mean)
     assert 0.85 < len(gain) / 600 < 0.95
     np.testing.assert_allclose(gain, np.broadcast_to(gain[:, :1], gain.shape), rtol=1e-4)
     offset = shift / mean - (gain - 1)
@@ -112,7 +112,7 @@ def test_jitter_keeps_the_ratios_of_bands():
     assert np.log(gain[:, 0]).std() == pytest.approx(0.1, rel=0.15)
     assert offset[:, 0].std() == pytest.approx(0.1, rel=0.15)
     assert abs(np.corrcoef(gain[:, 0], offset[:, 0])[0, 1]) < 0.2
-    own = changes(_RadiometricJitter(mean, std, shared=0.0, per_band=0.02, probability=1.0), mean)[0]
+    own = changes(RadiometricJitter(mean, std, shared=0.0, per_band=0.02, probability=1.0), mean)[0]
     assert np.abs(np.corrcoef(own.T) - np.eye(4)).max() < 0.2
     assert np.log(own).std() == pytest.approx(0.02, rel=0.15)
 
@@ -121,12 +121,12 @@ def test_jitter_keeps_the_ratios_of_bands():
 def test_jitter_keeps_bands_in_their_range(sign):
     """Kelvin, heights, decibels: the mean is far from zero, or below it."""
     mean, std = sign * np.array([300.0, 0.3]), np.array([4.0, 0.2])
-    _, shift = changes(_RadiometricJitter(mean, std, shared=0.1, per_band=0.0, probability=1.0), mean)
+    _, shift = changes(RadiometricJitter(mean, std, shared=0.1, per_band=0.0, probability=1.0), mean)
     expected = np.sqrt(2) * 0.1  # gain and offset
     assert shift[:, 0].std() == pytest.approx(expected * 6 * 4, rel=0.15)
     assert shift[:, 1].std() == pytest.approx(expected * 0.3, rel=0.15)
     assert (np.sign(shift[:, 0]) == np.sign(shift[:, 1])).all()
-    alone = changes(_RadiometricJitter(mean[:1], std[:1], shared=0.1, per_band=0.0, probability=1.0), mean[:1])[1]
+    alone = changes(RadiometricJitter(mean[:1], std[:1], shared=0.1, per_band=0.0, probability=1.0), mean[:1])[1]
     assert alone.std() == pytest.approx(expected * 4, rel=0.15)
 
 
