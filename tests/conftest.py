@@ -42,6 +42,14 @@ def _no_lines_of_progress():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_line_about_libraries():
+    """Whether torch is loaded already depends on the tests before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segkit.cli.app._FIRST_LIBRARIES", frozenset())
+        yield
+
+
 @pytest.fixture
 def shared():
     """The folder of real imagery, beside the checkout."""

@@ -142,9 +142,6 @@ def evaluate(
             source, data, recipe.task, "evaluate", trained=segmenter.band_names, show_progress=show_progress
         )
         _warn_of_unlike_scenes(segmenter, samples)
-        trained = describe_training_labels(recipe, label_files(samples))
-        if trained is not None and show_progress:
-            print(f"warning: {trained}", file=sys.stderr)
         scenes = [one.scene for one in samples]
         found = (*describe_alpha_bands(scenes), *describe_partial_layers(scenes))
         for text in (*found, describe_unmatched_bands(segmenter.band_names, scenes)):
@@ -158,6 +155,8 @@ def evaluate(
     read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]
     check_distinct([target], [*read, *source_files(source, data)])
     refuse_ambiguous_labels(samples)
+    if images is not None and show_progress and (trained := describe_training_labels(recipe, label_files(samples))):
+        print(f"warning: {trained}", file=sys.stderr)
     result = evaluate_areas(
         predictor, full_areas(samples), width, size, distances=distances, show_progress=show_progress
     )

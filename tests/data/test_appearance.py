@@ -20,7 +20,7 @@ from segkit.data.appearance import (
 )
 from segkit.data.areas import examine_recipe
 from segkit.data.check import check
-from segkit.data.examination import ClassCount, _missing_class_problems
+from segkit.data.examination import ClassCount, _missing_classes
 from segkit.data.pairing import open_samples
 from segkit.data.split import count_scene, spatial_split
 from segkit.data.statistics import BandMoments
@@ -261,7 +261,7 @@ def test_distances_are_those_to_the_scenes_that_train(scenes):
     ("rule", "advice"),
     [
         ({"fraction": 0.2}, "make data.val.gap smaller, try another data.val.fraction, split at random"),
-        ({"fold": "0/3"}, "make data.val.gap smaller, try another data.val.fold, or another number of folds, split"),
+        ({"fold": "0/3"}, "of fold 0/3, so this model cannot map it; other folds train it"),
         ({"by": "scene"}, "make data.val.gap smaller, try another data.val.seed, or"),
         ({"by": "block"}, "make data.val.block or data.val.gap smaller, try another data.val.seed, or"),
     ],
@@ -271,10 +271,12 @@ def test_a_class_on_one_side_only_is_advised_what_changes_the_split(rule, advice
     counts = ClassCount("water", 0, 100), ClassCount("water", 40, 200)
     one, all_ = ([each, ClassCount("forest", 60, 100)] for each in counts)
     split = SpatialSplit(**{"by": "appearance"} | rule)
-    [problem] = _missing_class_problems(one, all_, split)
+    problems, warnings = _missing_classes(one, all_, split)
+    [problem] = problems + warnings
+    assert bool(warnings) == (split.fold is not None)
     assert advice in problem
-    assert ("seed" in problem) == (split.by != "appearance")
-    assert "validate on other scenes (data.val), or add" in next(_missing_class_problems(one, all_, None))
+    assert ("seed" in problem) == (split.by != "appearance" and split.fold is None)
+    assert "validate on other scenes (data.val), or add" in _missing_classes(one, all_, None)[0][0]
 
 
 def test_folds_of_pairs_are_the_best_of_all_partitions():

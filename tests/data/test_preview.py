@@ -99,14 +99,13 @@ def test_any_number_of_bands(tmp_path, drawn, bands):
 
 def test_with_problems_the_picture_has_shares_and_the_reason(data, tmp_path, drawn):
     recipe = recipe_for(data["binary"], "binary").to_dict()
-    recipe["task"]["type"] = "multiclass"
-    recipe["task"]["classes"].append({"name": "sand", "value": 8})
+    recipe["task"]["classes"][0]["value"] = 8
     recipe = Recipe.from_dict(recipe)
     report = check(recipe)
-    assert len(report.problems) == 1
+    assert len(report.problems) == 2
     draw_data(recipe, report, tmp_path / "p.png")
     assert len(drawn[0].axes) == 1
-    assert "No crops: class 'sand' does not occur" in drawn[0].subfigs[1].get_suptitle().replace("\n", " ")
+    assert "code 7 (5696 pixels) is not defined" in drawn[0].subfigs[1].get_suptitle().replace("\n", " ")
 
 
 def test_a_picture_without_readable_data(tmp_path):

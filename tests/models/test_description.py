@@ -36,10 +36,10 @@ def test_models_and_runs_say_what_they_are(tmp_path):
         assert line in text
     for row in model.task.legend:
         assert row["color"] in page
-    run = Run(tmp_path, tmp_path / "model.safetensors", METRICS)
+    run = Run(tmp_path, tmp_path / "model.safetensors", METRICS, 1.0)
     assert str(run) == text.replace("model multiclass", f"run {tmp_path}")
     assert run._repr_html_().count("<tr>") == page.count("<tr>")
-    assert "no such file any more" in repr(Run(tmp_path, tmp_path / "gone.safetensors", {}))
+    assert "no such file any more" in repr(Run(tmp_path, tmp_path / "gone.safetensors", {}, 1.0))
 
 
 def test_an_ensemble_says_what_its_models_are(tmp_path):

@@ -206,7 +206,7 @@ def test_only_the_first_process_prints(devices):
 
 
 def test_a_run_is_resumed_on_as_many_devices(data, alone, devices, tmp_path):
-    with pytest.raises(RecipeError, match=r"another recipe \(train\.batch_size was 4, now 8\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(train\.batch_size was 4, now 8; train\.devices was 2"):
         train(recipe(data, "binary", batch_size=8), devices[0] / "run", resume=True)
     with pytest.raises(RecipeError, match=r"another recipe \(train\.devices was 2, now 1\)"):
         train(recipe(data, "binary"), devices[0] / "run", resume=True)

@@ -647,7 +647,7 @@ def test_a_geopackage_that_misses_rows_is_seen(tmp_path, table):
 
 def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
     asked = {
-        "min_area": "1ha", "fill_holes": "2px", "simplify": "3m", "smooth": True, "dissolve": True,
+        "min_area": "1ha", "fill_holes": "2px", "simplify": "3m", "smooth": True, "dissolve": True, "protect": ["a"],
         "classes": ["a", "b"], "background": True, "class_names": Path("n.csv"), "probabilities": Path("p.tif"),
         "to_crs": "EPSG:4326", "overwrite": True, "show_progress": True,
     }  # fmt: skip
@@ -656,7 +656,7 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
     summary = vector.Summary(Path("out.gpkg"), {"a": 1234, "b": 0}, {"a": 2.5, "b": 0.0})
     monkeypatch.setattr(vector, "vectorize", lambda *args, **options: given.append((args, options)) or summary)
     line = (
-        "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --classes a "
+        "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --protect a --classes a "
         "--classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite"
     )
     monkeypatch.setattr(sys, "argv", line.split())
