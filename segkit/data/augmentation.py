@@ -73,6 +73,7 @@ class RadiometricJitter:
         self._shared, self._per_band, self._probability = shared, per_band, probability
 
     def __call__(self, tile: Tile, targets: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
+        """Return the changed tile and its targets."""
         shared, per_band = random.standard_normal((2, 1)), random.standard_normal((2, len(self._mean)))
         if random.random() >= self._probability:
             return tile, targets
@@ -102,6 +103,7 @@ class GeometricTransform:
         self._compose = albumentations.Compose([affine])
 
     def __call__(self, tile: Tile, targets: NDArray[Any], random: np.random.Generator) -> tuple[Tile, NDArray[Any]]:
+        """Return the changed tile and its targets."""
         self._compose.set_random_seed(int(random.integers(2**31)))
         # NaN would spread to neighbours when interpolated, so it is 0, which is the mean here.
         missing = np.isnan(tile.pixels)

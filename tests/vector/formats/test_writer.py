@@ -656,8 +656,8 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
     summary = vector.Summary(Path("out.gpkg"), {"a": 1234, "b": 0}, {"a": 2.5, "b": 0.0})
     monkeypatch.setattr(vector, "vectorize", lambda *args, **options: given.append((args, options)) or summary)
     line = (
-        "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --protect a --classes a "
-        "--classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite"
+        "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --protect a "
+        "--classes a --classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite"
     )
     monkeypatch.setattr(sys, "argv", line.split())
     with pytest.raises(SystemExit) as end:
