@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
@@ -23,6 +23,7 @@ from segkit.io.class_table import map_tags
 from segkit.io.data_array import data_array_like, data_array_raster, is_data_array
 from segkit.io.memory_raster import MemoryRaster, array_raster, dataset_raster
 from segkit.io.paths import PathLike
+from segkit.io.scene import names_in_files
 
 if TYPE_CHECKING:
     from xarray import DataArray, Dataset
@@ -55,6 +56,7 @@ class MemoryOptions(TypedDict, total=False):
     offset: float | Sequence[float] | None
     mask: PathLike | None
     mask_preset: str | None
+    layers: Mapping[str, PathLike] | None
     tile: int | None
     overlap: int | None
     batch_size: int | None
@@ -153,6 +155,7 @@ def predict_in_memory(
     offset: float | Sequence[float] | None = None,
     mask: PathLike | None = None,
     mask_preset: str | None = None,
+    layers: Mapping[str, PathLike] | None = None,
     tile: int | None = None,
     overlap: int | None = None,
     batch_size: int | None = None,
@@ -181,7 +184,9 @@ def predict_in_memory(
         With it, a quality mask that the recipe expects in a file beside the scene is not needed.
     band_names
         Names of the bands of an array, in its order, by which those of the model are found.
-    aoi, aoi_layer, nodata, scale, offset, mask, mask_preset, tile, overlap, batch_size, precision, device, exact, tta
+    aoi, aoi_layer, nodata, scale, offset, mask, mask_preset, layers
+        As for `segkit.predict`.
+    tile, overlap, batch_size, precision, device, exact, tta
         As for `segkit.predict`.
     show_progress
         Show the progress on stderr.
@@ -208,7 +213,7 @@ def predict_in_memory(
     from segkit.models.ensemble import load_model, with_imagery
     from segkit.recipe.imagery import open_scene
 
-    network = with_imagery(load_model(model), given_imagery(nodata, scale, offset, mask, mask_preset))
+    network = with_imagery(load_model(model), given_imagery(nodata, scale, offset, mask, mask_preset, layers))
     options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
     options.check(network)
     raster, imagery = _open(scenes, network, valid, band_names)
@@ -268,10 +273,12 @@ def _open(
         The scene has not the form of one, or its bands may be meant in two orders.
     """
     imagery = network.imagery
+    formulas = [index.to_formula() for index in imagery.indices]
+    trained = names_in_files(network.band_names, formulas, imagery.covering_layers) or ()
     if is_data_array(given):
-        numbers = [one for one in imagery.bands or range(1, network.bands + 1) if isinstance(one, int)]
+        numbers = [one for one in imagery.bands or range(1, len(trained) + 1) if isinstance(one, int)]
         quality = imagery.quality_mask
-        by_number = len(numbers) == network.bands and (quality is None or quality.in_file)
+        by_number = len(numbers) == len(trained) and (quality is None or quality.in_file)
         raster = data_array_raster(
             given,
             valid=valid,
@@ -290,22 +297,22 @@ def _open(
         return dataset_raster(given), imagery
     with raster.open_dataset(vrt=None) as dataset:
         count, names = dataset.count, dataset.descriptions
-        in_order = [*(band_names or ())] == [*network.band_names]
-    if count == network.bands and (in_order or not any(names)):
+        in_order = [*(band_names or ())] == [*trained]
+    if count == len(trained) and (in_order or not any(names)):
         if isinstance(given, np.ndarray) and not in_order:
-            _refuse_other_order(imagery.bands, network)
+            _refuse_other_order(imagery.bands, trained)
         imagery = imagery.model_copy(update={"bands": None, "band_names": None})
     return raster, imagery
 
 
-def _refuse_other_order(bands: Sequence[int | str] | None, network: AnyModel) -> None:
+def _refuse_other_order(bands: Sequence[int | str] | None, trained: Sequence[str]) -> None:
     """Raise a UsageError if the bands of an array may be those of a file, which the model reads in another order."""
-    in_file = list(range(1, network.bands + 1))
+    in_file = list(range(1, len(trained) + 1))
     if bands is not None and [*bands] != in_file and {*bands} == {*in_file}:
         raise UsageError(
             f"the model reads the bands {', '.join(map(str, bands))} of its files in this order, and the array has as "
             "many bands, so it may be in either order; put its bands into the order of the model and say so: "
-            f"band_names={[*network.band_names]}"
+            f"band_names={[*trained]}"
         )
 
 

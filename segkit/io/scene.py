@@ -143,7 +143,7 @@ class Scene:
             raise UsageError("a scene needs at least one file; none was given")
         if resample:
             files = [file.with_resampling() if isinstance(file, Mosaic) else file for file in files]
-        wanted = WantedBands(bands, band_names, _names_in_files(trained, indices, layers))
+        wanted = WantedBands(bands, band_names, names_in_files(trained, indices, layers))
         alone = len(files) == 1
         parts: list[Path] = []
         for file in files:
@@ -263,7 +263,7 @@ def _remote_version(file: Path) -> str:
     return ", ".join(current_version(one) for one in list_files(file) if isinstance(one, Remote))
 
 
-def _names_in_files(
+def names_in_files(
     trained: Sequence[str] | None, indices: Sequence[BandFormula], layers: Sequence[Layer]
 ) -> Sequence[str] | None:
     """Return the names of a model's bands without those of computed bands and layers, which come last."""

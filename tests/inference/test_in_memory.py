@@ -224,6 +224,28 @@ def test_bands_without_names_are_those_of_the_model_or_of_its_files(scene):
         predict(model, numbered, **FAST)
 
 
+def test_indices_are_computed_and_layers_read_as_for_a_file(tmp_path, scene):
+    pixels, heights = read(scene), np.add.outer(np.arange(70), 7 * np.arange(60))
+    with (
+        rasterio.open(scene) as dataset,
+        rasterio.open(tmp_path / "dem.tif", "w", **dataset.profile | {"count": 1}) as dem,
+    ):
+        dem.write(heights[None].astype(dem.dtypes[0]))
+    model = Network(bands=len(pixels) + 2)
+    model.band_names = (*map(str, range(1, len(pixels) + 1)), "d", "height")
+    index = {"formula": "(a - b) / (a + b + 1) * 1000", "name": "d", "bands": {"a": 1, "b": 2}}
+    imagery = {"indices": [index], "layers": {"height": str(tmp_path / "dem.tif")}}
+    for bands in (None, tuple(range(1, len(pixels) + 1))):
+        model.imagery = Imagery.model_validate(imagery | {"bands": bands})
+        [expected] = of_file(model, scene, tmp_path, overwrite=True)[0]
+        with rasterio.open(scene) as dataset:
+            np.testing.assert_array_equal(predict(model, dataset, **FAST).map, expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = predict(model, open_array(scene), layers={"height": tmp_path / "dem.tif"}, **FAST)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_units_are_those_of_files(scene):
     """Stored values are scaled as the recipe, the DataArray or the call says."""
     model, array = Network(), read(scene)
