@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -124,7 +123,7 @@ class ProgressCallback(Checkpoint):
     def __init__(self, epochs: int, fold: str | None = None) -> None:
         self._epochs, self._label = epochs, "" if fold is None else f"fold {fold}, "
         self._open = ExitStack()
-        self._losses: list[float] = []
+        self._loss_sum, self._steps = 0.0, 0
         self._last: Tensor | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -135,16 +134,16 @@ class ProgressCallback(Checkpoint):
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Forget the losses of the last epoch."""
-        self._losses, self._last = [], None
+        self._loss_sum, self._steps, self._last = 0.0, 0, None
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar by a step, and show the mean of the losses up to the step before, as a GPU may not be done."""
         if self._last is not None:
-            self._losses.append(float(self._last))
+            self._loss_sum, self._steps = self._loss_sum + float(self._last), self._steps + 1
         self._last = outputs["loss"].detach()
-        self._advance(1, f"loss {fmean(self._losses):.4f}" if self._losses else "")
+        self._advance(1, f"loss {self._loss_sum / self._steps:.4f}" if self._steps else "")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the epoch's line."""

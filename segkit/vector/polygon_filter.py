@@ -57,7 +57,7 @@ class PolygonFilter:
             raise UsageError(f"max_area {max_area}: leaves out every polygon; give an area above 0")
         if largest and min_area and largest.pixels == min_area.pixels and largest.number < min_area.number:
             raise UsageError(
-                f"max_area {max_area}: is below min_area, to which smaller polygons are merged; give a larger max_area"
+                f"max_area {max_area}: is below min_area, and smaller areas are merged before; give a larger one"
             )
         if min_confidence is not None:
             if not 0 <= min_confidence <= 1:
