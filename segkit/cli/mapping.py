@@ -369,7 +369,8 @@ def vectorize(
         show_progress=True,
     )
     print_areas("polygons", summary.polygons, summary.hectares)
-    print(f"\n{summary.left_out:,} polygons left out" if summary.left_out else "")
+    count = summary.left_out
+    print(f"\n{count:,} polygon{'s' if count > 1 else ''} left out" if count else "")
     print(summary.path)
     emit(summary)
 
