@@ -11,6 +11,7 @@ import typer
 
 from segkit.cli.mosaics import AsMosaic, MosaicOverlap, OfOverlap, check_overlap, each_raster, one_raster
 from segkit.cli.options import (
+    Attributes,
     Augmentation,
     AverageWith,
     BoundaryWidth,
@@ -26,7 +27,9 @@ from segkit.cli.options import (
     LayerFiles,
     MaskFile,
     MaskMeaning,
+    MaxArea,
     MinArea,
+    MinConfidence,
     MinObjectArea,
     NoData,
     Offset,
@@ -327,6 +330,9 @@ def vectorize(
         str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Round corners.")] = False,
+    max_area: MaxArea = None,
+    min_confidence: MinConfidence = None,
+    attributes: Attributes = None,
     dissolve: Annotated[bool, typer.Option("--dissolve", help="One multipolygon per class.")] = False,
     classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). Repeatable.")] = None,
     background: Annotated[bool, typer.Option("--background", help="Also write polygons of background.")] = False,
@@ -350,6 +356,9 @@ def vectorize(
         protect=protect or (),
         simplify=simplify,
         smooth=smooth,
+        max_area=max_area,
+        min_confidence=min_confidence,
+        attributes=[one.value for one in attributes or ()],
         dissolve=dissolve,
         classes=classes,
         background=background,
@@ -360,7 +369,9 @@ def vectorize(
         show_progress=True,
     )
     print_areas("polygons", summary.polygons, summary.hectares)
-    print(f"\n{summary.path}")
+    count = summary.left_out
+    print(f"\n{count:,} polygon{'s' if count > 1 else ''} left out" if count else "")
+    print(summary.path)
     emit(summary)
 
 

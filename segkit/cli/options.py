@@ -47,6 +47,13 @@ class Allocation(StrEnum):
     NEYMAN = "neyman"
 
 
+class Attribute(StrEnum):
+    """Attributes of polygons that are added on request; see `segkit.vector.batch.ATTRIBUTES`."""
+
+    CENTROID = "centroid"
+    COMPACTNESS = "compactness"
+
+
 class NoData(StrEnum):
     """Meaning of label pixels whose value is a class code and is also declared as no data."""
 
@@ -127,6 +134,15 @@ FillHoles = Annotated[str | None, typer.Option("--fill-holes", metavar="AREA", h
 Protect = Annotated[
     list[str] | None,
     typer.Option("--protect", metavar="CLASS", help="Keep all regions of this class, however small. Repeatable."),
+]
+MaxArea = Annotated[
+    str | None, typer.Option("--max-area", metavar="AREA", help="Leave out larger polygons: 500ha, 90000px.")
+]
+MinConfidence = Annotated[
+    float | None, typer.Option("--min-confidence", help="Leave out polygons with a lower mean_conf, 0 to 1.")
+]
+Attributes = Annotated[
+    list[Attribute] | None, typer.Option(help="Add columns: centroid_x and centroid_y, or compact. Repeatable.")
 ]
 BoundaryWidth = Annotated[
     str, typer.Option("--boundary-width", metavar="WIDTH", help="Width of the boundary zone: 20m, 2px.")

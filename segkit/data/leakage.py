@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from segkit.io.cover import grids_within
 from segkit.io.grid import Grid
 from segkit.io.paths import list_files
 from segkit.io.remote import as_path
+from segkit.models.segmenter import load
 from segkit.recipe.schema import Recipe
 
 _WINDOW_PX = 1024  # side; bounds the memory for large areas
@@ -101,6 +103,27 @@ def describe_training_labels(recipe: Recipe, labels: Sequence[Path]) -> str | No
         if used:
             return f"these labels also trained the model ({used[0]}), so the scores are too good"
     return None
+
+
+def recipes_of_map(tags: Mapping[str, str]) -> list[Recipe]:
+    """Return the recipes of the models that made a map, as far as their files are where they were, and unchanged.
+
+    Parameters
+    ----------
+    tags
+        Metadata of the map.
+    """
+    recipes = []
+    with suppress(ValueError):  # another program wrote the list
+        for path in map(str, json.loads(tags.get("segkit_model_files", "[]"))):
+            # A map may come from others: only a file of this machine, as its checksum says it is.
+            if path.startswith(("//", "\\\\")) or not Path(path).is_file():
+                continue
+            with suppress(SegkitError):
+                model = load(path)
+                if model.fingerprint() in tags.get("segkit_model", ""):
+                    recipes.append(model.recipe)
+    return recipes
 
 
 def label_files(samples: Sequence[Sample]) -> list[Path]:

@@ -22,7 +22,7 @@ from segkit.inference.tiling import Band
 from segkit.io.class_table import map_tags
 from segkit.io.cog import MapPart, MapStrip
 from segkit.models.applicability_index import ApplicabilityIndex
-from segkit.models.ensemble import describe_models
+from segkit.models.ensemble import describe_models, list_model_files
 
 if TYPE_CHECKING:
     from segkit.inference.scene_files import PredictionFiles
@@ -165,6 +165,7 @@ def _tags(
     return {
         **map_tags(model.task.type, model.task.legend),
         "segkit_model": describe_models(model, request["model"]),
+        "segkit_model_files": json.dumps(list_model_files(model)),
         "segkit_tile": str(settings.tile),
         "segkit_overlap": str(settings.overlap),
         "segkit_precision": settings.precision,

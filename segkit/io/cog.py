@@ -147,7 +147,7 @@ def open_strip_writer(path: Path, grid: Grid, profile: MapProfile) -> Iterator[M
     with contextlib.ExitStack() as undo:
         undo.callback(path.unlink, missing_ok=True)
         limit_block_cache()
-        with gdal_as_output_error(path), ignore_not_georeferenced():
+        with gdal_as_output_error(path), ignore_not_georeferenced:
             dataset = _create(path, grid, profile)
         undo.callback(_close_quietly, dataset)
         writer = MapWriter(dataset, path, grid)
@@ -276,7 +276,7 @@ def _mosaic_vrt(window: Window, profile: MapProfile, strips: Sequence[MapStrip],
 
 def _open_vrt(xml: str, grid: Grid, profile: MapProfile) -> DatasetWriter:
     """Open the XML of a virtual raster, and set the metadata of the map on it in memory."""
-    with ignore_not_georeferenced():
+    with ignore_not_georeferenced:
         dataset = rasterio.open(xml, "r+", driver="VRT")
         if grid.crs is not None:
             dataset.crs = grid.crs

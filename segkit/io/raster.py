@@ -125,7 +125,7 @@ def _open(file: Path, *, vrt: bool | None) -> DatasetReader:
         raise RasterError(f"{file}: {reason}; check the name, the access rights, and that it is a raster ({known})")
     try:
         # GDAL then looks for side files by their exact names, as `_open_plain` does, not in a list of the folder.
-        with ignore_not_georeferenced(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+        with ignore_not_georeferenced, rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
             if not vrt:
                 return _open_plain(file, drivers)
             return _check_opened(DatasetReader(str(file), driver=drivers), str(file), vrt=True)
@@ -240,7 +240,7 @@ def _open_uncached(file: Remote, drivers: Sequence[str]) -> DatasetReader:
                 clear_gdal_cache(file)
         return DatasetReader(gdal_name(file), driver=list(drivers))
 
-    with ignore_not_georeferenced(), rasterio.Env(**gdal_options()):
+    with ignore_not_georeferenced, rasterio.Env(**gdal_options()):
         return retry_once(attempt, lambda error: isinstance(error, GDAL_ERRORS) and "CURL" in str(error))
 
 
@@ -374,12 +374,40 @@ def _first_bytes(file: Path, size: int) -> bytes:
     return b""
 
 
-@contextlib.contextmanager
-def ignore_not_georeferenced() -> Iterator[None]:
-    """Suppress the warning about rasters without a georeference; their maps have none either."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
+class _IgnoredWarning:
+    """Ignores a warning while at least one thread is in the block.
+
+    Python's filters belong to all threads. If each thread set and restored them on its own, one could restore them
+    while another still needs them, or leave them changed for good.
+    """
+
+    def __init__(self, category: type[Warning]) -> None:
+        self._category, self._lock, self._inside = category, threading.Lock(), 0
+        self._filters = warnings.catch_warnings()
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._forget_threads)
+
+    def _forget_threads(self) -> None:
+        """Of the threads, a forked process has one, and another may have held the lock."""
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore", self._category)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+# Maps of rasters without a georeference have none either.
+ignore_not_georeferenced = _IgnoredWarning(NotGeoreferencedWarning)
 
 
 def window_text(window: Window) -> str:

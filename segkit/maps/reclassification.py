@@ -26,7 +26,7 @@ from segkit.task.classes import map_dtype, map_nodata
 from segkit.task.unique import unique_codes
 
 _MAX_STRIP_PIXELS = 2**22
-_KEPT_TAGS = ("segkit_model",)  # where the map is from
+_KEPT_TAGS = ("segkit_model", "segkit_model_files")  # where the map is from
 _ABSENT, _PRESENT, _UNKNOWN = 0, 1, 255  # in a band of a multilabel map
 
 

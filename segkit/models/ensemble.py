@@ -220,6 +220,11 @@ def describe_models(model: AnyModel, fingerprint: str) -> str:
     return ", ".join(f"{name} {each}" for name, each in zip(_names(members(model)), prints, strict=True))
 
 
+def list_model_files(model: AnyModel) -> list[str]:
+    """Return the absolute paths of all models that are files."""
+    return [str(one.path.absolute()) for one in members(model) if one.path is not None]
+
+
 def _names(models: Sequence[Segmenter]) -> list[str]:
     """Return the file names of models, with their folders if there are several."""
     parts = -2 if len(models) > 1 else -1

@@ -12,7 +12,7 @@ import yaml
 
 from segkit.data.area import LabelledArea, full_areas, iter_windows
 from segkit.data.areas import open_areas, open_labelled_samples
-from segkit.data.leakage import describe_training_labels, label_files
+from segkit.data.leakage import describe_training_labels, label_files, recipes_of_map
 from segkit.data.pairing import paths_as_text
 from segkit.errors import DataError, GridError, SegkitError
 from segkit.evaluation.decisions import MapReader, ModelPredictor, map_task
@@ -170,7 +170,8 @@ class ReportBuilder:
                 MapReader(task), [area], *self._shapes, on_block=ranking.add, show_progress=self._show
             )
             files = label_files([area.sample])
-            trained = None if self._trained is None else describe_training_labels(self._trained, files)
+            recipes = [self._trained] if self._trained is not None else recipes_of_map(tags)
+            trained = next(filter(None, (describe_training_labels(one, files) for one in recipes)), None)
             title = f"Scores of {path.stem}" + (" (training labels)" if trained else "")
             note = "" if trained is None else f" {trained[0].upper()}{trained[1:]}."
             self._add_scores_section(title, evaluation, f"The map compared with its labels.{note}")

@@ -7,24 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import TextIO, cast
+from typing import Protocol, TextIO, cast
 
 from segkit.runtime.streams import CommandStream
 
 _LINE_INTERVAL_S = 10.0
 # Speed is measured over the last 60 s, and shown once 5 s of work were observed.
 _SPEED_WINDOW_S, _MIN_OBSERVED_S = 60.0, 5.0
+# Characters that the text beside a bar takes, and limits of the bar. Terminals of fewer characters show no speed.
+_TEXT_WIDTH, _MIN_BAR_WIDTH, _MAX_BAR_WIDTH, _MIN_WIDTH_WITH_SPEED = 80, 8, 40, 100
+
+
+class Advance(Protocol):
+    """Takes the size of a step that is done, and a note that replaces the last one: "loss 0.1234"."""
+
+    def __call__(self, step: float, note: str = "") -> None:
+        """Show the progress."""
 
 
 @contextmanager
-def progress(label: str, total: float, unit: str = "", *, show: bool = True) -> Iterator[Callable[[float], None]]:
+def progress(label: str, total: float, unit: str = "", *, show: bool = True) -> Iterator[Advance]:
     """Show the progress towards `total`; yields a function to call with the size of each step done.
 
     Progress is written to stderr, so that stdout holds results only. If stderr is not a terminal, a line is printed
     every 10 s. Speed and time left are shown once they can be estimated.
     """
     if not show:
-        yield lambda step: None
+        yield lambda step, note="": None
     elif sys.stderr.isatty():
         with _bar(label, total, unit) as advance:
             yield advance
@@ -67,33 +76,44 @@ class _Pace:
 
 
 @contextmanager
-def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
+def _bar(label: str, total: float, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.file_proxy import FileProxy
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
-    pace = _Pace(total)
+    pace, shown_note = _Pace(total), ""
 
     class Done(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = f"  {format_count(pace.speed)} {unit}/s" if pace.speed else ""
+            wide = console.width >= _MIN_WIDTH_WITH_SPEED
+            speed = f"  {format_count(pace.speed)} {unit}/s" if pace.speed and wide else ""
             return Text(f"{format_count(pace.done)}/{format_count(total)} {unit}{speed}")
+
+    class Elapsed(TimeElapsedColumn):
+        def render(self, task: Task) -> Text:
+            return Text("elapsed ") + super().render(task)
 
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text("-:--:--" if pace.seconds_left is None else str(timedelta(seconds=round(pace.seconds_left))))
+            left = "-:--:--" if pace.seconds_left is None else str(timedelta(seconds=round(pace.seconds_left)))
+            return Text(f"left {left}")
 
-    columns = (
-        TextColumn("{task.description}", markup=False),  # file names may hold brackets
-        BarColumn(),
-        Done(),
-        TimeElapsedColumn(),
-        Left(),
-    )
+    class Note(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(shown_note)
+
     stream = sys.stderr
     terminal = stream.shown if isinstance(stream, CommandStream) else stream
     console = Console(file=terminal)
+    columns = (
+        TextColumn("{task.description}", markup=False),  # file names may hold brackets
+        BarColumn(min(_MAX_BAR_WIDTH, max(_MIN_BAR_WIDTH, console.width - _TEXT_WIDTH))),
+        Done(),
+        Elapsed(),
+        Left(),
+        Note(),
+    )
     with (
         Progress(*columns, console=console, transient=True, redirect_stderr=terminal is stream) as bar,
         ExitStack() as undo,
@@ -106,11 +126,13 @@ def _bar(label: str, total: float, unit: str) -> Iterator[Callable[[float], None
             undo.callback(setattr, stream, "shown", terminal)
             logged = None if stream.log is None else _Lines(label, total, unit, stream.log.add)
 
-        def advance(step: float) -> None:
+        def advance(step: float, note: str = "") -> None:
+            nonlocal shown_note
+            shown_note = note
             pace.advance(step)
             bar.advance(task, step)
             if logged is not None:
-                logged.advance(step)
+                logged.advance(step, note)
 
         yield advance
 
@@ -120,7 +142,7 @@ class _Lines:
         self._label, self._unit, self._pace, self._write = label, unit, _Pace(total), write
         self._last = time.monotonic()
 
-    def advance(self, step: float) -> None:
+    def advance(self, step: float, note: str = "") -> None:
         self._pace.advance(step)
         now = time.monotonic()
         if now - self._last < _LINE_INTERVAL_S:
@@ -131,6 +153,8 @@ class _Lines:
             line += f"  {format_count(pace.speed)} {self._unit}/s"
         if pace.seconds_left is not None:
             line += f"  {pace.seconds_left:,.0f} s left"
+        if note:
+            line += f"  {note}"
         self._write(line)
 
 

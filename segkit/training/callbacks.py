@@ -109,6 +109,7 @@ class EpochLog(Callback):
 class ProgressCallback(Checkpoint):
     """Shows a progress bar over all steps, and prints one line per epoch once its checkpoint is written.
 
+    Beside the bar is the mean loss of the epoch so far.
     Lightning calls subclasses of Checkpoint last, in their order.
 
     Parameters
@@ -122,6 +123,8 @@ class ProgressCallback(Checkpoint):
     def __init__(self, epochs: int, fold: str | None = None) -> None:
         self._epochs, self._label = epochs, "" if fold is None else f"fold {fold}, "
         self._open = ExitStack()
+        self._loss_sum, self._steps = 0.0, 0
+        self._last: Tensor | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Show the bar."""
@@ -129,9 +132,18 @@ class ProgressCallback(Checkpoint):
         self._advance = self._open.enter_context(show)
         self._advance(trainer.global_step)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Move the bar by a step."""
-        self._advance(1)
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Forget the losses of the last epoch."""
+        self._loss_sum, self._steps, self._last = 0.0, 0, None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar by a step, and show the mean of the losses up to the step before, as a GPU may not be done."""
+        if self._last is not None:
+            self._loss_sum, self._steps = self._loss_sum + float(self._last), self._steps + 1
+        self._last = outputs["loss"].detach()
+        self._advance(1, f"loss {self._loss_sum / self._steps:.4f}" if self._steps else "")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Print the epoch's line."""

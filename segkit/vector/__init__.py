@@ -37,11 +37,14 @@ class Summary:
         {class: number of polygons}; if dissolved, the number of parts.
     hectares
         {class: true area}; None if any `area_ha` is null.
+    left_out
+        Number of polygons that `max_area` or `min_confidence` left out.
     """
 
     path: Path
     polygons: dict[str, int]
     hectares: dict[str, float] | None
+    left_out: int = 0
 
 
 @renamed_keywords(names="class_names")
@@ -57,6 +60,9 @@ def vectorize(
     simplify: str | None = None,
     smooth: bool = False,
     protect: Sequence[str | int] = (),
+    max_area: str | None = None,
+    min_confidence: float | None = None,
+    attributes: Sequence[str] = (),
     dissolve: bool = False,
     to_crs: str | None = None,
     class_names: PathLike | None = None,
@@ -79,20 +85,30 @@ def vectorize(
     SegkitError
         As `polygons`.
     """
+    from segkit.vector.batch import check_attributes
     from segkit.vector.formats.writer import check_target, open_writer
     from segkit.vector.map_source import open_map
+    from segkit.vector.polygon_filter import PolygonFilter
     from segkit.vector.tracing.pipeline import VectorizeOptions
 
     target, _ = check_target(output, overwrite=overwrite)
     check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, class_names])
+    check_attributes(attributes)
     options = VectorizeOptions.from_text(
         min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+    )
+    wanted = PolygonFilter.from_text(
+        max_area=max_area,
+        min_confidence=min_confidence,
+        min_area=options.min_area,
+        has_confidence=probabilities is not None,
     )
     with ExitStack() as stack:
         source = stack.enter_context(
             open_map(
                 map_path,
                 options,
+                wanted,
                 probabilities=probabilities,
                 classes=classes,
                 background=background,
@@ -108,6 +124,7 @@ def vectorize(
                 source.legend,
                 layers=layers if multilabel else (),
                 confidence=confidence,
+                attributes=attributes,
                 multi=dissolve,
                 to_crs=to_crs,
                 tags=source.dataset.tags(),
@@ -121,8 +138,9 @@ def vectorize(
                 counts[name] = counts.get(name, 0) + count
                 areas[name] = areas.get(name, 0.0) + area
             if len(batch):
-                out.write(batch.to_arrow(confidence=confidence), batch.layer if multilabel else None)
-    return Summary(target, counts, None if any(map(math.isnan, areas.values())) else areas)
+                table = batch.to_arrow(confidence=confidence, attributes=attributes, projection=out.projection)
+                out.write(table, batch.layer if multilabel else None)
+    return Summary(target, counts, None if any(map(math.isnan, areas.values())) else areas, wanted.left_out)
 
 
 @renamed_keywords(names="class_names")
@@ -137,6 +155,9 @@ def polygons(
     simplify: str | None = None,
     smooth: bool = False,
     protect: Sequence[str | int] = (),
+    max_area: str | None = None,
+    min_confidence: float | None = None,
+    attributes: Sequence[str] = (),
     dissolve: bool = False,
     to_crs: str | None = None,
     class_names: PathLike | None = None,
@@ -172,6 +193,13 @@ def polygons(
         Round the corners of borders, within the triangle of the corner and the midpoints of its two edges.
     protect
         Names or values of classes whose regions stay however small they are. Others may be merged into them.
+    max_area
+        Larger polygons are left out, not merged, and their neighbours do not change. The limit is compared with
+        `area_ha`, or in pixels with `pixels`, after all of the above and before `dissolve`.
+    min_confidence
+        Polygons with a lower `mean_conf` are left out in the same way; needs `probabilities`.
+    attributes
+        Further columns: "centroid" adds `centroid_x` and `centroid_y`, "compactness" adds `compact`.
     dissolve
         Return one row per class, a multipolygon of its regions.
     to_crs
@@ -187,7 +215,9 @@ def polygons(
         merged regions and filled holes), `perim_m` (true length of the outline in metres, including holes) and, with
         `probabilities`, `mean_conf` (mean probability of the class inside, 0 to 1). For simplified polygons, area and
         length refer to the new outline, pixels and confidence to the original one. Area and length are null, with a
-        warning, if the map has no CRS.
+        warning, if the map has no CRS. `centroid_x` and `centroid_y` are the centroid in the map's CRS, given in
+        `to_crs`; it may lie outside the polygon. `compact` is 4 pi area / length^2 (Polsby and Popper 1991), 1 for a
+        disc.
 
     Raises
     ------
@@ -199,21 +229,30 @@ def polygons(
         `probabilities` is not on the map's grid, or a polygon has no coordinates in `to_crs`.
     UsageError
         The map does not have one of the `classes`; a size or distance has no unit, or is in metres but the map has no
-        CRS.
+        CRS; `min_confidence` is given without `probabilities`; or an attribute is unknown.
     """
     import pandas as pd
 
-    from segkit.vector.batch import merge_batches
+    from segkit.vector.batch import check_attributes, merge_batches
     from segkit.vector.map_source import open_map
+    from segkit.vector.polygon_filter import PolygonFilter
     from segkit.vector.tracing.pipeline import VectorizeOptions
 
+    check_attributes(attributes)
     options = VectorizeOptions.from_text(
         min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+    )
+    wanted = PolygonFilter.from_text(
+        max_area=max_area,
+        min_confidence=min_confidence,
+        min_area=options.min_area,
+        has_confidence=probabilities is not None,
     )
     with (
         open_map(
             map_path,
             options,
+            wanted,
             probabilities=probabilities,
             classes=classes,
             background=background,
@@ -221,9 +260,10 @@ def polygons(
         ) as source,
         closing(source.batches(dissolve=dissolve, show_progress=show_progress)) as batches,
     ):
-        project, crs = source.projection(to_crs)
+        projection, crs = source.projection(to_crs)
+        has_confidence = source.confidence is not None
         frames = [
-            batch.to_geodataframe(project(batch.geometries()), crs, confidence=source.confidence is not None)
+            batch.to_geodataframe(projection, crs, confidence=has_confidence, attributes=attributes)
             for batch in merge_batches(batches)
         ]
     not_empty = [frame for frame in frames if len(frame)] or frames[:1]

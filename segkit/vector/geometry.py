@@ -74,7 +74,11 @@ def concatenate_polygons(several: Sequence[Polygons]) -> Polygons:
 
 def sort_by_class(polygons: Polygons) -> Polygons:
     """Sort polygons by class; the order within a class stays."""
-    order = np.argsort(polygons.class_index, kind="stable")
+    return take_polygons(polygons, np.argsort(polygons.class_index, kind="stable"))
+
+
+def take_polygons(polygons: Polygons, order: NDArray[np.int64]) -> Polygons:
+    """Return the polygons with these indices, int64 (n,), in this order."""
     rings = _slices(polygons.polygon, order)
     vertices = _slices(polygons.ring, rings)
     columns = {field.name: getattr(polygons, field.name) for field in fields(Polygons)}

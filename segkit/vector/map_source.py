@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
 from segkit.errors import GridError, suggest
@@ -23,6 +21,7 @@ from segkit.io.raster import open_raster, read_grid
 from segkit.runtime.progress import progress
 from segkit.vector.batch import Batch
 from segkit.vector.geometry import concatenate_polygons
+from segkit.vector.polygon_filter import PolygonFilter
 from segkit.vector.reproject import Projection, crs_of
 from segkit.vector.tracing.confidence import Confidence
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
@@ -51,6 +50,8 @@ class MapSource:
         Its probabilities, if given.
     options
         Generalisation.
+    wanted
+        Which of the finished polygons are kept.
     """
 
     dataset: DatasetReader
@@ -60,6 +61,7 @@ class MapSource:
     pixel_measures: PixelMeasures
     confidence: Confidence | None
     options: VectorizeOptions
+    wanted: PolygonFilter
 
     def classes(self) -> list[MapClass]:
         """Return the selected classes among those that the map lists, whether or not they occur in it."""
@@ -67,8 +69,8 @@ class MapSource:
         band_values = [(band, 1) if self.legend.multilabel else (1, one.value) for band, one in listed]
         return [one for one in (self.selection.select(*pair) for pair in band_values) if one is not None]
 
-    def projection(self, to_crs: str | None) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], Any]:
-        """Return a function that transforms polygons to a CRS, by default the map's, and that CRS.
+    def projection(self, to_crs: str | None) -> tuple[Projection | None, Any]:
+        """Return what transforms polygons to a CRS (None: they stay in the map's), and that CRS.
 
         Raises
         ------
@@ -78,7 +80,7 @@ class MapSource:
         if to_crs is not None:
             project = Projection(self.grid, to_crs)
             return project, project.crs
-        return np.asarray, crs_of(self.grid)
+        return None, crs_of(self.grid)
 
     def batches(self, *, dissolve: bool, show_progress: bool) -> Generator[Batch]:
         """Yield the map's polygons, band by band, in one or more batches each.
@@ -110,11 +112,13 @@ class MapSource:
                     advance,
                 )
                 with closing(trace_band(*arguments)) as traced:
+                    kept = map(self.wanted.apply, traced)
                     if not dissolve:
-                        for polygons in traced:
+                        for polygons in kept:
                             yield Batch(polygons, band_classes.classes)
                     else:
-                        yield from Batch(concatenate_polygons(list(traced)), band_classes.classes).dissolve()
+                        whole = Batch(concatenate_polygons(list(kept)), band_classes.classes)
+                        yield from whole.dissolve() or [whole]  # also without polygons, for their columns
         self.selection.check()
         if self.selection.assumed_background is not None:
             share = f"{band_classes.share(self.selection.assumed_background):.1%} of the valid pixels"
@@ -153,6 +157,7 @@ def protection(legend: Legend, band: int, protect: Sequence[str]) -> Callable[[i
 def open_map(
     map_path: AnyMap,
     options: VectorizeOptions,
+    wanted: PolygonFilter,
     *,
     probabilities: AnyMap | None,
     classes: Sequence[str | int] | None,
@@ -189,7 +194,8 @@ def open_map(
             warnings.warn(f"{map_path}: area_ha and perim_m are empty: {error}{where}", stacklevel=5)
             pixel_measures, has_areas = unmeasured_pixels(), False
         options.check(has_areas=has_areas)
-        source = MapSource(dataset, grid, legend, selection, pixel_measures, confidence, options)
+        wanted.check(has_areas=has_areas)
+        source = MapSource(dataset, grid, legend, selection, pixel_measures, confidence, options, wanted)
         if confidence is not None:
             for one in source.classes():
                 confidence.check(one)

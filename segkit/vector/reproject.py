@@ -110,6 +110,21 @@ class Projection:
             self._refuse("becomes invalid", shapely.get_coordinates(polygons[owner[torn.argmax()]])[0])
         return found
 
+    def transform_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return points (n, 2) of the map's CRS in the new one; longitudes are from -180 to 180 degrees.
+
+        Raises
+        ------
+        GridError
+            A point has no coordinates in the new CRS.
+        """
+        transformed = self._transform(points)
+        if self._half_turn:
+            turn = 2 * self._half_turn
+            x = transformed[:, 0]
+            transformed[:, 0] = np.where(np.abs(x) > self._half_turn, x - turn * np.rint(x / turn), x)
+        return transformed if self._decimals is None else np.round(transformed, self._decimals)
+
     def _densify(
         self, vertices: NDArray[np.float64], rings: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ from affine import Affine
 from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.windows import Window
+from synthetic import segmenter
 
 from segkit.data.area import LabelledArea
-from segkit.data.leakage import describe_training_labels, find_nearest_pairs
+from segkit.data.leakage import describe_training_labels, find_nearest_pairs, recipes_of_map
 from segkit.data.pairing import Sample
 from segkit.io.cover import PixelRegion
 from segkit.io.grid import Grid
@@ -125,3 +127,17 @@ def test_labels_that_trained_a_model_are_recognised_by_their_files(tmp_path):
         )
     (tmp_path / "images" / "a.tif").unlink()  # the training data are gone
     assert describe_training_labels(recipe, [tmp_path / "labels" / "a.tif"]) is None
+
+
+def test_the_models_of_a_map_are_found_if_they_are_unchanged(tmp_path):
+    model = segmenter(tmp_path)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    (tmp_path / "broken.safetensors").write_bytes(b"no model")
+    files = json.dumps([str(tmp_path / name) for name in ("gone.safetensors", "broken.safetensors", path.name)])
+    tags = {"segkit_model": f"model.safetensors {model.fingerprint()}", "segkit_model_files": files}
+    assert [one.name for one in recipes_of_map(tags)] == [model.recipe.name]
+    assert recipes_of_map(tags | {"segkit_model": "model.safetensors 0123"}) == []  # trained anew since then
+    assert recipes_of_map(tags | {"segkit_model_files": json.dumps([f"/{path}"])}) == []  # may be another machine
+    assert recipes_of_map({"segkit_model_files": "[not JSON"}) == []
+    assert recipes_of_map({}) == []

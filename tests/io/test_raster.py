@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from segkit.errors import (
 from segkit.io import cog
 from segkit.io.cog import MapProfile, MapStrip, build_cog, open_strip_writer
 from segkit.io.grid import Grid
-from segkit.io.raster import open_raster, read_grid, vrt_description
+from segkit.io.raster import ignore_not_georeferenced, open_raster, read_grid, vrt_description
 from segkit.io.scene import Scene
 from segkit.io.warp import warp_to
 
@@ -1056,3 +1057,37 @@ def test_pictures_are_read_and_cut_ones_refused(tmp_path, driver, suffix):
         path.write_bytes(content[:length])
         with pytest.raises(RasterError), open_raster(path) as dataset:
             dataset.read()
+
+
+def test_files_without_georeference_do_not_warn_in_any_thread(tmp_path):
+    """While one thread opens such a file, another one begins, and goes on after the first one has finished."""
+    path = tmp_path / "a.png"
+    profile = {"driver": "PNG", "width": 4, "height": 4, "count": 1, "dtype": "uint8"}
+    with ignore_not_georeferenced, rasterio.open(path, "w", **profile) as file:
+        file.write(np.ones((1, 4, 4), np.uint8))
+    before = list(warnings.filters)
+    inside, leave, found = threading.Event(), threading.Event(), []
+
+    def first():
+        with ignore_not_georeferenced:
+            inside.set()
+            leave.wait(10)
+
+    def second():
+        with ignore_not_georeferenced:
+            leave.set()
+            one.join(10)
+            try:
+                rasterio.open(path).close()
+            except NotGeoreferencedWarning as warned:
+                found.append(warned)
+
+    one, two = threading.Thread(target=first), threading.Thread(target=second)
+    one.start()
+    inside.wait(10)
+    two.start()
+    two.join(10)
+    assert not found
+    assert warnings.filters == before
+    with pytest.raises(NotGeoreferencedWarning):  # the user's own code is still warned
+        rasterio.open(path)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from html import unescape
 from html.parser import HTMLParser
@@ -123,10 +124,29 @@ def test_a_map_with_labels_is_scored_as_evaluate_does(made, tmp_path):
     )
     found = Page(page.path)
     assert "boundary width 20m, minimum object size 12px" in found.text
-    assert found.headings[2:] == ["Areas on the map", "Scores of map", "Tiles with most and fewest errors of map"]
+    assert found.headings[2:] == [
+        "Areas on the map",
+        "Scores of map (training labels)",
+        "Tiles with most and fewest errors of map",
+    ]
     scores = segkit.evaluate(made / "map.tif", None, made / "labels" / "a.tif", ignore=[255])
     for key in ("overall_accuracy", "mean_iou", "macro_f1"):
         assert f"{scores[key]:.3f}" in found.text
+
+
+def test_scores_on_training_labels_are_marked_without_the_run_too(made, tmp_path):
+    """The model's file is where it was when it made the map."""
+    labels, other = made / "labels" / "a.tif", tmp_path / "other.tif"
+    shutil.copy(labels, other)
+    reclassified = segkit.reclassify(made / "map.tif", tmp_path / "new.tif", rename={MARKUP: MARKUP + "!"})
+
+    def title(map_path, truth):
+        page = report(map_path, tmp_path / "map.html", labels=truth, ignore=[255], overwrite=True, device="cpu")
+        return [one for one in Page(page.path).headings if one.startswith("Scores of")]
+
+    assert title(made / "map.tif", labels) == ["Scores of map (training labels)"]
+    assert title(reclassified.path, labels) == ["Scores of new (training labels)"]
+    assert title(made / "map.tif", other) == ["Scores of map"]
 
 
 @pytest.mark.parametrize("name", ["scores.json", "run/metrics.json"])

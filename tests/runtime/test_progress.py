@@ -103,4 +103,26 @@ def test_a_bar_shows_no_speed_before_it_is_known(clock, monkeypatch):
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "Mpx/s" not in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()[:early])
     assert "32/1,000 Mpx  2 Mpx/s" in shown
-    assert "0:08:04" in shown  # 968 Mpx are left
+    assert "left 0:08:04" in shown  # 968 Mpx are left
+
+
+def test_a_note_is_in_the_line_and_on_the_bar_until_the_next_one(clock, capsys, monkeypatch):
+    with progress("train", 100, "steps") as advance:
+        for number in range(3):
+            clock[0] += 10
+            advance(1, f"loss 0.{number}" if number else "")
+    assert [line.partition("loss")[2] for line in capsys.readouterr().err.splitlines()] == ["", " 0.1", " 0.2"]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    for width in ("80", "100"):
+        monkeypatch.setenv("COLUMNS", width)
+        with progress("train", 6000, "steps") as advance:
+            for number in range(4):
+                clock[0] += 3
+                advance(1000, f"loss 0.123{number}")
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()))
+    shown = {re.sub(" +", " ", re.sub(r"\d +left", " left", line)).strip() for line in lines if "loss 0.1233" in line}
+    for speed in ("", " 333 steps/s"):  # narrow, and wide
+        end = f" 4,000/6,000 steps{speed} elapsed 0:00:0 left 0:00:06 loss 0.1233"
+        assert any(line.startswith("train ") and line.endswith(end) for line in shown), shown

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -36,6 +37,7 @@ from segkit.models.run_folder import read_log
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
 from segkit.task import IGNORE
+from segkit.training import callbacks
 from segkit.training.baselines import BASELINE_SCORES, fit_baseline
 from segkit.training.callbacks import EpochLog, StopOnNonFinite
 from segkit.training.classical import fit_learners
@@ -726,3 +728,16 @@ def test_scenes_of_other_bands_cannot_train_together(tmp_path):
     write_raster(tmp_path / "images/b.tif", np.ones((2, 96, 96), np.uint16), left=place("b"))
     with pytest.raises(DataError, match=r"scenes differ in their number of bands: .*a.tif has 3, .*b.tif has 2"):
         open_areas(recipe_for(tmp_path, "binary"))
+
+
+def test_the_bar_shows_the_mean_loss_of_the_epoch_so_far(monkeypatch):
+    notes = []
+    monkeypatch.setattr(callbacks, "progress", lambda *_, **__: nullcontext(lambda step, note="": notes.append(note)))
+    shown = callbacks.ProgressCallback(2)
+    shown.on_train_start(SimpleNamespace(estimated_stepping_batches=6, global_step=0), None)
+    for losses in ([4.0, 2.0, 0.0], [1.0, 0.5, 0.0]):
+        shown.on_train_epoch_start(None, None)
+        for number, loss in enumerate(losses):
+            shown.on_train_batch_end(None, None, {"loss": torch.tensor(loss)}, None, number)
+    # Without the last step, which a GPU may still compute.
+    assert notes == ["", *["", "loss 4.0000", "loss 3.0000"], *["", "loss 1.0000", "loss 0.7500"]]

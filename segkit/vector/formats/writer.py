@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segkit.errors import OutputError, OutputExistsError, UsageError, suggest
 from segkit.io.class_table import Legend, MapClass
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
     import pyproj
     from geopandas import GeoDataFrame
     from pyarrow import Schema, Table
+
+    from segkit.vector.reproject import Projection
 
 # Bytes of geometries to convert at a time.
 _PART_BYTES = 2**25
@@ -135,6 +136,7 @@ def open_writer(
     *,
     layers: Sequence[str] = (),
     confidence: bool = False,
+    attributes: Sequence[str] = (),
     multi: bool = False,
     to_crs: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -157,6 +159,8 @@ def open_writer(
         Class names, each of which becomes a layer, in this order, if the format has layers; a layer may be empty.
     confidence
         Whether batches have the column `mean_conf`.
+    attributes
+        Names in `segkit.vector.batch.ATTRIBUTES`, whose columns batches have.
     multi
         Whether batches hold multipolygons.
     to_crs
@@ -197,7 +201,7 @@ def open_writer(
         other_contents = copy_without_layers(target, part, names) if format_.has_layers else {}
         spec = FileSpec(
             part,
-            _schema(confidence),
+            _schema(confidence, attributes),
             crs,
             "Unknown" if format_.lonlat_only else "MultiPolygon" if multi or splits else "Polygon",
             names,
@@ -233,7 +237,13 @@ def _rename(part: Path, named: Path) -> None:
 
 
 class Writer:
-    """Takes polygons in batches; made by `open_writer`."""
+    """Takes polygons in batches; made by `open_writer`.
+
+    Attributes
+    ----------
+    projection
+        Transforms the geometries of batches, which are in the map's CRS; None if they stay as they are.
+    """
 
     def __init__(
         self,
@@ -241,14 +251,14 @@ class Writer:
         sink: Sink,
         legend: Legend,
         used_classes: set[MapClass],
-        project: Callable[[NDArray[Any]], NDArray[Any]] | None,
+        projection: Projection | None,
     ) -> None:
         self.counts = dict.fromkeys(spec.layers, 0)
         self._spec = spec
         self._sink = sink
         self._legend = legend
         self._used_classes = used_classes
-        self._project = project
+        self.projection = projection
 
     def write(self, batch: GeoDataFrame | Table, layer: str | None = None) -> None:
         """Write polygons.
@@ -256,10 +266,11 @@ class Writer:
         Parameters
         ----------
         batch
-            Columns class_id (int32), class (str), area_ha, pixels (int64), perim_m, mean_conf (with `confidence`) and
-            geometry, in any order. Outer rings are counter-clockwise, holes clockwise. A GeoDataFrame or, faster, a
-            pyarrow Table whose `geometry` is WKB (binary) and whose nulls stand for NaN. Memory holds about two
-            batches; some ten thousand polygons per batch are fast and small.
+            Columns class_id (int32), class (str), area_ha, pixels (int64), perim_m, mean_conf (with `confidence`),
+            those of `attributes` (centroids in the CRS of `projection`) and geometry, in any order. Outer rings are
+            counter-clockwise, holes clockwise. A GeoDataFrame or, faster, a pyarrow Table whose `geometry` is WKB
+            (binary) and whose nulls stand for NaN. Memory holds about two batches; some ten thousand polygons per batch
+            are fast and small.
         layer
             One of `layers`, if given. Batches of one layer should follow each other.
         """
@@ -275,7 +286,7 @@ class Writer:
                 self._legend.class_of(1, value) for value in pc.unique(table["class_id"]).to_pylist()
             )
         for part in split_table(table, _PART_BYTES):
-            if self._project is not None or self._spec.geometry_type == "MultiPolygon":
+            if self.projection is not None or self._spec.geometry_type == "MultiPolygon":
                 part = self._project_table(part)
             with _as_write_error(self._spec.path):
                 self._sink(part, layer)
@@ -286,19 +297,22 @@ class Writer:
         import shapely
 
         polygons = shapely.from_wkb(wkb_array(table))
-        if self._project is not None:
-            polygons = self._project(polygons)
+        if self.projection is not None:
+            polygons = self.projection(polygons)
         if self._spec.geometry_type == "MultiPolygon":
             single = shapely.get_type_id(polygons) == shapely.GeometryType.POLYGON
             polygons[single] = shapely.multipolygons(polygons[single][:, None])
         return table.set_column(table.num_columns - 1, "geometry", pa.array(shapely.to_wkb(polygons), pa.binary()))
 
 
-def _schema(confidence: bool) -> Schema:
+def _schema(confidence: bool, attributes: Sequence[str]) -> Schema:
     import pyarrow as pa
+
+    from segkit.vector.batch import attribute_names
 
     columns = {"class_id": pa.int32(), "class": pa.string(), "area_ha": pa.float64(), "pixels": pa.int64()}
     columns |= {"perim_m": pa.float64()} | ({"mean_conf": pa.float64()} if confidence else {})
+    columns |= dict.fromkeys(attribute_names(attributes), pa.float64())
     return pa.schema(columns | {"geometry": pa.binary()})
 
 
@@ -324,8 +338,8 @@ def _as_table(batch: GeoDataFrame | Table, schema: Schema) -> Table:
 
 def _projection(
     target: Path, format_: Format, grid: Grid, to_crs: str | None
-) -> tuple[Callable[[NDArray[Any]], NDArray[Any]] | None, pyproj.CRS | None, bool]:
-    """Return a function that transforms polygons (None: no change), their CRS, and whether it may split polygons."""
+) -> tuple[Projection | None, pyproj.CRS | None, bool]:
+    """Return what transforms polygons (None: no change), their CRS, and whether it may split polygons."""
     from segkit.vector.reproject import Projection, crs_of
 
     if format_.lonlat_only:

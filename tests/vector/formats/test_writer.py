@@ -650,21 +650,25 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
         "min_area": "1ha", "fill_holes": "2px", "simplify": "3m", "smooth": True, "dissolve": True, "protect": ["a"],
         "classes": ["a", "b"], "background": True, "class_names": Path("n.csv"), "probabilities": Path("p.tif"),
         "to_crs": "EPSG:4326", "overwrite": True, "show_progress": True,
+        "max_area": "9ha", "min_confidence": 0.5, "attributes": ["centroid", "compactness"],
     }  # fmt: skip
     assert asked.keys() | {"map_path", "output"} == inspect.signature(vector.vectorize).parameters.keys()
     given = []
-    summary = vector.Summary(Path("out.gpkg"), {"a": 1234, "b": 0}, {"a": 2.5, "b": 0.0})
+    summary = vector.Summary(Path("out.gpkg"), {"a": 1234, "b": 0}, {"a": 2.5, "b": 0.0}, left_out=4321)
     monkeypatch.setattr(vector, "vectorize", lambda *args, **options: given.append((args, options)) or summary)
     line = (
         "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --protect a "
-        "--classes a --classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite"
+        "--classes a --classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite "
+        "--max-area 9ha --min-confidence 0.5 --attributes centroid --attributes compactness"
     )
     monkeypatch.setattr(sys, "argv", line.split())
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
     assert given == [((Path("m.tif"), Path("out.gpkg")), asked)]
-    assert "1,234" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1,234" in shown
+    assert "4,321 polygons left out" in shown
 
 
 def test_importing_is_cheap():
