@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from segkit.errors import ModelFileError
-from segkit.io.files import check_distinct, require_file
+from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.io.remote import is_remote
 from segkit.io.stac_output import (
@@ -47,9 +47,7 @@ def write_model_item(model: PathLike, output: PathLike, *, overwrite: bool = Fal
     UsageError, OutputExistsError
         The item cannot be written there.
     """
-    file, path = require_file(model, "model file"), Path(output)
-    check_distinct([path], [file])
-    check_item_path(path, overwrite=overwrite)
+    file, path = require_file(model, "model file"), check_item_path(output, overwrite=overwrite)
     write_item(describe_model_item(file, path), path)
     return path
 

@@ -124,11 +124,20 @@ def test_info_writes_it(folder, tmp_path):
         info(folder / "images" / "a.tif", stac=tmp_path / "i.json")
     with pytest.raises(UsageError, match=r"ends in \.json"):
         info(file, stac=tmp_path / "m.yaml")
-    with pytest.raises(UsageError, match="which is an input"):
+    with pytest.raises(UsageError, match=r"ends in \.json"):
         info(file, stac=file, overwrite=True)
     with pytest.raises(MissingFileError):
         write_model_item(tmp_path / "none.safetensors", tmp_path / "n.json")
     assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_an_item_beside_its_model_can_be_replaced(folder):
+    file, path = folder / "multilabel.safetensors", folder / "multilabel.json"
+    for _ in range(2):
+        assert write_model_item(file, path, overwrite=True) == path
+    with pytest.raises(OutputExistsError, match="is there already"):
+        write_model_item(file, path)
+    assert find_model_item(file) == path
 
 
 def test_other_json_files_are_no_items_of_models(tmp_path):
