@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,14 @@ from segkit.inference.scene_files import MAP, PredictionFiles
 from segkit.io.acquisition import find_acquisition
 from segkit.io.class_table import Legend
 from segkit.io.footprint import find_footprint
-from segkit.io.grid import Grid, crs_name
+from segkit.io.grid import Grid
 from segkit.io.paths import list_files
 from segkit.io.product import Product
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import Remote
 from segkit.io.stac import find_stac_items
 from segkit.io.stac_output import (
+    ITEM_SUFFIX,
     ITEM_TYPE,
     check_item_path,
     format_time,
@@ -117,9 +118,10 @@ def _projection(grid: Grid) -> dict[str, Any]:
     if grid.has_location:
         fields |= {"proj:transform": list(grid.transform)[:6], "proj:bbox": list(grid.bounds)}
     if grid.crs is not None:
-        code = crs_name(grid.crs)
-        fields |= {"proj:code": code} if code.startswith("EPSG:") else {"proj:code": None}
-        fields |= {} if fields["proj:code"] else {"proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")}
+        code = grid.crs.to_epsg()
+        fields["proj:code"] = None if code is None else f"EPSG:{code}"
+        if code is None:
+            fields["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
     return fields
 
 
@@ -145,7 +147,7 @@ def _assets(job: PredictionFiles, path: Path) -> Iterator[tuple[str, dict[str, A
 def _raster_asset(output: OutputRequest, file: Path, path: Path, *, is_part: bool) -> dict[str, Any]:
     with open_raster(file) as dataset:
         bands = [_describe_band(dataset, band) for band in dataset.indexes]
-        classes = _band_classes(dataset) if output == MAP else [None] * dataset.count
+        classes = _band_classes(dataset, is_part=is_part) if output == MAP else [None] * dataset.count
         projection = _projection(read_grid(dataset)) if is_part else {}
     core = ("data_type", "nodata")
     of_core = [
@@ -178,11 +180,11 @@ def _describe_band(dataset: DatasetReader, band: int) -> tuple[str, dict[str, An
     return dataset.descriptions[band - 1] or f"band {band}", facts
 
 
-def _band_classes(dataset: DatasetReader) -> list[list[dict[str, Any]] | None]:
-    """Return the classes of each band of a map, with their pixels if the file is the whole map."""
-    legend, counts = Legend.from_dataset(dataset), json.loads(dataset.tags().get("segkit_counts", "{}"))
+def _band_classes(dataset: DatasetReader, *, is_part: bool) -> list[list[dict[str, Any]] | None]:
+    """Return the classes of each band of a map, with their pixels; these are known of the whole map only."""
+    legend = Legend.from_dataset(dataset)
     rows = [{"name": one.name, "value": one.value, "color": one.color} for one in legend.classes]
-    pixels: Mapping[str, int] = counts.get("pixels") or {}
+    pixels = {} if is_part else json.loads(dataset.tags()["segkit_counts"])["pixels"]
     if not legend.multilabel:
         return [make_classes(rows, pixels)]
     absent = {"name": "absent", "value": 0, "color": None}
@@ -193,10 +195,8 @@ def _scene_links(job: PredictionFiles, path: Path) -> Iterator[dict[str, Any]]:
     """Yield links to the scene: to its items if it has some, else to its files."""
     files = list(dict.fromkeys(one for file in job.files for one in _sources(file)))
     for file in files[:_MAX_LISTED]:
-        kind = ITEM_TYPE if file.suffix.lower() == ".json" else None
-        yield {"rel": "derived_from", "href": make_href(file, path), **({"type": kind} if kind else {})} | {
-            "title": f"Scene {file.name}"
-        }
+        kind = {"type": ITEM_TYPE} if file.suffix.lower() == ITEM_SUFFIX else {}
+        yield {"rel": "derived_from", "href": make_href(file, path), **kind, "title": f"Scene {file.name}"}
 
 
 def _sources(file: Path) -> tuple[Path, ...]:

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import shapely
 from products import write_item
+from rasterio.crs import CRS
 from stac_check import read_item
 from synthetic import cut_raster, segmenter, write_pair
 
@@ -118,18 +119,24 @@ def test_the_files_of_a_mosaic_are_assets_with_their_own_grids(folder, tmp_path)
         with rasterio.open(tmp_path / asset["href"]) as file:
             assert asset["proj:shape"] == list(file.shape)
             assert asset["proj:transform"] == list(file.transform)[:6]
+        assert "count" not in str(asset), "that of the whole map"
     with rasterio.open(image) as file:
         middle = shapely.Point(*file.lnglat())
     assert shapely.geometry.shape(item["geometry"]).contains(middle)
 
 
-def test_without_a_date_there_is_a_warning(folder, tmp_path):
+def test_without_a_date_there_is_a_warning_and_without_a_code_the_crs_is_text(folder, tmp_path):
     model, image = scene(folder)
     (tmp_path / "scene.tif").write_bytes(image.read_bytes())
+    crs = CRS.from_string("+proj=laea +lat_0=-9 +lon_0=-51 +x_0=500000 +y_0=9000000 +datum=WGS84")
+    with rasterio.open(tmp_path / "scene.tif", "r+") as file:
+        file.crs = crs
     with pytest.warns(UserWarning, match="neither its metadata nor its name"):
         predict(model, tmp_path / "scene.tif", tmp_path / "map.tif", stac=tmp_path / "m.json", **OPTIONS)
     properties = read_item(tmp_path / "m.json")["properties"]
     assert properties["datetime"] == properties["created"]
+    assert properties["proj:code"] is None
+    assert CRS.from_wkt(properties["proj:wkt2"]) == crs
 
 
 @pytest.mark.filterwarnings(NO_DATE)
