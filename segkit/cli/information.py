@@ -40,6 +40,8 @@ def info(
     """Say what a file is: classes, bands, grid, network, scores; from its metadata."""
     from segkit.reporting.file_info import info as run
 
+    if overwrite and stac is None:
+        raise typer.BadParameter("replaces a STAC item, and none is written (--stac)", param_hint="--overwrite")
     found = run(one_raster(file, mosaic_overlap, mosaic=mosaic, what="FILE"), stac=stac, overwrite=overwrite)
     print(found.render() + ("" if stac is None else f"\n\n{stac}"))
     emit({"kind": found.kind, "path": found.path, **found.facts} | ({} if stac is None else {"stac": stac}))
