@@ -82,7 +82,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     truth = np.kron(random.integers(0, 2, (1, 6, 6)), np.ones((1, 16, 16))).astype(np.uint8)
     scene = (truth * np.int64(900) + random.integers(500, 700, (3, 96, 96))).astype(np.uint16)
-    for path in ("scene.tif", "north.tif", "south.tif", "data/deforestation/images/a.tif", "data/amazon/images/a.tif"):
+    for path in (
+        "scene.tif",
+        "scene_20240701.tif",
+        "north.tif",
+        "south.tif",
+        "data/deforestation/images/a.tif",
+        "data/amazon/images/a.tif",
+    ):
         write(root / path, scene)
     for path in ("truth.tif", "data/deforestation/labels/a.tif", "data/amazon/labels/a.tif"):
         write(root / path, truth)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from segkit.cli.mosaics import AsMosaic, OfOverlap, one_raster
+from segkit.cli.options import Overwrite
 from segkit.cli.output import emit
 from segkit.cli.printing import print_table
 from segkit.cli.root import app, examples
@@ -19,6 +20,7 @@ from segkit.io.remote import as_path
     epilog=examples(
         "segkit info forest.safetensors",
         "segkit info scene.tif --json",
+        "segkit info forest.safetensors --stac forest.json",
     ),
 )
 def info(
@@ -30,13 +32,19 @@ def info(
     ],
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
+    stac: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Also write a STAC item of a model (.json).")
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Say what a file is: classes, bands, grid, network, scores; from its metadata."""
     from segkit.reporting.file_info import info as run
 
-    found = run(one_raster(file, mosaic_overlap, mosaic=mosaic, what="FILE"))
-    print(found.render())
-    emit({"kind": found.kind, "path": found.path, **found.facts})
+    if overwrite and stac is None:
+        raise typer.BadParameter("replaces a STAC item, and none is written (--stac)", param_hint="--overwrite")
+    found = run(one_raster(file, mosaic_overlap, mosaic=mosaic, what="FILE"), stac=stac, overwrite=overwrite)
+    print(found.render() + ("" if stac is None else f"\n\n{stac}"))
+    emit({"kind": found.kind, "path": found.path, **found.facts} | ({} if stac is None else {"stac": stac}))
 
 
 @app.command(prints_result=True, epilog=examples("segkit encoders mobilenetv3_small"))

@@ -218,6 +218,7 @@ def predict(
         str | None, typer.Option(metavar="PATH", help="Also write how unlike the training data each pixel is.")
     ] = None,
     vector: Annotated[str | None, typer.Option(metavar="PATH", help="Also write polygons (.gpkg, .shp, ...).")] = None,
+    stac: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a STAC item of the map (.json).")] = None,
     average_with: AverageWith = None,
     aoi: Annotated[
         Path | None, typer.Option(help="Area of interest: polygons outside of which the map is no data.")
@@ -264,6 +265,7 @@ def predict(
         "uncertainty": [one.value for one in uncertainty or ()],
         "applicability": applicability,
         "vector": vector,
+        "stac": stac,
         "like_input": like_input,
         "aoi": aoi,
         "aoi_layer": aoi_layer,

@@ -58,6 +58,7 @@ def predict(
     uncertainty: str | Sequence[str] = (),
     applicability: PathLike | None = None,
     vector: PathLike | None = None,
+    stac: PathLike | None = None,
     like_input: bool = False,
     aoi: PathLike | None = None,
     aoi_layer: str | None = None,
@@ -112,6 +113,8 @@ def predict(
         than the raster's tag ``segkit_applicability_threshold`` are outside the area of applicability.
     vector
         Where to write the polygons of the map: a file whose suffix gives the format, or a folder of GeoPackages.
+    stac
+        Where to write a STAC item that describes the map and its other outputs: a .json, or a folder.
     like_input
         Whether the seamless map of a mosaic is written as one file for each file of the mosaic, under its name; and so
         are probabilities and other rasters. Their paths are folders then. Where files overlap, so do their maps.
@@ -182,6 +185,7 @@ def predict(
         uncertainty=uncertainty,
         applicability=applicability,
         vector=vector,
+        stac=stac,
         like_input=like_input,
         aoi=aoi,
         aoi_layer=aoi_layer,
@@ -256,6 +260,7 @@ def prepare(
     uncertainty: str | Sequence[str] = (),
     applicability: PathLike | None = None,
     vector: PathLike | None = None,
+    stac: PathLike | None = None,
     like_input: bool = False,
     aoi: PathLike | None = None,
     aoi_layer: str | None = None,
@@ -284,11 +289,11 @@ def prepare(
     measures = check_measures(uncertainty)
     rasters = {"map": output, "probabilities": probabilities, "confidence": confidence, "applicability": applicability}
     jobs = plan_files(
-        find_scenes(scenes, vrt=vrt, dates=dates), rasters, measures, vector, like_input=like_input, vrt=vrt
+        find_scenes(scenes, vrt=vrt, dates=dates), rasters, measures, vector, stac=stac, like_input=like_input, vrt=vrt
     )
     models = [model] if isinstance(model, (str, os.PathLike)) or not isinstance(model, Sequence) else model
     read = [one for one in (*models, aoi, *(layers or {}).values()) if isinstance(one, (str, os.PathLike))]
-    check_outputs(jobs, [*rasters.values(), vector], read)
+    check_outputs(jobs, [*rasters.values(), vector, stac], read)
 
     from segkit.data.applicability import describe_unlike_scenes
     from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
@@ -451,6 +456,7 @@ def _scene_job(
     from segkit.inference.executor import results_or_raise
     from segkit.inference.journal import Journal
     from segkit.inference.scene_job import predict_scene
+    from segkit.inference.stac_map import write_map_item
     from segkit.inference.tasks import Vectorize
 
     if summary is not None:
@@ -480,4 +486,6 @@ def _scene_job(
             )
         ]
         results_or_raise(polygons, (yield polygons))
+    if job.stac is not None:
+        write_map_item(job, network, overwrite=overwrite)
     return summary

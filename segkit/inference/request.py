@@ -121,8 +121,9 @@ def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: b
                 f"{path} is there already{reason}" + suggest("add --overwrite to replace it", "name another file")
             )
     if len(existing) < len(paths):
-        if job.vector is not None:
-            check_output(job.vector, overwrite=False)
+        for other in (job.vector, job.stac):
+            if other is not None:
+                check_output(other, overwrite=False)
         return None
     return _summary_from_tags(job.result, existing[paths[0]][1])
 

@@ -17,6 +17,7 @@ from segkit.io.mosaic import Mosaic
 from segkit.io.mosaic_layout import MosaicTile
 from segkit.io.paths import PathLike
 from segkit.io.remote import as_path
+from segkit.io.stac_output import ITEM_SUFFIX, require_item_suffix
 
 MAP = OutputRequest("map")
 
@@ -31,12 +32,15 @@ class PredictionFiles:
         The scene, its rasters, and its polygons.
     tiles
         The files of a mosaic into which each raster is cut, if it is; its path in `rasters` is then not written.
+    stac
+        The STAC item of the map.
     """
 
     files: tuple[Path, ...]
     rasters: dict[OutputRequest, Path]
     vector: Path | None
     tiles: tuple[MosaicTile, ...] = ()
+    stac: Path | None = None
 
     @property
     def map(self) -> Path:
@@ -52,7 +56,7 @@ class PredictionFiles:
     def outputs(self) -> list[Path]:
         """All outputs that are asked for."""
         rasters = [path for output in self.rasters for path in self.written(output)]
-        return [*rasters, *([self.vector] if self.vector is not None else [])]
+        return [*rasters, *(path for path in (self.vector, self.stac) if path is not None)]
 
     def parts(self, output: OutputRequest) -> tuple[MapPart, ...]:
         """Return the files into which a raster output is cut, named after those of the scene; none for one file."""
@@ -83,6 +87,7 @@ class PredictionFiles:
             {name: path.absolute() for name, path in self.rasters.items()},
             None if self.vector is None else self.vector.absolute(),
             self.tiles,
+            None if self.stac is None else self.stac.absolute(),
         )
 
 
@@ -137,6 +142,7 @@ def plan_files(
     measures: tuple[str, ...],
     vector: PathLike | None,
     *,
+    stac: PathLike | None = None,
     like_input: bool = False,
     vrt: bool = False,
 ) -> list[PredictionFiles]:
@@ -152,6 +158,8 @@ def plan_files(
         Of uncertainty; their raster lies beside the map.
     vector
         Path or folder of the polygons.
+    stac
+        Path or folder of the STAC items.
     like_input
         Whether the rasters of a mosaic are cut like its files; their paths are folders then.
     vrt
@@ -179,7 +187,9 @@ def plan_files(
             beside = map_path.with_name(f"{map_path.stem}_uncertainty{map_path.suffix}")
             files[OutputRequest("uncertainty", measures)] = beside
         tiles = _tiles(stack[0], vrt=vrt) if like_input else ()
-        found.append(PredictionFiles(stack, files, None if vector is None else target(vector, stack, ".gpkg"), tiles))
+        polygons = None if vector is None else target(vector, stack, ".gpkg")
+        item = None if stac is None else target(stac, stack, ITEM_SUFFIX)
+        found.append(PredictionFiles(stack, files, polygons, tiles, item))
     return found
 
 
@@ -229,6 +239,8 @@ def check_outputs(jobs: Sequence[PredictionFiles], given: Sequence[PathLike | No
                 )
         if job.vector is not None:
             find_format(job.vector)
+        if job.stac is not None:
+            require_item_suffix(job.stac)
     parents = {path.parent for job in jobs if job.tiles for path in job.rasters.values()}
     for output in (one for one in given if one is not None):
         if _is_folder(output, len(jobs)) or Path(output) in parents:

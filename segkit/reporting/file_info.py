@@ -10,7 +10,7 @@ from typing import Any
 
 from rasterio.io import DatasetReader
 
-from segkit.errors import DataError, GridError, SegkitError, UsageError
+from segkit.errors import DataError, GridError, SegkitError, UsageError, suggest
 from segkit.io.class_table import OUTPUT_TAG, Legend
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, crs_name
@@ -53,7 +53,7 @@ class FileInfo:
         return "\n".join(lines).rstrip()
 
 
-def info(path: PathLike) -> FileInfo:
+def info(path: PathLike, *, stac: PathLike | None = None, overwrite: bool = False) -> FileInfo:
     """Say what a model, run, map, raster or vector file is, from its metadata.
 
     Parameters
@@ -61,6 +61,10 @@ def info(path: PathLike) -> FileInfo:
     path
         A model file (.safetensors), the folder of a run or of a cross-validation, a raster or its URL, files that lie
         side by side as a `segkit.Mosaic`, or a vector file.
+    stac
+        Where to write a STAC item (.json) that describes a model file.
+    overwrite
+        Whether to replace an existing item.
 
     Raises
     ------
@@ -69,12 +73,25 @@ def info(path: PathLike) -> FileInfo:
     SegkitError
         It is damaged.
     UsageError
-        It is of another kind.
+        It is of another kind, or is no model file and `stac` is given.
+    OutputExistsError
+        The item exists, and `overwrite` is false.
     """
     file = as_path(path)
     kind, read = _kind(file)
     facts = read(file)
+    if stac is not None:
+        _write_item(kind, file, stac, overwrite=overwrite)
     return FileInfo(facts.pop("kind", kind), file, facts)
+
+
+def _write_item(kind: str, file: Path, output: PathLike, *, overwrite: bool) -> None:
+    if kind != "model":
+        advice = suggest("of a run, name its model.safetensors", "a map's item is written by segkit predict --stac")
+        raise UsageError(f"{file}: is no model file, and only these are described as STAC items here{advice}")
+    from segkit.models.stac_model import write_model_item
+
+    write_model_item(file, output, overwrite=overwrite)
 
 
 def _kind(file: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:

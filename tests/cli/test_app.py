@@ -718,6 +718,23 @@ def outputs_that_meet(place):
     }
 
 
+def test_info_writes_an_item_only_where_it_may(segkit, place):
+    assert segkit("info", "model.safetensors", "--stac", "m.json")[0] == 0
+    before = (place / "m.json").read_bytes()
+    for words, options in (
+        ("is there already; add --overwrite", ("--stac", "m.json")),
+        ("none is written (--stac)", ("--overwrite",)),
+        ("ends in .json", ("--stac", "m.txt")),
+    ):
+        code, out, said = segkit("info", "model.safetensors", *options)
+        assert (code, out) == (2, "")
+        assert words in said
+        assert said.count("\n") == 1
+    assert (place / "m.json").read_bytes() == before
+    code, out, _ = segkit("info", "model.safetensors", "--stac", "m.json", "--overwrite", "--json")
+    assert (code, json.loads(out)["stac"]) == (0, "m.json")
+
+
 def test_every_command_refuses_one_name_for_two_things(segkit, place):
     cases = outputs_that_meet(place)
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
