@@ -8,6 +8,7 @@ Run it with the Python that has QGIS (Debian: apt-get install python3-qgis; /usr
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def check_raster(path):
     check.equal("valid", layer.isValid(), True)
     renderer = layer.renderer()
     rows = json.loads(tags.get("segkit_classes", "[]"))
+    for row in rows:  # XML has no control characters
+        row["name"] = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", row["name"])
     if "segkit_output" in tags:
         check.equal("renderer", renderer.type(), "singlebandpseudocolor")
         background = {row["name"] for row in rows if row.get("background")}
@@ -59,7 +62,7 @@ def check_raster(path):
             first = rows[0]
             rows = [
                 {"value": 0, "name": f"not {first['name']}"},
-                {"value": 1} | {key: first[key] for key in ("name", "color")},
+                {"value": 1} | {key: first.get(key) for key in ("name", "color")},
             ]
         found = [(one.value, one.label, one.color.name()) for one in renderer.classes()]
         check.equal("number of rows in the legend", len(found), len(rows))

@@ -44,7 +44,9 @@ def write_side_files(
         background = {one.name for one in classes if one.background}
         band = next((at for at, name in enumerate(band_names) if name not in background), 0)
         shown = statistics[band]
-        style = number_qml(band + 1, 0, 1 if scale != 1 or shown is None else shown.maximum)
+        # A scale maps the bytes to 0 to 1. Other numbers are 0 or more; a few outliers do not stretch their ramp.
+        top = 1.0 if scale != 1 or shown is None else min(shown.maximum, shown.mean + 2 * shown.deviation) or 1.0
+        style = number_qml(band + 1, 0, top)
         sld = None
     elif tags.get("segkit_type") == "multilabel":
         of_bands = [
