@@ -22,7 +22,7 @@ from rasterio.windows import Window
 
 from segkit.errors import DataError, UsageError
 from segkit.io.band_names import find_band
-from segkit.io.class_table import Legend, MapClass
+from segkit.io.class_table import Legend, MapClass, class_rgb
 from segkit.io.data_array import HasRaster, as_raster, is_data_array
 from segkit.io.memory_raster import array_raster, dataset_raster
 from segkit.io.mosaic_dataset import read_coverage
@@ -40,7 +40,6 @@ from segkit.plots.images import (
 )
 from segkit.recipe.schema import Recipe
 from segkit.task import IGNORE, Task
-from segkit.vector.formats.qgis_style import class_rgb
 
 if TYPE_CHECKING:
     from segkit.io.data_array import AnyMap

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 import pandas
 
 from segkit.errors import DataError, suggest
-from segkit.io.geopackage import STYLE_MARK, add_styles
+from segkit.io.geopackage import add_styles
 from segkit.io.paths import PathLike
 from segkit.io.points import PointColumns, read_point_table
+from segkit.io.qml import add_symbol, new_style, style_text
 from segkit.io.vector import layer_names, read_layer
 from segkit.runtime.version import VERSION
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segkit.io.grid import Grid
 
 LAYERS = POINTS, PIXELS, DESIGN, STRATA, CLASSES = "points", "pixels", "design", "strata", "classes"
+_MAGENTA, _TRANSPARENT = "255,0,255,255", "255,0,255,0"  # magenta is rare in imagery
 
 
 def write_points(
@@ -73,25 +74,24 @@ def write_points(
     pyogrio.write_dataframe(pixels, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=metadata)
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
         pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=metadata)
-    style = {
-        "f_table_catalog": "", "f_table_schema": "", "f_table_name": POINTS, "f_geometry_column": "geom",
-        "styleName": "form", "styleQML": _form_style(classes["class"].tolist()), "styleSLD": "", "useAsDefault": True,
-        "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
-    }  # fmt: skip
-    if not add_styles(path, [style]):
-        pyogrio.write_dataframe(pandas.DataFrame([style]), path, layer="layer_styles", driver="GPKG", append=True)
+    texts = {POINTS: ("form", _form_style(classes["class"].tolist())), PIXELS: ("outline", _outline_style())}
+    styles = [
+        {
+            "f_table_catalog": "", "f_table_schema": "", "f_table_name": layer, "f_geometry_column": "geom",
+            "styleName": name, "styleQML": text, "styleSLD": "", "useAsDefault": True,
+            "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
+        }
+        for layer, (name, text) in texts.items()
+    ]  # fmt: skip
+    if not add_styles(path, styles):
+        pyogrio.write_dataframe(pandas.DataFrame(styles), path, layer="layer_styles", driver="GPKG", append=True)
 
 
 def _form_style(classes: Sequence[str]) -> str:
     """Return a QGIS style whose form offers the classes, and no other values, for `ref_class`."""
-    root = Element("qgis", version="3.22.0", styleCategories="Fields|Forms|Symbology")
-    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
-    symbol = SubElement(SubElement(renderer, "symbols"), "symbol", type="marker", name="0", alpha="1")
-    options = SubElement(
-        SubElement(symbol, "layer", {"class": "SimpleMarker"}, enabled="1", locked="0"), "Option", type="Map"
-    )
-    for name, value in {"name": "cross", "size": "4", "outline_color": "255,0,255,255", "color": "255,0,255,0"}.items():
-        SubElement(options, "Option", type="QString", name=name, value=value)
+    root = new_style("Fields|Forms|Symbology")
+    marker = {"name": "cross", "size": "4", "outline_color": _MAGENTA, "color": _TRANSPARENT}
+    _add_single_symbol(root, "marker", "SimpleMarker", marker)
     fields = SubElement(root, "fieldConfiguration")
     widget = SubElement(SubElement(fields, "field", name="ref_class"), "editWidget", type="ValueMap")
     values = SubElement(
@@ -102,10 +102,20 @@ def _form_style(classes: Sequence[str]) -> str:
     editable = SubElement(root, "editable")
     for name, flag in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
         SubElement(editable, "field", name=name, editable=flag)
-    ElementTree.indent(root)
-    return f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{STYLE_MARK}\n" + ElementTree.tostring(
-        root, encoding="unicode"
-    )
+    return style_text(root)
+
+
+def _outline_style() -> str:
+    """Return a QGIS style of polygons without a fill, which would hide the pixel to interpret."""
+    root = new_style()
+    outline = {"outline_color": _MAGENTA, "outline_width": "0.4", "outline_style": "solid", "outline_width_unit": "MM"}
+    _add_single_symbol(root, "fill", "SimpleFill", {"style": "no", "color": _TRANSPARENT} | outline)
+    return style_text(root)
+
+
+def _add_single_symbol(root: Element, kind: str, layer: str, options: Mapping[str, str]) -> None:
+    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
+    add_symbol(SubElement(renderer, "symbols"), kind, "0", layer, options)
 
 
 def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import csv
 import json
 import re
@@ -39,6 +40,8 @@ _BACKGROUND_NAMES = {
 _YES_OR_NO = dict.fromkeys(("yes", "true", "1"), True) | dict.fromkeys(("no", "false", "0"), False)
 # Usage of the columns of a raster attribute table (GDALRATFieldUsage).
 _RAT_NAME, _RAT_VALUE, _RAT_RGB = "2", "5", ("6", "7", "8")
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 # What one source has about values: {value: {"name": ..., "color": ..., "background": ...}}; missing keys are unknown.
 _Facts = dict[int, dict[str, Any]]
@@ -247,6 +250,21 @@ def map_tags(map_type: str, classes: Sequence[Mapping[str, Any]]) -> dict[str, s
     }
 
 
+def classes_from_tags(map_name: str, tags: Mapping[str, str]) -> tuple[MapClass, ...]:
+    """Return the classes that the metadata of a map list (see `map_tags`), in their order; none without a list.
+
+    Raises
+    ------
+    DataError
+        The list is unreadable.
+    """
+    listed = _facts_from_tag(map_name, tags["segkit_classes"]) if "segkit_classes" in tags else {}
+    return tuple(
+        MapClass(known.get("name", str(value)), value, known["background"], known.get("color"))
+        for value, known in listed.items()
+    )
+
+
 def _refuse_other_outputs(dataset: DatasetReader) -> None:
     """Raise a DataError if a raster was written beside a map: probabilities, confidence and so on.
 
@@ -278,6 +296,15 @@ def parse_color(color: str) -> tuple[int, int, int]:
 def format_color(red: int, green: int, blue: int) -> str:
     """Return "#rrggbb" for red, green and blue, 0 to 255."""
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def class_rgb(one: MapClass) -> tuple[int, int, int]:
+    """Return red, green and blue of a class, 0 to 255; one without a colour gets one that depends on its value."""
+    if one.color is not None:
+        return parse_color(one.color)
+    # Steps of the golden ratio around the colour wheel give distinct colours for any number of values.
+    red, green, blue = colorsys.hsv_to_rgb(one.value * _GOLDEN % 1, 0.55, 0.85)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def _is_background_name(name: str | None) -> bool:

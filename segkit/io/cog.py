@@ -25,6 +25,7 @@ from segkit.io.class_table import parse_color
 from segkit.io.files import as_output_error, atomic_write, check_output, describe_obstacle, fsync
 from segkit.io.grid import Grid, split_window
 from segkit.io.paths import PathLike
+from segkit.io.pixel_statistics import PixelStatistics
 from segkit.io.raster import (
     GDAL_ERRORS,
     ignore_not_georeferenced,
@@ -33,6 +34,7 @@ from segkit.io.raster import (
     read_window,
     window_text,
 )
+from segkit.io.side_files import remove_side_files, write_side_files
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,8 @@ def build_cog(
 ) -> None:
     """Assemble a map from its strips, as a cloud-optimised GeoTIFF on `grid`.
 
-    The file is written under a temporary name, read back, compared with the strips pixel by pixel, and renamed. If that
-    fails, no file is left.
+    The file is written under a temporary name, read back, compared with the strips pixel by pixel, and renamed. So are
+    the files beside it that say what it holds (`io.side_files`). If that fails, no file is left.
 
     Parameters
     ----------
@@ -234,11 +236,11 @@ def build_cog(
                 NUM_THREADS="ALL_CPUS",
                 OVERVIEW_RESAMPLING=profile.overviews.upper(),
             )
-        _verify(finished, target, grid, strips, window)
-        # Remove side files (statistics, overviews, a mask) of an older map with this name. The new map may have an
-        # .aux.xml, for a CRS that GeoTIFF keys cannot express; it is moved here afterwards.
-        for ending in (".aux.xml", ".ovr", ".msk"):
-            target.with_name(target.name + ending).unlink(missing_ok=True)
+        statistics = PixelStatistics(len(profile.band_names), profile.dtype, profile.nodata)
+        _verify(finished, target, grid, strips, window, statistics)
+        # GDAL may have written an .aux.xml already, for a CRS that GeoTIFF keys cannot express.
+        write_side_files(finished, target, profile.tags, profile.band_names, profile.scale, statistics)
+        remove_side_files(target)  # the new ones are moved here afterwards
 
 
 def _mosaic_vrt(window: Window, profile: MapProfile, strips: Sequence[MapStrip], *, is_whole: bool) -> str:
@@ -294,8 +296,15 @@ def _open_vrt(xml: str, grid: Grid, profile: MapProfile) -> DatasetWriter:
     return dataset
 
 
-def _verify(finished: Path, target: Path, grid: Grid, strips: Sequence[MapStrip], window: Window) -> None:
-    """Compare a finished map with its strips, to find a full disk or a bad block now."""
+def _verify(
+    finished: Path,
+    target: Path,
+    grid: Grid,
+    strips: Sequence[MapStrip],
+    window: Window,
+    statistics: PixelStatistics,
+) -> None:
+    """Compare a finished map with its strips, to find a full disk or a bad block now; gather its statistics."""
     with _as_read_back_error(target), open_raster(finished) as found:
         _check_grid(target, grid, found)
         for strip in strips:
@@ -310,6 +319,7 @@ def _verify(finished: Path, target: Path, grid: Grid, strips: Sequence[MapStrip]
                     stored = read_window(found, found.indexes, in_file)
                     if not np.array_equal(written.view(np.uint8), stored.view(np.uint8)):  # bitwise: NaN equals NaN
                         raise _difference_error(target, in_file)
+                    statistics.add(stored)
 
 
 def _check_grid(path: Path, grid: Grid, found: DatasetReader) -> None:

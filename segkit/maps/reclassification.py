@@ -14,7 +14,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from segkit.errors import UsageError
-from segkit.io.class_table import Legend, MapClass, map_tags
+from segkit.io.class_table import Legend, MapClass, class_rgb, format_color, map_tags
 from segkit.io.cog import MapProfile, MapStrip, build_cog, open_strip_writer
 from segkit.io.files import check_distinct, check_output, temporary_folder
 from segkit.io.paths import PathLike
@@ -162,10 +162,9 @@ def map_profile(
         return MapProfile(np.dtype("uint8"), _UNKNOWN, names, map_tags(kind, rows) | kept)
     largest = max(one.value for one in classes)
     dtype = map_dtype(largest)
-    colors = {one.value: one.color for one in classes if one.color}
     named = (dataset.descriptions[0] or "class",)
-    shown = colors if colors and dtype == np.uint8 else None
-    return MapProfile(dtype, map_nodata(largest), named, map_tags(kind, rows) | kept, shown)
+    colors = {one.value: format_color(*class_rgb(one)) for one in classes} if dtype == np.uint8 else None
+    return MapProfile(dtype, map_nodata(largest), named, map_tags(kind, rows) | kept, colors)
 
 
 class _Codes:

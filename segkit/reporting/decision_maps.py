@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea
 from segkit.evaluation.decisions import PredictedBlock, PredictedProbabilities
-from segkit.inference.outputs import RASTER_OUTPUTS
+from segkit.inference.outputs import RASTER_OUTPUTS, OutputRequest
 from segkit.io.class_table import map_tags
 from segkit.io.cog import MapProfile, MapStrip, MapWriter, build_cog, open_strip_writer
 from segkit.models.segmenter import Segmenter
@@ -97,7 +97,7 @@ class DecisionMapWriter:
             build_cog(self._folder / f"{name}{number}.tif", grid, self._profile(name), parts)
 
     def _profile(self, name: str) -> MapProfile:
-        return RASTER_OUTPUTS[name].profile(self._task, (), map_tags(self._task.type, self._task.legend))
+        return OutputRequest(name).profile(self._task, map_tags(self._task.type, self._task.legend))
 
 
 def _bounding_window(area: LabelledArea) -> Window:

@@ -1,6 +1,7 @@
 """From a map to points and back: what a person would do, with the truth as the interpreter."""
 
 import json
+from xml.etree import ElementTree
 
 import geopandas
 import numpy as np
@@ -94,7 +95,9 @@ def test_points_do_not_reveal_the_map_class(place, tmp_path):
     np.testing.assert_allclose((corner[0] - 20) / 2e-3, drawn["col"], atol=1e-6)
     np.testing.assert_allclose((65 - corner[1]) / 0.2, drawn["row"], atol=1e-6)
     styles = pyogrio.read_dataframe(tmp_path / "points.gpkg", layer="layer_styles")
-    assert styles["f_table_name"].tolist() == ["points"]
+    assert styles["f_table_name"].tolist() == ["points", "pixels"]
+    fill = ElementTree.fromstring(styles["styleQML"][1]).findall("renderer-v2/symbols/symbol/layer/prop[@k='style']")
+    assert [one.get("v") for one in fill] == ["no"]  # the pixel to interpret can be seen
     assert all(f'value="{name}"' in styles["styleQML"][0] for name in (*CLASSES.values(), "ice"))
     assert 'type="ValueMap"' in styles["styleQML"][0]
     design(folder / "map.tif", tmp_path / "points.gpkg", samples=60, min_per_stratum=10, show_map=True, overwrite=True)

@@ -67,4 +67,5 @@ def killed_at_every_step(work, prepare, check):
 
 
 def names(folder):
-    return {path.name for path in folder.iterdir()}
+    """Names in a folder, without the side files of rasters."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith((".aux.xml", ".qml", ".sld"))}

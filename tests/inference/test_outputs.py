@@ -99,7 +99,8 @@ def test_no_other_output_is_taken_for_a_map(tmp_path, task, monkeypatch):
             with pytest.raises(DataError, match=rf"{path.name}: holds the {kind} of a map, not its classes") as refused:
                 run(path)
             assert "\n" not in str(refused.value)
-    monkeypatch.setattr("segkit.inference.outputs.OUTPUT_TAG", "segkit_unknown")
+    for module in ("inference.outputs", "io.side_files"):
+        monkeypatch.setattr(f"segkit.{module}.OUTPUT_TAG", "segkit_unknown")
     for kind, path in predict_all().items():
         with pytest.raises(DataError, match="float32" if kind == "applicability" else "scale 0.003937"):
             segkit.vectorize(path, tmp_path / "old.gpkg")

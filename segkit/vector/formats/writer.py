@@ -19,6 +19,7 @@ from segkit.io.files import as_output_error, atomic_write, check_output, describ
 from segkit.io.geopackage import copy_without_layers, verify_copy
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
+from segkit.io.qml import write_style
 from segkit.runtime.version import VERSION
 from segkit.vector.formats.base import FileSpec, Sink, WrittenLayer, split_table, wkb_array
 from segkit.vector.formats.geojson import geojson_sink
@@ -32,7 +33,7 @@ from segkit.vector.formats.ogr import (
     inspect_shapefile,
     shapefile_sink,
 )
-from segkit.vector.formats.qgis_style import is_written_by_segkit, qml
+from segkit.vector.formats.qgis_style import qml
 
 if TYPE_CHECKING:
     import pyproj
@@ -216,9 +217,7 @@ def open_writer(
             stack.close()
             _verify(spec, format_, writer.counts, target.name)
             verify_copy(part, names, other_contents)
-            style_path = target.with_suffix(".qml")
-            if is_written_by_segkit(style_path) or not style_path.exists():
-                part.with_suffix(".qml").write_text(style(target.stem), encoding="utf-8")
+            write_style(style(target.stem), part.with_suffix(".qml"), target.with_suffix(".qml"))
         companions = format_.companions
         if part != named:
             companions += tuple(ending.upper() for ending in companions)

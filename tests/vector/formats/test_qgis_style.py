@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segkit.io.class_table import MapClass
-from segkit.vector.formats.qgis_style import is_written_by_segkit, qml
+from segkit.io.qml import is_written_by_segkit
+from segkit.vector.formats.qgis_style import qml
 
 FOREST = MapClass("forest", 1, color="#006d2c")
 SEA = MapClass('<sea> & "Água" ✓', -7, color="#3182bd")

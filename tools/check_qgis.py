@@ -1,0 +1,152 @@
+"""Open files that segkit wrote in QGIS, without a window, and check what it shows: legends, colours, no data, the form.
+
+Run it with the Python that has QGIS (Debian: apt-get install python3-qgis; /usr/bin/python3), which needs no segkit:
+
+    QT_QPA_PLATFORM=offscreen /usr/bin/python3 tools/check_qgis.py map.tif probabilities.tif map.gpkg points.gpkg
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+try:
+    from osgeo import gdal
+    from qgis.core import Qgis, QgsApplication, QgsRasterLayer, QgsVectorLayer
+except ImportError as error:
+    sys.exit(f"check_qgis.py: {error}; run it with the Python of QGIS (Debian: /usr/bin/python3 with python3-qgis)")
+
+gdal.UseExceptions()
+_MAX_SIDE_PX = 1024  # of the part of a raster that is compared with its picture
+
+
+class Check:
+    """Collects what is wrong with one layer."""
+
+    def __init__(self, name):
+        self.name, self.faults = name, []
+
+    def equal(self, what, found, expected):
+        """Note a fault if two values differ."""
+        if found != expected:
+            self.faults.append(f"{what} is {found!r}, not {expected!r}")
+
+    def report(self, seen):
+        """Print what was seen and what is wrong; return whether nothing is."""
+        print(f"{'WRONG' if self.faults else 'right'}  {self.name}: {seen}", *self.faults, sep="\n       ")
+        return not self.faults
+
+
+def check_raster(path):
+    dataset = gdal.Open(str(path))
+    tags, check = dataset.GetMetadata(), Check(path.name)
+    layer = QgsRasterLayer(str(path), path.stem)
+    check.equal("valid", layer.isValid(), True)
+    renderer = layer.renderer()
+    rows = json.loads(tags.get("segkit_classes", "[]"))
+    for row in rows:  # XML has no control characters
+        row["name"] = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", row["name"])
+    if "segkit_output" in tags:
+        check.equal("renderer", renderer.type(), "singlebandpseudocolor")
+        background = {row["name"] for row in rows if row.get("background")}
+        shown = dataset.GetRasterBand(renderer.usesBands()[0]).GetDescription()
+        check.equal("the shown band is background", shown in background, False)
+        seen = f"colours of band {renderer.usesBands()[0]}, {shown}"
+        transparent = {}
+    else:
+        check.equal("renderer", renderer.type(), "paletted")
+        if tags.get("segkit_type") == "multilabel":
+            first = rows[0]
+            rows = [
+                {"value": 0, "name": f"not {first['name']}"},
+                {"value": 1} | {key: first.get(key) for key in ("name", "color")},
+            ]
+        found = [(one.value, one.label, one.color.name()) for one in renderer.classes()]
+        check.equal("number of rows in the legend", len(found), len(rows))
+        for (value, label, color), row in zip(found, rows, strict=False):
+            check.equal("row of the legend", (value, label), (row["value"], row["name"]))
+            check.equal(f"colour of {label}", color, row.get("color") or color)
+        table = dataset.GetRasterBand(1).GetDefaultRAT()
+        names = (
+            {}
+            if table is None
+            else {table.GetValueAsInt(row, 0): table.GetValueAsString(row, 1) for row in range(table.GetRowCount())}
+        )
+        check.equal("attribute table", names, {row["value"]: row["name"] for row in rows})
+        seen = "legend " + ", ".join(label for _, label, _ in found)
+        transparent = {one.value for one in renderer.classes() if not one.color.alpha()}
+    check_transparency(check, dataset, layer, transparent)
+    return check.report(seen)
+
+
+def check_transparency(check, dataset, layer, transparent):
+    """Compare the alpha of each pixel that QGIS draws with no data in the file, in the upper left part."""
+    width, height = min(dataset.RasterXSize, _MAX_SIDE_PX), min(dataset.RasterYSize, _MAX_SIDE_PX)
+    extent = layer.extent()
+    extent.setXMaximum(extent.xMinimum() + width * layer.rasterUnitsPerPixelX())
+    extent.setYMinimum(extent.yMaximum() - height * layer.rasterUnitsPerPixelY())
+    band = dataset.GetRasterBand(layer.renderer().usesBands()[0])
+    values, hidden = band.ReadAsArray(0, 0, width, height), band.GetMaskBand().ReadAsArray(0, 0, width, height) == 0
+    block = layer.renderer().block(1, extent, width, height)
+    wrong = 0
+    for row in range(height):
+        for column in range(width):
+            clear = hidden[row, column] or int(values[row, column]) in transparent
+            wrong += (block.color(row, column) >> 24 == 0) != bool(clear)
+    check.equal("pixels that are transparent or not, unlike the data", wrong, 0)
+
+
+def check_vector(path):
+    dataset = gdal.OpenEx(str(path))
+    names = [dataset.GetLayer(number).GetName() for number in range(dataset.GetLayerCount())]
+    right = [check_vector_layer(path, name) for name in names if name != "layer_styles"]
+    return all(right)
+
+
+def check_vector_layer(path, name):
+    layer, check = QgsVectorLayer(f"{path}|layername={name}", name), Check(f"{path.name}, layer {name}")
+    check.equal("valid", layer.isValid(), True)
+    if not layer.isSpatial():
+        return True
+    renderer = layer.renderer()
+    fields = [field.name() for field in layer.fields()]
+    if "ref_class" in fields:
+        setup = layer.editorWidgetSetup(fields.index("ref_class"))
+        check.equal("form of ref_class", setup.type(), "ValueMap")
+        choices = [key for choice in setup.config().get("map", []) for key in choice]
+        check.equal("the form has choices", bool(choices), True)
+        check.equal("id can be edited", layer.editFormConfig().readOnly(fields.index("id")), True)
+        check.equal("marker", renderer.symbol().symbolLayer(0).properties()["name"], "cross")
+        seen = f"form with {', '.join(choices)}"
+    elif "class_id" in fields:
+        check.equal("renderer", renderer.type(), "categorizedSymbol")
+        wanted = {feature["class_id"]: feature["class"] for feature in layer.getFeatures()}
+        labels = {} if check.faults else {int(one.value()): one.label() for one in renderer.categories()}
+        check.equal("legend", {key: labels.get(key) for key in wanted}, wanted)
+        seen = f"legend {', '.join(labels.values())}"
+    else:
+        fill = renderer.symbol().symbolLayer(0).properties()
+        check.equal("fill", fill.get("style"), "no")
+        seen = "outlines"
+    return check.report(seen)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="rasters and vector files that segkit wrote")
+    files = parser.parse_args().files
+    if missing := [str(file) for file in files if not file.exists()]:
+        parser.error(f"no such file: {', '.join(missing)}")
+    QgsApplication.setPrefixPath(os.environ.get("QGIS_PREFIX_PATH", "/usr"), True)
+    application = QgsApplication([], False)
+    application.initQgis()
+    print(f"QGIS {Qgis.QGIS_VERSION}, GDAL {gdal.__version__}")
+    right = [check_raster(file) if file.suffix.lower() in {".tif", ".tiff"} else check_vector(file) for file in files]
+    sys.stdout.flush()
+    os._exit(not all(right))  # some versions of QGIS crash when Python ends
+
+
+main()
