@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segkit.data.check import check as check
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
+    from segkit.exporting.write import export as export
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
     from segkit.maps.change import change as change
@@ -46,6 +47,7 @@ _HOMES = {
     "compare": "segkit.training.compare",
     "cross_validate": "segkit.training.cross_validation",
     "evaluate": "segkit.evaluation.evaluate",
+    "export": "segkit.exporting.write",
     "finish": "segkit.training.finishing",
     "load": "segkit.models.segmenter",
     "polygons": "segkit.vector",

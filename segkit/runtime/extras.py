@@ -8,6 +8,7 @@ _EXTRAS = {
     "report": ("bokeh", "jinja2", "markupsafe", "PIL"),
     "cluster": ("dask", "distributed", "toolz"),
     "tensorboard": ("tensorboard",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 EXTRA_OF_PACKAGE = {package: extra for extra, packages in _EXTRAS.items() for package in packages}
 
