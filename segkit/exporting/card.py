@@ -11,15 +11,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
-from segkit.exporting.graph import INPUT, output_names
 from segkit.models.ensemble import members
+from segkit.models.graph_outputs import CARD_FORMAT, INPUT, output_names
 from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
 
-CARD_KEY = "segkit"
-_FORMAT = 1  # version of the card
 _MAX_CARD_CHARS = 2**22  # longer ones are left without the samples of training pixels and scenes
 _SAMPLES = ("training_pixels", "training_scenes")
 _ABSOLUTE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|file:", re.ASCII)
@@ -39,7 +37,7 @@ def make_card(
     """
     headers = [strip_paths(asdict(one.header)) for one in members(model)]
     card = {
-        "format": _FORMAT,
+        "format": CARD_FORMAT,
         "segkit": VERSION,
         "fingerprint": model.fingerprint(),
         "license": model.recipe.license,

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.fx.experimental import _config
 
-from segkit.exporting.card import CARD_KEY
-from segkit.exporting.graph import INPUT
 from segkit.exporting.parity import Outputs
+from segkit.models.graph_outputs import CARD_KEY, INPUT
 
 _OPSET, _IR_VERSION = 18, 8  # that onnxruntime reads since 1.14 (2023)
 _AXES = {0: "batch", 2: "height", 3: "width"}

@@ -13,13 +13,13 @@ from segkit.errors import UsageError
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.classical.learner import Linear
 from segkit.models.ensemble import members
+from segkit.models.graph_outputs import split_outputs
 from segkit.models.segmenter import Segmenter
 from segkit.task import Task
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
 
-INPUT = "pixels"
 # Other programs scale values before they pass them on, which changes the last bits. Integers of 16 bits differ by more.
 _SAME_VALUE = 2e-6  # relative
 
@@ -68,47 +68,6 @@ class ExportedGraph(nn.Module):
         values = self.values[self.task.decide(probabilities).long()]
         values = values.masked_fill(~valid[:, None], self.task.nodata)
         return (values.to(torch.uint8 if self.task.dtype == "uint8" else torch.int32),)
-
-
-def output_names(task: Task, *, decide: bool = False) -> list[list[str]]:
-    """Return the names of the channels of each output of the graph."""
-    if decide:
-        return [list(task.band_names)]
-    names = list(task.channel_names)
-    if task.n_targets > 1:
-        return [[name] for name in names]
-    if task.type == "binary":
-        return [names[-1:]]
-    return [[task.categories[0], *names] if _lacks_background(task) else names]
-
-
-def split_outputs(task: Task, probabilities: Tensor) -> tuple[Tensor, ...]:
-    """Return the outputs of the graph, one per target, in which the highest channel is the class, for (N, C, H, W).
-
-    A binary target has one channel, the probability of its class. The sigmoid channels of exclusive classes with
-    background get a channel for background before them: 1 - the highest probability.
-    """
-    if task.n_targets > 1:
-        return torch.split(probabilities, 1, dim=1)
-    if task.type == "binary":
-        return (probabilities[:, -1:],)
-    if _lacks_background(task):
-        return (torch.cat([1 - probabilities.amax(dim=1, keepdim=True), probabilities], dim=1),)
-    return (probabilities,)
-
-
-def join_outputs(task: Task, outputs: Sequence[Tensor]) -> Tensor:
-    """Return probabilities (N, C, H, W) as the task has them; the inverse of `split_outputs`."""
-    if task.type == "binary" and task.is_softmax:
-        return torch.cat([1 - outputs[0], outputs[0]], dim=1)
-    if task.n_targets == 1 and _lacks_background(task):
-        return outputs[0][:, 1:]
-    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1)
-
-
-def _lacks_background(task: Task) -> bool:
-    """Whether exclusive classes have background, but no channel for it."""
-    return task.type == "multiclass" and len(task.categories) > task.channels
 
 
 def check_exportable(model: AnyModel) -> None:

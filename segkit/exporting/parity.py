@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.errors import ModelFileError
-from segkit.exporting.graph import split_outputs
 from segkit.inference.runner import Runner
 from segkit.io.paths import PathLike
 from segkit.io.scene import Tile
 from segkit.models.ensemble import members
+from segkit.models.graph_outputs import split_outputs
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.errors import UsageError
-from segkit.exporting.card import CARD_KEY, convert_nodata, deepness_keys, list_nodata, make_card, tensor_names
+from segkit.exporting.card import convert_nodata, deepness_keys, list_nodata, make_card, tensor_names
 from segkit.exporting.formats import FORMATS, trace
 from segkit.exporting.graph import ExportedGraph, check_exportable
 from segkit.exporting.parity import Parity, check_parity
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.paths import PathLike
 from segkit.models.ensemble import load_model
+from segkit.models.graph_outputs import CARD_KEY
 from segkit.runtime.progress import progress
 
 if TYPE_CHECKING:

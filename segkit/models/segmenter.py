@@ -70,6 +70,7 @@ class Segmenter(nn.Module):
     std: Tensor
     _scale: Tensor
     _shift: Tensor
+    backend = "torch"  # what runs the network
 
     def __init__(
         self,

@@ -8,8 +8,8 @@ from synthetic import segmenter
 
 from segkit.errors import UsageError
 from segkit.exporting.card import convert_nodata, deepness_keys, make_card, strip_paths
-from segkit.exporting.graph import split_outputs
 from segkit.models.ensemble import with_imagery
+from segkit.models.graph_outputs import split_outputs
 from segkit.models.training_pixels import TrainingPixels
 
 

@@ -10,8 +10,8 @@ from synthetic import segmenter, write_raster
 
 from segkit.errors import ModelFileError, UsageError
 from segkit.exporting import parity, write
-from segkit.exporting.card import CARD_KEY
 from segkit.exporting.formats import FORMATS
+from segkit.models.graph_outputs import CARD_KEY
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
