@@ -46,7 +46,7 @@ def export(
             "--check-on",
             metavar="SCENE",
             parser=as_path,
-            help="Compare with segkit on this scene (default: on tiles made of training pixels).",
+            help="Scene for the comparison with torch (default: tiles made of training pixels).",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -70,12 +70,10 @@ def export(
 def _print_export(summary: ExportSummary) -> None:
     for name, channels in summary.outputs.items():
         print(f"output {name}: {', '.join(channels)}")
-    values = [f"{value:g}" for value in summary.nodata if value == value]
-    print(f"no data: NaN{''.join(f', {value}' for value in values)}")
+    print("no data: " + ", ".join(["NaN", *(f"{value:g}" for value in summary.nodata)]))
     parity = summary.parity
-    decided = summary.decided
-    what = f"{parity.difference:.2%} of the pixels" if decided else f"{parity.difference:.1e} in probability at most"
-    print(f"difference from segkit: {what} ({parity.pixels:,} pixels, {parity.source})")
+    shown = f"{parity.difference:.2%} of the pixels" if summary.decided else f"{parity.difference:.1e} in probability"
+    print(f"largest difference from segkit: {shown} ({parity.pixels:,} pixels, {parity.source})")
     for limit in summary.deepness_limits or ():
         print(f"in Deepness (QGIS): {limit}")
     print(f"\n{summary.path}  {summary.path.stat().st_size / 1e6:.1f} MB")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -67,9 +66,9 @@ def make_card(
 def tensor_names(model: AnyModel, *, decide: bool) -> list[str]:
     """Return the names of the outputs of the graph."""
     count = len(output_names(model.task, decide=decide))
-    return (
-        ["classes"] if decide else ["probabilities"] if count == 1 else [f"probability_{at + 1}" for at in range(count)]
-    )
+    if count > 1:
+        return [f"probability_{number}" for number in range(1, count + 1)]
+    return ["classes" if decide else "probabilities"]
 
 
 def strip_paths(value: Any) -> Any:
@@ -126,18 +125,14 @@ def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]
         How stored values are converted is not known.
     """
     factors = unit_factors(model)
-    finite = [value for value in values if math.isfinite(value)]
-    if factors is None and finite:
+    if factors is None and values:
         raise UsageError(
-            f"no data is {' and '.join(f'{value:g}' for value in finite)} in the files, but what that is in the units "
+            f"no data is {' and '.join(f'{value:g}' for value in values)} in the files, but what that is in the units "
             "of training is not fixed (decibels, or a scale for each scene), so the graph cannot find it; its input "
             "has NaN there" + suggest("pass --nodata nan")
         )
-    return (
-        [[value * scale + offset for scale, offset in zip(*factors, strict=True)] for value in finite]
-        if factors
-        else []
-    )
+    scale, offset = factors or ([], [])
+    return [[value * factor + shift for factor, shift in zip(scale, offset, strict=True)] for value in values]
 
 
 def _per_band(given: Any, default: float, bands: int) -> list[float] | None:

@@ -72,7 +72,6 @@ def _write_onnx(
     assert exported is not None
     proto = exported.model_proto
     proto.ir_version = min(proto.ir_version, _IR_VERSION)
-    _remove_traces(proto)
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, name in _AXES.items():
             dimension = value.type.tensor_type.shape.dim[axis]
@@ -85,19 +84,6 @@ def _write_onnx(
 def _as_text(key: str, value: Any) -> str:
     """Return a metadata value as JSON, which Deepness reads."""
     return json.dumps(value, separators=(",", ":") if key == CARD_KEY else None, ensure_ascii=False)
-
-
-def _remove_traces(proto: Any) -> None:
-    """Remove what the exporter notes about the source of each node, with paths of this machine."""
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.value_info):
-        del part.metadata_props[:]
-        part.doc_string = ""
-    for value in (*proto.graph.input, *proto.graph.output):
-        del value.metadata_props[:]
-    for function in proto.functions:
-        for part in (function, *function.node, *function.value_info):
-            del part.metadata_props[:]
-            part.doc_string = ""
 
 
 def _open_onnx(path: Path) -> Outputs:

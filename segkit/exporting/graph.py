@@ -73,6 +73,8 @@ class ExportedGraph(nn.Module):
 def check_exportable(model: AnyModel) -> None:
     """Raise a UsageError if a graph cannot hold a model."""
     for one in members(model):
+        if one.backend != "torch":
+            raise UsageError(f"{_name(one)}: is exported already; give the model file (.safetensors)")
         learner = one.network.learners[0] if isinstance(one.network, PixelClassifier) else None
         if learner is not None and not isinstance(learner, Linear):
             raise UsageError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.errors import UsageError
+from segkit.errors import ModelFileError, SegkitError, UsageError
 from segkit.exporting.card import convert_nodata, deepness_keys, list_nodata, make_card, tensor_names
 from segkit.exporting.formats import FORMATS, trace
 from segkit.exporting.graph import ExportedGraph, check_exportable
@@ -17,6 +19,7 @@ from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.paths import PathLike
 from segkit.models.ensemble import load_model
 from segkit.models.graph_outputs import CARD_KEY
+from segkit.models.network import first_line
 from segkit.runtime.progress import progress
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ class ExportSummary:
     parity
         The comparison with torch.
     deepness_limits
-        What the QGIS plugin Deepness cannot do with the file; empty if it works there as it is. None for other formats.
+        What the QGIS plugin Deepness cannot do with the file; empty if it works there as it is. None for other formats
+        and class values, which Deepness does not take.
     """
 
     path: Path
@@ -49,7 +53,7 @@ class ExportSummary:
     outputs: dict[str, list[str]]
     nodata: tuple[float, ...]
     parity: Parity
-    deepness_limits: tuple[str, ...] | None
+    deepness_limits: list[str] | None
 
 
 def export(
@@ -79,7 +83,8 @@ def export(
         Whether the output is the values of the map: ``classes`` (N, bands of the map, H, W), uint8, or int32 if a
         value is larger.
     tile
-        Side of the windows, for programs that need a fixed size. Default: any size.
+        Side of the windows, for programs that need a fixed size. Default: any size; with a global receptive field, the
+        size of the training.
     nodata
         Stored values that mean no data. Default: ``data.nodata`` of the recipe.
     check_on
@@ -104,26 +109,27 @@ def export(
     found = load_model(model)
     check_exportable(found)
     _check_tile(found, tile)
-    values = tuple(nodata) or list_nodata(found)
+    tile = tile or found.fixed_window_size
+    values = tuple(value for value in nodata or list_nodata(found) if math.isfinite(value))
     nodata_in_units = convert_nodata(found, values)
     with progress("exporting", _STEPS, show=show_progress) as advance:
         graph = ExportedGraph(found, nodata_in_units, decide=decide).eval()
-        program = trace(graph, found.bands, tile)
+        with _as_model_error(path):
+            program = trace(graph, found.bands, tile)
         advance(1)
-        keys, limits = deepness_keys(found, tile=tile)
+        keys, limits = ({}, None) if decide else deepness_keys(found, tile=tile)
         names = tensor_names(found, decide=decide)
         least = 1 if kind.any_size else found.stride + 1
         card = make_card(found, values, decide=decide, tile=tile, least=least)
         with atomic_write(path) as part:
-            kind.write(program, names, {CARD_KEY: card} | keys, part)
-            advance(2)
-            parity = check_parity(
-                found, kind.open(part), path, tile=tile, least=least, decide=decide, check_on=check_on
-            )
+            with _as_model_error(path):
+                kind.write(program, names, {CARD_KEY: card} | keys, part)
+                advance(2)
+                run = kind.open(part)
+                parity = check_parity(found, run, path, tile=tile, least=least, decide=decide, check_on=check_on)
             advance(1)
-    is_onnx = path.suffix.lower() == ".onnx" and not decide
     outputs = {one["name"]: one["channels"] for one in card["outputs"]}
-    return ExportSummary(path, decide, outputs, values, parity, tuple(limits) if is_onnx else None)
+    return ExportSummary(path, decide, outputs, values, parity, limits if path.suffix.lower() == ".onnx" else None)
 
 
 def _check_tile(model: AnyModel, tile: int | None) -> None:
@@ -139,3 +145,17 @@ def _check_tile(model: AnyModel, tile: int | None) -> None:
             f"tile is {tile}, but the network pools over its whole window and was trained with "
             f"{model.fixed_window_size} pixels; use that"
         )
+
+
+@contextmanager
+def _as_model_error(path: Path) -> Iterator[None]:
+    """Turn the errors of exporters, which are of many kinds, into a ModelFileError."""
+    try:
+        yield
+    except (SegkitError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelFileError(
+            f"{path}: is not written: this model cannot be a {path.suffix} file ({first_line(error)}); try the other "
+            f"format ({' or '.join(FORMATS.keys() - {path.suffix.lower()})})"
+        ) from error

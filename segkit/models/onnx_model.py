@@ -16,7 +16,7 @@ from segkit.errors import ModelFileError
 from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.models.graph_outputs import CARD_FORMAT, CARD_KEY, INPUT, join_outputs
-from segkit.models.model_file import Header, parse_header
+from segkit.models.model_file import GLOBAL, Header, parse_header
 from segkit.models.network import first_line
 from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
@@ -119,8 +119,8 @@ def load_onnx(path: PathLike) -> OnnxModel:
 
 
 def _check_usable(file: Path, card: dict[str, Any], shape: Sequence[Any]) -> None:
-    for problem, option in ((card["decided"], "--decide"), (isinstance(shape[-1], int), "--tile")):
+    """Raise a ModelFileError if a graph cannot give the probabilities of all windows of a prediction."""
+    is_fixed = isinstance(shape[-1], int) and card["receptive_field"] != GLOBAL
+    for problem, text in ((card["decided"], "gives class values"), (is_fixed, "takes windows of one size")):
         if problem:
-            raise ModelFileError(
-                f"{file}: was exported with {option}, for other programs; segkit predicts with files that were not"
-            )
+            raise ModelFileError(f"{file}: {text}, for other programs; a prediction needs probabilities, of any window")

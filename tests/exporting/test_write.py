@@ -70,6 +70,7 @@ def test_torch_export_of_classes_of_a_classical_learner(tmp_path):
     path = tmp_path / "m.pt2"
     write.export(model, path, decide=True)
     pixels = an_input()
+    assert sys.prefix.encode() not in path.read_bytes()
     stored = {CARD_KEY: ""}
     (found,) = torch.export.load(path, extra_files=stored).module()(torch.from_numpy(pixels))
     np.testing.assert_array_equal(found.numpy(), predicted(model, pixels)[1])
@@ -115,6 +116,11 @@ def test_what_cannot_be_exported_is_refused_before_the_work(tmp_path, monkeypatc
     with pytest.raises(UsageError, match=message):
         write.export(model, tmp_path / options.pop("output"), **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_model_is_not_exported_again(exported, tmp_path):
+    with pytest.raises(UsageError, match=r"m\.onnx: is exported already"):
+        write.export(exported[1], tmp_path / "n.onnx")
 
 
 def test_generated_tiles_have_odd_sizes_and_gaps(tmp_path):
