@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from segkit.data.drafting.draft import init as init
     from segkit.errors import SegkitError as SegkitError
     from segkit.evaluation.evaluate import evaluate as evaluate
+    from segkit.exporting.write import export as export
     from segkit.inference.forecasting import forecast as forecast
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
@@ -59,6 +60,7 @@ _HOMES = {
     "datasets": "segkit.training.torch_data",
     "encoders": "segkit.models.catalogue",
     "evaluate": "segkit.evaluation.evaluate",
+    "export": "segkit.exporting.write",
     "finish": "segkit.training.finishing",
     "forecast": "segkit.inference.forecasting",
     "info": "segkit.reporting.file_info",

@@ -17,7 +17,7 @@ FLOORS = [
     {"recipe", "vector", "maps", "plots"},
     {"models", "data"},
     {"inference"},
-    {"evaluation"},
+    {"evaluation", "exporting"},
     {"training", "assess", "reporting"},
     {"demo", "plot", "__init__"},
     {"cli", "__main__"},

@@ -27,6 +27,7 @@ PUBLIC = {
     "datasets",
     "encoders",
     "evaluate",
+    "export",
     "finish",
     "forecast",
     "info",

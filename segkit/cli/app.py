@@ -23,6 +23,7 @@ from typer.exceptions import Abort, TyperException
 
 import segkit.cli.assess
 import segkit.cli.demo
+import segkit.cli.exporting
 import segkit.cli.finished_maps
 import segkit.cli.information
 import segkit.cli.mapping
@@ -44,7 +45,7 @@ _KEPT = {
     "predict": "finished parts are kept; run the same command again to continue",
 }
 # Commands that load torch, which takes seconds, and the libraries of which they load one first.
-_SLOW_COMMANDS = {"check", "compare", "demo", "evaluate", "finish", "predict", "report", "train"}
+_SLOW_COMMANDS = {"check", "compare", "demo", "evaluate", "export", "finish", "predict", "report", "train"}
 _FIRST_LIBRARIES = {"lightning", "numpy", "torch"}
 # What libraries say when they get no memory, in lower case.
 _NO_MEMORY = (

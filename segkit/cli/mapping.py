@@ -110,7 +110,7 @@ def evaluate(
     from segkit.io.files import require_file
     from segkit.models.run_folder import find_folds
 
-    is_model = model.suffix.lower() == ".safetensors" or (bool(images) and bool(find_folds(model)))
+    is_model = model.suffix.lower() in (".safetensors", ".onnx") or (bool(images) and bool(find_folds(model)))
     scored = model if is_model else one_raster([model], mosaic_overlap, mosaic=mosaic, what="map")
     require_file(scored, "model file or map")
     if is_model and not images:
@@ -188,7 +188,10 @@ def _labels(path: Any, field: str | None, nodata: NoData | None, options: list[s
 )
 def predict(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or the folder of all folds: their mean.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Model file (.safetensors or .onnx), or a folder of all folds: their mean."
+        ),
     ],
     scenes: Annotated[
         list[Path],

@@ -15,7 +15,7 @@ _GROUPS = {
     "Train": ("train", "finish", "compare"),
     "Map": ("predict", "vectorize", "clean", "reclassify", "change", "areas"),
     "Evaluate": ("evaluate", "assess"),
-    "Share": ("report",),
+    "Share": ("report", "export"),
 }
 # Options of segkit 0.2 that have another name now; the old one is accepted until 0.4.
 RENAMED_OPTIONS = {

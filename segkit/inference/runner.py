@@ -34,6 +34,7 @@ _OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator", "bad_alloc", "could not create a 
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
 # Side of the window with which memory is measured.
 _MEASURED_SIDE_PX = 256
+AMPLE_BYTES_PER_PIXEL = 4096  # more than almost any network needs for a pixel of a window
 
 
 class OutOfMemoryError(SegkitError):
@@ -86,7 +87,7 @@ class Runner:
         self.device, self.precision = device, precision
         models = [one.optimized_for_inference(device, precision) for one in members(model)]
         for one in models if compiled else ():
-            if one.is_classical:
+            if one.is_classical or one.backend != "torch":
                 continue
             one.network = cast("nn.Module", torch.compile(one.network, dynamic=False, options={"freezing": True}))
         # By default CUDA rounds the inputs of convolutions to TF32, with ten bits as in fp16.
@@ -252,6 +253,8 @@ def bytes_per_pixel(model: AnyModel, precision: str, outputs: Sequence[OutputReq
     It is that of the forward pass, or of the raster outputs that are computed from its result, whichever is more,
     measured on the CPU without what single operations allocate internally.
     """
+    if model.backend != "torch":
+        return AMPLE_BYTES_PER_PIXEL  # of other memory only the machine knows
     meter = _MemoryMeter()
     peak = _measure_per_pixel(model, precision, meter, lambda: meter.peak, outputs)
     # Pixels and mask of the tile were allocated before, and a float32 number for each output from its pixels.

@@ -11,7 +11,13 @@ from rasterio.windows import Window
 
 from segkit.errors import UsageError
 from segkit.inference.device import available_memory, pick_device, pick_precision
-from segkit.inference.runner import bytes_per_pixel, can_compile, operations_per_pixel, precision_agreement
+from segkit.inference.runner import (
+    AMPLE_BYTES_PER_PIXEL,
+    bytes_per_pixel,
+    can_compile,
+    operations_per_pixel,
+    precision_agreement,
+)
 from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.region import Region
@@ -35,7 +41,6 @@ _CPU_BATCH_PIXELS, _MAX_BATCH = 2**20, 64
 # With torch.compile, a U-Net (resnet18; 84,000 multiplications per pixel) broke even at 160 million window pixels on
 # two cores, including compilation. So a network is compiled from about three times as many pixels, and from ...
 _MIN_COMPILED_PIXELS, _MIN_COMPILED_OPERATIONS = 2**29, 2**15  # ... this many multiplications per pixel
-_AMPLE_BYTES_PER_PIXEL = 4096  # more than almost any network needs for a pixel of a window
 _USABLE_MEMORY_SHARE = 0.5  # of the free memory; the rest is for everything but the network
 
 
@@ -77,6 +82,8 @@ class PredictOptions:
         """
         if self.precision == "bf16" and model.is_classical:
             raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
+        if model.backend != "torch":
+            _check_backend(self, model.backend)
         pick_precision(self.precision, pick_device(self.device))
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
@@ -175,7 +182,7 @@ def resolve_settings(
     model.check_scene(scene)
     options.check(model)
     device = pick_device(options.device)
-    fp32 = options.exact or model.is_classical
+    fp32 = options.exact or model.is_classical or model.backend != "torch"
     precision = "fp32" if fp32 else pick_precision(options.precision, device)
     tile, overlap, ramp, fixed = _resolve_windows(options, model)
     settings = ResolvedSettings(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
@@ -184,7 +191,7 @@ def resolve_settings(
         precision = "bf16" if agreement is not None and agreement >= _MIN_AGREEMENT else "fp32"
         settings = replace(settings, precision=precision, agreement=agreement)
     memory = available_memory(device) * _USABLE_MEMORY_SHARE / workers_per_host
-    if options.tile is None and not options.exact and memory < settings.tile**2 * _AMPLE_BYTES_PER_PIXEL:
+    if options.tile is None and not options.exact and memory < settings.tile**2 * AMPLE_BYTES_PER_PIXEL:
         max_pixels = memory / bytes_per_pixel(model, precision, outputs)
         while settings.tile**2 > max_pixels and (smaller := settings.halve_tile()) is not None:
             settings = smaller
@@ -215,6 +222,7 @@ def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, d
     pixels = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if settings.tta else 1)
     return (
         not model.is_classical
+        and model.backend == "torch"
         and pixels >= _MIN_COMPILED_PIXELS
         and operations_per_pixel(model) >= _MIN_COMPILED_OPERATIONS
         and can_compile(device)
@@ -234,6 +242,15 @@ def default_batch_size(
         return max(1, _CPU_BATCH_PIXELS // pixels)
     memory = available_memory(device) * _USABLE_MEMORY_SHARE / bytes_per_pixel(model, settings.precision, outputs)
     return max(1, min(_MAX_BATCH, int(memory / pixels)))
+
+
+def _check_backend(options: PredictOptions, backend: str) -> None:
+    if options.precision == "bf16" or options.device not in ("auto", "cpu"):
+        asked = "precision bf16" if options.precision == "bf16" else f"device {options.device}"
+        raise UsageError(
+            f"{asked} was asked for, but {backend} runs ONNX files in fp32 on the CPU; leave it out, or "
+            "predict with the model file (.safetensors)"
+        )
 
 
 def _check_exact(options: PredictOptions, model: AnyModel) -> None:

@@ -74,6 +74,11 @@ class Ensemble(Described):
         return all(one.is_classical for one in self.members)
 
     @property
+    def backend(self) -> str:
+        """What runs the networks; not torch if one of them is run otherwise."""
+        return next((one.backend for one in self.members if one.backend != "torch"), "torch")
+
+    @property
     def receptive_field(self) -> int | None:
         """The largest of the models'; None if one is global."""
         radii = [one.receptive_field for one in self.members]
@@ -166,17 +171,22 @@ def load_model(model: AnyModel | PathLike | Sequence[AnyModel | PathLike]) -> An
     MissingFileError, ModelFileError
         A file is missing, damaged or not a segkit model.
     """
-    from segkit.models.segmenter import load
-
     if isinstance(model, (str, os.PathLike)):
-        files = model_files([model])
-        return load(files[0]) if len(files) == 1 else Ensemble([load(file) for file in files])
+        loaded = [_load(file) for file in model_files([model])]
+        return loaded[0] if len(loaded) == 1 else Ensemble(loaded)
     if not isinstance(model, Sequence):
         return model
     if not model:
         raise UsageError("no model is given; give a model file, or several")
     found = [one for each in model for one in members(load_model(each))]
     return found[0] if len(found) == 1 else Ensemble(found)
+
+
+def _load(file: Path) -> Segmenter:
+    from segkit.models.onnx_model import load_onnx
+    from segkit.models.segmenter import load
+
+    return load_onnx(file) if file.suffix.lower() == ".onnx" else load(file)
 
 
 def model_files(models: Iterable[PathLike]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,22 +115,31 @@ def read_header(path: PathLike) -> Header:
             fields["receptive_field"] = fields.pop("reach")
         header_format = fields.get("format")
         if header_format == _FORMAT:
-            parsed: dict[str, Any] = {name: tuple(fields[name]) for name in ("mean", "std", "band_names")}
-            if fields.get("calibration") is not None:
-                parsed["calibration"] = Calibration(
-                    **{key: tuple(values) for key, values in fields["calibration"].items()}
-                )
-            if fields.get("training_pixels") is not None:
-                parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
-            if fields.get("training_scenes") is not None:
-                parsed["training_scenes"] = TrainingScenes.from_json(fields["training_scenes"])
-            if fields.get("initial_weights") is not None:
-                parsed["initial_weights"] = InitialWeights.from_json(fields["initial_weights"])
-            if fields.get("output_classes") is not None:
-                parsed["output_classes"] = OutputClasses.from_json(fields["output_classes"])
-            return Header(**fields | parsed)
+            return parse_header(fields)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error
     raise ModelFileError(
         f"{file}: its header has format {header_format}, segkit {VERSION} reads format {_FORMAT}; update segkit"
     )
+
+
+def parse_header(fields: Mapping[str, Any]) -> Header:
+    """Return a header from what JSON holds.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        It is damaged.
+    """
+    parsed: dict[str, Any] = {name: tuple(fields[name]) for name in ("mean", "std", "band_names")}
+    if fields.get("calibration") is not None:
+        parsed["calibration"] = Calibration(**{key: tuple(values) for key, values in fields["calibration"].items()})
+    if fields.get("training_pixels") is not None:
+        parsed["training_pixels"] = TrainingPixels.from_json(fields["training_pixels"])
+    if fields.get("training_scenes") is not None:
+        parsed["training_scenes"] = TrainingScenes.from_json(fields["training_scenes"])
+    if fields.get("initial_weights") is not None:
+        parsed["initial_weights"] = InitialWeights.from_json(fields["initial_weights"])
+    if fields.get("output_classes") is not None:
+        parsed["output_classes"] = OutputClasses.from_json(fields["output_classes"])
+    return Header(**dict(fields) | parsed)

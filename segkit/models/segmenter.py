@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,6 +73,7 @@ class Segmenter(Described, nn.Module):
     std: Tensor
     _scale: Tensor
     _shift: Tensor
+    backend = "torch"  # what runs the network
 
     def __init__(
         self,
@@ -199,7 +200,8 @@ class Segmenter(Described, nn.Module):
         """Pad normalised pixels to `_padded_size`, and convert them to the type and layout of the network's weights."""
         height, width = pixels.shape[-2:]
         rows, columns = self._padded_size(height, width)
-        if (rows, columns) != (height, width):
+        # A graph that is exported (`segkit.exporting`) takes any size, so it always pads.
+        if torch.compiler.is_compiling() or (rows, columns) != (height, width):
             pixels = pixels[
                 ...,
                 _reflect_indices(height, rows, pixels.device)[:, None],
@@ -215,10 +217,11 @@ class Segmenter(Described, nn.Module):
         (docs/torch-bf16-convolution.md). Rows are treated like columns, so that a window and its transpose get the
         same padding.
         """
-        rows, columns = (-(-side // self.stride) * self.stride for side in (height, width))
-        if min(rows, columns) == self.stride < max(rows, columns):
-            return max(rows, 2 * self.stride), max(columns, 2 * self.stride)
-        return rows, columns
+        # Without branches, and without division of negative numbers, which ONNX rounds up: this is exported, too.
+        rows, columns = ((side + self.stride - 1) // self.stride for side in (height, width))
+        least = torch.sym_min(2, torch.sym_max(rows, columns))
+        padded = (torch.sym_max(side, least) * self.stride for side in (rows, columns))
+        return cast("tuple[int, int]", tuple(padded))
 
     @property
     def receptive_field(self) -> int | None:
@@ -419,5 +422,6 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
 
 def _reflect_indices(size: int, padded: int, device: torch.device) -> Tensor:
     """Return indices into an axis of `size` pixels that pad it to `padded` by repeated reflection, int64 (padded,)."""
-    steps = torch.arange(padded, device=device) % max(1, 2 * (size - 1))
-    return torch.minimum(steps, 2 * (size - 1) - steps)
+    last = torch.full((1,), size - 1, device=device)
+    steps = torch.arange(padded, device=device) % (2 * last).clamp(min=1)
+    return torch.minimum(steps, 2 * last - steps)

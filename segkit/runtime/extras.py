@@ -11,6 +11,7 @@ _EXTRAS = {
     "excel": ("openpyxl",),
     "tensorboard": ("tensorboard",),
     "xarray": ("rioxarray", "xarray"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 EXTRA_OF_PACKAGE = {package: extra for extra, packages in _EXTRAS.items() for package in packages}
 

@@ -171,15 +171,15 @@ class TaskDeclaration:
     @functools.cached_property
     def nodata(self) -> int:
         """No-data value of the map: 255, or 65535 if a class has a value of 255 or more."""
-        return map_nodata(max(self._values))
+        return map_nodata(max(self.category_values))
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Data type of the map."""
-        return map_dtype(max(self._values))
+        return map_dtype(max(self.category_values))
 
     @functools.cached_property
-    def _values(self) -> tuple[int, ...]:
+    def category_values(self) -> tuple[int, ...]:
         """Map value of each category of a target."""
         if self.type == "multilabel":
             return (0, 1)
@@ -192,7 +192,7 @@ class TaskDeclaration:
 
     def map_values(self, decided: NDArray[np.integer[Any]], valid: NDArray[np.bool_]) -> NDArray[Any]:
         """Turn decided categories (T, H, W) into map values; no data where `valid` (H, W) is False."""
-        values = np.array(self._values, dtype=self.dtype)[decided]
+        values = np.array(self.category_values, dtype=self.dtype)[decided]
         return np.where(valid, values, np.array(self.nodata, dtype=self.dtype))
 
     @property
@@ -201,7 +201,7 @@ class TaskDeclaration:
         if self.n_targets > 1:
             return None
         rows = zip(self.scored_categories, self.legend, strict=True)
-        return {self._values[category]: row["color"] for (_, _, category), row in rows}
+        return {self.category_values[category]: row["color"] for (_, _, category), row in rows}
 
     @functools.cached_property
     def legend(self) -> tuple[dict[str, Any], ...]:

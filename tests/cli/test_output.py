@@ -16,6 +16,8 @@ from synthetic import recipe_for, segmenter, write_pair, write_raster
 from segkit.cli import app as cli
 from segkit.demo.run import Demo
 from segkit.evaluation.evaluate import evaluate
+from segkit.exporting.parity import Parity
+from segkit.exporting.write import ExportSummary
 from segkit.inference import forecasting
 from segkit.inference.predict import predict
 from segkit.models.catalogue import Catalogue, Encoder
@@ -47,6 +49,7 @@ COMMANDS = {
     "assess design": "assess design truth.tif -n 20 --min-per-stratum 5 -o p.gpkg --class-names names.csv --overwrite",
     "assess estimate": "assess estimate truth.tif counts.csv --class-names names.csv",
     "report": "report map.tif -o report.html",
+    "export": "export model.safetensors -o model.onnx",
 }
 # What these commands print is what was asked for; the others write files.
 ANSWERS = {"info", "check", "encoders", "schema", "cache", "areas", "evaluate", "assess estimate"}
@@ -88,6 +91,9 @@ def results(place):
         ),
         "segkit.demo.run.demo": Demo(place, metrics, metrics, *files, 1.0),
         "segkit.models.catalogue.encoders": catalogue,
+        "segkit.exporting.write.export": ExportSummary(
+            place / "report.html", False, {"probabilities": ["rest", "clearing"]}, (), Parity(1e-7, 100, "tiles"), []
+        ),
         "segkit.reporting.report.report": Report(place / "report.html", ()),
     }
 

@@ -42,7 +42,7 @@ class Network(nn.Module):
         self.mix.bias.data = torch.linspace(-0.1, 0.1, task.channels)
         self.calls = 0
         self.fixed_window_size, self.receptive_field, self.training_pixels = None, 0, None
-        self.is_classical = False
+        self.is_classical, self.backend = False, "torch"
         self.band_names = tuple(str(band) for band in range(1, bands + 1))
         self.imagery = Imagery()
 

@@ -199,7 +199,7 @@ def test_the_same_call_on_a_finished_map_does_nothing(tmp_path, scene):
     found = tmp_path / "found"
     first = mapped(Neighbours(), scene, found)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in found.iterdir()}
-    for name in before:  # as a call leaves that was killed right after renaming
+    for name in found.glob("*.tif"):  # as a call leaves that was killed right after renaming
         name.with_name(f".{name.name}.0123abcd.part").mkdir()
     model = Neighbours()
     again = mapped(model, scene, found)

@@ -73,15 +73,23 @@ class PixelClassifier(nn.Module):
             bool (N, H, W).
         """
         number, _, height, width = pixels.shape
+        if torch.compiler.is_compiling():  # a graph that is exported has no loop over strips of an unknown window
+            return self._classify(pixels, valid, slice(None)).permute(0, 3, 1, 2)
         logits = pixels.new_empty(number, height, width, self.task.channels)
         rows, margin = max(1, _STRIP_PX // max(1, number * width)), self.features.radius
         for start in range(0, height, rows):
             stop, first = min(start + rows, height), max(0, start - margin)
             part = slice(first, stop + margin)
-            features = self.features(pixels[:, :, part], valid[:, part])[:, :, start - first : stop - first]
-            vectors = features.permute(0, 2, 3, 1).reshape(-1, self.features.count).contiguous()
-            logits[:, start:stop] = self._logits(vectors).view(number, stop - start, width, -1)
+            logits[:, start:stop] = self._classify(
+                pixels[:, :, part], valid[:, part], slice(start - first, stop - first)
+            )
         return logits.permute(0, 3, 1, 2)
+
+    def _classify(self, pixels: Tensor, valid: Tensor, rows: slice) -> Tensor:
+        """Return the logits of some rows, float32 (N, rows, W, channels)."""
+        features = self.features(pixels, valid)[:, :, rows].permute(0, 2, 3, 1)
+        vectors = features.reshape(-1, self.features.count).contiguous()
+        return self._logits(vectors).view(*features.shape[:3], -1)
 
     def _logits(self, vectors: Tensor) -> Tensor:
         """Return the logits (n, channels) of feature vectors (n, F): log probabilities, or log odds with sigmoid."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, pad
 
 from segkit.errors import RecipeError
 from segkit.recipe.features import Features
@@ -112,5 +112,17 @@ def _local_statistics(pixels: Tensor, valid: Tensor, side: int) -> Tensor:
 
 def _window_mean(values: Tensor, side: int) -> Tensor:
     """Return the mean of each window, with zeros beyond the edges; rows and columns one after the other."""
+    if torch.compiler.is_compiling():  # exported: onnxruntime has no pooling of float64
+        return _shifted_mean(_shifted_mean(values, side, -2), side, -1)
     rows = avg_pool2d(values, (side, 1), stride=1, padding=(side // 2, 0))
     return avg_pool2d(rows, (1, side), stride=1, padding=(0, side // 2))
+
+
+def _shifted_mean(values: Tensor, side: int, axis: int) -> Tensor:
+    """Return the mean of each pixel and its neighbours along an axis, with zeros beyond the edges."""
+    margin, length = side // 2, values.shape[axis]
+    padded = pad(values, (margin, margin) if axis == -1 else (0, 0, margin, margin))
+    total = padded.narrow(axis, 0, length)
+    for start in range(1, side):
+        total = total + padded.narrow(axis, start, length)
+    return total / side

@@ -1,0 +1,55 @@
+"""Outputs of a model as a graph (ONNX, torch.export): one per target, in which the highest channel is the class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from segkit.task import Task
+
+CARD_KEY = "segkit"  # of the metadata
+CARD_FORMAT = 1
+INPUT = "pixels"
+
+
+def output_names(task: Task, *, decide: bool = False) -> list[list[str]]:
+    """Return the names of the channels of each output of the graph."""
+    if decide:
+        return [list(task.band_names)]
+    names = list(task.channel_names)
+    if task.n_targets > 1:
+        return [[name] for name in names]
+    if task.type == "binary":
+        return [names[-1:]]
+    return [[task.categories[0], *names] if _lacks_background(task) else names]
+
+
+def split_outputs(task: Task, probabilities: Tensor) -> tuple[Tensor, ...]:
+    """Return the outputs of the graph, one per target, in which the highest channel is the class, for (N, C, H, W).
+
+    A binary target has one channel, the probability of its class. The sigmoid channels of exclusive classes with
+    background get a channel for background before them: 1 - the highest probability.
+    """
+    if task.n_targets > 1:
+        return torch.split(probabilities, 1, dim=1)
+    if task.type == "binary":
+        return (probabilities[:, -1:],)
+    if _lacks_background(task):
+        return (torch.cat([1 - probabilities.amax(dim=1, keepdim=True), probabilities], dim=1),)
+    return (probabilities,)
+
+
+def join_outputs(task: Task, outputs: Sequence[Tensor]) -> Tensor:
+    """Return probabilities (N, C, H, W) as the task has them; the inverse of `split_outputs`."""
+    if task.type == "binary" and task.is_softmax:
+        return torch.cat([1 - outputs[0], outputs[0]], dim=1)
+    if task.n_targets == 1 and _lacks_background(task):
+        return outputs[0][:, 1:]
+    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1)
+
+
+def _lacks_background(task: Task) -> bool:
+    """Whether exclusive classes have background, but no channel for it."""
+    return task.type == "multiclass" and len(task.categories) > task.channels

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+from exported import an_input, moderate, predicted
+from predicting import TASKS
+
+from segkit.exporting.graph import ExportedGraph
+from segkit.models.ensemble import Ensemble
+from segkit.models.graph_outputs import join_outputs, output_names, split_outputs
+
+
+def run(graph, pixels):
+    with torch.inference_mode():
+        return [output.numpy() for output in graph.eval()(torch.from_numpy(pixels))]
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_the_graph_is_the_prediction(tmp_path, kind):
+    model, pixels = moderate(tmp_path, kind), an_input()
+    probabilities, expected = predicted(model, pixels)
+    outputs = [torch.from_numpy(one) for one in run(ExportedGraph(model), pixels)]
+    torch.testing.assert_close(join_outputs(model.task, outputs), probabilities, atol=1e-5, rtol=0)
+    (values,) = run(ExportedGraph(model, decide=True), pixels)
+    assert (values.dtype, values.shape) == (np.uint8, expected.shape)
+    assert (values != expected).mean() < 1e-3
+    assert len(np.unique(expected)) > 2
+
+
+def test_an_ensemble_is_the_mean(tmp_path):
+    ensemble, pixels = Ensemble([moderate(tmp_path, "binary", seed) for seed in (0, 300)]), an_input()
+    (output,) = run(ExportedGraph(ensemble), pixels)
+    np.testing.assert_allclose(output, predicted(ensemble, pixels)[0][:, 1:], atol=1e-5)
+
+
+def test_no_data_values_are_nan_also_after_the_scaling_of_other_programs(tmp_path):
+    model, pixels = moderate(tmp_path, "multiclass"), an_input()
+    marked = np.where(np.isnan(pixels), np.float32(-9999) / 255 / np.float32(1 / 255), pixels)
+    (expected,) = run(ExportedGraph(model), pixels)
+    (found,) = run(ExportedGraph(model, [[0.0] * 3, [-9999.0] * 3]), marked)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.type} {task.head} {task.background}")
+def test_outputs_are_split_and_joined(task):
+    logits = torch.randn(2, task.channels, 5, 7, generator=torch.Generator().manual_seed(0))
+    probabilities = task.probabilities(logits)
+    outputs = split_outputs(task, probabilities)
+    assert [output.shape[1] for output in outputs] == [len(names) for names in output_names(task)]
+    torch.testing.assert_close(join_outputs(task, outputs), probabilities)

@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from exported import an_input, classical
+from predicting import FAST, read, write_scene
+
+from segkit.errors import ModelFileError, UsageError
+from segkit.exporting.write import export
+from segkit.inference.predict import predict
+from segkit.models.ensemble import load_model
+from segkit.models.graph_outputs import CARD_KEY
+from segkit.models.onnx_model import load_onnx
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model file, its ONNX file, and a scene with pixels without data."""
+    folder = tmp_path_factory.mktemp("onnx")
+    classical(folder, "binary", texture=[3]).save(folder / "m.safetensors")
+    export(folder / "m.safetensors", folder / "m.onnx")
+    return folder / "m.safetensors", folder / "m.onnx", write_scene(folder / "s.tif", bands=3)
+
+
+def test_the_map_is_that_of_the_model_file(files, tmp_path):
+    maps = []
+    for model in files[:2]:
+        path, probabilities = tmp_path / f"{model.suffix}.tif", tmp_path / f"{model.suffix}_p.tif"
+        predict(model, files[2], path, probabilities=probabilities, **FAST)
+        maps.append((read(path), read(probabilities).astype(int)))
+    np.testing.assert_array_equal(maps[1][0], maps[0][0])
+    assert np.abs(maps[1][1] - maps[0][1]).max() <= 1
+    assert {0, 7, 255} <= set(np.unique(maps[0][0]))
+
+
+def test_pixels_that_are_not_valid_do_not_matter(files):
+    model, graph = (load_model(file).optimized_for_inference(torch.device("cpu"), "fp32") for file in files[:2])
+    pixels = torch.from_numpy(an_input())
+    valid = (torch.rand(2, 37, 45) > 0.2) & pixels.isfinite().any(dim=1)
+    with torch.inference_mode():
+        expected, found = (one.task.probabilities(one(pixels.clone(), valid)) for one in (model, graph))
+    torch.testing.assert_close(found.movedim(1, -1)[valid], expected.movedim(1, -1)[valid], atol=1e-5, rtol=0)
+
+
+def test_it_is_read_like_the_model_file(files):
+    model, graph = (load_model(file) for file in files[:2])
+    for fact in ("task", "band_names", "receptive_field", "stride"):
+        assert getattr(graph, fact) == getattr(model, fact)
+    assert graph.fingerprint() == load_onnx(files[1]).fingerprint() != model.fingerprint()
+
+
+@pytest.mark.parametrize("option", [{"precision": "bf16"}, {"device": "cuda"}])
+def test_other_precisions_and_devices_are_refused(files, tmp_path, option):
+    with pytest.raises(UsageError, match="onnxruntime runs ONNX files in fp32 on the CPU"):
+        predict(files[1], files[2], tmp_path / "map.tif", **FAST | option)
+
+
+def changed(file, folder, change):
+    """Write an ONNX file with a changed card, or without one."""
+    proto = onnx.load(file)
+    keys = {one.key: one.value for one in proto.metadata_props}
+    card = change(json.loads(keys.pop(CARD_KEY)))
+    onnx.helper.set_model_props(proto, keys | ({CARD_KEY: json.dumps(card)} if card else {}))
+    onnx.save(proto, folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: None, "says nothing of bands and classes"),
+        (lambda card: card | {"format": 2}, "its card has format 2"),
+        (lambda card: card | {"decided": True}, "gives class values"),
+        (lambda card: card | {"models": []}, "its card is damaged"),
+    ],
+)
+def test_what_cannot_predict_is_refused(files, tmp_path, change, message):
+    with pytest.raises(ModelFileError, match=message):
+        load_onnx(changed(files[1], tmp_path, change))
+
+
+def test_a_damaged_file_is_refused(files, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(files[1].read_bytes()[:1000])
+    with pytest.raises(ModelFileError, match="onnxruntime cannot run it"):
+        load_onnx(tmp_path / "m.onnx")
