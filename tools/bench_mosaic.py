@@ -42,6 +42,7 @@ class Tiny(nn.Module):
     """Two convolutions in a Segmenter's place; a pixel depends on those up to 2 pixels away."""
 
     fixed_window_size, receptive_field, training_pixels, path, is_classical = None, 2, None, None, False
+    backend = "torch"
 
     def __init__(self) -> None:
         super().__init__()

@@ -53,6 +53,7 @@ class Tiny(nn.Module):
     """One 3 x 3 convolution in a Segmenter's place: the machinery without a network."""
 
     fixed_window_size, receptive_field, path, is_classical, training_pixels = None, 1, None, False, None
+    backend = "torch"
 
     def __init__(self, stride: int = 32) -> None:
         super().__init__()

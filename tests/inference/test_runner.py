@@ -39,6 +39,7 @@ class Model:
     task: Task = TASK
     bands: int = 2
     fixed_window_size: int | None = None
+    backend: str = "torch"
     asked: list = field(default_factory=list)
 
     def optimized_for_inference(self, device, precision):
