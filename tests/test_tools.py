@@ -4,9 +4,11 @@ import importlib
 import re
 import sys
 
+import numpy as np
 import pytest
 import rasterio
 from places import ROOT
+from synthetic import write_raster
 
 from segkit.inference.predict import predict
 
@@ -23,12 +25,15 @@ def test_imported_names_exist(tool):
             assert hasattr(found, name) or importlib.import_module(f"{module}.{name}"), f"{module}.{name}"
 
 
-def test_the_tiny_network_of_benchmarks_predicts(tmp_path, monkeypatch):
-    """It has all properties of a model that a prediction asks for."""
+@pytest.mark.parametrize("name", ["bench_predict", "bench_mosaic"])
+def test_the_tiny_networks_of_benchmarks_predict(tmp_path, monkeypatch, name):
+    """They have all properties of a model that a prediction asks for."""
     monkeypatch.syspath_prepend(ROOT / "tools")
-    bench = importlib.import_module("bench_predict")
-    monkeypatch.delitem(sys.modules, "bench_predict")
-    scene = bench.make_scene(tmp_path / "scene.tif", 96)
+    bench = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    pixels = np.random.default_rng(0).integers(1, 1000, (bench.BANDS, 96, 96)).astype(np.uint16)
+    write_raster(tmp_path / "scene.tif", pixels)
+    scene = tmp_path / "scene.tif"
     settings = {"tile": 64, "overlap": 16, "precision": "fp32", "device": "cpu"}
     [summary] = predict(bench.Tiny(), scene, tmp_path / "map.tif", probabilities=tmp_path / "p.tif", **settings)
     assert summary.valid == 96**2

@@ -28,6 +28,7 @@ from segkit.inference.predict import predict
 from segkit.inference.summary import peak_memory
 from segkit.io.mosaic import Mosaic
 from segkit.io.scene import Scene
+from segkit.recipe.imagery import Imagery
 from segkit.task import LandCoverClass, Task
 from segkit.vector import polygons, vectorize
 
@@ -49,6 +50,7 @@ class Tiny(nn.Module):
         torch.manual_seed(0)
         self.task = Task("multiclass", tuple(LandCoverClass(name, value) for value, name in enumerate(CLASSES, 1)))
         self.bands, self.stride = BANDS, 8
+        self.imagery, self.band_names = Imagery(), tuple(str(band) for band in range(1, BANDS + 1))
         self.network = nn.Sequential(
             nn.Conv2d(BANDS, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, self.task.channels, 3, padding=1)
         )
