@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from segkit.models.model_file import Header
-from segkit.recipe.schema import Recipe
 from segkit.task import Task
 
 _SCORES = {"mean_iou": "mean IoU", "macro_f1": "macro F1", "overall_accuracy": "accuracy"}
@@ -15,7 +14,7 @@ _SCORES = {"mean_iou": "mean IoU", "macro_f1": "macro F1", "overall_accuracy": "
 
 def describe_model(header: Header, path: Path | None = None) -> list[tuple[str, str]]:
     """Return (name, value) pairs that describe a model; classes are indented below "classes"."""
-    recipe = Recipe.from_dict(header.recipe)
+    recipe = header.to_recipe()
     task, model = recipe.task, recipe.model
     scored = {} if header.metrics.get("mean_iou") is None else header.metrics.get("per_class", {})
     network = model.architecture if model.is_classical else f"{model.architecture} with {model.encoder}"

@@ -19,6 +19,7 @@ from segkit.models.output_classes import OutputClasses
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
 from segkit.models.weights import InitialWeights
+from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
 _FORMAT = 1  # version of the header; newer ones are refused
@@ -74,6 +75,11 @@ class Header:
     training_scenes: TrainingScenes | None = None
     initial_weights: InitialWeights | None = None
     output_classes: OutputClasses | None = None
+
+    def to_recipe(self) -> Recipe:
+        """Return the recipe with the classes of the model, which may differ from those that it was trained on."""
+        recipe = Recipe.from_dict(self.recipe)
+        return recipe if self.output_classes is None else recipe.model_copy(update={"task": self.output_classes.task})
 
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""

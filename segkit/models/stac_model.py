@@ -66,8 +66,8 @@ def find_model_item(model: Path) -> Path | None:
 def describe_model_item(model: Path, path: Path) -> dict[str, Any]:
     """Return the item of a model file that is to be written to a path."""
     header = read_header(model)
-    recipe = Recipe.from_dict(header.recipe)
-    task = recipe.task if header.output_classes is None else header.output_classes.task
+    recipe = header.to_recipe()
+    task = recipe.task
     created = _time_of(header, model)
     bands = [{"name": name} for name in header.band_names]
     properties = {

@@ -35,7 +35,7 @@ class FileInfo:
     path
         The file or folder.
     facts
-        JSON values by name; tables are lists of rows. Their names are listed in docs/info.md.
+        JSON values by name; tables are lists of rows. Their names are listed in docs/commands.md.
     """
 
     kind: str
@@ -111,11 +111,10 @@ def _kind(file: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
 
 def _model(file: Path) -> dict[str, Any]:
     from segkit.models.model_file import count_weights, read_header
-    from segkit.recipe.schema import Recipe
 
     header = read_header(file)
-    recipe = Recipe.from_dict(header.recipe)
-    task = recipe.task if header.output_classes is None else header.output_classes.task
+    recipe = header.to_recipe()
+    task = recipe.task
     per_class = header.metrics.get("per_class", {})
     thresholds = dict(zip((one.name for one in task.classes), task.thresholds or (), strict=False))
     classes = [
@@ -128,7 +127,7 @@ def _model(file: Path) -> dict[str, Any]:
         for name, mean, std in zip(header.band_names, header.mean, header.std, strict=True)
     ]
     is_classical = recipe.model.is_classical
-    before = None if header.output_classes is None else [one.name for one in recipe.task.classes]
+    before = None if header.output_classes is None else [one["name"] for one in header.recipe["task"]["classes"]]
     return {
         "name": recipe.name,
         "task": task.type,

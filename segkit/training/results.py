@@ -20,7 +20,6 @@ from segkit.models.model_file import read_header
 from segkit.models.run_folder import LOG, METRICS, MODEL, read_log
 from segkit.models.segmenter import Segmenter
 from segkit.plots import style, training_curves
-from segkit.recipe.schema import Recipe
 from segkit.runtime.tables import Described
 from segkit.training.baselines import compare_with_baselines, score_baselines
 from segkit.training.scoring import calibrate_and_score
@@ -55,7 +54,7 @@ class Run(Described):
         if not self.model.is_file():
             return title, [("model", f"{self.model} (no such file any more)")], {}
         header = read_header(self.model)
-        return title, describe_model(header, self.model), class_colors(Recipe.from_dict(header.recipe).task)
+        return title, describe_model(header, self.model), class_colors(header.to_recipe().task)
 
 
 @dataclass(frozen=True)

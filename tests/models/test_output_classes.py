@@ -95,6 +95,9 @@ def test_other_names_and_codes_change_no_probability(tmp_path, kind, head):
 def test_scores_keep_their_classes_under_the_new_names(tmp_path):
     path = save(tmp_path, "binary", metrics=METRICS, classes=[TASKS["binary"]["classes"][0] | {"threshold": 0.3}])
     reclassify(path, tmp_path / "new.safetensors", rename={"cleared": "clearing"})
+    shown = repr(load(tmp_path / "new.safetensors"))
+    assert "  clearing" in shown
+    assert "  cleared" not in shown
     model = load(tmp_path / "new.safetensors")
     assert model.metrics["per_class"] == {"clearing": {"iou": 0.5}}
     assert model.metrics["confusion"]["labels"] == ["background", "clearing"]
