@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -15,7 +15,7 @@ from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.vrt import WarpedVRT
 
 from segkit.errors import UsageError
-from segkit.inference.outputs import OutputRequest
+from segkit.inference.outputs import NO_PROBABILITY, PROBABILITY_STEPS, OutputRequest
 from segkit.inference.prediction import Prediction
 from segkit.inference.request import given_imagery
 from segkit.inference.summary import describe_counts
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R_co = TypeVar("_R_co", covariant=True)
 _F = TypeVar("_F")
-# Stored probabilities are whole numbers of these steps; see `segkit.inference.outputs`.
-_STEPS, _NO_PROBABILITY = 254, 255
 
 
 class MemoryOptions(TypedDict, total=False):
@@ -371,23 +369,17 @@ def _run(
                     advance=advance,
                 )
             return arrays, settings
-        except OutOfMemoryError as error:
-            smaller = settings.halve_tile()
-            if smaller is None:
-                raise
-            warnings.warn(f"{error}; continuing with tile {smaller.tile}", stacklevel=5)
-            settings = smaller
-        except CompilationError as error:
-            warnings.warn(f"{error}; continuing without compilation", stacklevel=5)
-            settings = replace(settings, compiled=False)
+        except (OutOfMemoryError, CompilationError) as error:
+            settings, text = settings.after_failure(error)
+            warnings.warn(text, stacklevel=5)
         settings = choose_settings(context, scene, options, outputs, asdict(settings))
 
 
 def _as_fractions(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return stored probabilities as float32 from 0 to 1, NaN where there is no data."""
     fractions = stored.astype(np.float32)
-    fractions /= np.float32(_STEPS)
-    fractions[stored == _NO_PROBABILITY] = np.nan
+    fractions /= np.float32(PROBABILITY_STEPS)
+    fractions[stored == NO_PROBABILITY] = np.nan
     return fractions
 
 

@@ -17,8 +17,8 @@ from segkit.task import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Probabilities are stored as round(254 p); 255 is no data.
-_PROBABILITY_STEPS = 254
+# Probabilities are stored as round(254 p).
+PROBABILITY_STEPS, NO_PROBABILITY = 254, 255
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _map_profile(task: Task, _: Sequence[str], tags: Mapping[str, str]) -> MapPr
 
 
 def _probability_profile(names: tuple[str, ...], tags: Mapping[str, str]) -> MapProfile:
-    return MapProfile(np.dtype("uint8"), 255, names, tags, scale=1 / _PROBABILITY_STEPS, overviews="average")
+    return MapProfile(np.dtype("uint8"), NO_PROBABILITY, names, tags, scale=1 / PROBABILITY_STEPS, overviews="average")
 
 
 def _uncertainty_profile(_: Task, measures: Sequence[str], tags: Mapping[str, str]) -> MapProfile:
@@ -108,11 +108,11 @@ def _uncertainty_profile(_: Task, measures: Sequence[str], tags: Mapping[str, st
 
 
 def _to_bytes(probabilities: Tensor) -> Tensor:
-    return (probabilities * _PROBABILITY_STEPS).round().byte()
+    return (probabilities * PROBABILITY_STEPS).round().byte()
 
 
 def _fill_nodata(_: Task, probabilities: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
-    return np.where(valid, probabilities, np.uint8(255))
+    return np.where(valid, probabilities, np.uint8(NO_PROBABILITY))
 
 
 RASTER_OUTPUTS: dict[str, RasterOutput] = {

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -92,15 +92,10 @@ def predict_scene(
                     results = results_or_raise(remaining, (yield remaining), also=also)
                     counts |= {item.band.index: data for item, data in zip(remaining, results, strict=True)}
                 break
-            except OutOfMemoryError as error:
-                smaller = settings.halve_tile()
-                if smaller is None:
-                    raise
-                warnings.warn(f"{error}; continuing with tile {smaller.tile}", stacklevel=2)
-                plan = asdict(smaller)
-            except CompilationError as error:
-                warnings.warn(f"{error}; continuing without compilation", stacklevel=2)
-                plan = asdict(replace(settings, compiled=False))
+            except (OutOfMemoryError, CompilationError) as error:
+                settings, text = settings.after_failure(error)
+                warnings.warn(text, stacklevel=2)
+                plan = asdict(settings)
         seams = [
             MergeSeam(name, journal, len(bands) + upper.index, upper, lower, scene.grid, outputs)
             for upper, lower in pairwise(bands)

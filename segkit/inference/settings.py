@@ -13,6 +13,8 @@ from segkit.errors import UsageError
 from segkit.inference.device import available_memory, pick_device, pick_precision
 from segkit.inference.runner import (
     AMPLE_BYTES_PER_PIXEL,
+    CompilationError,
+    OutOfMemoryError,
     bytes_per_pixel,
     can_compile,
     operations_per_pixel,
@@ -140,6 +142,21 @@ class ResolvedSettings:
         if self.fixed or tile < max(_MIN_TILE_PX, 2 * self.overlap):
             return None
         return replace(self, tile=tile, batch=None)
+
+    def after_failure(self, error: OutOfMemoryError | CompilationError) -> tuple[ResolvedSettings, str]:
+        """Return the settings for another try after the network failed, and a warning that says what changes.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The error, if the tile cannot be halved.
+        """
+        if isinstance(error, CompilationError):
+            return replace(self, compiled=False), f"{error}; continuing without compilation"
+        smaller = self.halve_tile()
+        if smaller is None:
+            raise error
+        return smaller, f"{error}; continuing with tile {smaller.tile}"
 
 
 MeasuredAgreement = dict[tuple[Any, ...], float]  # agreement of bf16 by (device, height, width) of windows

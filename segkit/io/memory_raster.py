@@ -18,7 +18,7 @@ from rasterio.windows import Window
 
 from segkit.errors import RasterError, UsageError
 from segkit.io.grid import Grid
-from segkit.io.paths import FileSet, PathLike
+from segkit.io.paths import FileSet
 
 # Returns the bands (indices from 0) of some rows and columns, (bands, H, W); a masked array may say what is no data.
 ReadPixels = Callable[[list[int], slice, slice], NDArray[Any]]
@@ -180,18 +180,6 @@ class MemoryRaster(FileSet):
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Return true."""
         return True
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Return true: it is read as one raster."""
-        return True
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Return false."""
-        return False
-
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
-        return Path(*segments)
 
     def __str__(self) -> str:
         return self._label

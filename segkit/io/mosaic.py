@@ -153,18 +153,6 @@ class Mosaic(FileSet):
         """Whether there are such files; raises an error that names the path if not."""
         return bool(self.files)
 
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Return true: it is read as one raster."""
-        return True
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Return false."""
-        return False
-
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
-        return Path(*segments)
-
     def with_name(self, name: str) -> Path:  # type: ignore[override]
         """Return a path in the folder of the files."""
         return self.parent / name

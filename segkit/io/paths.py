@@ -38,6 +38,18 @@ class FileSet(_SystemPath):
     def describe(self) -> str:
         """Return what identifies the files, to detect changes: names, sizes, times, and how they are combined."""
 
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Return true: it is read as one raster."""
+        return True
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Return false."""
+        return False
+
+    def with_segments(self, *segments: PathLike) -> Path:
+        """Return parents and siblings as plain paths."""
+        return Path(*segments)
+
 
 def list_files(path: Path) -> tuple[Path, ...]:
     """Return the files that a path stands for: usually the path itself."""

@@ -208,18 +208,6 @@ class Product(FileSet):
         """Return the product with a resolved path."""
         return Product(self._source.resolve(strict), self._item)
 
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Return true: it is read as one raster."""
-        return True
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Return false."""
-        return False
-
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
-        return Path(*segments)
-
     def with_name(self, name: str) -> Path:  # type: ignore[override]
         """Return a path in the folder of the product."""
         return self.parent / name

@@ -130,7 +130,7 @@ class ClassMap:
 
     def strips(self) -> Iterator[Strip]:
         """Yield the map's rows from top to bottom."""
-        for window in self._windows():
+        for window in whole_rows(self._dataset, _MAX_STRIP_PIXELS):
             classes = self.read(window)
             yield Strip(window, classes, self._stratify(classes, window))
 
@@ -157,13 +157,6 @@ class ClassMap:
             raise UsageError(f"the buffer is {metres} m wide; give a positive number")
         return names.index(name), metres
 
-    def _windows(self) -> Iterator[Window]:
-        block = self._dataset.block_shapes[self._band - 1][0]
-        rows = max(1, _MAX_STRIP_PIXELS // self.grid.width)
-        rows = rows // block * block or rows
-        for top in range(0, self.grid.height, rows):
-            yield Window(0, top, self.grid.width, min(rows, self.grid.height - top))
-
     def _read_values(self, window: Window) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_]]:
         values = read_window(self._dataset, [self._band], window)[0]
         return values, read_mask(self._dataset, self._band, window) > 0
@@ -172,7 +165,7 @@ class ClassMap:
         """Find the codes of the map; return them in ascending order, their classes and their totals."""
         index_of: dict[int, int] = {}
         tally = AreaTally(0, self.grid)
-        for window in self._windows():
+        for window in whole_rows(self._dataset, _MAX_STRIP_PIXELS):
             values, valid = self._read_values(window)
             if not valid.any():
                 continue
@@ -217,6 +210,15 @@ class ClassMap:
         near = within_distance(self.read(enlarged) == centre, metres, pixel)[above : above + int(window.height)]
         in_buffer = near & (classes != centre) & (classes != NODATA_INDEX)
         return np.where(in_buffer, len(self.classes), classes).astype(np.int16)
+
+
+def whole_rows(dataset: DatasetReader, max_pixels: int) -> Iterator[Window]:
+    """Yield whole rows of a map from top to bottom; of whole blocks of the file, where so many pixels hold one."""
+    rows = max(1, max_pixels // dataset.width)
+    block = dataset.block_shapes[0][0]
+    rows = rows // block * block or rows
+    for top in range(0, dataset.height, rows):
+        yield Window(0, top, dataset.width, min(rows, dataset.height - top))
 
 
 def _totals(names: Sequence[str], tally: AreaTally, order: Sequence[int] | None = None) -> tuple[ClassTotal, ...]:

@@ -20,7 +20,8 @@ from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster, read_grid, read_window
 from segkit.maps.class_changes import ClassChanges
-from segkit.maps.reclassification import all_classes, map_profile, whole_rows
+from segkit.maps.class_map import whole_rows
+from segkit.maps.reclassification import MAX_STRIP_PIXELS, all_classes, map_profile
 from segkit.runtime.progress import progress
 from segkit.vector.map_source import protection
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, sieve_band
@@ -152,6 +153,6 @@ def _stack(strips: Sequence[Path], path: Path, grid: Grid, profile: MapProfile) 
     with ExitStack() as stack:
         opened = [stack.enter_context(open_raster(strip)) for strip in strips]
         with open_strip_writer(path, grid, profile) as writer:
-            for window in whole_rows(opened[0]):
+            for window in whole_rows(opened[0], MAX_STRIP_PIXELS):
                 writer.write(np.concatenate([read_window(each, [1], window) for each in opened]), window)
     return path

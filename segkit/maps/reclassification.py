@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +20,13 @@ from segkit.io.files import check_distinct, check_output, temporary_folder
 from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster, read_grid, read_mask, read_window
 from segkit.maps.class_changes import ClassChanges, NewClass, find_class
+from segkit.maps.class_map import whole_rows
 from segkit.maps.rules import NO_DATA, InRegion, Rule, find_new_class, open_region
 from segkit.runtime.progress import progress
 from segkit.task.classes import map_dtype, map_nodata
 from segkit.task.unique import unique_codes
 
-_MAX_STRIP_PIXELS = 2**22
+MAX_STRIP_PIXELS = 2**22  # of all bands
 _KEPT_TAGS = ("segkit_model", "segkit_model_files")  # where the map is from
 _ABSENT, _PRESENT, _UNKNOWN = 0, 1, 255  # in a band of a multilabel map
 
@@ -102,7 +103,7 @@ def reclassify_map(
             open_strip_writer(strip, grid, profile) as writer,
             progress("reclassify", grid.height, "rows", show=show_progress) as advance,
         ):
-            for window in whole_rows(dataset):
+            for window in whole_rows(dataset, MAX_STRIP_PIXELS // dataset.count):
                 writer.write(converter.convert(dataset, window), window)
                 advance(window.height)
         build_cog(target, grid, profile, [MapStrip(strip, 0)], overwrite=overwrite)
@@ -117,20 +118,11 @@ def _refuse_for_multilabel(path: PathLike, changes: ClassChanges, rules: Sequenc
         raise UsageError(f"{path}: its classes overlap, in a band of 0 and 1 each, so {what} are not possible")
 
 
-def whole_rows(dataset: DatasetReader) -> Iterator[Window]:
-    """Yield whole rows from top to bottom."""
-    rows = max(1, _MAX_STRIP_PIXELS // (dataset.width * dataset.count))
-    block = dataset.block_shapes[0][0]
-    rows = rows // block * block or rows
-    for top in range(0, dataset.height, rows):
-        yield Window(0, top, dataset.width, min(rows, dataset.height - top))
-
-
 def all_classes(dataset: DatasetReader, legend: Legend, *, show_progress: bool) -> tuple[MapClass, ...]:
     """Return the classes that the legend lists, and those of values that only occur in the map."""
     codes: set[int] = set()
     with progress("classes", dataset.height, "rows", show=show_progress) as advance:
-        for window in whole_rows(dataset):
+        for window in whole_rows(dataset, MAX_STRIP_PIXELS // dataset.count):
             values = read_window(dataset, [1], window)[0]
             codes |= set(unique_codes(values[read_mask(dataset, 1, window) > 0])[0].tolist())
             advance(window.height)

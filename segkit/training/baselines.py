@@ -48,6 +48,12 @@ def fit_baseline(
     return baseline
 
 
+def fit_pixel_branch(segmenter: Segmenter, training: Sequence[LabelledArea], counts: NDArray[np.int64]) -> None:
+    """Fit the pixel branch of a segmenter, if it has one (``model.pixel_branch``); parameters as for `fit_baseline`."""
+    if segmenter.pixel_branch is not None:
+        segmenter.pixel_branch = fit_baseline(segmenter, training, counts).network
+
+
 def _make_baseline(segmenter: Segmenter, learner: str) -> Segmenter:
     recipe = segmenter.recipe.model_copy(update={"model": Model(architecture=learner)})
     mean, std = segmenter.mean.flatten().tolist(), segmenter.std.flatten().tolist()

@@ -16,7 +16,7 @@ from segkit.models.model_file import read_header
 from segkit.models.run_folder import BEST, LAST, METRICS, MODEL, RECIPE, lock_run
 from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
-from segkit.training.baselines import fit_baseline
+from segkit.training.baselines import fit_pixel_branch
 from segkit.training.module import restore_start
 from segkit.training.results import Epochs, Run, write_results
 from segkit.training.resume import explain_interruption, finished_epochs, read_checkpoint
@@ -76,8 +76,7 @@ def _write(folder: Path, recipe: Recipe, epochs: Epochs, *, show_progress: bool)
         training = examination.training
         names = training[0].sample.scene.band_names
         segmenter = Segmenter(recipe, statistics.mean, statistics.std, names, pretrained=False)
-        if segmenter.pixel_branch is not None:
-            segmenter.pixel_branch = fit_baseline(segmenter, training, statistics.counts).network
+        fit_pixel_branch(segmenter, training, statistics.counts)
         load_epoch(segmenter, folder)
         accelerator = pick_device(recipe.train.device).type
         write_results(

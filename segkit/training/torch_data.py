@@ -17,6 +17,7 @@ from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segkit.data.amount import default_steps
 from segkit.data.applicability import describe_training_pixels
 from segkit.data.area import LabelledArea, iter_windows
 from segkit.data.areas import examine_recipe, with_fold
@@ -35,7 +36,7 @@ from segkit.models.transfer import start_from_model
 from segkit.recipe.schema import Recipe
 from segkit.runtime.tables import Described
 from segkit.task import IGNORE, Task
-from segkit.training.baselines import fit_baseline
+from segkit.training.baselines import fit_pixel_branch
 from segkit.training.losses import combine_losses
 from segkit.training.scoring import calibrate_and_score
 from segkit.training.train import check_names
@@ -153,8 +154,7 @@ class Datasets(Described):
         model = Segmenter(recipe, self.mean, self.std, self.band_names)
         if recipe.model.start_from is not None:
             start_from_model(model, recipe.model.start_from)
-        if model.pixel_branch is not None:
-            model.pixel_branch = fit_baseline(model, training, self._statistics.counts).network
+        fit_pixel_branch(model, training, self._statistics.counts)
         model.training_pixels = describe_training_pixels(training)
         model.training_scenes = self._examination.training_scenes
         return model
@@ -250,7 +250,7 @@ def datasets(
     if warning is not None:
         warnings.warn(warning, stacklevel=2)
     crops = TrainDataset.from_areas(areas, settings.model_copy(update={"tile_size": tile_size}), statistics)
-    length = max(1, round(crops.pixels / tile_size**2))
+    length = default_steps(crops.pixels, tile_size, batch_size=1)
     if settings.steps_per_epoch is not None:
         length = settings.batch_size * settings.steps_per_epoch
     return Datasets(

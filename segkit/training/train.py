@@ -38,7 +38,7 @@ from segkit.recipe.schema import Recipe
 from segkit.recipe.splits import SpatialSplit
 from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
-from segkit.training.baselines import fit_baseline
+from segkit.training.baselines import fit_pixel_branch
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
 from segkit.training.classical import describe_fit, fit_learners
 from segkit.training.finishing import count_epochs, load_epoch
@@ -212,8 +212,7 @@ def _train(
             start_from_model(segmenter, recipe.model.start_from)
         if segmenter.initial_weights is not None and show_progress:
             print(segmenter.initial_weights.render(), file=sys.stderr)
-    if segmenter.pixel_branch is not None:
-        segmenter.pixel_branch = fit_baseline(segmenter, training, statistics.counts).network
+    fit_pixel_branch(segmenter, training, statistics.counts)
     # Measured before the training, so that the warning does not come hours later; kept in the model file.
     if segmenter.fixed_window_size is not None and show_progress:
         _warn_context(segmenter)

@@ -19,7 +19,7 @@ CLASSES = [(0, "background", "#e8e8e8"), (1, "forest", "#1b7837"), (2, "water", 
 
 @pytest.fixture(autouse=True)
 def small_strips(monkeypatch):
-    monkeypatch.setattr(module, "_MAX_STRIP_PIXELS", 500)
+    monkeypatch.setattr(module, "MAX_STRIP_PIXELS", 500)
 
 
 @pytest.fixture
