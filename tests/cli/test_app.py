@@ -459,6 +459,8 @@ def test_the_whole_job(segkit, place):
     assert (code, err) == (0, "")
     assert "Mpx/s" in out
     assert re.search(r"unlike the training data .*: [\d.< ]+ % of a sample of the map's pixels", out)
+    code, _, err = segkit("evaluate", "map.tif", "--labels", "labels/a.tif", "--ignore", "255")
+    assert err == "warning: these labels also trained the model (labels/a.tif), so the scores are too good\n"
     more = ("--applicability", "index.tif", "--uncertainty", "entropy", "--uncertainty", "margin")
     code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "more.tif", *more)
     assert (code, err) == (0, "")
