@@ -92,7 +92,7 @@ def make_tiny(recipe: Path) -> None:
 
 
 def exported_model(line: str) -> str:
-    """Return the model for a command of export.md: that of a learner is exported in a fifth of the time of a network.
+    """Return the model for a command of export.md: a learner is exported in a fraction of the time of a network.
 
     Networks are exported here with fixed windows and to torch.export, in tests/exporting with free ones to ONNX.
     """
