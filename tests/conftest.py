@@ -34,7 +34,7 @@ def pytest_configure():
 
 
 def pytest_collection_finish():
-    """What imports have made is never garbage; looking through it again and again would take a tenth of the time."""
+    """Leave the objects of imports out of garbage collection, which would take a tenth of the time."""
     gc.freeze()
     gc.enable()
 
@@ -48,7 +48,7 @@ def _no_cache_of_the_user(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_disks():
-    """Nobody pulls a plug here; that files are synced before they get their names, a test sees at the call."""
+    """Tests need no data on the disk after a power failure; that files are synced is tested by a call of `os.fsync`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -56,7 +56,7 @@ def _no_waiting_for_disks():
 
 @pytest.fixture(scope="session", autouse=True)
 def _ample_memory():
-    """With little memory, each prediction first measures what its network takes; tests of that say what there is."""
+    """With little memory, each prediction measures its network first; tests of that set the memory themselves."""
     with pytest.MonkeyPatch.context() as patch:
         if "segkit.inference.settings" in sys.modules:  # else no test here predicts
             patch.setattr("segkit.inference.settings.available_memory", lambda device: 2**40)
@@ -65,7 +65,7 @@ def _ample_memory():
 
 @pytest.fixture(scope="session", autouse=True)
 def _receptive_fields_are_measured_once():
-    """Of each architecture, which takes a second."""
+    """A measurement takes a second; networks of one architecture have the same receptive field."""
     with pytest.MonkeyPatch.context() as patch:
         if "segkit.models.segmenter" in sys.modules:
             from quick import measure_once
