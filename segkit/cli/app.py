@@ -44,8 +44,10 @@ _KEPT = {
     "compare": "finished trainings are kept; run the same command again to continue",
     "predict": "finished parts are kept; run the same command again to continue",
 }
-# Commands that load torch, which takes seconds, and the libraries of which they load one first.
-_SLOW_COMMANDS = {"check", "compare", "demo", "evaluate", "export", "finish", "predict", "report", "train"}
+# Commands that load torch or numba, which take up to seconds, and the libraries of which they load one first.
+_SLOW_COMMANDS = {
+    "check", "compare", "demo", "evaluate", "export", "finish", "predict", "report", "train", "vectorize",
+}  # fmt: skip
 _FIRST_LIBRARIES = {"lightning", "numpy", "torch"}
 # What libraries say when they get no memory, in lower case.
 _NO_MEMORY = (

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError, suggest
 from segkit.inference.outputs import OutputRequest, compute_outputs, needs_model_entropies
@@ -263,6 +262,8 @@ def bytes_per_pixel(model: AnyModel, precision: str, outputs: Sequence[OutputReq
 
 def operations_per_pixel(model: AnyModel) -> float:
     """Return the multiply-adds of a forward pass per pixel of a window, measured on the CPU."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it imports Triton
+
     counter = FlopCounterMode(display=False)
     return _measure_per_pixel(model, "fp32", counter, counter.get_total_flops) / 2
 
