@@ -382,7 +382,6 @@ main()
             ("vectorize", "map.tif", "out.gpkg"),
             "segkit: loading libraries ...\nsegkit: interrupted; no partial output is left",
         ),
-        (("areas", "map.tif", "zones.gpkg"), "segkit: interrupted; no partial output is left"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
         assert done.stdout == ""
