@@ -144,7 +144,7 @@ def predict(
         "fp32", "bf16", or "auto": bf16 if the device supports it natively and it gives the same classes as fp32 in the
         scene's first windows.
     device
-        "cpu", "cuda", "cuda:N", or "auto": CUDA if available.
+        "cpu", "cuda", "cuda:N", "mps" (Apple), or "auto": CUDA if available.
     exact
         Whether the result must be that of a single pass over the whole scene.
     tta

@@ -55,7 +55,7 @@ def fit_network(
     precision
         "fp32", "bf16" or "fp16".
     accelerator
-        Type of the device: "cpu", "cuda".
+        Type of the device: "cpu", "cuda" or "mps".
     is_main
         Whether this process is the first of all that train together; it writes the files.
     """

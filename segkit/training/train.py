@@ -222,13 +222,18 @@ def check_names(recipe: Recipe) -> None:
 def _choose_hardware(recipe: Recipe) -> tuple[str, str]:
     """Return precision and accelerator; "auto" is what the hardware supports natively."""
     device = pick_device(recipe.train.device)
+    if device.type == "mps" and (recipe.model.is_classical or recipe.model.pixel_branch):
+        raise UsageError("train.device: classical learners compute in float64, which mps does not; use cpu")
     precision = recipe.train.precision
     if precision == "auto" and device.type == "cpu" and recipe.train.tile_size < _MIN_BF16_TILE_SIZE:
         precision = "fp32"
     if precision != "fp16":
         return pick_precision(precision, device), device.type
-    if device.type == "cpu":
-        raise UsageError("train.precision: fp16 is for CUDA devices; use auto, bf16 or fp32 on a CPU")
+    if device.type != "cuda":
+        raise UsageError(
+            f"train.precision: fp16 is for CUDA devices; use auto{', bf16' * (device.type == 'cpu')} or fp32 on "
+            f"{'a CPU' if device.type == 'cpu' else device.type}"
+        )
     return "fp16", device.type
 
 
