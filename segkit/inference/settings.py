@@ -85,7 +85,7 @@ class PredictOptions:
         if self.precision == "bf16" and model.is_classical:
             raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
         if self.device == "mps" and any(one.is_classical or one.pixel_branch is not None for one in members(model)):
-            raise UsageError("classical learners compute in float64, which mps does not; use --device cpu")
+            raise UsageError("classical learners compute in float64, which mps does not; compute on the CPU")
         if model.backend != "torch":
             _check_backend(self, model.backend)
         pick_precision(self.precision, pick_device(self.device))

@@ -55,7 +55,7 @@ def test_an_apple_gpu_that_is_not_there_is_refused(monkeypatch):
 @pytest.mark.usefixtures("apple")
 def test_classical_learners_are_refused_on_an_apple_gpu():
     model = SimpleNamespace(is_classical=True, pixel_branch=None, backend="torch")
-    with pytest.raises(UsageError, match="float64, which mps does not; use --device cpu"):
+    with pytest.raises(UsageError, match="float64, which mps does not; compute on the CPU"):
         PredictOptions(device="mps").check(model)
 
 
