@@ -76,3 +76,10 @@ def test_imports_leave_gdals_cache_as_it_was(after_imports):
     """By default GDAL takes 5 % of the memory, which is more than segkit's limit on any machine of 6 GB or more."""
     if output(CACHE) == "True\n":
         assert after_imports[1] == "True"
+
+
+def test_a_check_of_training_data_and_a_network_load_neither_lightning_nor_numba():
+    """These take seconds to import; errors of a recipe or of the data should not wait for them."""
+    script = "import sys, segkit.training.train, segkit.inference.predict, segkit.inference.runner\n"
+    script += "print({'lightning', 'numba', 'scipy', 'segmentation_models_pytorch', 'pandas'} & set(sys.modules))"
+    assert output(script) == "set()\n"

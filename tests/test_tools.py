@@ -39,3 +39,25 @@ def test_the_tiny_networks_of_benchmarks_predict(tmp_path, monkeypatch, name):
     assert summary.valid == 96**2
     with rasterio.open(tmp_path / "p.tif") as found:
         assert found.count == len(bench.CLASSES) + 1
+
+
+def test_without_a_gpu_its_check_says_so_in_a_line(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    check = importlib.import_module("check_gpu")
+    monkeypatch.delitem(sys.modules, "check_gpu")
+    monkeypatch.setattr(check.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["check_gpu.py"])
+    assert check.main() == 0
+    assert re.fullmatch(r"no CUDA device \(torch \S+\): nothing is checked\n", capsys.readouterr().out)
+
+
+def test_a_failed_check_of_a_gpu_is_reported_and_the_others_go_on(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    check = importlib.import_module("check_gpu")
+    monkeypatch.delitem(sys.modules, "check_gpu")
+
+    def fail():
+        raise check.CheckError("0.5 of the pixels")
+
+    assert not check.run_checks({"first": fail, "second": lambda: "fine"})
+    assert capsys.readouterr().out == "FAILED  first: 0.5 of the pixels\nok      second: fine\n"

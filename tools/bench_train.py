@@ -164,7 +164,7 @@ drawn, own = open("crops-" + os.environ.get("LOCAL_RANK", "0"), "a"), TrainDatas
 TrainDataset.__getitem__ = lambda tiles, number: (print(number, file=drawn), own(tiles, number))[1]
 if os.environ["DOUBLE"]:
     torch.Tensor.float = torch.Tensor.double
-    importlib.import_module("segkit.training.train")._PRECISIONS["fp32"] = "64-true"
+    importlib.import_module("segkit.training.fitting")._PRECISIONS["fp32"] = "64-true"
 main()
 """
 

@@ -44,8 +44,10 @@ _KEPT = {
     "compare": "finished trainings are kept; run the same command again to continue",
     "predict": "finished parts are kept; run the same command again to continue",
 }
-# Commands that load torch, which takes seconds, and the libraries of which they load one first.
-_SLOW_COMMANDS = {"check", "compare", "demo", "evaluate", "export", "finish", "predict", "report", "train"}
+# Commands that load torch or numba, which take up to seconds, and the libraries of which they load one first.
+_SLOW_COMMANDS = {
+    "check", "compare", "demo", "evaluate", "export", "finish", "predict", "report", "train", "vectorize",
+}  # fmt: skip
 _FIRST_LIBRARIES = {"lightning", "numpy", "torch"}
 # What libraries say when they get no memory, in lower case.
 _NO_MEMORY = (
@@ -93,20 +95,20 @@ def _announce_loading(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        finder.remove()
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
 
 
 class _LoadingNotice(MetaPathFinder):
     """Finds no module, but is asked for each that is loaded; prints a line at the first slow one."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        if fullname in _FIRST_LIBRARIES:
-            self.remove()
-            print("segkit: loading libraries ...", file=_messages(), flush=True)
+    def __init__(self) -> None:
+        self._is_shown = False
 
-    def remove(self) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname in _FIRST_LIBRARIES and not self._is_shown:
+            self._is_shown = True  # not taken out of the list here, over which Python iterates
+            print("segkit: loading libraries ...", file=_messages(), flush=True)
 
 
 def _is_first_process() -> bool:

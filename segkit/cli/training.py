@@ -18,6 +18,7 @@ from segkit.cli.output import emit
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.errors import SegkitError
+from segkit.runtime.collection import pause_collection
 
 if TYPE_CHECKING:
     from segkit.training.results import Run
@@ -125,10 +126,10 @@ def train(
             )
         _train_folds(recipe, output, folds, set_ or (), from_, resume=resume, force=force, overwrite=overwrite)
         return
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from segkit.training.resume import TrainingInterrupted
-    from segkit.training.train import train as run
+    with pause_collection():
+        from segkit.runtime.distributed import rank
+        from segkit.training.resume import TrainingInterrupted
+        from segkit.training.train import train as run
 
     try:
         result = run(
@@ -144,7 +145,7 @@ def train(
         )
     except TrainingInterrupted as error:
         raise KeyboardInterrupt(f"{error}; {_next_commands(error)}") from None
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
+    if rank():
         return  # the first process of several speaks for all
     _print_run(result)
     emit(result)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.io.scene import Tile
+from segkit.runtime.collection import pause_collection
 from segkit.task import IGNORE
 
 _NO_UPDATE_CHECK = "NO_ALBUMENTATIONS_UPDATE"
@@ -22,7 +23,8 @@ def _import_albumentations() -> Any:
     before = os.environ.get(_NO_UPDATE_CHECK)
     os.environ[_NO_UPDATE_CHECK] = before or "1"
     try:
-        import albumentations
+        with pause_collection():
+            import albumentations
     finally:
         if before is None:
             del os.environ[_NO_UPDATE_CHECK]

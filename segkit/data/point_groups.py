@@ -11,9 +11,6 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from segkit.data.labels.features import read_label_features
 from segkit.data.labels.open import has_features
@@ -98,6 +95,10 @@ def _places_on_earth(points: Points) -> NDArray[np.float64]:
 
 def _connect(places: NDArray[np.float64], distance: float) -> NDArray[np.intp]:
     """Return the number of each point's group: the components of the graph of points within a distance."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
     located = np.flatnonzero(np.isfinite(places).all(axis=1))
     pairs = cKDTree(places[located]).query_pairs(distance, output_type="ndarray")
     rows, columns = located[pairs].T

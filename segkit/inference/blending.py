@@ -181,14 +181,16 @@ class _FiniteCheck:
 
 def fetch_async(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, NDArray[Any]]]:
     """Start copying tensors to main memory; the returned function waits for them and returns arrays."""
-    if not any(tensor.is_cuda for tensor in tensors.values()):
-        return lambda: {name: tensor.numpy() for name, tensor in tensors.items()}
+    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    if device is None:  # an Apple GPU copies at once
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        return lambda: arrays
     copies = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
         for name, tensor in tensors.items()
     }
     finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    finished.record()
+    finished.record(torch.cuda.current_stream(device))  # by default that of the first device
 
     def wait() -> dict[str, NDArray[Any]]:
         finished.synchronize()

@@ -20,7 +20,7 @@ _CGROUP_FILES = {
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """Return the device named "auto" (CUDA if available), "cpu", "cuda" or "cuda:1".
+    """Return the device named "auto" (CUDA if available), "cpu", "cuda", "cuda:1" or "mps" (Apple).
 
     Raises
     ------
@@ -29,9 +29,9 @@ def pick_device(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(name)):
         raise UsageError(
-            f"device {str(name)!r} is not known; use auto, cpu, cuda, or cuda:0, cuda:1 ... if there are several"
+            f"device {str(name)!r} is not known; use auto, cpu, cuda, mps, or cuda:0, cuda:1 ... if there are several"
         )
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -39,6 +39,8 @@ def pick_device(name: str | torch.device) -> torch.device:
             f"device {str(name)!r} was asked for, but torch finds {torch.cuda.device_count()} CUDA devices; use cpu or "
             "auto"
         )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device 'mps' was asked for, but torch finds no Apple GPU; use cpu or auto")
     return device
 
 
@@ -64,6 +66,8 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return False  # the first Apple GPUs emulate it, and torch does not tell which do
     # Older versions of torch cannot tell; fp32 works everywhere.
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
@@ -80,6 +84,8 @@ def available_memory(device: torch.device, root: Path = Path("/")) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return max(0, min([int(psutil.virtual_memory().available), *_cgroup_memory(root)]))
 
 

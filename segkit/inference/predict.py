@@ -27,6 +27,7 @@ from segkit.inference.uncertainty import DISAGREEMENT, check_measures
 from segkit.io.cover import lie_side_by_side
 from segkit.io.files import remove_leftovers
 from segkit.io.paths import PathLike
+from segkit.runtime.collection import pause_collection
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 
@@ -143,7 +144,7 @@ def predict(
         "fp32", "bf16", or "auto": bf16 if the device supports it natively and it gives the same classes as fp32 in the
         scene's first windows.
     device
-        "cpu", "cuda", "cuda:N", or "auto": CUDA if available.
+        "cpu", "cuda", "cuda:N", "mps" (Apple), or "auto": CUDA if available.
     exact
         Whether the result must be that of a single pass over the whole scene.
     tta
@@ -295,13 +296,14 @@ def prepare(
     read = [one for one in (*models, aoi, *(layers or {}).values()) if isinstance(one, (str, os.PathLike))]
     check_outputs(jobs, [*rasters.values(), vector, stac], read)
 
-    from segkit.data.applicability import describe_unlike_scenes
-    from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
-    from segkit.inference.executor import submit_one
-    from segkit.inference.settings import PredictOptions
-    from segkit.inference.tasks import CheckOptions
-    from segkit.io.region import read_aoi
-    from segkit.models.ensemble import load_model, with_imagery
+    with pause_collection():
+        from segkit.data.applicability import describe_unlike_scenes
+        from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
+        from segkit.inference.executor import submit_one
+        from segkit.inference.settings import PredictOptions
+        from segkit.inference.tasks import CheckOptions
+        from segkit.io.region import read_aoi
+        from segkit.models.ensemble import load_model, with_imagery
 
     retain_freed_memory()
     imagery = given_imagery(nodata, scale, offset, mask, mask_preset, layers)

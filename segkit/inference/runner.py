@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from segkit.errors import SegkitError, suggest
 from segkit.inference.outputs import OutputRequest, compute_outputs, needs_model_entropies
@@ -29,8 +28,11 @@ if TYPE_CHECKING:
     from segkit.models.segmenter import Segmenter
     from segkit.task import Task
 
-# Texts of errors if a CPU has no memory left: of torch's allocator, of C++, and of oneDNN.
-_OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator", "bad_alloc", "could not create a primitive", "could not create a memory")
+# Texts of errors if no memory is left: of torch's allocator on a CPU, of C++, of oneDNN, and of an Apple GPU.
+_OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator", "bad_alloc", "could not create a primitive", "could not create a memory",
+    "MPS backend out of memory",
+)  # fmt: skip
 _COMPILER_MODULES = ("torch._dynamo", "torch._inductor")  # modules of the errors of torch.compile
 # Side of the window with which memory is measured.
 _MEASURED_SIDE_PX = 256
@@ -150,6 +152,8 @@ class Runner:
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
         return None
 
     @torch.inference_mode()
@@ -179,7 +183,7 @@ class Runner:
         finite = logits.sum(dim=(1, 2, 3)).isfinite()  # faster than testing each
         probabilities = self.task.probabilities(logits)
         # Testing on the host whether this is needed would wait for a GPU.
-        if finite.is_cuda or not finite.all():
+        if finite.device.type != "cpu" or not finite.all():
             probabilities.masked_fill_(~finite[:, None, None, None], torch.nan)
         probabilities = _rotate(probabilities, -quarters)
         return probabilities.flip(-1) if mirrored else probabilities
@@ -263,6 +267,8 @@ def bytes_per_pixel(model: AnyModel, precision: str, outputs: Sequence[OutputReq
 
 def operations_per_pixel(model: AnyModel) -> float:
     """Return the multiply-adds of a forward pass per pixel of a window, measured on the CPU."""
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it imports Triton
+
     counter = FlopCounterMode(display=False)
     return _measure_per_pixel(model, "fp32", counter, counter.get_total_flops) / 2
 
@@ -315,4 +321,4 @@ def can_compile(device: torch.device) -> bool:
     """Whether torch.compile has its requirements: a C++ compiler for a CPU, Triton for a GPU."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None

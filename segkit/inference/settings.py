@@ -57,7 +57,7 @@ class PredictOptions:
     batch_size
         Windows per forward pass.
     device
-        "auto", "cpu", "cuda" or "cuda:N".
+        "auto", "cpu", "cuda", "cuda:N" or "mps".
     precision
         "auto", "fp32" or "bf16".
     exact
@@ -84,6 +84,8 @@ class PredictOptions:
         """
         if self.precision == "bf16" and model.is_classical:
             raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
+        if self.device == "mps" and any(one.is_classical or one.pixel_branch is not None for one in members(model)):
+            raise UsageError("classical learners compute in float64, which mps does not; compute on the CPU")
         if model.backend != "torch":
             _check_backend(self, model.backend)
         pick_precision(self.precision, pick_device(self.device))

@@ -12,6 +12,7 @@ from segkit.errors import RecipeError
 from segkit.recipe.features import CLASSICAL
 from segkit.recipe.messages import suggest_name
 from segkit.recipe.schema import Model
+from segkit.runtime.collection import pause_collection
 
 # Options of architectures that are no options of a recipe.
 RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
@@ -31,7 +32,8 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
     RecipeError
         The architecture, encoder or an option is unknown, or the network cannot be built.
     """
-    import segmentation_models_pytorch as smp
+    with pause_collection():
+        import segmentation_models_pytorch as smp
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     if model.architecture not in architectures:

@@ -179,7 +179,7 @@ class Train(StrictModel):
     """Patience of early stopping, in epochs without a better validation IoU; by default none."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Numerical precision; losses are always fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
     devices: Annotated[
         Annotated[Literal["auto"], Tag("<text>")] | Annotated[Count, Tag("<scalar>")],

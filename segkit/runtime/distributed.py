@@ -9,6 +9,7 @@ gives the gradient that one process would compute for the global batch.
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -27,6 +28,18 @@ _BROADCAST_TIMEOUT = timedelta(days=7)
 def world_size() -> int:
     """Return the number of processes that train together."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the number of this process among those that train together."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def declared_rank() -> int:
+    """Return the number that torchrun, SLURM or Lightning gave this process, as known before they are connected."""
+    # SLURM sets its variable for other launchers' processes, too.
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

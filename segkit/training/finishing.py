@@ -17,9 +17,8 @@ from segkit.models.run_folder import BEST, LAST, METRICS, MODEL, RECIPE, lock_ru
 from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
 from segkit.training.baselines import fit_pixel_branch
-from segkit.training.module import restore_start
 from segkit.training.results import Epochs, Run, write_results
-from segkit.training.resume import explain_interruption, finished_epochs, read_checkpoint
+from segkit.training.resume import explain_interruption, finished_epochs, read_checkpoint, restore_start
 
 _PREFIX = "segmenter."  # of the segmenter's weights in a checkpoint
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from segkit.evaluation.metrics import Confusion
 from segkit.inference.settings import PredictOptions
 from segkit.models.network import describe_non_finite
 from segkit.models.segmenter import Segmenter
-from segkit.models.weights import InitialWeights
 from segkit.runtime import distributed
 from segkit.training.loaders import split_among_processes
 from segkit.training.losses import combine_losses
+from segkit.training.resume import restore_start
 
 VALIDATION_SCORES = ("val_iou", "val_f1", "val_accuracy")
 
@@ -197,14 +197,6 @@ class TrainingModule(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:
-    """Restore what a run took from the model that it started from: the origin of the weights, the normalisation."""
-    if "initial_weights" in checkpoint:
-        segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
-        for buffer, values in zip((segmenter.mean, segmenter.std), checkpoint["normalization"], strict=True):
-            buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
 
 
 def adapt_callbacks(checkpoint: dict[str, Any], trainer: lightning.Trainer) -> None:

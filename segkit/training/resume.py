@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from segkit.models.run_folder import (
     recipe_text,
     stored_recipe_text,
 )
+from segkit.models.segmenter import Segmenter
+from segkit.models.weights import InitialWeights
 from segkit.recipe.messages import shorten
 from segkit.recipe.renamed import is_stored
 from segkit.recipe.schema import Recipe
@@ -177,3 +179,11 @@ def prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
         old.unlink(missing_ok=True)
     with atomic_write(folder / RECIPE) as part:
         part.write_text(recipe_text(recipe))
+
+
+def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:
+    """Restore what a run took from the model that it started from: the origin of the weights, the normalisation."""
+    if "initial_weights" in checkpoint:
+        segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
+        for buffer, values in zip((segmenter.mean, segmenter.std), checkpoint["normalization"], strict=True):
+            buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))

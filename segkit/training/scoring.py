@@ -7,7 +7,6 @@ from typing import Any
 
 from segkit.data.area import LabelledArea
 from segkit.evaluation.decisions import ModelPredictor
-from segkit.evaluation.evaluate import fit_calibration, fit_thresholds, score_areas
 from segkit.models.segmenter import Segmenter
 
 
@@ -25,6 +24,9 @@ def calibrate_and_score(
     distances
         Of each area: how far its scene is from the training scenes in appearance; None if unknown.
     """
+    # Here, after the training, as it imports numba.
+    from segkit.evaluation.evaluate import fit_calibration, fit_thresholds, score_areas
+
     segmenter = predictor.segmenter
     assert isinstance(segmenter, Segmenter)
     settings, scores_before = segmenter.recipe.train, {}

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as lightning
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+import numpy as np
+import torch
 
-from segkit.data.amount import describe_few_steps
 from segkit.data.areas import examine_recipe, with_fold
 from segkit.data.band_warnings import describe_alpha_bands
 from segkit.data.cache import Cache
-from segkit.data.datasets import TrainDataset, suitable_tile_size
 from segkit.data.examination import Examination
 from segkit.data.pairing import recipe_files
 from segkit.data.statistics import Statistics, class_weights
@@ -30,24 +26,17 @@ from segkit.inference.device import pick_device, pick_precision
 from segkit.io.files import check_distinct
 from segkit.io.paths import PathLike
 from segkit.models.model_check import check_model_keys
-from segkit.models.run_folder import BEST, LAST, LOG, MODEL, lock_run
+from segkit.models.run_folder import LAST, MODEL, lock_run
 from segkit.models.segmenter import Segmenter
-from segkit.models.transfer import check_start, start_from_model, with_start
+from segkit.models.transfer import check_start, with_start
 from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe
-from segkit.recipe.splits import SpatialSplit
 from segkit.runtime import distributed
-from segkit.runtime.memory import retain_freed_memory, trim_memory
-from segkit.training.baselines import fit_pixel_branch
-from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
+from segkit.runtime.collection import pause_collection
 from segkit.training.classical import describe_fit, fit_learners
-from segkit.training.finishing import count_epochs, load_epoch
-from segkit.training.loaders import CropLoaders
-from segkit.training.module import TrainingModule
 from segkit.training.results import Run, write_results
 from segkit.training.resume import (
     check_run_folder,
-    explain_interruption,
     prepare_run_folder,
     run_files,
 )
@@ -55,7 +44,6 @@ from segkit.training.resume import (
 # In pixels. For smaller tiles a CPU loses more time by converting weights to bf16 and back than it gains: steps with 64
 # px tiles took 2.4 times as long as in fp32, with 256 px tiles 0.7 times (resnet18 U-Net, AVX512-BF16).
 _MIN_BF16_TILE_SIZE = 128
-_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def train(
@@ -143,7 +131,7 @@ def _train_locked(
     recipe: Recipe, folder: Path, precision: str, accelerator: str, *, resume: bool, force: bool, show_progress: bool
 ) -> dict[str, Any]:
     """Read the data and train; returns the scores."""
-    lightning.seed_everything(recipe.train.seed, workers=True, verbose=False)
+    _seed(recipe.train.seed)
     with Cache.open(recipe.data.cache, show_progress=show_progress) as cache:
         examination = examine_recipe(recipe, cache=cache, show_progress=show_progress)
         statistics = examination.require_trainable(force=force or resume)
@@ -157,9 +145,28 @@ def _train_locked(
                 print(f"warning: {text}", file=sys.stderr)
         if recipe.model.is_classical:
             return _fit_classical(recipe, folder, examination, statistics, show_progress=show_progress)
-        return _train(
-            recipe, folder, examination, statistics, precision, accelerator, resume=resume, show_progress=show_progress
+        with pause_collection():  # here, as Lightning takes longer to import than torch
+            from segkit.training.fitting import fit_network
+
+        is_main = _is_main_process(recipe)
+        return fit_network(
+            recipe,
+            folder,
+            examination,
+            statistics,
+            precision,
+            accelerator,
+            is_main=is_main,
+            resume=resume,
+            show_progress=show_progress,
         )
+
+
+def _seed(seed: int) -> None:
+    """Seed all global generators, as Lightning does."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - what libraries use that take no generator
+    torch.manual_seed(seed)
 
 
 def _fit_classical(
@@ -189,129 +196,6 @@ def _fit_classical(
     return segmenter.metrics
 
 
-def _train(
-    recipe: Recipe,
-    folder: Path,
-    examination: Examination,
-    statistics: Statistics,
-    precision: str,
-    accelerator: str,
-    *,
-    resume: bool,
-    show_progress: bool,
-) -> dict[str, Any]:
-    """Train after all checks; returns the scores."""
-    training, validation = examination.training, examination.validation
-    retain_freed_memory()
-    weights = class_weights(recipe.train.class_weights, statistics.counts, recipe.task)
-    segmenter = Segmenter(
-        recipe, statistics.mean, statistics.std, training[0].sample.scene.band_names, pretrained=not resume
-    )
-    if not resume:
-        if recipe.model.start_from is not None:
-            start_from_model(segmenter, recipe.model.start_from)
-        if segmenter.initial_weights is not None and show_progress:
-            print(segmenter.initial_weights.render(), file=sys.stderr)
-    fit_pixel_branch(segmenter, training, statistics.counts)
-    # Measured before the training, so that the warning does not come hours later; kept in the model file.
-    if segmenter.fixed_window_size is not None and show_progress:
-        _warn_context(segmenter)
-    tile_size, warning = suitable_tile_size(segmenter, training)
-    if warning is not None and show_progress:
-        print(f"warning: {warning}", file=sys.stderr)
-    tiles = TrainDataset.from_areas(training, recipe.train.model_copy(update={"tile_size": tile_size}), statistics)
-    few_steps = describe_few_steps(recipe.train, tile_size, tiles.pixels)
-    if few_steps is not None and show_progress and not resume:
-        print(f"warning: {few_steps}", file=sys.stderr)
-    module = TrainingModule(segmenter, weights, validation)
-    data = CropLoaders(recipe, tiles, accelerator)
-    if _is_main_process(recipe):
-        prepare_run_folder(folder, recipe, resume=resume)
-    with _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator=accelerator,
-            devices=recipe.train.devices,
-            num_nodes=recipe.train.num_nodes,
-            strategy=recipe.train.strategy,
-            precision=_PRECISIONS[precision],  # type: ignore[arg-type]
-            max_epochs=recipe.train.epochs,
-            callbacks=_callbacks(folder, recipe, precision, show_progress=show_progress),
-            logger=TensorBoardLogger(folder, name="tensorboard", version="") if recipe.train.tensorboard else False,
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=None if validation else 0,
-            gradient_clip_val=1.0,
-            use_distributed_sampler=False,
-            log_every_n_steps=1,
-        )
-        with explain_interruption(folder, recipe.train.epochs), _interruptible(trainer):
-            trainer.fit(module, datamodule=data, ckpt_path=folder / LAST if resume else None, weights_only=True)
-    broadcast = distributed.broadcaster()
-    if trainer.is_global_zero:
-        epochs = count_epochs(folder, recipe)
-        load_epoch(segmenter, folder)
-        with explain_interruption(folder, recipe.train.epochs, has_ended=True):
-            write_results(folder, segmenter, examination, statistics, epochs, accelerator, show_progress=show_progress)
-    trim_memory()
-    return broadcast(segmenter.metrics)
-
-
-def _callbacks(folder: Path, recipe: Recipe, precision: str, *, show_progress: bool) -> list[Callback]:
-    best, last = folder / BEST, folder / LAST
-    callbacks: list[Callback] = [StopOnNonFinite(last, precision), EpochLog(folder / LOG)]
-    # Lightning's save_last would be the last epoch that improved; --resume needs the last one. Its checkpoint contains
-    # the best score, so the best checkpoint is written first.
-    if recipe.train.checkpoint == "best":
-        callbacks.append(
-            ModelCheckpoint(best.parent, best.stem, monitor="val_iou", mode="max", enable_version_counter=False)
-        )
-    callbacks.append(ModelCheckpoint(last.parent, last.stem, enable_version_counter=False))
-    if recipe.train.early_stopping:
-        callbacks.append(EarlyStopping("val_iou", mode="max", patience=recipe.train.early_stopping))
-    if show_progress:
-        rule = recipe.data.val
-        fold = rule.fold if isinstance(rule, SpatialSplit) else None
-        callbacks.append(ProgressCallback(recipe.train.epochs, fold))
-    return callbacks
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's tips and its messages about devices and workers."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # In this order: the number of workers is intended; the folder was checked before; Lightning's own use of
-            # torch; DDP copies gradients of 1 x 1 kernels in channels-last layout; training without srun is allowed;
-            # frozen parts do not train.
-            ignored = (
-                "does not have many workers", "Checkpoint directory .* exists", ".*LeafSpec", "Grad strides",
-                "The `srun` command is available", ".* in eval mode at the start of training",
-            )  # fmt: skip
-            for message in ignored:
-                warnings.filterwarnings("ignore", message=f".*{message}")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C; Lightning turns it into SystemExit."""
-    try:
-        yield
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-
-
 def check_names(recipe: Recipe) -> None:
     """Check names of losses, class weights and options, frozen parts, and extras, before any data is read.
 
@@ -338,27 +222,22 @@ def check_names(recipe: Recipe) -> None:
 def _choose_hardware(recipe: Recipe) -> tuple[str, str]:
     """Return precision and accelerator; "auto" is what the hardware supports natively."""
     device = pick_device(recipe.train.device)
+    if device.type == "mps" and (recipe.model.is_classical or recipe.model.pixel_branch):
+        raise UsageError("train.device: classical learners compute in float64, which mps does not; use cpu")
     precision = recipe.train.precision
     if precision == "auto" and device.type == "cpu" and recipe.train.tile_size < _MIN_BF16_TILE_SIZE:
         precision = "fp32"
     if precision != "fp16":
         return pick_precision(precision, device), device.type
-    if device.type == "cpu":
-        raise UsageError("train.precision: fp16 is for CUDA devices; use auto, bf16 or fp32 on a CPU")
+    if device.type != "cuda":
+        raise UsageError(
+            f"train.precision: fp16 is for CUDA devices; use auto{', bf16' * (device.type == 'cpu')} or fp32 on "
+            f"{'a CPU' if device.type == 'cpu' else device.type}"
+        )
     return "fp16", device.type
 
 
 def _is_main_process(recipe: Recipe) -> bool:
     """Return whether this process is the first of all training processes; only that one writes files and messages."""
-    # Before there is a trainer, Lightning knows the ranks of torchrun, SLURM and its own processes, but not NODE_RANK.
     machine = int(os.environ.get("NODE_RANK", "0")) if recipe.train.num_nodes > 1 else 0
-    return not (machine or rank_zero_only.rank)  # type: ignore[attr-defined]
-
-
-def _warn_context(segmenter: Segmenter) -> None:
-    model = segmenter.recipe.model
-    print(
-        f"model: {model.architecture} with {model.encoder} has a global receptive field, so it predicts windows of "
-        f"train.tile_size ({segmenter.fixed_window_size} pixels), whose edges may show in maps",
-        file=sys.stderr,
-    )
+    return not (machine or distributed.declared_rank())

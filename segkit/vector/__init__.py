@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from segkit.io.files import check_distinct
 from segkit.io.paths import PathLike
+from segkit.runtime.collection import pause_collection
 from segkit.runtime.deprecation import renamed_keywords
 
 if TYPE_CHECKING:
@@ -85,11 +86,12 @@ def vectorize(
     SegkitError
         As `polygons`.
     """
-    from segkit.vector.batch import check_attributes
-    from segkit.vector.formats.writer import check_target, open_writer
-    from segkit.vector.map_source import open_map
-    from segkit.vector.polygon_filter import PolygonFilter
-    from segkit.vector.tracing.pipeline import VectorizeOptions
+    with pause_collection():
+        from segkit.vector.batch import check_attributes
+        from segkit.vector.formats.writer import check_target, open_writer
+        from segkit.vector.map_source import open_map
+        from segkit.vector.polygon_filter import PolygonFilter
+        from segkit.vector.tracing.pipeline import VectorizeOptions
 
     target, _ = check_target(output, overwrite=overwrite)
     check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, class_names])

@@ -379,7 +379,10 @@ main()
             "segkit: loading libraries ...\nsegkit: interrupted; nothing has changed; run the same",
         ),
         (("train",), "segkit: Missing argument"),
-        (("vectorize", "map.tif", "out.gpkg"), "segkit: interrupted; no partial output is left"),
+        (
+            ("vectorize", "map.tif", "out.gpkg"),
+            "segkit: loading libraries ...\nsegkit: interrupted; no partial output is left",
+        ),
     ):
         done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
         assert done.stdout == ""

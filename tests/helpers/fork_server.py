@@ -18,6 +18,7 @@ _IMPORTED = (
     "segkit_command",
     "segkit.inference.predict",
     "segkit.inference.tasks",
+    "segkit.training.fitting",
     "segkit.training.train",
     "segmentation_models_pytorch",
     "sklearn.metrics",

@@ -18,7 +18,7 @@ from segkit.recipe.schema import Recipe
 from segkit.training.baselines import BASELINE_SCORES
 from segkit.training.callbacks import ProgressCallback
 from segkit.training.cross_validation import cross_validate
-from segkit.training.train import _callbacks
+from segkit.training.fitting import _callbacks
 
 BLOCKS = {"val": {"fraction": 0.25, "block": 16, "gap": 2}}
 

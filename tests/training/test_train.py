@@ -41,9 +41,10 @@ from segkit.training import callbacks
 from segkit.training.baselines import BASELINE_SCORES, fit_baseline
 from segkit.training.callbacks import EpochLog, StopOnNonFinite
 from segkit.training.classical import fit_learners
+from segkit.training.fitting import _quiet_lightning
 from segkit.training.losses import LOSSES
 from segkit.training.module import TrainingModule
-from segkit.training.train import _quiet_lightning, train
+from segkit.training.train import train
 
 KINDS = ["binary", "multiclass", "multilabel"]
 LONG = {"epochs": 3, "steps_per_epoch": 20}

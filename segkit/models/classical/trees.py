@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segkit.models.classical.learner import Learner
-from segkit.models.classical.tree_kernel import LANES, NODE, sum_leaves
 
 _MAX_PATHS = 2**22  # pixels x trees at once, on a GPU
 _PART = 4096  # pixels of a part that one thread takes; few enough that their features stay in its cache
@@ -60,6 +59,8 @@ class Trees(Learner):
         if features.device.type != "cpu":
             size = max(1, _MAX_PATHS // len(self.roots))
             return torch.cat([self._walk(part) for part in torch.split(features, size)]) + self.base.double()
+        from segkit.models.classical.tree_kernel import LANES, sum_leaves  # here, as networks need no numba
+
         (nodes, roots), values = self._pack(), self.values.double().numpy()
         pixels = np.zeros((-(-len(features) // LANES) * LANES, self.features), np.float32)
         pixels[: len(features)] = features.numpy()
@@ -81,6 +82,8 @@ class Trees(Learner):
 
     def _pack(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return nodes and roots as `sum_leaves` takes them: records, which need one access to memory each."""
+        from segkit.models.classical.tree_kernel import NODE
+
         if self._packed is None or self._packed[0] is not self.feature:
             inner, leaves = len(self.feature), len(self.values)
             nodes, roots = np.zeros(inner + leaves, NODE), self.roots.numpy()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
 from segkit.io.geopackage import add_styles
+from segkit.runtime.collection import pause_collection
 from segkit.vector.formats.base import FileSpec, Sink, WrittenLayer
 
 if TYPE_CHECKING:
@@ -166,8 +167,9 @@ def flatgeobuf_sink(spec: FileSpec) -> Iterator[Sink]:
 @contextmanager
 def geopackage_sink(spec: FileSpec) -> Iterator[Sink]:
     """Write layers with a spatial index and their QGIS styles."""
-    import pyarrow as pa
-    import pyogrio
+    with pause_collection():
+        import pyarrow as pa
+        import pyogrio
 
     twins = [name for name in spec.layers if sum(name.lower() == other.lower() for other in spec.layers) > 1]
     if twins:
