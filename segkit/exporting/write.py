@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segkit.errors import ModelFileError, SegkitError, UsageError
-from segkit.exporting.card import convert_nodata, deepness_keys, list_nodata, make_card, tensor_names
-from segkit.exporting.formats import FORMATS, trace
-from segkit.exporting.graph import ExportedGraph, check_exportable
+from segkit.exporting.card import convert_nodata, deepness_keys, list_nodata, make_card
+from segkit.exporting.formats import FORMATS
 from segkit.exporting.parity import Parity, check_parity
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.paths import PathLike
 from segkit.models.ensemble import load_model
-from segkit.models.graph_outputs import CARD_KEY
+from segkit.models.graph import ExportedGraph, check_exportable
+from segkit.models.graph_export import trace
+from segkit.models.graph_outputs import CARD_KEY, tensor_names
 from segkit.models.network import first_line
 from segkit.runtime.progress import progress
 
@@ -118,7 +119,7 @@ def export(
             program = trace(graph, found.bands, tile)
         advance(1)
         keys, limits = ({}, None) if decide else deepness_keys(found, tile=tile)
-        names = tensor_names(found, decide=decide)
+        names = tensor_names(found.task, decide=decide)
         least = 1 if kind.any_size else found.stride + 1
         card = make_card(found, values, decide=decide, tile=tile, least=least)
         with atomic_write(path) as part:
