@@ -34,6 +34,12 @@ class Backend(StrEnum):
     OPENVINO = "openvino"
 
 
+class Quantize(StrEnum):
+    """Integers in which an exported network computes."""
+
+    INT8 = "int8"
+
+
 class Augmentation(StrEnum):
     """Test-time augmentation."""
 

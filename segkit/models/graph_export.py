@@ -54,6 +54,15 @@ def write_onnx(
             dimension = value.type.tensor_type.shape.dim[axis]
             if not dimension.HasField("dim_value"):
                 dimension.dim_param = name
+    onnx.save(proto, path)
+    write_metadata(path, metadata)
+
+
+def write_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Replace the metadata of an ONNX file."""
+    import onnx
+
+    proto = onnx.load(path)
     onnx.helper.set_model_props(proto, {key: _as_text(key, value) for key, value in metadata.items()})
     onnx.save(proto, path)
 
