@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         "segkit export forest.safetensors -o forest.onnx",
         "segkit export forest.safetensors -o qgis.onnx --tile 512 --check-on scene.tif",
         "segkit export forest.safetensors -o classes.onnx --decide",
-        "segkit export forest.safetensors -o fast.onnx --quantize int8 --calibrate scene.tif",
+        "segkit export forest.safetensors -o fast.onnx --quantize int8 --calibrate tiles",
     )
 )
 def export(
