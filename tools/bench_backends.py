@@ -1,13 +1,13 @@
-"""Compare what can compute a network: speed, agreement and memory of torch, onnxruntime and OpenVINO. One run prints all.
+"""Compare what computes a network: speed, agreement and memory of torch, onnxruntime and OpenVINO. One run prints all.
 
     .venv/bin/python tools/bench_backends.py --model run/model.safetensors --scenes folder/of/scenes
     .venv/bin/python tools/bench_backends.py --model run/model.safetensors --scenes folder --side 768 --threads 1
 
-`bare` is a forward pass of a window with everything in it (no data, normalisation, probabilities), in Mpx per second of
-the processor's time; `whole` is `segkit predict` of a mosaic of the scenes, with a single window at a time, in the same
-unit. `times` is `bare` as a ratio to torch in fp32. Agreement and the largest difference of a probability are those with
-torch in fp32, on the first scenes. Speeds and memory are those of a process for each row, since a peak never falls.
-Int8 is calibrated on all scenes but those.
+`bare` is a forward pass of a window with all that is around the network (no data, normalisation, probabilities), in Mpx
+per second of the processor's time; `whole` is `segkit predict` of a scene of 2 x 2 such windows, in the same unit.
+`times` is `bare` as a ratio to torch in fp32. Agreement and the largest difference of a probability are those from
+torch in fp32, on the first scenes. Each row is a process of its own, since the peak of memory never falls: `MB more` is
+what the windows add to it. Int8 is calibrated on the other scenes.
 """
 
 from __future__ import annotations
