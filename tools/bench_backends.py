@@ -33,7 +33,8 @@ from segkit.inference.runner import Runner
 from segkit.inference.scene_files import find_scenes
 from segkit.inference.summary import peak_memory
 from segkit.io.scene import Tile
-from segkit.models.ensemble import AnyModel, load_model
+from segkit.models.ensemble import load_model
+from segkit.models.segmenter import Segmenter
 
 # Name, backend, precision, and whether the file is quantised.
 ROWS = (
@@ -48,7 +49,7 @@ ROWS = (
 JUDGED = 4  # scenes
 
 
-def read_scenes(model: AnyModel, files: list[tuple[Path, ...]]) -> list[Tile]:
+def read_scenes(model: Segmenter, files: list[tuple[Path, ...]]) -> list[Tile]:
     """Read whole scenes."""
     tiles = []
     for one in files:
@@ -69,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one row in this process."""
     torch.set_num_threads(arguments.threads)
     _, backend, precision, quantized = ROWS[arguments.row]
-    model = load_model(arguments.int8 if quantized else arguments.model)
+    model: Any = load_model(arguments.int8 if quantized else arguments.model)
     tiles = read_scenes(model, find_scenes(arguments.scenes, vrt=False)[:JUDGED])
     runner = Runner(model, torch.device("cpu"), precision, backend=backend)
     probabilities = [runner([tile]).numpy()[0] for tile in tiles]
@@ -97,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def compare(reference: list[NDArray[Any]], found: list[NDArray[Any]], model: AnyModel) -> tuple[float, float]:
+def compare(reference: list[NDArray[Any]], found: list[NDArray[Any]], model: Segmenter) -> tuple[float, float]:
     """Return the share of valid pixels with the same class, and the largest difference of a probability."""
     same = valid = 0
     largest = 0.0
@@ -125,7 +126,8 @@ def main() -> None:
     if arguments.row is not None:
         print(json.dumps(measure(arguments)))
         return
-    model, reference = load_model(arguments.model), None
+    model: Any = load_model(arguments.model)
+    reference: list[NDArray[Any]] | None = None
     with tempfile.TemporaryDirectory() as folder:
         int8 = Path(folder) / "int8.onnx"
         files = find_scenes(arguments.scenes, vrt=False)

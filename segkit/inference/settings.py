@@ -132,7 +132,7 @@ class ResolvedSettings:
     backend
         "torch", "onnxruntime" or "openvino".
     speedup
-        How many times as fast the backend was as the model's own; None if it was not measured.
+        How many times as fast the backend was as the default one; None if it was not measured.
     """
 
     tile: int
@@ -282,24 +282,27 @@ class _Meter:
 
 def _choose_backend(settings: ResolvedSettings, options: PredictOptions, meter: _Meter) -> ResolvedSettings:
     """Choose backend and precision: those that are asked for, or the fastest of those with the classes of fp32."""
-    own = meter.model.backend
+    model, own = meter.model, meter.model.backend
     if options.backend != AUTO:
         return _choose_precision(settings, options, meter, options.backend or own)
     convert = meter.window_pixels >= _MIN_CONVERTED_PIXELS
-    candidates = candidate_backends(meter.model, convert=convert) if meter.device.type == "cpu" else [own]
-    chosen = {own: _choose_precision(settings, options, meter, own)}
+    candidates = candidate_backends(model, convert=convert) if meter.device.type == "cpu" else [own]
+    candidates = [one for one in candidates if options.precision in ("auto", *possible_precisions(model, one))]
+    if not candidates:
+        raise UsageError(_no_precision(options.precision, own))
+    default = candidates[0]
+    chosen = {default: _choose_precision(settings, options, meter, default)}
     for backend in candidates[1:]:
-        if options.precision in ("auto", *possible_precisions(meter.model, backend)):
-            with suppress(SegkitError, MemoryError):  # this one is not possible
-                chosen[backend] = _choose_precision(settings, options, meter, backend)
+        with suppress(SegkitError, MemoryError):  # this one is not possible
+            chosen[backend] = _choose_precision(settings, options, meter, backend)
     if len(chosen) == 1:
-        return chosen[own]
+        return chosen[default]
     seconds: dict[str, float] = {}
     for backend, one in chosen.items():
-        with nullcontext() if backend == own else suppress(SegkitError, MemoryError):
+        with nullcontext() if backend == default else suppress(SegkitError, MemoryError):
             seconds[backend] = meter.seconds(backend, one.precision)
-    best = min(seconds, key=lambda backend: seconds[backend] * (1 if backend == own else _MIN_SPEEDUP))
-    return replace(chosen[best], speedup=seconds[own] / seconds[best])
+    best = min(seconds, key=lambda backend: seconds[backend] * (1 if backend == default else _MIN_SPEEDUP))
+    return replace(chosen[best], speedup=seconds[default] / seconds[best])
 
 
 def _choose_precision(
@@ -383,10 +386,14 @@ def _check_backend(options: PredictOptions, model: AnyModel) -> None:
             "torch and the model file (.safetensors)"
         )
     if options.precision == "bf16" and "bf16" not in possible_precisions(model, backend):
-        raise UsageError(
-            f"precision bf16 was asked for, but {backend} computes in fp32; leave it out, or predict with openvino, or "
-            "with torch and the model file (.safetensors)"
-        )
+        raise UsageError(_no_precision("bf16", backend))
+
+
+def _no_precision(precision: str, backend: str) -> str:
+    return (
+        f"precision {precision} was asked for, but {backend} computes in fp32; leave it out, or predict with openvino, "
+        "or with torch and the model file (.safetensors)"
+    )
 
 
 def _check_exact(options: PredictOptions, model: AnyModel) -> None:

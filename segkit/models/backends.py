@@ -62,8 +62,8 @@ def _convert(model: Segmenter) -> GraphModel:
             write_onnx(program, tensor_names(model.task), {}, path)
         except Exception as error:
             raise ModelFileError(
-                f"{model.path or model.recipe.name}: cannot be converted to a graph ({first_line(error)}); "
-                "predict with --backend torch"
+                f"{model.path or model.recipe.name}: cannot be converted to a graph ({first_line(error)})"
+                + suggest("predict with --backend torch")
             ) from error
         receptive_field = model.receptive_field
         graph = GraphModel(

@@ -65,8 +65,8 @@ def _scan(file: Path, content: mmap.mmap) -> dict[str, str]:
         for number, wire, first, last in _fields(content, start, stop):
             if kind == "tensor" and number in (_EXTERNAL_DATA, _DATA_LOCATION) and (wire == _BYTES or content[first]):
                 raise ModelFileError(
-                    f"{file}: its weights are in other files, which segkit does not open; save it as one file "
-                    "(segkit export does)"
+                    f"{file}: its weights are in other files, which are not opened; save it as one file "
+                    "(as segkit export does)"
                 )
             if wire == _BYTES and number in _INSIDE[kind]:
                 waiting.append((_INSIDE[kind][number], first, last, depth + 1))
@@ -74,7 +74,7 @@ def _scan(file: Path, content: mmap.mmap) -> dict[str, str]:
                 size += last - first
                 if size > _MAX_METADATA_BYTES:
                     raise ModelFileError(
-                        f"{file}: its metadata take more than {_MAX_METADATA_BYTES // 2**20} MB; segkit writes less"
+                        f"{file}: its metadata take more than {_MAX_METADATA_BYTES // 2**20} MB, which no export needs"
                     )
                 entry = {key: content[at:end] for key, _, at, end in _fields(content, first, last)}
                 metadata[entry.get(_KEY, b"").decode()] = entry.get(_VALUE, b"").decode()

@@ -11,6 +11,7 @@ from segkit.exporting.write import export
 from segkit.inference.predict import predict
 from segkit.inference.settings import PredictOptions, resolve_settings
 from segkit.io.scene import Scene
+from segkit.models import backends
 from segkit.models.ensemble import load_model
 from segkit.models.graph_model import load_onnx
 from segkit.models.graph_outputs import CARD_KEY
@@ -106,6 +107,14 @@ def test_a_card_of_other_outputs_is_noticed(files, tmp_path):
 def test_torch_runs_no_graph(files, tmp_path):
     with pytest.raises(UsageError, match="is a graph, which torch does not run"):
         predict(files[1], files[2], tmp_path / "map.tif", **FAST, backend="torch")
+
+
+def test_auto_does_not_ignore_a_precision_that_no_runtime_has(files, monkeypatch):
+    monkeypatch.setattr(backends, "is_installed", lambda name: name == "onnxruntime")
+    monkeypatch.setattr("segkit.inference.device._has_bf16", lambda device: True)
+    options = PredictOptions(backend="auto", precision="bf16", device="cpu")
+    with pytest.raises(UsageError, match="bf16 was asked for, but onnxruntime computes in fp32"):
+        resolve_settings(load_model(files[1]), Scene.from_files(files[2]), options)
 
 
 def test_auto_measures_both_runtimes(files):
