@@ -7,7 +7,7 @@
 per second of the processor's time; `whole` is `segkit predict` of a scene of 2 x 2 such windows, in the same unit.
 `times` is `bare` as a ratio to torch in fp32. Agreement and the largest difference of a probability are those from
 torch in fp32, on the first scenes. Each row is a process of its own, since the peak of memory never falls: `MB more` is
-what the windows add to it. Int8 is calibrated on the other scenes.
+what preparing the network (for graphs also converting it) and its windows add to it. Int8 is calibrated on the other scenes.
 """
 
 from __future__ import annotations
@@ -72,12 +72,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     _, backend, precision, quantized = ROWS[arguments.row]
     model: Any = load_model(arguments.int8 if quantized else arguments.model)
     tiles = read_scenes(model, find_scenes(arguments.scenes, vrt=False)[:JUDGED])
+    before = peak_memory() or 0
     runner = Runner(model, torch.device("cpu"), precision, backend=backend)
     probabilities = [runner([tile]).numpy()[0] for tile in tiles]
     np.savez(
         arguments.result, *(np.where(tile.valid, one, np.nan) for one, tile in zip(probabilities, tiles, strict=True))
     )
-    window, before = enlarge(tiles[0], arguments.side), peak_memory() or 0
+    window = enlarge(tiles[0], arguments.side)
     runner([window])
     seconds = []
     while len(seconds) < 2 or (sum(seconds) < arguments.seconds and len(seconds) < 5):
