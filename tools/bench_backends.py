@@ -7,7 +7,8 @@
 per second of the processor's time; `whole` is `segkit predict` of a scene of 2 x 2 such windows, in the same unit.
 `times` is `bare` as a ratio to torch in fp32. Agreement and the largest difference of a probability are those from
 torch in fp32, on the first scenes. Each row is a process of its own, since the peak of memory never falls: `MB more` is
-what preparing the network (for graphs also converting it) and its windows add to it. Int8 is calibrated on the other scenes.
+what preparing the network (for graphs also converting it) and its windows add to it. Int8 is calibrated on the other
+scenes.
 """
 
 from __future__ import annotations
