@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segkit.cli.options import AverageWith, Overwrite
+from segkit.cli.options import AverageWith, Overwrite, Quantize
 from segkit.cli.output import emit
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         "segkit export forest.safetensors -o forest.onnx",
         "segkit export forest.safetensors -o qgis.onnx --tile 512 --check-on scene.tif",
         "segkit export forest.safetensors -o classes.onnx --decide",
+        "segkit export forest.safetensors -o fast.onnx --quantize int8 --calibrate tiles",
     )
 )
 def export(
@@ -50,6 +51,16 @@ def export(
             help="Scene for the comparison with torch (default: tiles made of training pixels).",
         ),
     ] = None,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Compute the inner convolutions in integers: faster, .onnx only.")
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="SCENES", parser=as_path, help="Scenes, folders or globs to calibrate int8. Repeatable."),
+    ] = None,
+    min_agreement: Annotated[
+        float, typer.Option("--min-agreement", help="Share of held-out pixels that int8 must decide like fp32.")
+    ] = 0.99,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model for other programs (ONNX, torch.export), compared with segkit before it gets its name."""
@@ -62,6 +73,9 @@ def export(
         tile=tile,
         nodata=nodata or (),
         check_on=check_on,
+        quantize=None if quantize is None else quantize.value,
+        calibrate=calibrate or (),
+        min_agreement=min_agreement,
         overwrite=overwrite,
         show_progress=True,
     )
@@ -76,6 +90,13 @@ def _print_export(summary: ExportSummary) -> None:
     parity = summary.parity
     shown = f"{parity.difference:.2%} of the pixels" if summary.decided else f"{parity.difference:.1e} in probability"
     print(f"largest difference from segkit: {shown} ({parity.pixels:,} pixels, {parity.source})")
+    if (found := summary.quantization) is not None:
+        print(
+            f"int8: {found.agreement:.2%} of {found.pixels:,} held-out pixels have the class of fp32 "
+            f"({found.calibrated_on} tiles calibrated it, {found.judged_on} are held out)"
+        )
+        for name, share in found.per_class.items():
+            print(f"  {name}: {'no pixels' if share is None else f'{share:.2%}'}")
     for limit in summary.deepness_limits or ():
         print(f"in Deepness (QGIS): {limit}")
     print(f"\n{summary.path}  {summary.path.stat().st_size / 1e6:.1f} MB")

@@ -21,6 +21,7 @@ from segkit.cli.options import (
     IgnoredCodes,
     ImageDates,
     ImageNoData,
+    InBackend,
     InPrecision,
     LabelField,
     LabelNoData,
@@ -103,6 +104,7 @@ def evaluate(
     overlap: Overlap = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
+    backend: InBackend = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Score a model or maps against labels: IoU, F1, boundaries, objects, calibration, confusion matrix."""
@@ -124,7 +126,7 @@ def evaluate(
             "is for maps only; a model file holds its own", param_hint="--ignore" if ignore else "--class-names"
         )
     reading: dict[str, object] = {"--image-nodata": image_nodata, "--scale": scale, "--offset": offset}
-    reading |= {"--mask": mask, "--mask-preset": mask_preset, "--layer": layer}
+    reading |= {"--mask": mask, "--mask-preset": mask_preset, "--layer": layer, "--backend": backend}
     if not is_model and (given := [option for option, value in reading.items() if value]):
         raise typer.BadParameter(f"{scored} is a map, which needs no images; leave it out", param_hint=given[0])
     paths = [as_path(one) for one in images or ()]
@@ -149,6 +151,7 @@ def evaluate(
         overlap=overlap,
         precision=precision.value,
         device=device.value,
+        backend=None if backend is None else backend.value,
         overwrite=overwrite,
         show_progress=True,
     )
@@ -240,6 +243,7 @@ def predict(
     ] = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
+    backend: InBackend = None,
     exact: Annotated[bool, typer.Option("--exact", help="The same result as without tiling, in fp32; slower.")] = False,
     tta: Annotated[
         Augmentation | None, typer.Option(help="Test-time augmentation; d4: mean of 8 rotations and flips.")
@@ -285,6 +289,7 @@ def predict(
         "device": device.value,
         "exact": exact,
         "tta": None if tta is None else tta.value,
+        "backend": None if backend is None else backend.value,
         "dates": dates,
         "vrt": vrt,
         "overwrite": overwrite,

@@ -26,6 +26,21 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class Backend(StrEnum):
+    """What computes the network."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+class Quantize(StrEnum):
+    """Integers in which an exported network computes."""
+
+    INT8 = "int8"
+
+
 class Augmentation(StrEnum):
     """Test-time augmentation."""
 
@@ -124,6 +139,10 @@ Tile = Annotated[int | None, typer.Option(help="Maximum window size in pixels.")
 Overlap = Annotated[int | None, typer.Option(help="Minimum overlap of neighbouring windows in pixels.")]
 OnDevice = Annotated[Device, typer.Option(help="Device that computes.")]
 InPrecision = Annotated[Precision, typer.Option(help="Precision; bf16 is faster if the hardware supports it.")]
+InBackend = Annotated[
+    Backend | None,
+    typer.Option(help="What computes the network; auto: the fastest here (default: torch; a runtime for .onnx)."),
+]
 ClassNames = Annotated[
     Path | None,
     typer.Option("--class-names", metavar="FILE.csv", help="Names of the map's classes: columns value, name, color."),

@@ -102,7 +102,7 @@ def print_summary(summary: Summary) -> None:
     if summary.share_outside is not None:
         print(describe_share_outside(summary))
     choice = summary.choice
-    print(f"tile {choice.tile}, overlap {choice.overlap}, {describe_precision(choice)}")
+    print(f"tile {choice.tile}, overlap {choice.overlap}, {describe_computation(choice)}")
     if not done:
         memory = "" if summary.peak_memory is None else f", peak memory {summary.peak_memory / 2**20:,.0f} MiB"
         resumed = f", {summary.resumed} of {summary.bands} row bands resumed" if summary.resumed else ""
@@ -119,7 +119,7 @@ def print_forecasts(forecasts: Sequence[Forecast]) -> None:
             continue
         choice = one.choice
         print(f"{one.path}: {format_count(one.pixels / 1e6)} Mpx, {one.windows:,} windows in {one.bands:,} row bands")
-        print(f"  tile {choice.tile}, overlap {choice.overlap}, batch {choice.batch}, {describe_precision(choice)}")
+        print(f"  tile {choice.tile}, overlap {choice.overlap}, batch {choice.batch}, {describe_computation(choice)}")
         print(f"  about {_duration(one.seconds)}, peak memory about {one.memory / 2**20:,.0f} MiB")
     if len(forecasts) > 1:
         print(f"all: about {_duration(sum(one.seconds for one in forecasts))}")
@@ -145,8 +145,15 @@ def describe_share_outside(summary: Summary) -> str:
     return f"unlike the training data (outside the area of applicability): {share} of {where}"
 
 
-def describe_precision(choice: ResolvedSettings) -> str:
-    """Name the precision, and how many pixels bf16 changes if that was measured."""
+def describe_computation(choice: ResolvedSettings) -> str:
+    """Name precision and backend, how much faster the backend is, and how many pixels differ, if that was measured."""
+    if choice.backend == "torch" and choice.speedup is None:
+        return _describe_precision(choice)
+    faster = "" if choice.speedup is None else f" ({choice.speedup:.1f} times as fast as the default)"
+    return f"{choice.backend}{' (the fastest here)' if choice.speedup == 1 else faster}, {_describe_precision(choice)}"
+
+
+def _describe_precision(choice: ResolvedSettings) -> str:
     from segkit.runtime.progress import format_count
 
     if choice.agreement is None:

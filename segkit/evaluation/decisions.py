@@ -111,9 +111,13 @@ class ModelPredictor:
         if self._prepared is None:
             if self._optimized is None:
                 _ = self.segmenter.receptive_field  # measured once, not in each copy
-                self._optimized = self.segmenter.optimized_for_inference(self._device, "fp32")
+                converted = self._options.backend not in (None, "torch") or self.segmenter.backend != "torch"
+                self._optimized = (
+                    self.segmenter if converted else self.segmenter.optimized_for_inference(self._device, "fp32")
+                )
             settings = resolve_settings(self._optimized, area.sample.scene, self._options, area.region)
-            runner = Runner(self._optimized, self._device, settings.precision, tta=settings.tta is not None)
+            tta = settings.tta is not None
+            runner = Runner(self._optimized, self._device, settings.precision, backend=settings.backend, tta=tta)
             self._prepared = settings, runner
         return self._prepared
 

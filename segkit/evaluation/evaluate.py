@@ -78,6 +78,7 @@ def evaluate(
     overlap: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    backend: str | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def evaluate(
         For maps: a file of class names, as for `segkit.vectorize`.
     nodata, scale, offset, mask, mask_preset, layers
         For a model: as for `segkit.predict`, of the images.
-    tile, overlap, device, precision
+    tile, overlap, device, precision, backend
         As for `segkit.predict`.
 
     Returns
@@ -148,9 +149,8 @@ def evaluate(
         for text in (*found, describe_unmatched_bands(segmenter.band_names, scenes)):
             if text is not None:
                 warnings.warn(text, stacklevel=3)
-        predictor = ModelPredictor(
-            segmenter, PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision)
-        )
+        options = PredictOptions(tile=tile, overlap=overlap, device=device, precision=precision, backend=backend)
+        predictor = ModelPredictor(segmenter, options)
         distances = measure_distances(segmenter, [one.scene for one in samples])
     models = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
     read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
 from segkit.models.ensemble import members
-from segkit.models.graph_outputs import CARD_FORMAT, INPUT, output_names
+from segkit.models.graph_outputs import CARD_FORMAT, output_names, tensor_names
+from segkit.models.graph_runtime import INPUT
 from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def make_card(
         "outputs": [
             {"name": name, "channels": channels}
             for name, channels in zip(
-                tensor_names(model, decide=decide), output_names(model.task, decide=decide), strict=True
+                tensor_names(model.task, decide=decide), output_names(model.task, decide=decide), strict=True
             )
         ],
         "decided": decide,
@@ -61,14 +62,6 @@ def make_card(
     if len(json.dumps(card)) > _MAX_CARD_CHARS:
         card["models"] = [header | dict.fromkeys(_SAMPLES) for header in headers]
     return card
-
-
-def tensor_names(model: AnyModel, *, decide: bool) -> list[str]:
-    """Return the names of the outputs of the graph."""
-    count = len(output_names(model.task, decide=decide))
-    if count > 1:
-        return [f"probability_{number}" for number in range(1, count + 1)]
-    return ["classes" if decide else "probabilities"]
 
 
 def strip_paths(value: Any) -> Any:

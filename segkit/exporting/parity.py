@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,10 @@ from segkit.io.paths import PathLike
 from segkit.io.scene import Tile
 from segkit.models.ensemble import members
 from segkit.models.graph_outputs import split_outputs
+from segkit.models.graph_runtime import Graph
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
-
-Outputs = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]  # from pixels (N, C, H, W) to outputs
 
 MAX_DIFFERENCE = 1e-4  # in probability
 MAX_CHANGED_SHARE = 1e-3  # of pixels, whose classes are equally probable
@@ -50,7 +49,7 @@ class Parity:
 
 
 def check_parity(
-    model: AnyModel, run: Outputs, path: Path, *, tile: int | None, least: int, decide: bool, check_on: PathLike | None
+    model: AnyModel, run: Graph, path: Path, *, tile: int | None, least: int, decide: bool, check_on: PathLike | None
 ) -> Parity:
     """Compare an exported model with the model itself.
 
@@ -109,7 +108,7 @@ def _difference(one: NDArray[Any], other: NDArray[Any]) -> float:
     return found if np.isfinite(found) else np.inf
 
 
-def _reference(model: AnyModel, *, decide: bool) -> Outputs:
+def _reference(model: AnyModel, *, decide: bool) -> Graph:
     """Return what predicts as segkit does, with the outputs of the graph."""
     runner, task = Runner(model, torch.device("cpu"), "fp32"), model.task
 

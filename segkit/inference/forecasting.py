@@ -114,7 +114,8 @@ def _forecast_scene(
     settings = replace(settings, batch=batch)
     windows = [window for window in _windows(scene, tiling) if region is None or region.mask(window).any()]
     seconds = _time_windows(model, scene, windows, settings, device, outputs)
-    needed = bytes_per_pixel(model, settings.precision, outputs) * tiling.rows.length * tiling.columns.length
+    needed = bytes_per_pixel(model, settings.precision, outputs, settings.backend)
+    needed *= tiling.rows.length * tiling.columns.length
     own = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
     pixels = scene.grid.height * scene.grid.width
     return Forecast(
@@ -156,7 +157,14 @@ def _time_windows(
     if not windows:
         return 0.0
     entropies = needs_model_entropies(outputs)
-    runner = Runner(model, device, settings.precision, tta=settings.tta is not None, model_entropies=entropies)
+    runner = Runner(
+        model,
+        device,
+        settings.precision,
+        backend=settings.backend,
+        tta=settings.tta is not None,
+        model_entropies=entropies,
+    )
     assert settings.batch is not None
     chosen = windows[: settings.batch]
     tiling = settings.tiling(scene.grid, model.stride)

@@ -62,6 +62,7 @@ class MemoryOptions(TypedDict, total=False):
     device: str
     exact: bool
     tta: str | None
+    backend: str | None
     show_progress: bool
 
 
@@ -161,6 +162,7 @@ def predict_in_memory(
     device: str = "auto",
     exact: bool = False,
     tta: str | None = None,
+    backend: str | None = None,
     show_progress: bool = False,
     **options_of_files: Any,
 ) -> Prediction | DataArray | Dataset:
@@ -184,7 +186,7 @@ def predict_in_memory(
         Names of the bands of an array, in its order, by which those of the model are found.
     aoi, aoi_layer, nodata, scale, offset, mask, mask_preset, layers
         As for `segkit.predict`.
-    tile, overlap, batch_size, precision, device, exact, tta
+    tile, overlap, batch_size, precision, device, exact, tta, backend
         As for `segkit.predict`.
     show_progress
         Show the progress on stderr.
@@ -212,7 +214,7 @@ def predict_in_memory(
     from segkit.recipe.imagery import open_scene
 
     network = with_imagery(load_model(model), given_imagery(nodata, scale, offset, mask, mask_preset, layers))
-    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
+    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta, backend)
     options.check(network)
     raster, imagery = _open(scenes, network, valid, band_names)
     if valid is not None and mask is None and (quality := imagery.quality_mask) is not None and quality.in_file:

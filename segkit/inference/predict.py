@@ -76,6 +76,7 @@ def predict(
     device: str = "auto",
     exact: bool = False,
     tta: str | None = None,
+    backend: str | None = None,
     dates: str | None = None,
     vrt: bool = False,
     overwrite: bool = False,
@@ -150,6 +151,10 @@ def predict(
     tta
         Test-time augmentation; "d4" averages probabilities over the eight rotations and flips of the square, which
         takes eight times as long.
+    backend
+        What computes the network: "torch", "onnxruntime", "openvino"; or "auto": the fastest of these on this machine
+        that gives the same classes, found by a short measurement. Default: torch, and for an ONNX file a runtime that
+        is installed. The others compute on the CPU; a model file is converted for them.
     dates
         Pattern of the names of images of several dates, which are stacked to one scene for each place, as in a recipe's
         ``data.train``: "{}_{date:%Y%m%d}".
@@ -203,6 +208,7 @@ def predict(
         device=device,
         exact=exact,
         tta=tta,
+        backend=backend,
         dates=dates,
         vrt=vrt,
         overwrite=overwrite,
@@ -278,6 +284,7 @@ def prepare(
     device: str = "auto",
     exact: bool = False,
     tta: str | None = None,
+    backend: str | None = None,
     dates: str | None = None,
     vrt: bool = False,
     overwrite: bool = False,
@@ -309,7 +316,7 @@ def prepare(
     imagery = given_imagery(nodata, scale, offset, mask, mask_preset, layers)
     network = with_imagery(load_model(model), imagery)
     check_inputs_kept(jobs, [file for job in jobs for file in find_mask_files(job, network)])
-    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta)
+    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta, backend)
     _check_model(network, measures, wants_applicability=applicability is not None)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
     inputs: WorkerInputs | None = None

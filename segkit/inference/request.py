@@ -60,7 +60,7 @@ def describe_request(
 
     # For an executor the device is resolved, and this machine may not have it.
     device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
-    request = asdict(options) | {"device": device}
+    request = asdict(options) | {"device": device, "backend": options.backend or network.backend}
     del request["batch_size"]
     return request | {
         "model": network.fingerprint(),

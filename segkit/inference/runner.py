@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,9 @@ from torch.utils._pytree import tree_leaves
 from segkit.errors import SegkitError, suggest
 from segkit.inference.outputs import OutputRequest, compute_outputs, needs_model_entropies
 from segkit.io.scene import Tile
+from segkit.models.backends import prepare_model
 from segkit.models.ensemble import members
+from segkit.models.graph_model import GraphModel
 from segkit.runtime.memory import retain_freed_memory
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ class Runner:
         "fp32" or "bf16".
     tta
         Test-time augmentation: whether to average over the eight rotations and flips of the square.
+    backend
+        A key of `segkit.models.backends.BACKENDS`; by default that of the model.
     compiled
         Whether to compile the network for each size of tiles, which takes half a minute on two cores.
     model_entropies
@@ -77,6 +82,7 @@ class Runner:
         device: torch.device,
         precision: str,
         *,
+        backend: str | None = None,
         tta: bool = False,
         compiled: bool = False,
         model_entropies: bool = False,
@@ -87,9 +93,10 @@ class Runner:
         if model_entropies:
             self.channel_names += tuple(f"mean entropy of {name}" for name in model.task.band_names)
         self.device, self.precision = device, precision
-        models = [one.optimized_for_inference(device, precision) for one in members(model)]
+        self.backend = backend or model.backend
+        models = [prepare_model(one, device, precision, self.backend) for one in members(model)]
         for one in models if compiled else ():
-            if one.is_classical or one.backend != "torch":
+            if one.is_classical:
                 continue
             one.network = cast("nn.Module", torch.compile(one.network, dynamic=False, options={"freezing": True}))
         # By default CUDA rounds the inputs of convolutions to TF32, with ten bits as in fp16.
@@ -179,9 +186,10 @@ class Runner:
         """Flip and rotate the input, and rotate and flip the probabilities back."""
         if mirrored:
             pixels, valid = pixels.flip(-1), valid.flip(-1)
-        logits = model(_rotate(pixels, quarters), _rotate(valid, quarters))
-        finite = logits.sum(dim=(1, 2, 3)).isfinite()  # faster than testing each
-        probabilities = self.task.probabilities(logits)
+        turned = _rotate(pixels, quarters), _rotate(valid, quarters)
+        found = model.probabilities(*turned) if isinstance(model, GraphModel) else model(*turned)
+        finite = found.sum(dim=(1, 2, 3)).isfinite()  # faster than testing each
+        probabilities = found if isinstance(model, GraphModel) else self.task.probabilities(found)
         # Testing on the host whether this is needed would wait for a GPU.
         if finite.device.type != "cpu" or not finite.all():
             probabilities.masked_fill_(~finite[:, None, None, None], torch.nan)
@@ -235,12 +243,23 @@ def _is_out_of_memory(error: Exception) -> bool:
     return any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
-def precision_agreement(model: AnyModel, device: torch.device, tiles: Iterable[Tile]) -> float | None:
-    """Return the share of valid pixels with the same class in bf16 and fp32, in all targets; None if there are none.
+def precision_agreement(
+    model: AnyModel,
+    device: torch.device,
+    tiles: Iterable[Tile],
+    precision: str = "bf16",
+    backend: str | None = None,
+) -> float | None:
+    """Return the share of valid pixels with the same class as in fp32, in all targets; None if there are none.
 
     Tiles with NaN or infinite numbers in one of both count as different.
+
+    Parameters
+    ----------
+    precision, backend
+        What is compared with fp32 of the model's own backend.
     """
-    fp32, bf16 = (Runner(model, device, precision) for precision in ("fp32", "bf16"))
+    fp32, bf16 = Runner(model, device, "fp32"), Runner(model, device, precision, backend=backend)
     equal = valid = 0
     for tile in tiles:
         exact, rounded = fp32([tile]), bf16([tile])
@@ -251,7 +270,19 @@ def precision_agreement(model: AnyModel, device: torch.device, tiles: Iterable[T
     return equal / valid if valid else None
 
 
-def bytes_per_pixel(model: AnyModel, precision: str, outputs: Sequence[OutputRequest] = ()) -> float:
+def time_forward(runner: Runner, tile: Tile) -> float:
+    """Return the seconds of a forward pass for a tile: the shorter of two, after a first one that warms up."""
+    found = []
+    for _ in range(3):
+        started = time.perf_counter()
+        runner([tile]).cpu()
+        found.append(time.perf_counter() - started)
+    return min(found[1:])
+
+
+def bytes_per_pixel(
+    model: AnyModel, precision: str, outputs: Sequence[OutputRequest] = (), backend: str = "torch"
+) -> float:
     """Return the peak memory of a window per pixel, in bytes, without the weights.
 
     It is that of the forward pass, or of the raster outputs that are computed from its result, whichever is more,
@@ -259,6 +290,7 @@ def bytes_per_pixel(model: AnyModel, precision: str, outputs: Sequence[OutputReq
     """
     if model.backend != "torch":
         return AMPLE_BYTES_PER_PIXEL  # of other memory only the machine knows
+    precision = precision if backend == "torch" else "fp32"  # other backends need about as much
     meter = _MemoryMeter()
     peak = _measure_per_pixel(model, precision, meter, lambda: meter.peak, outputs)
     # Pixels and mask of the tile were allocated before, and a float32 number for each output from its pixels.

@@ -164,6 +164,7 @@ def _tags(
         "segkit_tile": str(settings.tile),
         "segkit_overlap": str(settings.overlap),
         "segkit_precision": settings.precision,
+        "segkit_backend": settings.backend,
         **({} if settings.agreement is None else {"segkit_agreement": f"{settings.agreement:.6f}"}),
         "segkit_request": json.dumps(request),
         "segkit_choice": json.dumps(asdict(settings)),

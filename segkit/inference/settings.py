@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rasterio.windows import Window
 
-from segkit.errors import UsageError
+from segkit.errors import ModelFileError, SegkitError, UsageError, suggest
 from segkit.inference.device import available_memory, pick_device, pick_precision
 from segkit.inference.runner import (
     AMPLE_BYTES_PER_PIXEL,
     CompilationError,
     OutOfMemoryError,
+    Runner,
     bytes_per_pixel,
     can_compile,
     operations_per_pixel,
     precision_agreement,
+    time_forward,
 )
 from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
+from segkit.models.backends import AUTO, candidate_backends, check_backend, is_quantized, possible_precisions
 from segkit.models.ensemble import members
 
 if TYPE_CHECKING:
@@ -34,6 +39,10 @@ if TYPE_CHECKING:
 # In an overlap, each pixel takes the window with more context there, except in the narrow blending zone.
 TILE, OVERLAP, BLEND_WIDTH = 1536, 160, 64
 _MIN_TILE_PX = 256  # smallest tile if memory is short
+# With "auto", a model is converted for another backend from this many window pixels: converting and measuring take
+# some 15 s, which a third more speed gives back in 45 s at 6 Mpx/s. Another backend is taken if it is so many times
+# as fast: a single measurement varies.
+_MIN_CONVERTED_PIXELS, _MIN_SPEEDUP = 2**28, 1.1
 # bf16 is used if it gives the same class as fp32 on this share of ...
 _MIN_AGREEMENT = 0.999
 # ... at least this many pixels, taken as squares of this side from the scene's first windows.
@@ -64,6 +73,9 @@ class PredictOptions:
         Whether the result is that of a single pass over the whole scene.
     tta
         Test-time augmentation: "d4" averages over the eight rotations and flips of the square.
+    backend
+        "torch", "onnxruntime", "openvino", or "auto": the fastest one that gives the same classes. None: that of the
+        model.
     """
 
     tile: int | None = None
@@ -73,6 +85,7 @@ class PredictOptions:
     precision: str = "auto"
     exact: bool = False
     tta: str | None = None
+    backend: str | None = None
 
     def check(self, model: AnyModel) -> None:
         """Check the options against a model and this machine, before any work.
@@ -82,12 +95,9 @@ class PredictOptions:
         UsageError
             An option is out of range, or not possible with the network or another option.
         """
-        if self.precision == "bf16" and model.is_classical:
-            raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
+        _check_backend(self, model)
         if self.device == "mps" and any(one.is_classical or one.pixel_branch is not None for one in members(model)):
             raise UsageError("classical learners compute in float64, which mps does not; compute on the CPU")
-        if model.backend != "torch":
-            _check_backend(self, model.backend)
         pick_precision(self.precision, pick_device(self.device))
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
@@ -111,9 +121,9 @@ class ResolvedSettings:
     fixed
         Whether windows always have `tile` pixels, because the network has a global receptive field.
     precision
-        "fp32" or "bf16".
+        "fp32", "bf16" or "int8".
     agreement
-        Share of pixels with the same class in both precisions; None if it was not measured.
+        Share of pixels with the same class as in fp32 of the model's own backend; None if it was not measured.
     tta
         Test-time augmentation: "d4", or None.
     compiled
@@ -121,6 +131,10 @@ class ResolvedSettings:
     batch, threads
         Default windows per forward pass, and threads that a CPU uses: with other numbers, some networks sum in another
         order. None before they are resolved; `threads` stays None on a GPU.
+    backend
+        "torch", "onnxruntime" or "openvino".
+    speedup
+        How many times as fast the backend was as the default one; None if it was not measured.
     """
 
     tile: int
@@ -133,6 +147,8 @@ class ResolvedSettings:
     compiled: bool
     batch: int | None = None
     threads: int | None = None
+    backend: str = "torch"
+    speedup: float | None = None
 
     def tiling(self, grid: Grid, stride: int) -> Tiling:
         """Return the windows of a scene; `stride` is that of the network."""
@@ -161,7 +177,8 @@ class ResolvedSettings:
         return smaller, f"{error}; continuing with tile {smaller.tile}"
 
 
-MeasuredAgreement = dict[tuple[Any, ...], float]  # agreement of bf16 by (device, height, width) of windows
+# What was measured with a model: what, backend, precision, device, and height and width of windows.
+Measurements = dict[tuple[Any, ...], float]
 
 
 def resolve_settings(
@@ -171,7 +188,7 @@ def resolve_settings(
     region: Region | None = None,
     *,
     workers_per_host: int = 1,
-    measured: MeasuredAgreement | None = None,
+    measured: Measurements | None = None,
     outputs: Sequence[OutputRequest] = (),
 ) -> ResolvedSettings:
     """Resolve options that are None or "auto".
@@ -185,7 +202,7 @@ def resolve_settings(
     workers_per_host
         Number of processes that predict on this machine and share its memory.
     measured
-        Agreement of bf16 from earlier calls with this model, which is not measured again; new values are added.
+        Agreement and seconds from earlier calls with this model, which are not measured again; new ones are added.
     outputs
         Raster outputs, which need memory for each pixel of a window, too.
 
@@ -201,39 +218,128 @@ def resolve_settings(
     model.check_scene(scene)
     options.check(model)
     device = pick_device(options.device)
-    fp32 = options.exact or model.is_classical or model.backend != "torch"
-    precision = "fp32" if fp32 else pick_precision(options.precision, device)
     tile, overlap, ramp, fixed = _resolve_windows(options, model)
-    settings = ResolvedSettings(tile, overlap, ramp, fixed, precision, None, options.tta, compiled=False)
-    if precision == "bf16" and options.precision == "auto":
-        agreement = _measure_agreement(model, scene, settings, device, region, {} if measured is None else measured)
-        precision = "bf16" if agreement is not None and agreement >= _MIN_AGREEMENT else "fp32"
-        settings = replace(settings, precision=precision, agreement=agreement)
+    settings = ResolvedSettings(tile, overlap, ramp, fixed, "fp32", None, options.tta, compiled=False)
+    meter = _Meter(model, scene, settings, device, region, {} if measured is None else measured)
+    settings = _choose_backend(settings, options, meter)
+    precision = settings.precision
     memory = available_memory(device) * _USABLE_MEMORY_SHARE / workers_per_host
     if options.tile is None and not options.exact and memory < settings.tile**2 * AMPLE_BYTES_PER_PIXEL:
-        max_pixels = memory / bytes_per_pixel(model, precision, outputs)
+        max_pixels = memory / bytes_per_pixel(model, precision, outputs, settings.backend)
         while settings.tile**2 > max_pixels and (smaller := settings.halve_tile()) is not None:
             settings = smaller
     return replace(settings, compiled=not options.exact and _should_compile(model, scene, settings, device))
 
 
-def _measure_agreement(
-    model: AnyModel,
-    scene: Scene,
-    settings: ResolvedSettings,
-    device: torch.device,
-    region: Region | None,
-    measured: MeasuredAgreement,
-) -> float | None:
-    """Return the share of sampled pixels with the same class in bf16 and fp32; None if no pixel is valid."""
-    tiling = settings.tiling(scene.grid, model.stride)
-    key = device, tiling.rows.length, tiling.columns.length
-    if key not in measured:
-        agreement = precision_agreement(model, device, list(_read_sample_tiles(scene, settings, tiling, region)))
-        if agreement is None:
-            return None
-        measured[key] = agreement
-    return measured[key]
+class _Meter:
+    """Measures how backends and precisions compute a model, on windows of a scene."""
+
+    def __init__(
+        self,
+        model: AnyModel,
+        scene: Scene,
+        settings: ResolvedSettings,
+        device: torch.device,
+        region: Region | None,
+        measured: Measurements,
+    ) -> None:
+        self.model, self.device = model, device
+        self._scene, self._settings, self._region, self._measured = scene, settings, region, measured
+        self._tiling = settings.tiling(scene.grid, model.stride)
+        self.window_pixels = self._tiling.pixel_cost * scene.grid.height * scene.grid.width  # of the whole scene
+
+    def agreement(self, backend: str, precision: str) -> float | None:
+        """Return the share of sampled pixels with the class of fp32; None if no pixel is valid."""
+        tiles = _read_sample_tiles(self._scene, self._settings, self._tiling, self._region)
+        return self._once(
+            "agreement",
+            backend,
+            precision,
+            lambda: precision_agreement(self.model, self.device, list(tiles), precision, backend),
+        )
+
+    def seconds(self, backend: str, precision: str) -> float:
+        """Return the time for a window of the tiling, after a first one that warms up."""
+
+        def measure() -> float:
+            rows, columns = self._tiling.rows.length, self._tiling.columns.length
+            settings = replace(self._settings, fixed=True)  # whole windows
+            tiles = _read_sample_tiles(self._scene, settings, self._tiling, self._region)
+            tile = next(tiles, None) or _flat_tile(self.model.bands, rows, columns)
+            return time_forward(Runner(self.model, self.device, precision, backend=backend), tile)
+
+        found = self._once("seconds", backend, precision, measure)
+        assert found is not None
+        return found
+
+    def _once(self, what: str, backend: str, precision: str, measure: Callable[[], float | None]) -> float | None:
+        key = what, backend, precision, self.device, self._tiling.rows.length, self._tiling.columns.length
+        if key not in self._measured:
+            found = measure()
+            if found is None:
+                return None
+            self._measured[key] = found
+        return self._measured[key]
+
+
+def _choose_backend(settings: ResolvedSettings, options: PredictOptions, meter: _Meter) -> ResolvedSettings:
+    """Choose backend and precision: those that are asked for, or the fastest of those with the classes of fp32."""
+    model, own = meter.model, meter.model.backend
+    if options.backend != AUTO:
+        return _choose_precision(settings, options, meter, options.backend or own)
+    convert = meter.window_pixels >= _MIN_CONVERTED_PIXELS
+    candidates = candidate_backends(model, convert=convert) if meter.device.type == "cpu" else [own]
+    candidates = [one for one in candidates if options.precision in ("auto", *possible_precisions(model, one))]
+    if not candidates:
+        raise UsageError(_no_precision(options.precision, own))
+    default = candidates[0]
+    chosen = {default: _choose_precision(settings, options, meter, default)}
+    for backend in candidates[1:]:
+        with suppress(SegkitError, MemoryError):  # this one is not possible
+            chosen[backend] = _choose_precision(settings, options, meter, backend)
+    if len(chosen) == 1:
+        return chosen[default]
+    seconds: dict[str, float] = {}
+    for backend, one in chosen.items():
+        with nullcontext() if backend == default else suppress(SegkitError, MemoryError):
+            seconds[backend] = meter.seconds(backend, one.precision)
+    best = min(seconds, key=lambda backend: seconds[backend] * (1 if backend == default else _MIN_SPEEDUP))
+    return replace(chosen[best], speedup=seconds[default] / seconds[best])
+
+
+def _choose_precision(
+    settings: ResolvedSettings, options: PredictOptions, meter: _Meter, backend: str
+) -> ResolvedSettings:
+    """Choose the precision: bf16 if the device has it and it gives the classes of fp32, unless one is asked for.
+
+    Raises
+    ------
+    ModelFileError
+        In fp32 the backend gives other classes than the model's own.
+    """
+    possible = possible_precisions(meter.model, backend)
+    settings = replace(settings, backend=backend, precision=possible[0])
+    is_fixed = options.exact or possible[-1] != "bf16"
+    asked = possible[0] if is_fixed else pick_precision(options.precision, meter.device)
+    if asked == "bf16" and options.precision == "bf16":
+        return replace(settings, precision="bf16")
+    if asked == "bf16":
+        agreement = meter.agreement(backend, "bf16")
+        settings = replace(settings, agreement=agreement)
+        if agreement is not None and agreement >= _MIN_AGREEMENT:
+            return replace(settings, precision="bf16")
+    if asked != "int8" and backend != meter.model.backend:
+        agreement = meter.agreement(backend, "fp32")
+        if agreement is not None and agreement < _MIN_AGREEMENT:
+            raise ModelFileError(
+                f"{backend} gives {1 - agreement:.2%} of the pixels another class than {meter.model.backend} in fp32, "
+                f"more than {1 - _MIN_AGREEMENT:.1%}" + suggest("leave out --backend")
+            )
+    return settings
+
+
+def _flat_tile(bands: int, rows: int, columns: int) -> Tile:
+    return Tile(np.zeros((bands, rows, columns), dtype=np.float32), np.ones((rows, columns), dtype=bool))
 
 
 def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, device: torch.device) -> bool:
@@ -241,7 +347,7 @@ def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, d
     pixels = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if settings.tta else 1)
     return (
         not model.is_classical
-        and model.backend == "torch"
+        and settings.backend == "torch"
         and pixels >= _MIN_COMPILED_PIXELS
         and operations_per_pixel(model) >= _MIN_COMPILED_OPERATIONS
         and can_compile(device)
@@ -263,18 +369,41 @@ def default_batch_size(
     return max(1, min(_MAX_BATCH, int(memory / pixels)))
 
 
-def _check_backend(options: PredictOptions, backend: str) -> None:
-    if options.precision == "bf16" or options.device not in ("auto", "cpu"):
-        asked = "precision bf16" if options.precision == "bf16" else f"device {options.device}"
+def _check_backend(options: PredictOptions, model: AnyModel) -> None:
+    """Raise a UsageError if the backend does not compute the model, or not in this precision or on this device."""
+    if options.precision == "bf16" and model.is_classical:
+        raise UsageError("precision bf16 was asked for, but classical learners compute in fp32; leave it out")
+    backend = options.backend or model.backend
+    if is_quantized(model) and options.precision != "auto":
         raise UsageError(
-            f"{asked} was asked for, but {backend} runs ONNX files in fp32 on the CPU; leave it out, or "
-            "predict with the model file (.safetensors)"
+            f"precision {options.precision} was asked for, but the model computes in int8; leave it out, or predict "
+            "with the model file (.safetensors)"
         )
+    if backend == AUTO:
+        return
+    check_backend(model, backend)
+    if backend != "torch" and options.device not in ("auto", "cpu"):
+        raise UsageError(
+            f"device {options.device} was asked for, but {backend} computes on the CPU; leave it out, or predict with "
+            "torch and the model file (.safetensors)"
+        )
+    if options.precision == "bf16" and "bf16" not in possible_precisions(model, backend):
+        raise UsageError(_no_precision("bf16", backend))
+
+
+def _no_precision(precision: str, backend: str) -> str:
+    return (
+        f"precision {precision} was asked for, but {backend} computes in fp32; leave it out, or predict with openvino, "
+        "or with torch and the model file (.safetensors)"
+    )
 
 
 def _check_exact(options: PredictOptions, model: AnyModel) -> None:
-    if options.precision == "bf16":
-        raise UsageError("exact needs fp32, since bf16 rounds differently; use precision fp32 or auto")
+    if options.precision == "bf16" or is_quantized(model):
+        coarse = "int8 rounds differently; predict with the model file (.safetensors)"
+        if not is_quantized(model):
+            coarse = "bf16 rounds differently; use precision fp32 or auto"
+        raise UsageError(f"exact needs fp32, since {coarse}")
     if model.receptive_field is None:
         network = next(one for one in members(model) if one.receptive_field is None).recipe.model.architecture
         raise UsageError(

@@ -23,7 +23,7 @@ from segkit.inference.journal import Journal
 from segkit.inference.outputs import OutputRequest, needs_model_entropies
 from segkit.inference.runner import Runner
 from segkit.inference.settings import (
-    MeasuredAgreement,
+    Measurements,
     PredictOptions,
     ResolvedSettings,
     default_batch_size,
@@ -59,7 +59,7 @@ class WorkerContext:
     def __init__(self, model: AnyModel, polygons: Polygons | None = None, *, show_progress: bool = False) -> None:
         self.model, self.show_progress = model, show_progress
         self.workers_per_host = 1  # processes that predict on this machine
-        self.measured: MeasuredAgreement = {}
+        self.measured: Measurements = {}
         self._polygons = polygons
         self._region: tuple[Grid, PolygonRegion] | None = None
         self._index: ApplicabilityIndex | None = None
@@ -90,13 +90,21 @@ class WorkerContext:
         """Return the optimised network for some outputs; the last one is cached."""
         entropies = needs_model_entropies(outputs)
         # Torch limits the number of window sizes for which it compiles a network, so compile for each scene.
-        key = device, settings.precision, settings.tta, entropies, scene if settings.compiled else None
+        key = (
+            device,
+            settings.backend,
+            settings.precision,
+            settings.tta,
+            entropies,
+            scene if settings.compiled else None,
+        )
         if self._runner is None or self._runner[0] != key:
             self._runner = None  # frees its memory first
             runner = Runner(
                 self.model,
                 device,
                 settings.precision,
+                backend=settings.backend,
                 tta=settings.tta is not None,
                 compiled=settings.compiled,
                 model_entropies=entropies,

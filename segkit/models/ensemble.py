@@ -183,7 +183,7 @@ def load_model(model: AnyModel | PathLike | Sequence[AnyModel | PathLike]) -> An
 
 
 def _load(file: Path) -> Segmenter:
-    from segkit.models.onnx_model import load_onnx
+    from segkit.models.graph_model import load_onnx
     from segkit.models.segmenter import load
 
     return load_onnx(file) if file.suffix.lower() == ".onnx" else load(file)

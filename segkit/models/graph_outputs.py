@@ -11,7 +11,6 @@ from segkit.task import Task
 
 CARD_KEY = "segkit"  # of the metadata
 CARD_FORMAT = 1
-INPUT = "pixels"
 
 
 def output_names(task: Task, *, decide: bool = False) -> list[list[str]]:
@@ -24,6 +23,14 @@ def output_names(task: Task, *, decide: bool = False) -> list[list[str]]:
     if task.type == "binary":
         return [names[-1:]]
     return [[task.categories[0], *names] if _lacks_background(task) else names]
+
+
+def tensor_names(task: Task, *, decide: bool = False) -> list[str]:
+    """Return the names of the outputs of the graph."""
+    count = len(output_names(task, decide=decide))
+    if count > 1:
+        return [f"probability_{number}" for number in range(1, count + 1)]
+    return ["classes" if decide else "probabilities"]
 
 
 def split_outputs(task: Task, probabilities: Tensor) -> tuple[Tensor, ...]:

@@ -216,7 +216,17 @@ def _raster(file: Path) -> dict[str, Any]:
             facts["classes"] = _map_classes(legend, tags)
         facts |= {
             key: tags[f"segkit_{key}"]
-            for key in ("model", "tile", "overlap", "precision", "reclassified", "cleaned", "date", "version")
+            for key in (
+                "model",
+                "tile",
+                "overlap",
+                "precision",
+                "backend",
+                "reclassified",
+                "cleaned",
+                "date",
+                "version",
+            )
             if f"segkit_{key}" in tags
         }
         if not isinstance(file, FileSet):

@@ -12,6 +12,7 @@ _EXTRAS = {
     "tensorboard": ("tensorboard",),
     "xarray": ("rioxarray", "xarray"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
 }
 EXTRA_OF_PACKAGE = {package: extra for extra, packages in _EXTRAS.items() for package in packages}
 

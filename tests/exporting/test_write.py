@@ -1,6 +1,7 @@
 import json
+import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,13 @@ from exported import an_input, classical, moderate, predicted
 from synthetic import segmenter, write_raster
 
 from segkit.errors import ModelFileError, UsageError
-from segkit.exporting import parity, write
+from segkit.exporting import parity, quantization, write
 from segkit.exporting.formats import FORMATS
+from segkit.inference.predict import predict
+from segkit.models.graph_export import write_metadata
 from segkit.models.graph_outputs import CARD_KEY
+from segkit.models.graph_runtime import open_graph
+from segkit.models.onnx_file import read_onnx_metadata
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -116,6 +121,54 @@ def test_what_cannot_be_exported_is_refused_before_the_work(tmp_path, monkeypatc
     with pytest.raises(UsageError, match=message):
         write.export(model, tmp_path / options.pop("output"), **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_judged_on_held_out_tiles_and_runs_in_each_runtime(exported, tmp_path, monkeypatch):
+    """On the graph that is exported already: the same steps as with the option, without another export."""
+    model, path = exported[0], tmp_path / "m.onnx"
+    shutil.copy(exported[1], path)
+    monkeypatch.setattr(quantization, "_TILE_PX", 32)
+    pixels = np.random.default_rng(0).normal(510, 50, (3, 64, 96)).astype(np.float32)
+    tiles = quantization.CalibrationTiles(model, write_raster(tmp_path / "s.tif", pixels), None)
+    with pytest.raises(ModelFileError, match=r"int8 gives \d+\.\d+% of 2,048 held-out pixels .*\(background "):
+        quantization.quantize_graph(model, path, tiles, min_agreement=1.0000001)
+    assert path.read_bytes() == exported[1].read_bytes()
+    found = quantization.quantize_graph(model, path, tiles, min_agreement=0.5)
+    assert path.stat().st_size < 0.5 * exported[1].stat().st_size
+    assert (found.calibrated_on, found.judged_on, found.pixels) == (4, 2, 2048)
+    expected = np.concatenate([predicted(model, tile.pixels[None])[1] for tile in tiles.read(tiles.judged)])
+    for backend, agreement in found.runtimes.items():
+        run = open_graph(path, backend)
+        classes = np.concatenate([run(tile.pixels[None])[0].argmax(axis=1) for tile in tiles.read(tiles.judged)])
+        values = np.array([0, *(one.value for one in model.task.classes)])[classes]
+        assert (values == expected[:, 0]).mean() == pytest.approx(agreement)
+    write_metadata(path, {CARD_KEY: stored_card(exported[1]) | {"quantization": asdict(found)}})
+    [summary] = predict(path, tmp_path / "s.tif", tmp_path / "map.tif", tile=64, overlap=8)
+    assert summary.choice.precision == "int8"
+    for options in ({"precision": "fp32"}, {"exact": True}):
+        with pytest.raises(UsageError, match="int8"):
+            predict(path, tmp_path / "s.tif", tmp_path / "other.tif", **options)
+
+
+def stored_card(path):
+    return json.loads(read_onnx_metadata(path)[CARD_KEY])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int4"}, "quantize 'int4' is not known"),
+        ({"quantize": "int8"}, "int8 needs tiles of your imagery"),
+        ({"calibrate": ["s.tif"]}, "add --quantize int8"),
+        ({"quantize": "int8", "calibrate": "s.tif", "decide": True}, "int8 is for probabilities"),
+        ({"quantize": "int8", "calibrate": "s.tif", "output": "m.pt2"}, r"int8 is for \.onnx files"),
+        ({"min_agreement": 99}, "minimum agreement is 99; it is a share from 0 to 1"),
+    ],
+)
+def test_options_of_int8_that_do_not_fit_are_refused(tmp_path, options, message):
+    output = tmp_path / options.pop("output", "m.onnx")
+    with pytest.raises(UsageError, match=message):
+        write.export(classical(tmp_path), output, **options)
 
 
 def test_an_exported_model_is_not_exported_again(exported, tmp_path):

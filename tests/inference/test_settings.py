@@ -239,7 +239,7 @@ def test_without_bf16_or_without_a_valid_pixel_fp32_is_taken(tmp_path, monkeypat
 def test_the_tile_fits_into_the_memory_but_for_twice_the_overlap(tmp_path_factory, megapixels, overlap):
     scene = Scene.from_files(write_scene(tmp_path_factory.mktemp("case") / "scene.tif"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "bytes_per_pixel", lambda model, precision, outputs: 10)
+        patch.setattr(choice, "bytes_per_pixel", lambda *_: 10)
         patch.setattr(
             choice, "available_memory", lambda device: int(megapixels * 1e6) * 10 / choice._USABLE_MEMORY_SHARE
         )

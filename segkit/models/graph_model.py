@@ -1,66 +1,91 @@
-"""A model that onnxruntime runs: an ONNX file that `segkit.export` wrote."""
+"""A model that a runtime of graphs computes: an ONNX file that `segkit.export` wrote."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segkit.errors import ModelFileError
-from segkit.io.files import require_file
 from segkit.io.paths import PathLike
-from segkit.models.graph_outputs import CARD_FORMAT, CARD_KEY, INPUT, join_outputs
+from segkit.models.graph_outputs import CARD_FORMAT, CARD_KEY, join_outputs, output_names
+from segkit.models.graph_runtime import Graph, default_runtime, open_graph
 from segkit.models.model_file import GLOBAL, Header, parse_header
 from segkit.models.network import first_line
+from segkit.models.onnx_file import read_onnx_metadata
 from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 from segkit.task import Task
 
 _SMALLEST = 1e-7  # probability; the logit of 0 would be infinite
-_NO_MEMORY = ("alloc", "memory")
 
 
-class OnnxModel(Segmenter):
-    """A model whose network, with all that is around it, is the graph of an ONNX file; it computes in fp32 on the CPU.
+class GraphModel(Segmenter):
+    """A model whose network, with all that is around it, is the graph of an ONNX file; it computes on the CPU.
 
     Of several models that were exported as one, recipe, normalisation and training pixels are those of the first one.
     """
 
-    backend = "onnxruntime"
-
-    def __init__(self, path: Path, header: Header, task: Task, receptive_field: Any, fingerprint: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        task: Task,
+        receptive_field: Any,
+        fingerprint: str,
+        quantization: dict[str, Any] | None = None,
+    ) -> None:
         recipe = Recipe.from_dict(header.recipe).model_copy(update={"task": task})
         super().__init__(recipe, header.mean, header.std, header.band_names, pretrained=False)
         self.network, self.pixel_branch = nn.Identity(), None  # the graph has them
         self.metrics, self.path = header.metrics, path
         self.training_pixels, self.training_scenes = header.training_pixels, header.training_scenes
+        self.quantization = quantization
         self._receptive_field, self._fingerprint = receptive_field, fingerprint
-        self._session: Any = None
+        self._graph: Graph | None = None
+
+    def probabilities(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Return the probabilities of the graph, float32 (N, channels, H, W); the arguments are those of `forward`."""
+        assert self._graph is not None
+        outputs = self._graph(pixels.masked_fill(~valid[:, None], torch.nan).cpu().numpy())
+        count, (height, width) = len(pixels), pixels.shape[-2:]
+        expected = [(count, len(names), height, width) for names in output_names(self.task)]
+        if [output.shape for output in outputs] != expected:
+            raise ModelFileError(f"{self.path}: its outputs are not those of its card, so the file was changed")
+        return join_outputs(self.task, [torch.from_numpy(output) for output in outputs])
 
     def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Return logits that give the probabilities of the graph; see `Segmenter.forward`."""
-        given = pixels.masked_fill(~valid[:, None], torch.nan).cpu().numpy()
-        try:
-            outputs = self._session.run(None, {INPUT: np.ascontiguousarray(given)})
-        except Exception as error:
-            if any(text in str(error).lower() for text in _NO_MEMORY):
-                raise MemoryError(str(error)) from error
-            raise
-        probabilities = join_outputs(self.task, [torch.from_numpy(output) for output in outputs])
+        probabilities = self.probabilities(pixels, valid)
         return self.task.logits(probabilities.clamp(_SMALLEST, 1 - _SMALLEST)).to(pixels.device)
 
-    def optimized_for_inference(self, device: torch.device, precision: str) -> OnnxModel:
-        """Return this model with a session of as many threads as torch has."""
+    def optimized_for_inference(self, device: torch.device, precision: str) -> GraphModel:
+        """Return a copy that computes, in its default backend."""
+        return self.opened(self.backend, precision)
+
+    def opened(self, backend: str, precision: str) -> GraphModel:
+        """Return a copy that computes, with as many threads as torch has.
+
+        Raises
+        ------
+        ModelFileError
+            The backend cannot run the graph.
+        """
         assert self.path is not None
-        self._session = _open_session(self.path, torch.get_num_threads())
-        return self
+        found = copy.copy(self)
+        found._graph = open_graph(self.path, backend, precision, torch.get_num_threads())
+        return found
+
+    @property
+    def backend(self) -> str:  # type: ignore[override]
+        """What runs the graph, unless another runtime is asked for."""
+        return default_runtime()
 
     @property
     def receptive_field(self) -> int | None:
@@ -76,28 +101,16 @@ class OnnxModel(Segmenter):
         raise ModelFileError(f"{self.path}: is a graph (ONNX), which cannot be saved as a model file")
 
 
-def _open_session(path: Path, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelFileError(f"{path}: onnxruntime cannot run it: {first_line(error)}") from error
-
-
-def load_onnx(path: PathLike) -> OnnxModel:
-    """Load an ONNX file that `segkit.export` wrote.
+def load_onnx(path: PathLike) -> GraphModel:
+    """Load an ONNX file that `segkit.export` wrote. Weights in other files are refused before a runtime sees the file.
 
     Raises
     ------
     MissingFileError, ModelFileError
         The file is missing, damaged, not of segkit, or has class values or a fixed window size.
     """
-    file = require_file(path, "model file")
-    session = _open_session(file, 1)
-    text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    file = Path(path)
+    text = read_onnx_metadata(file).get(CARD_KEY)
     if text is None:
         raise ModelFileError(
             f"{file}: is an ONNX file that says nothing of bands and classes; give one that segkit export wrote"
@@ -106,21 +119,21 @@ def load_onnx(path: PathLike) -> OnnxModel:
         card = json.loads(text)
         if card["format"] != CARD_FORMAT:
             raise ModelFileError(f"{file}: its card has format {card['format']}, segkit {VERSION} reads {CARD_FORMAT}")
-        _check_usable(file, card, session.get_inputs()[0].shape)
+        _check_usable(file, card)
         header = parse_header(card["models"][0])
         task = Recipe.from_dict(header.recipe | {"task": card["task"]}).task
         with file.open("rb") as content:
             fingerprint = file_digest(content, "sha256").hexdigest()
-        return OnnxModel(file, header, task, card["receptive_field"], fingerprint).eval()
+        return GraphModel(file, header, task, card["receptive_field"], fingerprint, card.get("quantization")).eval()
     except ModelFileError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{file}: its card is damaged: {first_line(error)}") from error
 
 
-def _check_usable(file: Path, card: dict[str, Any], shape: Sequence[Any]) -> None:
+def _check_usable(file: Path, card: dict[str, Any]) -> None:
     """Raise a ModelFileError if a graph cannot give the probabilities of all windows of a prediction."""
-    is_fixed = isinstance(shape[-1], int) and card["receptive_field"] != GLOBAL
+    is_fixed = card["window_size"] is not None and card["receptive_field"] != GLOBAL
     for problem, text in ((card["decided"], "gives class values"), (is_fixed, "takes windows of one size")):
         if problem:
             raise ModelFileError(f"{file}: {text}, for other programs; a prediction needs probabilities, of any window")

@@ -9,9 +9,13 @@ from predicting import FAST, read, write_scene
 from segkit.errors import ModelFileError, UsageError
 from segkit.exporting.write import export
 from segkit.inference.predict import predict
+from segkit.inference.settings import PredictOptions, resolve_settings
+from segkit.io.scene import Scene
+from segkit.models import backends
 from segkit.models.ensemble import load_model
+from segkit.models.graph_model import load_onnx
 from segkit.models.graph_outputs import CARD_KEY
-from segkit.models.onnx_model import load_onnx
+from segkit.models.graph_runtime import RUNTIMES
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -56,7 +60,7 @@ def test_it_is_read_like_the_model_file(files):
 
 @pytest.mark.parametrize("option", [{"precision": "bf16"}, {"device": "cuda"}])
 def test_other_precisions_and_devices_are_refused(files, tmp_path, option):
-    with pytest.raises(UsageError, match="onnxruntime runs ONNX files in fp32 on the CPU"):
+    with pytest.raises(UsageError, match="but onnxruntime computes"):
         predict(files[1], files[2], tmp_path / "map.tif", **FAST | option)
 
 
@@ -77,6 +81,7 @@ def changed(file, folder, change):
         (lambda card: card | {"format": 2}, "its card has format 2"),
         (lambda card: card | {"decided": True}, "gives class values"),
         (lambda card: card | {"models": []}, "its card is damaged"),
+        (lambda card: card | {"window_size": 64}, "takes windows of one size"),
     ],
 )
 def test_what_cannot_predict_is_refused(files, tmp_path, change, message):
@@ -86,5 +91,34 @@ def test_what_cannot_predict_is_refused(files, tmp_path, change, message):
 
 def test_a_damaged_file_is_refused(files, tmp_path):
     (tmp_path / "m.onnx").write_bytes(files[1].read_bytes()[:1000])
-    with pytest.raises(ModelFileError, match="onnxruntime cannot run it"):
+    with pytest.raises(ModelFileError, match="no ONNX file, or damaged"):
         load_onnx(tmp_path / "m.onnx")
+
+
+def test_a_card_of_other_outputs_is_noticed(files, tmp_path):
+    def more_classes(card):
+        classes = [{"name": name, "value": value} for value, name in enumerate("abc")]
+        return card | {"task": card["task"] | {"type": "multiclass", "classes": classes, "background": False}}
+
+    with pytest.raises(ModelFileError, match="outputs are not those of its card"):
+        predict(changed(files[1], tmp_path, more_classes), files[2], tmp_path / "map.tif", **FAST)
+
+
+def test_torch_runs_no_graph(files, tmp_path):
+    with pytest.raises(UsageError, match="is a graph, which torch does not run"):
+        predict(files[1], files[2], tmp_path / "map.tif", **FAST, backend="torch")
+
+
+def test_auto_does_not_ignore_a_precision_that_no_runtime_has(files, monkeypatch):
+    monkeypatch.setattr(backends, "is_installed", lambda name: name == "onnxruntime")
+    monkeypatch.setattr("segkit.inference.device._has_bf16", lambda device: True)
+    options = PredictOptions(backend="auto", precision="bf16", device="cpu")
+    with pytest.raises(UsageError, match="bf16 was asked for, but onnxruntime computes in fp32"):
+        resolve_settings(load_model(files[1]), Scene.from_files(files[2]), options)
+
+
+def test_auto_measures_both_runtimes(files):
+    pytest.importorskip("openvino")
+    made = resolve_settings(load_model(files[1]), Scene.from_files(files[2]), PredictOptions(backend="auto"))
+    assert made.backend in RUNTIMES
+    assert made.speedup >= 1

@@ -4,8 +4,8 @@ import torch
 from exported import an_input, moderate, predicted
 from predicting import TASKS
 
-from segkit.exporting.graph import ExportedGraph
 from segkit.models.ensemble import Ensemble
+from segkit.models.graph import ExportedGraph
 from segkit.models.graph_outputs import join_outputs, output_names, split_outputs
 
 
