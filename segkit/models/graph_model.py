@@ -23,6 +23,7 @@ from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 from segkit.task import Task
 
+_DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 _SMALLEST = 1e-7  # probability; the logit of 0 would be infinite
 
 
@@ -110,15 +111,8 @@ def load_onnx(path: PathLike) -> GraphModel:
         The file is missing, damaged, not of segkit, or has class values or a fixed window size.
     """
     file = Path(path)
-    text = read_onnx_metadata(file).get(CARD_KEY)
-    if text is None:
-        raise ModelFileError(
-            f"{file}: is an ONNX file that says nothing of bands and classes; give one that segkit export wrote"
-        )
+    card = read_card(file)
     try:
-        card = json.loads(text)
-        if card["format"] != CARD_FORMAT:
-            raise ModelFileError(f"{file}: its card has format {card['format']}, segkit {VERSION} reads {CARD_FORMAT}")
         _check_usable(file, card)
         header = parse_header(card["models"][0])
         task = Recipe.from_dict(header.recipe | {"task": card["task"]}).task
@@ -127,8 +121,32 @@ def load_onnx(path: PathLike) -> GraphModel:
         return GraphModel(file, header, task, card["receptive_field"], fingerprint, card.get("quantization")).eval()
     except ModelFileError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except _DAMAGED as error:
         raise ModelFileError(f"{file}: its card is damaged: {first_line(error)}") from error
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """Return what an ONNX file that `segkit.export` wrote says about itself, without loading its graph.
+
+    Raises
+    ------
+    MissingFileError, ModelFileError
+        The file is missing, damaged, or not of segkit.
+    """
+    text = read_onnx_metadata(file).get(CARD_KEY)
+    if text is None:
+        raise ModelFileError(
+            f"{file}: is an ONNX file that says nothing of bands and classes; give one that segkit export wrote"
+        )
+    try:
+        card: dict[str, Any] = json.loads(text)
+        if card["format"] != CARD_FORMAT:
+            raise ModelFileError(f"{file}: its card has format {card['format']}, segkit {VERSION} reads {CARD_FORMAT}")
+    except ModelFileError:
+        raise
+    except _DAMAGED as error:
+        raise ModelFileError(f"{file}: its card is damaged: {first_line(error)}") from error
+    return card
 
 
 def _check_usable(file: Path, card: dict[str, Any]) -> None:

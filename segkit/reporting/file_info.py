@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rasterio.io import DatasetReader
 
@@ -21,6 +21,9 @@ from segkit.io.remote import Remote, as_path
 from segkit.io.vector import is_vector, layer_names, read_layer
 from segkit.runtime.tables import format_table
 
+if TYPE_CHECKING:
+    from segkit.models.model_file import Header
+
 _SCORES = ("overall_accuracy", "mean_iou", "macro_f1", "ece")
 _MAX_LISTED = 40  # rows of a table on the card; the facts hold all
 
@@ -32,7 +35,7 @@ class FileInfo:
     Parameters
     ----------
     kind
-        "model", "run", "folds", "map", "raster", "product", "products" or "vector".
+        "model", "exported model" (ONNX), "run", "folds", "map", "raster", "product", "products" or "vector".
     path
         The file or folder.
     facts
@@ -60,8 +63,9 @@ def info(path: PathLike, *, stac: PathLike | None = None, overwrite: bool = Fals
     Parameters
     ----------
     path
-        A model file (.safetensors), the folder of a run or of a cross-validation, a raster or its URL, files that lie
-        side by side as a `segkit.Mosaic`, a Sentinel-2 SAFE folder, a file of STAC items, or a vector file.
+        A model file (.safetensors, or .onnx as `segkit.export` writes it), the folder of a run or of a
+        cross-validation, a raster or its URL, files that lie side by side as a `segkit.Mosaic`, a Sentinel-2 SAFE
+        folder, a file of STAC items, or a vector file.
     stac
         Where to write a STAC item (.json) that describes a model file.
     overwrite
@@ -107,6 +111,8 @@ def _kind(file: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
     suffix = file.suffix.lower()
     if suffix == ".safetensors":
         return "model", _model
+    if suffix == ".onnx":
+        return "exported model", _onnx
     if suffix in (".yaml", ".yml"):
         raise UsageError(f"{file}: is a text file; of a recipe, segkit check shows the data")
     return ("vector", _vector) if is_vector(file) else ("raster", _raster)
@@ -115,7 +121,28 @@ def _kind(file: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
 def _model(file: Path) -> dict[str, Any]:
     from segkit.models.model_file import count_weights, read_header
 
-    header = read_header(file)
+    return _header_facts(read_header(file)) | {"weights": count_weights(file), "size_bytes": file.stat().st_size}
+
+
+def _onnx(file: Path) -> dict[str, Any]:
+    """Read the card of an exported model."""
+    from segkit.models.graph_model import read_card
+    from segkit.models.model_file import parse_header
+
+    card = read_card(file)
+    try:
+        facts = _header_facts(parse_header(card["models"][0]))
+        kept = {
+            "decided": card["decided"],
+            "window_size": card["window_size"],
+            "quantization": card.get("quantization"),
+        }
+        return facts | kept | {"models": len(card["models"]), "size_bytes": file.stat().st_size}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise DataError(f"{file}: its card is damaged ({error})") from error
+
+
+def _header_facts(header: Header) -> dict[str, Any]:
     recipe = header.to_recipe()
     task = recipe.task
     per_class = header.metrics.get("per_class", {})
@@ -140,7 +167,6 @@ def _model(file: Path) -> dict[str, Any]:
         "bands": bands,
         "architecture": recipe.model.architecture,
         "encoder": None if is_classical else recipe.model.encoder,
-        "weights": count_weights(file),
         "tile_size": None if is_classical else recipe.train.tile_size,
         "receptive_field": header.receptive_field,
         "calibrated": header.calibration is not None,
@@ -149,7 +175,6 @@ def _model(file: Path) -> dict[str, Any]:
         "scores": _scores(header.metrics),
         "created": header.created,
         "versions": header.versions,
-        "size_bytes": file.stat().st_size,
     }
 
 

@@ -16,6 +16,7 @@ from segkit.models.ensemble import load_model
 from segkit.models.graph_model import load_onnx
 from segkit.models.graph_outputs import CARD_KEY
 from segkit.models.graph_runtime import RUNTIMES
+from segkit.reporting.file_info import info
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -122,3 +123,14 @@ def test_auto_measures_both_runtimes(files):
     made = resolve_settings(load_model(files[1]), Scene.from_files(files[2]), PredictOptions(backend="auto"))
     assert made.backend in RUNTIMES
     assert made.speedup >= 1
+
+
+def test_the_card_of_a_graph_is_that_of_its_model(files):
+    graph, model = (info(file) for file in (files[1], files[0]))
+    assert graph.kind == "exported model"
+    own = {"weights", "size_bytes", "created"}
+    assert {key: graph.facts[key] for key in model.facts if key not in own} == {
+        key: value for key, value in model.facts.items() if key not in own
+    }
+    assert graph.facts["decided"] is False
+    assert graph.facts["quantization"] is None
