@@ -3,6 +3,8 @@
 Run it with the Python that has QGIS (Debian: apt-get install python3-qgis; /usr/bin/python3), which needs no segkit:
 
     QT_QPA_PLATFORM=offscreen /usr/bin/python3 tools/check_qgis.py map.tif probabilities.tif map.gpkg points.gpkg
+
+With --pictures FOLDER it also draws each layer with its legend, and the form of layers that have one.
 """
 
 import argparse
@@ -15,7 +17,22 @@ from pathlib import Path
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 try:
     from osgeo import gdal
-    from qgis.core import Qgis, QgsApplication, QgsRasterLayer, QgsVectorLayer
+    from qgis.core import (
+        Qgis,
+        QgsApplication,
+        QgsLayerTree,
+        QgsLayerTreeModel,
+        QgsLegendRenderer,
+        QgsLegendSettings,
+        QgsMapRendererSequentialJob,
+        QgsMapSettings,
+        QgsProject,
+        QgsRasterLayer,
+        QgsVectorLayer,
+    )
+    from qgis.gui import QgsAttributeForm, QgsGui
+    from qgis.PyQt.QtCore import QSize, Qt
+    from qgis.PyQt.QtGui import QColor, QImage, QPainter
 except ImportError as error:
     sys.exit(f"check_qgis.py: {error}; run it with the Python of QGIS (Debian: /usr/bin/python3 with python3-qgis)")
 
@@ -99,6 +116,60 @@ def check_transparency(check, dataset, layer, transparent):
     check.equal("pixels that are transparent or not, unlike the data", wrong, 0)
 
 
+def draw_layer(layer, picture, side=520, legend_width=330):
+    """Draw a layer and its legend beside it, as QGIS shows them."""
+    settings = QgsMapSettings()
+    settings.setLayers([layer])
+    settings.setDestinationCrs(layer.crs())
+    settings.setExtent(layer.extent().buffered(layer.extent().width() / 50))
+    settings.setOutputSize(QSize(side, side))
+    settings.setBackgroundColor(QColor("white"))
+    job = QgsMapRendererSequentialJob(settings)
+    job.start()
+    job.waitForFinished()
+    image = QImage(side + legend_width, side, QImage.Format_RGB32)
+    image.fill(Qt.white)
+    QgsProject.instance().addMapLayer(layer, False)  # the legend finds layers by name in the project
+    tree = QgsLayerTree()
+    tree.addLayer(layer)
+    painter = QPainter(image)
+    painter.drawImage(0, 0, job.renderedImage())
+    painter.translate(side, 0)
+    painter.scale(2, 2)  # legends are drawn in millimetres
+    model = QgsLayerTreeModel(tree)  # the legend does not keep it
+    legend = QgsLegendRenderer(model, QgsLegendSettings())
+    legend.setLegendSize(legend.minimumSize())
+    legend.drawLegend(painter)
+    painter.end()
+    image.save(str(picture))
+
+
+def draw_form(layer, picture):
+    """Draw the form in which a feature is edited."""
+    layer.startEditing()
+    feature = next(layer.getFeatures())
+    form = QgsAttributeForm(layer, feature)
+    form.resize(560, form.sizeHint().height())
+    form.grab().save(str(picture))
+    layer.rollBack()
+
+
+def draw_all(path, folder):
+    """Draw the layers of a file, and the form of those that have choices."""
+    if path.suffix.lower() in {".tif", ".tiff"}:
+        draw_layer(QgsRasterLayer(str(path), path.stem), folder / f"{path.stem}.png")
+        return
+    dataset = gdal.OpenEx(str(path))
+    for number in range(dataset.GetLayerCount()):
+        name = dataset.GetLayer(number).GetName()
+        layer = QgsVectorLayer(f"{path}|layername={name}", name)
+        if name == "layer_styles" or not layer.isSpatial():
+            continue
+        draw_layer(layer, folder / f"{path.stem}_{name}.png")
+        if any(layer.editorWidgetSetup(at).type() == "ValueMap" for at in range(len(layer.fields()))):
+            draw_form(layer, folder / f"{path.stem}_{name}_form.png")
+
+
 def check_vector(path):
     dataset = gdal.OpenEx(str(path))
     names = [dataset.GetLayer(number).GetName() for number in range(dataset.GetLayerCount())]
@@ -137,14 +208,21 @@ def check_vector_layer(path, name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="rasters and vector files that segkit wrote")
-    files = parser.parse_args().files
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw the layers, too")
+    options = parser.parse_args()
+    files = options.files
     if missing := [str(file) for file in files if not file.exists()]:
         parser.error(f"no such file: {', '.join(missing)}")
     QgsApplication.setPrefixPath(os.environ.get("QGIS_PREFIX_PATH", "/usr"), True)
-    application = QgsApplication([], False)
+    application = QgsApplication([], options.pictures is not None)
     application.initQgis()
     print(f"QGIS {Qgis.QGIS_VERSION}, GDAL {gdal.__version__}")
     right = [check_raster(file) if file.suffix.lower() in {".tif", ".tiff"} else check_vector(file) for file in files]
+    if options.pictures is not None:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        QgsGui.editorWidgetRegistry().initEditors()
+        for file in files:
+            draw_all(file, options.pictures)
     sys.stdout.flush()
     os._exit(not all(right))  # some versions of QGIS crash when Python ends
 
