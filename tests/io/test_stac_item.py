@@ -8,6 +8,7 @@ from products import item, write_item
 from synthetic import write_raster
 
 from segkit.errors import DataError, RasterError
+from segkit.io.derived_bands import BandFormula
 from segkit.io.file_search import IMAGE_SUFFIXES, expand_paths
 from segkit.io.product import Product, find_products
 from segkit.io.quality_mask import MASK_PRESETS, QualityMask
@@ -229,3 +230,28 @@ def test_items_are_found_in_folders_globs_and_collections(tmp_path):
     with pytest.raises(DataError, match="catalogues or collections of STAC"):
         expand_paths(tmp_path / "collection.json", "images", IMAGE_SUFFIXES)
     assert [*read_items(tmp_path / "two.json")] == ["x", "y"]
+
+
+def test_numbers_count_the_bands_of_a_product_whichever_files_hold_them(tmp_path):
+    """Files have bands of another resolution that are not used, and their bands in another order."""
+    write(tmp_path, "fine", value=100, bands=2)
+    pixels = np.stack([np.full((3, 3), value, dtype=np.uint16) for value in (300, 400, 500)])
+    rewrite(write_raster(tmp_path / "coarse.tif", pixels), 20)
+    fine, coarse = ({"name": name} for name in ("red", "nir")), ({"name": name} for name in ("swir", "red", "pan"))
+    path = write_item(tmp_path / "item.json", {"fine": asset("fine", *fine), "coarse": asset("coarse", *coarse)})
+    names = [band.name for band in find_products(path)[0].bands]
+    assert names == ["red", "nir", "swir", "pan"]
+    for resolution, expected in ((10, [100, 100, 300, 500]), (20, [400, 100, 300, 500])):
+        everything = dict(zip(names, expected, strict=True))
+        assert values(path, resolution=resolution) == everything
+        for number, name in enumerate(names, 1):
+            assert values(path, bands=[number], resolution=resolution) == {name: everything[name]}
+    ratio = BandFormula("ratio", "a / b", (("a", "pan"), ("b", "red")))
+    assert values(path, indices=[ratio])["ratio"] == 5
+
+
+def test_a_file_may_be_several_assets(tmp_path):
+    write(tmp_path, "B04")
+    assets = {"red": asset("B04", {"name": "B04", "common_name": "red"}), "data": asset("B04", {"name": "other"})}
+    path = write_item(tmp_path / "item.json", assets, **S2)
+    assert values(path, bands=["red"]) == {"B04": 3000}
