@@ -180,6 +180,13 @@ class _AssetBand:
         telling = [name for name in names[1:] if self.is_sentinel_2 and _TELLING.fullmatch(name)]
         return list(dict.fromkeys((*telling[:1], *names)))
 
+    def is_copy_of(self, other: _AssetBand) -> bool:
+        """Whether both are one band in other resolutions or formats; assets of the same pixels may be other dates."""
+        if (self.own or self.key, self.common) != (other.own or other.key, other.common):
+            return False
+        of_file, of_other = (replace(each.file, problem="") for each in (self, other))
+        return self.key == other.key or of_file == of_other or of_file.resolution != of_other.resolution
+
 
 def _asset_bands(path: Path, key: str, asset: Mapping[str, Any], sensor: _Sentinel2 | None) -> Iterator[_AssetBand]:
     """Yield the bands of an asset."""
@@ -258,10 +265,14 @@ def _declared_values(path: Path, asset: str, places: Sequence[Mapping[str, Any]]
 
 def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
     """Yield bands with names of their own; copies of a band in other resolutions or formats are one band."""
-    copies: dict[tuple[str, str | None], list[_AssetBand]] = {}
+    copies: list[list[_AssetBand]] = []
     for band in bands:
-        copies.setdefault((band.own or band.key, band.common), []).append(band)
-    names = [each[0].names for each in copies.values()]
+        found = next((each for each in copies if all(map(band.is_copy_of, each))), None)
+        if found is None:
+            copies.append([band])
+        else:
+            found.append(band)
+    names = [each[0].names for each in copies]
     chosen = [each[0] for each in names]
     for place in (1, 2):
         twice = Counter(chosen)
@@ -269,7 +280,7 @@ def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
             each[min(place, len(each) - 1)] if twice[name] > 1 else name
             for name, each in zip(chosen, names, strict=True)
         ]
-    for name, others, same in zip(chosen, names, copies.values(), strict=True):
+    for name, others, same in zip(chosen, names, copies, strict=True):
         first = min(same, key=lambda band: band.file.resolution)
         scale, offset = first.values.scale, first.values.offset or 0.0
         if first.shift is not None:

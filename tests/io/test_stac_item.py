@@ -255,3 +255,16 @@ def test_a_file_may_be_several_assets(tmp_path):
     assets = {"red": asset("B04", {"name": "B04", "common_name": "red"}), "data": asset("B04", {"name": "other"})}
     path = write_item(tmp_path / "item.json", assets, **S2)
     assert values(path, bands=["red"]) == {"B04": 3000}
+
+
+def test_assets_of_the_same_pixels_and_names_are_no_copies(tmp_path):
+    """Such as dates of a season: each is a band of its own, and a name that several have is refused."""
+    write(tmp_path, "may", "july", bands=2)
+    bands = [{"name": "red", "common_name": "red"}, {"name": "b", "common_name": "nir"}]
+    path = write_item(tmp_path / "item.json", {name: asset(name, *bands) for name in ("may", "july")})
+    assert values(path) == {"may:1": 3000, "may:2": 3000, "july:1": 3001, "july:2": 3001}
+    assert values(path, bands=["july:1"]) == {"july:1": 3001}
+    with pytest.raises(RasterError, match="2 bands that may be called 'red'"):
+        values(path, bands=["red"])
+    alike = write_item(tmp_path / "alike.json", {"may": asset("may", {"name": "b"}, {"name": "b"})})
+    assert values(alike) == {"may:1": 3000, "may:2": 3000}
