@@ -47,14 +47,17 @@ class _Values(NamedTuple):
 
 
 class _Sentinel2(NamedTuple):
-    """What an item of Sentinel-2 says about the offset of its stored values."""
+    """What an item of Sentinel-2 says about the offset of its stored values.
+
+    The catalogue that applies the offset does so in the GeoTIFFs that it makes, not in ESA's JPEG 2000 files.
+    """
 
     is_applied: bool
     baseline: float | None
 
-    def shift(self, values: _Values) -> float | None:
+    def shift(self, file: Path, values: _Values) -> float | None:
         """Return what is to be added to stored values to get those of early products; None if that is not known."""
-        if self.is_applied:
+        if self.is_applied and file.suffix.casefold() != ".jp2":
             return 0.0
         if values.offset is not None:
             return values.offset / (values.scale or _S2_SCALE)
@@ -214,7 +217,7 @@ def _asset_bands(path: Path, key: str, asset: Mapping[str, Any], sensor: _Sentin
             own,
             common,
             values,
-            sensor.shift(values) if sensor is not None and common is not None else None,
+            sensor.shift(file, values) if sensor is not None and common is not None else None,
             is_sentinel_2=sensor is not None,
             is_imagery=not _roles(asset) or bool({"data", "reflectance"} & _roles(asset)),
             is_categorical=_is_categorical(plain, asset, band),
@@ -282,6 +285,7 @@ def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
         ]
     for name, others, same in zip(chosen, names, copies, strict=True):
         first = min(same, key=lambda band: band.file.resolution)
+        files = tuple(band.file for band in same if (band.values, band.shift) == (first.values, first.shift))
         scale, offset = first.values.scale, first.values.offset or 0.0
         if first.shift is not None:
             scale = scale or _S2_SCALE
@@ -289,7 +293,7 @@ def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
         elif first.values.offset is not None:
             scale = scale or 1.0
         yield ProductBand(
-            name, tuple(band.file for band in same), tuple(each for each in others if each != name), scale, offset,
+            name, files, tuple(each for each in others if each != name), scale, offset,
             first.shift, first.values.nodata, first.is_imagery, first.is_categorical,
         )  # fmt: skip
 

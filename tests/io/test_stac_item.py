@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from products import item, write_item
+from products import item, write_item, write_jp2
 from synthetic import write_raster
 
 from segkit.errors import DataError, RasterError
@@ -74,6 +74,11 @@ def test_sentinel_2_of_earth_search(tmp_path, applied, shift):
     assert values(path, scaled=True)["red"] == pytest.approx((3000 + shift) / 10_000)
     assert values(path, bands=["B04", "B05", "B8A"]).keys() == {"red", "rededge1", "nir08"}
     assert not Scene.from_files(path).read().valid[0, 0]  # no data, as the item declares
+    (tmp_path / "B04.tif").unlink()
+    write_jp2(tmp_path / "B04.jp2", np.full((6, 6), 4100, dtype=np.uint16), 10)
+    assets["red-jp2"]["href"] = "./B04.jp2"
+    local = write_item(tmp_path / "local.json", assets, **S2, **more)
+    assert values(local, bands=["red"]) == {"red": 3100}  # the file of ESA, to which no catalogue applies the offset
 
 
 def test_sentinel_2_of_copernicus(tmp_path):
