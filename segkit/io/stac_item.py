@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from segkit.errors import DataError, RasterError
 from segkit.io.band_names import SENTINEL_2, normalize_name
+from segkit.io.paths import is_there
 from segkit.io.product_band import BandFile, ProductBand
 from segkit.io.raster import open_raster
 from segkit.io.remote import as_path, is_remote
@@ -30,6 +31,7 @@ _RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".img", ".dat")
 # Assets that are made to be looked at, whatever bands they are made of.
 _PICTURE_ROLES = {"thumbnail", "overview", "visual"}
 _PICTURE_KEYS = {"thumbnail", "preview", "rendered_preview", "overview", "visual", "tci", "true_color"}
+_NOT_FINITE = ("nan", "NaN", "inf", "-inf")
 _APPLIED_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 _BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
 # Names of bands of Sentinel-2 that tell more than the common name, which is "rededge" for four of them.
@@ -258,8 +260,8 @@ def _declared_values(path: Path, asset: str, places: Sequence[Mapping[str, Any]]
         keys = (name,) if name == "nodata" else (name, f"raster:{name}")
         value = next((place[key] for place in places for key in keys if place.get(key) is not None), None)
         number = _number(value)
-        if name == "nodata" and (value in ("nan", "NaN") or (number is not None and math.isnan(number))):
-            number = value = None  # NaN is no data anyway
+        if name == "nodata" and (value in _NOT_FINITE or (number is not None and not math.isfinite(number))):
+            number = value = None  # these are no data anyway
         if value is not None and (number is None or not math.isfinite(number) or (name == "scale" and number == 0)):
             raise DataError(f"{path}: its asset {asset!r} declares the {name} {value!r}; correct it")
         found.append(number)
@@ -318,4 +320,5 @@ def _locate(path: Path, key: str, href: Any) -> tuple[Path, str]:
             "move the item beside its files, and correct its hrefs"
         )
     file = path.parent / relative
-    return file, "" if file.exists() else f"{path}: is incomplete, {text} (asset {key!r}) is missing; download it again"
+    missing = f"{path}: is incomplete, {text} (asset {key!r}) is missing; download it again"
+    return file, "" if is_there(file) else missing

@@ -160,6 +160,7 @@ OUTSIDE = [
     "file:///b.tif",
     "/vsicurl/x.tif",
     "s3://bucket/b.tif",
+    "b" * 300 + ".tif",
 ]
 
 
@@ -216,7 +217,7 @@ def test_units_that_are_not_valid_are_refused(tmp_path, units):
 def test_nan_and_codes(tmp_path):
     """NaN as the no-data value is no number to look for; an item of quality bands alone is imagery."""
     write(tmp_path, "qa")
-    for nodata in ("nan", float("nan")):
+    for nodata in ("nan", float("nan"), "-inf", float("inf")):
         assets = {"qa": asset("qa", roles=["cloud"], **{"raster:bands": [{"nodata": nodata}]})}
         assert values(write_item(tmp_path / "item.json", assets), bands=["qa"], resolution=5) == {"qa": 3000}
 
