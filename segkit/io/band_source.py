@@ -163,6 +163,7 @@ class MosaicBands:
     ) -> None:
         self.places = places
         self._dataset, self._indexes, self._rules, self._scaled = dataset, indexes, rules, scaled
+        dataset.pool.bands, dataset.pool.rules = indexes, rules
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Read a window into the stack (C, H, W), and return the valid mask, bool (H, W)."""

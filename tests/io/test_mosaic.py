@@ -21,6 +21,7 @@ from segkit.io.grid import Grid
 from segkit.io.mosaic import Mosaic
 from segkit.io.mosaic_warp import warp_raster
 from segkit.io.paths import list_files
+from segkit.io.pixel_rules import PixelRules
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.scene import Scene
 
@@ -360,6 +361,23 @@ def test_a_tile_of_another_crs_is_warped_to_the_first_one(tmp_path):
         pytest.raises(GridError, match=r"b.tif is not on the grid of .*a.tif; only imagery is resampled"),
     ):
         mosaic.read([1])
+
+
+def test_a_tile_on_another_grid_has_the_same_pixels_in_every_window(tmp_path):
+    """With the pixels that GDAL gives for each window by itself, this test fails."""
+    first = write(tmp_path / "a.tif", image(bands=1))
+    x, y = rasterio.warp.transform("EPSG:32622", "EPSG:4326", [500_400], [9_000_000])
+    pixels = np.random.default_rng(2).integers(900, 1100, (1, 300, 300), dtype=np.uint16)
+    pixels[:, :, 200:] = 0
+    other = write(tmp_path / "b.tif", pixels, Affine(2e-4, 0, x[0], 0, -2e-4, y[0]), crs="EPSG:4326")
+    scene = Scene.from_files(Mosaic([first, other], "first"), resample=True, rules=PixelRules(nodata=(0,)))
+    whole = scene.read()
+    mixed = whole.pixels[0, :, 70:][whole.valid[:, 70:]]
+    assert mixed.min() >= 900, "no data is not mixed with data"
+    with scene.open() as reader:
+        for row in range(0, scene.grid.height, 97):
+            window = Window(61, row, 83, min(50, scene.grid.height - row))
+            np.testing.assert_array_equal(reader.read(window).pixels, whole.pixels[:, *window.toslices()])
 
 
 def test_the_grid_is_that_of_the_whole_to_the_last_digit(tmp_path):
