@@ -34,8 +34,8 @@ LANDSAT_8_9 = {
     "B8": "pan", "B9": "cirrus", "B10": "lwir11", "B11": "lwir12",
 }  # fmt: skip
 LANDSAT_4_7 = {"B1": "blue", "B2": "green", "B3": "red", "B4": "nir08", "B5": "swir16", "B7": "swir22"}
-# What tells the sensor of a band: the start of its file's name, or a name that only this sensor has. "sur_refl_b01" is a
-# band of MODIS, whose numbers mean other bands.
+# What tells the sensor of a band: the start of its file's name, or a name that only this sensor has. "sur_refl_b01" is
+# a band of MODIS, whose numbers mean other bands.
 _EVIDENCE: tuple[tuple[str, Mapping[str, str]], ...] = (
     (r"S2[ABCD]_|T\d\d[A-Z]{3}_\d{8}T|B0\d\b|B0\d_|B8A\b|B8A_|B12\b|B\d.*central wavelength", SENTINEL_2),
     (r"L[COT]0?[89]_|LC8\d{13}|SR_B6\b|ST_B10\b", LANDSAT_8_9),

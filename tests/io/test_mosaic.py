@@ -363,6 +363,14 @@ def test_a_tile_of_another_crs_is_warped_to_the_first_one(tmp_path):
         mosaic.read([1])
 
 
+def test_a_tile_on_both_sides_of_the_antimeridian_has_no_place_in_degrees(tmp_path):
+    first = write(tmp_path / "a.tif", image(bands=1), Affine(0.01, 0, 179.4, 0, -0.01, 0.5), crs="EPSG:4326")
+    x, y = rasterio.warp.transform("EPSG:4326", "EPSG:32660", [179.9], [0.5])
+    other = write(tmp_path / "b.tif", image(bands=1), Affine(1000, 0, x[0], 0, -1000, y[0]), crs="EPSG:32660")
+    with pytest.raises(GridError, match=r"b\.tif: crosses the antimeridian"):
+        Scene.from_files(Mosaic([first, other], "first"), resample=True)
+
+
 def test_a_tile_on_another_grid_has_the_same_pixels_in_every_window(tmp_path):
     """With the pixels that GDAL gives for each window by itself, this test fails."""
     first = write(tmp_path / "a.tif", image(bands=1))
@@ -447,7 +455,7 @@ def test_names_files_and_pickles(tmp_path, monkeypatch):
     assert all(file.is_absolute() and file.exists() for file in absolute.files)
     with pytest.raises(MissingFileError, match=r"north/north_\*.tif: contains no rasters"):
         _ = Mosaic("north/north_*.tif").files
-    with pytest.raises(UsageError, match=r"02.tif is in the mosaic twice"):
+    with pytest.raises(UsageError, match=r"02.tif is in the mosaic 2 times"):
         _ = Mosaic([tmp_path / "north/02.tif", tmp_path / "north/0*.tif"]).files
     with pytest.raises(UsageError, match="needs at least one file"):
         Mosaic([])
