@@ -81,7 +81,7 @@ def match_bands(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, ...] 
     theirs, ours = common_names(wanted), common_names(names)
     found: list[int] = []
     for name, common in zip(wanted, theirs, strict=True):
-        same = [at for at, each in enumerate(names) if _are_same(name, common, each, ours[at])]
+        same = [at for at, each in enumerate(names) if are_same(name, common, each, ours[at])]
         same = [at for at in same if names[at] == name] or same
         if len(same) != 1:
             return None
@@ -92,7 +92,7 @@ def match_bands(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, ...] 
 def find_band(wanted: str, names: Sequence[str]) -> list[int]:
     """Return the indices of the bands that a user means by a name; as `match_bands`, but "nir" may also be "nir08"."""
     ours, (common,) = common_names(names), common_names([wanted])
-    same = [at for at, each in enumerate(names) if _are_same(wanted, common, each, ours[at])]
+    same = [at for at, each in enumerate(names) if are_same(wanted, common, each, ours[at])]
     same = [at for at in same if names[at] == wanted] or same
     return same or [at for at, each in enumerate(ours) if common == "nir" and each == "nir08"]
 
@@ -113,7 +113,8 @@ def read_names(path: Path, dataset: DatasetReader) -> list[str]:
     return names
 
 
-def _are_same(name: str, common: str | None, other: str, other_common: str | None) -> bool:
+def are_same(name: str, common: str | None, other: str, other_common: str | None) -> bool:
+    """Return whether two names, whose common names are given, mean the same band; see `match_bands`."""
     if common is not None and other_common is not None:
         return common == other_common
     return name == other or normalize_name(name) == normalize_name(other)
