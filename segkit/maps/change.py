@@ -183,7 +183,7 @@ def _transition_profile(
     name, number = Counter(row["name"] for row in rows).most_common(1)[0]
     if number > 1:
         raise UsageError(
-            f"{number} transitions would be called {name!r}; rename a class of {owners} (segkit reclassify --rename)"
+            f"{number} transitions would be called {name!r}; rename a class of {owners} (segkit reclassify)"
         )
     dtype = map_dtype(len(pairs))
     colors = {row["value"]: row["color"] for row in rows} if dtype == np.uint8 else None

@@ -227,7 +227,7 @@ def _require_distinct_names(classes: Sequence[MapClass], owner: str) -> None:
         if values.setdefault(one.name, one.value) != one.value:
             raise DataError(
                 f"{owner}: the values {values[one.name]} and {one.value} are both called {one.name!r}"
-                + suggest("merge them (segkit reclassify --merge)", "give other names (--class-names)")
+                + suggest("merge them (segkit reclassify)", "give other names (--class-names)")
             )
 
 
