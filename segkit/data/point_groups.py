@@ -20,6 +20,8 @@ from segkit.io.points import Points, draw_points
 from segkit.io.remote import as_path
 from segkit.recipe.splits import SpatialSplit
 
+_MAX_PAIRS = 10**6  # that are in memory at a time
+
 
 @dataclass(frozen=True)
 class PointGroup:
@@ -94,14 +96,37 @@ def _places_on_earth(points: Points) -> NDArray[np.float64]:
 
 
 def _connect(places: NDArray[np.float64], distance: float) -> NDArray[np.intp]:
-    """Return the number of each point's group: the components of the graph of points within a distance."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Return the number of each point's group: the components of the graph of points within a distance.
+
+    Dense points have very many pairs, so these are found for some points at a time and joined to the groups so far.
+    """
     from scipy.spatial import cKDTree
 
     located = np.flatnonzero(np.isfinite(places).all(axis=1))
-    pairs = cKDTree(places[located]).query_pairs(distance, output_type="ndarray")
-    rows, columns = located[pairs].T
-    graph = coo_array((np.ones(len(pairs), dtype=bool), (rows, columns)), shape=(len(places), len(places)))
-    _, groups = connected_components(graph, directed=False)
-    return np.asarray(groups, dtype=np.intp)
+    groups: NDArray[np.intp] = np.arange(len(places))
+    if not located.size:
+        return groups
+    tree = cKDTree(places[located])
+    numbers = tree.query_ball_point(places[located], distance, return_length=True)
+    for part in np.split(located, _cuts(numbers, _MAX_PAIRS)):
+        near = tree.query_ball_point(places[part], distance)
+        starts = np.repeat(part, [len(each) for each in near])
+        groups = _join_groups(groups, starts, located[np.concatenate(near).astype(np.intp)])
+    return groups
+
+
+def _cuts(numbers: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """Return where to cut a list so that each part has about `most` of what is counted for each element."""
+    return np.flatnonzero(np.diff(np.cumsum(numbers) // most)) + 1
+
+
+def _join_groups(groups: NDArray[np.intp], starts: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the groups after points `starts[i]` and `ends[i]` are joined."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first_members = np.unique(groups, return_index=True)[1]
+    rows = np.concatenate([np.arange(len(groups)), starts])
+    columns = np.concatenate([first_members[groups], ends])
+    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(len(groups), len(groups)))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.intp)

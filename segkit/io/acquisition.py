@@ -101,7 +101,10 @@ def _parse(text: str) -> datetime:
     Raises
     ------
     ValueError
-        It is no time.
+        It is no time, or not in the years 1 to 9999 in UTC.
     """
     moment = datetime.fromisoformat(text.strip())
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text}: {error}") from error

@@ -205,5 +205,5 @@ def suggest_stack(files: Collection[Path]) -> str:
 
 
 def _where(stack: Sequence[StackedBand]) -> str:
-    several = sum(band.number == 1 for band in stack) > 1
+    several = len({str(band.path) for band in stack}) > 1
     return f"{stack[0].path}{' and the files stacked on it' if several else ''}"

@@ -34,7 +34,8 @@ LANDSAT_8_9 = {
     "B8": "pan", "B9": "cirrus", "B10": "lwir11", "B11": "lwir12",
 }  # fmt: skip
 LANDSAT_4_7 = {"B1": "blue", "B2": "green", "B3": "red", "B4": "nir08", "B5": "swir16", "B7": "swir22"}
-# What tells the sensor of a band: the start of its file's name, or a name that only this sensor has.
+# What tells the sensor of a band: the start of its file's name, or a name that only this sensor has. "sur_refl_b01" is
+# a band of MODIS, whose numbers mean other bands.
 _EVIDENCE: tuple[tuple[str, Mapping[str, str]], ...] = (
     (r"S2[ABCD]_|T\d\d[A-Z]{3}_\d{8}T|B0\d\b|B0\d_|B8A\b|B8A_|B12\b|B\d.*central wavelength", SENTINEL_2),
     (r"L[COT]0?[89]_|LC8\d{13}|SR_B6\b|ST_B10\b", LANDSAT_8_9),
@@ -58,7 +59,7 @@ def common_names(names: Sequence[str]) -> tuple[str | None, ...]:
     sensors = [
         table
         for pattern, table in _EVIDENCE
-        if any(re.match(rf"(?:.*[_:])?(?:{pattern})", name, re.IGNORECASE) for name in names)
+        if any(re.match(rf"(?:.*[_:])?(?<!refl_)(?:{pattern})", name, re.IGNORECASE) for name in names)
     ]
     sensor = sensors[0] if len(sensors) == 1 else {}
     return tuple(_common_name(name, sensor) for name in names)
@@ -80,7 +81,7 @@ def match_bands(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, ...] 
     theirs, ours = common_names(wanted), common_names(names)
     found: list[int] = []
     for name, common in zip(wanted, theirs, strict=True):
-        same = [at for at, each in enumerate(names) if _are_same(name, common, each, ours[at])]
+        same = [at for at, each in enumerate(names) if are_same(name, common, each, ours[at])]
         same = [at for at in same if names[at] == name] or same
         if len(same) != 1:
             return None
@@ -91,7 +92,7 @@ def match_bands(wanted: Sequence[str], names: Sequence[str]) -> tuple[int, ...] 
 def find_band(wanted: str, names: Sequence[str]) -> list[int]:
     """Return the indices of the bands that a user means by a name; as `match_bands`, but "nir" may also be "nir08"."""
     ours, (common,) = common_names(names), common_names([wanted])
-    same = [at for at, each in enumerate(names) if _are_same(wanted, common, each, ours[at])]
+    same = [at for at, each in enumerate(names) if are_same(wanted, common, each, ours[at])]
     same = [at for at in same if names[at] == wanted] or same
     return same or [at for at, each in enumerate(ours) if common == "nir" and each == "nir08"]
 
@@ -112,7 +113,8 @@ def read_names(path: Path, dataset: DatasetReader) -> list[str]:
     return names
 
 
-def _are_same(name: str, common: str | None, other: str, other_common: str | None) -> bool:
+def are_same(name: str, common: str | None, other: str, other_common: str | None) -> bool:
+    """Return whether two names, whose common names are given, mean the same band; see `match_bands`."""
     if common is not None and other_common is not None:
         return common == other_common
     return name == other or normalize_name(name) == normalize_name(other)

@@ -163,6 +163,7 @@ class MosaicBands:
     ) -> None:
         self.places = places
         self._dataset, self._indexes, self._rules, self._scaled = dataset, indexes, rules, scaled
+        dataset.pool.bands, dataset.pool.rules = indexes, rules
 
     def read(self, window: Window, stack: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Read a window into the stack (C, H, W), and return the valid mask, bool (H, W)."""
@@ -234,8 +235,8 @@ class MosaicBands:
 def stack_bands(file: Path, dataset: Any, prefix: str, *, resampled: bool) -> list[StackedBand]:
     """Return the bands of one file of a scene, or of a mosaic, with a prefix before their names."""
     if isinstance(file, ProductFile):
-        names = [f"{prefix}{file.band_name(number)}" for number in dataset.indexes]
-        return [StackedBand(name, name, False, resampled, file, number) for number, name in enumerate(names, 1)]
+        names = {number: f"{prefix}{band.name}" for number, band in file.bands.items()}
+        return [StackedBand(name, name, False, resampled, file, number) for number, name in names.items()]
     named, source = next(dataset.parts()) if isinstance(dataset, MosaicDataset) else (file, dataset)
     columns = zip(dataset.indexes, dataset.descriptions, read_names(named, source), dataset.colorinterp, strict=True)
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,8 @@ def _find_in_model(one: BandFormula, wanted: WantedBands, chosen: BandChoice) ->
 
 def _find_in_files(one: BandFormula, stack: Sequence[StackedBand], wanted: WantedBands) -> list[tuple[str, _Inputs]]:
     names = wanted.lookup_names(stack)
-    groups = list(accumulate(int(band.number == 1) for band in stack))
+    steps = pairwise((stack[0], *stack))  # a file of a product may start with another band
+    groups = list(accumulate(int(band.number == 1 or band.path is not before.path) for before, band in steps))
     prefixes = [f"{band.path.stem}:" for band in stack]
     candidates = {
         variable: find_band(band, names) if isinstance(band, str) else [band - 1] * (band <= len(stack))

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -74,9 +75,9 @@ class Mosaic(FileSet):
         for path in self._given:
             vrt = (".vrt",) * (path.suffix.lower() == ".vrt")
             found += expand_paths(path, "rasters", RASTER_SUFFIXES + vrt)
-        twice = next((file for place, file in enumerate(found) if file in found[:place]), None)
-        if twice is not None:
-            raise UsageError(f"{twice} is in the mosaic twice; name it once")
+        twice, number = Counter(found).most_common(1)[0]
+        if number > 1:
+            raise UsageError(f"{twice} is in the mosaic {number} times; name it once")
         return tuple(found)
 
     @property

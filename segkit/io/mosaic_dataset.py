@@ -20,9 +20,10 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from segkit.errors import GridError, UsageError
+from segkit.io.block_warp import WarpedBlocks, warp_file
 from segkit.io.mosaic_layout import MosaicLayout, find_overlaps, tile_part
+from segkit.io.pixel_rules import AS_STORED
 from segkit.io.raster import open_raster, read_grid, read_mask, read_window
-from segkit.io.warp import warp_to
 
 # Files of a mosaic that are open at the same time: at most this many, and this share of what the system allows. Each
 # holds about a megabyte of decoding buffers, and is opened in 2 ms.
@@ -30,14 +31,22 @@ _MAX_OPEN_FILES, _SHARE_OF_LIMIT = 32, 8
 
 
 class TilePool:
-    """The open files of a mosaic; those used last stay open."""
+    """The open files of a mosaic; those used last stay open.
+
+    Attributes
+    ----------
+    bands, rules
+        Bands that are read of files on another grid, and what means no data in them.
+    """
 
     def __init__(self, layout: MosaicLayout, vrt: bool | None) -> None:
         self._layout, self._vrt = layout, vrt
-        self._open: OrderedDict[int, tuple[contextlib.ExitStack, DatasetReader]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[contextlib.ExitStack, DatasetReader | WarpedBlocks]] = OrderedDict()
         self._limit = _open_files_limit()
+        self.bands: Sequence[int] = range(1, len(layout.tiles[0].dtypes) + 1)
+        self.rules = AS_STORED
 
-    def get(self, index: int) -> DatasetReader:
+    def get(self, index: int) -> Any:
         """Return a file, opened if necessary; it stays open until the next call. One on another grid is warped.
 
         Raises
@@ -52,7 +61,7 @@ class TilePool:
         self._open.move_to_end(index)
         return self._open[index][1]
 
-    def _open_tile(self, index: int) -> tuple[contextlib.ExitStack, DatasetReader]:
+    def _open_tile(self, index: int) -> tuple[contextlib.ExitStack, DatasetReader | WarpedBlocks]:
         tile = self._layout.tiles[index]
         with contextlib.ExitStack() as stack:
             dataset = stack.enter_context(open_raster(tile.path, vrt=self._vrt))
@@ -61,10 +70,12 @@ class TilePool:
                 raise GridError(
                     f"{tile.path}: {difference or 'its bands have'} changed since the mosaic was opened; try again"
                 )
+            found: DatasetReader | WarpedBlocks = dataset
             if tile.resampled:
                 grid = self._layout.grid.subgrid(tile.window)
-                dataset = stack.enter_context(warp_to(dataset, grid, Resampling.bilinear))
-            return stack.pop_all(), dataset
+                nodata = self.rules.resampling_nodata(str(tile.path), tile.nodatavals)
+                found = warp_file(dataset, grid, self.bands, Resampling.bilinear, nodata, self._limit)
+            return stack.pop_all(), found
 
     def close(self) -> None:
         """Close all files."""

@@ -325,6 +325,11 @@ def _enclose(first: MosaicTile, tile: MosaicTile) -> Window:
         bounds = transform_bounds(grid.crs, first.grid.crs, *grid.bounds)
     except GDAL_ERRORS as error:
         raise GridError(f"{tile.path}: has no place in the CRS of {first.path} ({error}); leave it out") from error
+    if bounds[0] > bounds[2]:
+        raise GridError(
+            f"{tile.path}: crosses the antimeridian, so in the CRS of {first.path} it has two places; name a file in "
+            "another CRS first, or leave it out"
+        )
     corners = [~first.grid.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]
     if not np.isfinite(corners).all():
         raise GridError(f"{tile.path}: has no place in the CRS of {first.path}; leave it out")

@@ -51,6 +51,11 @@ class FileSet(_SystemPath):
         return Path(*segments)
 
 
+def is_there(path: Path) -> bool:
+    """Return whether a file exists; not if its name is too long, of which `Path.exists` raises an error."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def list_files(path: Path) -> tuple[Path, ...]:
     """Return the files that a path stands for: usually the path itself."""
     return path.files if isinstance(path, FileSet) else (path,)

@@ -97,7 +97,7 @@ class Product(FileSet):
         *,
         alone: bool = True,
     ) -> list[ProductFile]:
-        """Return the files of all bands in one resolution, in the order of the bands.
+        """Return the files of all bands in one resolution, in the order of the bands; a file may occur several times.
 
         Files that are missing are left out if bands are chosen by name, and theirs are not.
 
@@ -124,11 +124,15 @@ class Product(FileSet):
         for at in range(len(files)) if by_number else chosen:
             _require(files[at])
         grid = self._grid([files[at] for at in chosen], pixel)
-        found: dict[Path, dict[int, ProductBand]] = {}
-        for at, (band, file) in enumerate(zip(self.bands, files, strict=True)):
-            if not file.problem:
-                found.setdefault(file.path, {})[file.number] = replace(band, name=chosen.get(at, band.name))
-        return [ProductFile(path, self, bands, grid, resampling) for path, bands in found.items()]
+        found = [
+            (file, replace(band, name=chosen.get(at, band.name)))
+            for at, (band, file) in enumerate(zip(self.bands, files, strict=True))
+            if not file.problem
+        ]
+        return [
+            ProductFile(path, self, {file.number: band for file, band in pairs}, grid, resampling)
+            for path, pairs in _group_by_file(found)
+        ]
 
     def _choose(self, wanted: WantedBands, *, alone: bool) -> dict[int, str]:
         """Return the places of the chosen bands, and the names by which they were asked for."""
@@ -280,6 +284,20 @@ def as_image(path: Path) -> Path:
             "with one item"
         )
     return found[0]
+
+
+def _group_by_file(
+    bands: Sequence[tuple[BandFile, ProductBand]],
+) -> Iterator[tuple[Path, list[tuple[BandFile, ProductBand]]]]:
+    """Yield files with their bands so that all bands keep their order: in a file, their numbers ascend."""
+    group: list[tuple[BandFile, ProductBand]] = []
+    for file, band in bands:
+        if group and (file.path != group[-1][0].path or file.number <= group[-1][0].number):
+            yield group[0][0].path, group
+            group = []
+        group.append((file, band))
+    if group:
+        yield group[0][0].path, group
 
 
 def _require(file: BandFile) -> Path:

@@ -154,11 +154,7 @@ class ProductFile(FileSet):
 
     def is_imagery(self, number: int) -> bool:
         """Whether a band is used if no bands are asked for."""
-        return number in self.bands and self.bands[number].is_imagery
-
-    def band_name(self, number: int) -> str:
-        """Return the name of a band; its number if it is not used."""
-        return self.bands[number].name if number in self.bands else str(number)
+        return self.bands[number].is_imagery
 
     def check_units(self, number: int, rules: PixelRules, place: int) -> None:
         """Check that units given for a band, at a place of its scene, do not contradict those of the product.

@@ -48,9 +48,11 @@ class MaskRule:
     bits: tuple[int, ...] = ()
     name: str = ""
 
-    def is_masked(self, band: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Return which pixels of a quality band (H, W) are not valid, bool (H, W)."""
+    def is_masked(self, band: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which pixels of a quality band (H, W) are not valid, bool (H, W); NaN never is."""
         masked = np.isin(band, self.values)
+        if band.dtype.kind == "f":
+            masked |= np.isnan(band)
         if self.bits:
             masked |= (band.astype(np.int64) & sum(1 << bit for bit in {*self.bits})) != 0
         return masked

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from segkit.errors import RasterError
+from segkit.io.paths import is_there
 from segkit.io.product_band import BandFile, ProductBand
 
 # Numbers of bands in the metadata are places in this list; with the pixel sizes in metres of Level-1C (ESA, "Sentinel-2
@@ -57,7 +58,7 @@ def read_safe(folder: Path) -> tuple[ProductBand, ...]:
             name, pixel = found.groups()
             missing = f"{folder}: is incomplete, {path.relative_to(folder)} is missing; download it again"
             resolution = float(pixel or SPECTRAL.get(name, math.inf))
-            files.setdefault(name, []).append(BandFile(path, 1, resolution, "" if path.exists() else missing))
+            files.setdefault(name, []).append(BandFile(path, 1, resolution, "" if is_there(path) else missing))
     if not files:
         _refuse(folder, "has no images of bands (GRANULE/*/IMG_DATA/*.jp2), so it is incomplete")
     return tuple(units.band(name, tuple(files[name])) for name in (*SPECTRAL, *_OTHERS) if name in files)

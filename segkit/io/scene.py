@@ -238,8 +238,9 @@ class Scene:
         first = 1
         for path in self.paths:
             dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
-            last = first + dataset.count
-            placed = [(place, band - first + 1) for place, band in enumerate(numbers) if first <= band < last]
+            in_file = [*path.bands] if isinstance(path, ProductFile) else dataset.indexes
+            last = first + len(in_file)
+            placed = [(place, in_file[band - first]) for place, band in enumerate(numbers) if first <= band < last]
             first = last
             if not placed:
                 continue

@@ -68,10 +68,17 @@ def _asset_bands(item: Mapping[str, Any], name: str) -> Iterator[list[Any]]:
     assets = item.get("assets")
     for asset in assets.values() if isinstance(assets, dict) else ():
         href = asset.get("href") if isinstance(asset, dict) else None
-        if isinstance(href, str) and PurePosixPath(urlsplit(href).path).name == name:
+        if isinstance(href, str) and _file_name(href) == name:
             for key in BAND_KEYS:
                 if isinstance(asset.get(key), list):
                     yield asset[key]
+
+
+def _file_name(href: str) -> str:
+    try:
+        return PurePosixPath(urlsplit(href).path).name
+    except ValueError:  # such as http://[x
+        return ""
 
 
 def _band_name(band: Any) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from segkit.errors import DataError, RasterError
 from segkit.io.band_names import SENTINEL_2, normalize_name
+from segkit.io.paths import is_there
 from segkit.io.product_band import BandFile, ProductBand
 from segkit.io.raster import open_raster
 from segkit.io.remote import as_path, is_remote
@@ -30,6 +31,7 @@ _RASTER_SUFFIXES = (".tif", ".tiff", ".jp2", ".img", ".dat")
 # Assets that are made to be looked at, whatever bands they are made of.
 _PICTURE_ROLES = {"thumbnail", "overview", "visual"}
 _PICTURE_KEYS = {"thumbnail", "preview", "rendered_preview", "overview", "visual", "tci", "true_color"}
+_NOT_FINITE = ("nan", "NaN", "inf", "-inf")
 _APPLIED_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 _BASELINE_KEYS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
 # Names of bands of Sentinel-2 that tell more than the common name, which is "rededge" for four of them.
@@ -47,14 +49,17 @@ class _Values(NamedTuple):
 
 
 class _Sentinel2(NamedTuple):
-    """What an item of Sentinel-2 says about the offset of its stored values."""
+    """What an item of Sentinel-2 says about the offset of its stored values.
+
+    The catalogue that applies the offset does so in the GeoTIFFs that it makes, not in ESA's JPEG 2000 files.
+    """
 
     is_applied: bool
     baseline: float | None
 
-    def shift(self, values: _Values) -> float | None:
+    def shift(self, file: Path, values: _Values) -> float | None:
         """Return what is to be added to stored values to get those of early products; None if that is not known."""
-        if self.is_applied:
+        if self.is_applied and file.suffix.casefold() != ".jp2":
             return 0.0
         if values.offset is not None:
             return values.offset / (values.scale or _S2_SCALE)
@@ -180,6 +185,13 @@ class _AssetBand:
         telling = [name for name in names[1:] if self.is_sentinel_2 and _TELLING.fullmatch(name)]
         return list(dict.fromkeys((*telling[:1], *names)))
 
+    def is_copy_of(self, other: _AssetBand) -> bool:
+        """Whether both are one band in other resolutions or formats; assets of the same pixels may be other dates."""
+        if (self.own or self.key, self.common) != (other.own or other.key, other.common):
+            return False
+        of_file, of_other = (replace(each.file, problem="") for each in (self, other))
+        return self.key == other.key or of_file == of_other or of_file.resolution != of_other.resolution
+
 
 def _asset_bands(path: Path, key: str, asset: Mapping[str, Any], sensor: _Sentinel2 | None) -> Iterator[_AssetBand]:
     """Yield the bands of an asset."""
@@ -207,7 +219,7 @@ def _asset_bands(path: Path, key: str, asset: Mapping[str, Any], sensor: _Sentin
             own,
             common,
             values,
-            sensor.shift(values) if sensor is not None and common is not None else None,
+            sensor.shift(file, values) if sensor is not None and common is not None else None,
             is_sentinel_2=sensor is not None,
             is_imagery=not _roles(asset) or bool({"data", "reflectance"} & _roles(asset)),
             is_categorical=_is_categorical(plain, asset, band),
@@ -248,8 +260,8 @@ def _declared_values(path: Path, asset: str, places: Sequence[Mapping[str, Any]]
         keys = (name,) if name == "nodata" else (name, f"raster:{name}")
         value = next((place[key] for place in places for key in keys if place.get(key) is not None), None)
         number = _number(value)
-        if name == "nodata" and (value in ("nan", "NaN") or (number is not None and math.isnan(number))):
-            number = value = None  # NaN is no data anyway
+        if name == "nodata" and (value in _NOT_FINITE or (number is not None and not math.isfinite(number))):
+            number = value = None  # these are no data anyway
         if value is not None and (number is None or not math.isfinite(number) or (name == "scale" and number == 0)):
             raise DataError(f"{path}: its asset {asset!r} declares the {name} {value!r}; correct it")
         found.append(number)
@@ -258,10 +270,14 @@ def _declared_values(path: Path, asset: str, places: Sequence[Mapping[str, Any]]
 
 def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
     """Yield bands with names of their own; copies of a band in other resolutions or formats are one band."""
-    copies: dict[tuple[str, str | None], list[_AssetBand]] = {}
+    copies: list[list[_AssetBand]] = []
     for band in bands:
-        copies.setdefault((band.own or band.key, band.common), []).append(band)
-    names = [each[0].names for each in copies.values()]
+        found = next((each for each in copies if all(map(band.is_copy_of, each))), None)
+        if found is None:
+            copies.append([band])
+        else:
+            found.append(band)
+    names = [each[0].names for each in copies]
     chosen = [each[0] for each in names]
     for place in (1, 2):
         twice = Counter(chosen)
@@ -269,8 +285,9 @@ def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
             each[min(place, len(each) - 1)] if twice[name] > 1 else name
             for name, each in zip(chosen, names, strict=True)
         ]
-    for name, others, same in zip(chosen, names, copies.values(), strict=True):
+    for name, others, same in zip(chosen, names, copies, strict=True):
         first = min(same, key=lambda band: band.file.resolution)
+        files = tuple(band.file for band in same if (band.values, band.shift) == (first.values, first.shift))
         scale, offset = first.values.scale, first.values.offset or 0.0
         if first.shift is not None:
             scale = scale or _S2_SCALE
@@ -278,7 +295,7 @@ def _name_distinctly(bands: Sequence[_AssetBand]) -> Iterator[ProductBand]:
         elif first.values.offset is not None:
             scale = scale or 1.0
         yield ProductBand(
-            name, tuple(band.file for band in same), tuple(each for each in others if each != name), scale, offset,
+            name, files, tuple(each for each in others if each != name), scale, offset,
             first.shift, first.values.nodata, first.is_imagery, first.is_categorical,
         )  # fmt: skip
 
@@ -303,4 +320,5 @@ def _locate(path: Path, key: str, href: Any) -> tuple[Path, str]:
             "move the item beside its files, and correct its hrefs"
         )
     file = path.parent / relative
-    return file, "" if file.exists() else f"{path}: is incomplete, {text} (asset {key!r}) is missing; download it again"
+    missing = f"{path}: is incomplete, {text} (asset {key!r}) is missing; download it again"
+    return file, "" if is_there(file) else missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def change(
                 f"{shape[0]} and {shape[1]} classes make {shape[0] * shape[1]} pairs; a map holds up to {MAX_VALUE:,}"
             )
         tags = {"segkit_old": str(old), "segkit_new": str(new)}
-        profile = _transition_profile(before.classes, after.classes, tags)
+        profile = _transition_profile(before.classes, after.classes, tags, f"{old} or {new}")
         with temporary_folder(target.parent, target.name) as folder:
             strip_path = folder / "change.tif"
             tally, unmatched = _write_transitions(strip_path, before, after, profile, show_progress=show_progress)
@@ -160,8 +161,16 @@ def _write_transitions(
     return tally, unmatched
 
 
-def _transition_profile(before: tuple[MapClass, ...], after: tuple[MapClass, ...], tags: dict[str, str]) -> MapProfile:
-    """Return the profile of a map of transitions, which are numbered from 1, by row of the table of transitions."""
+def _transition_profile(
+    before: tuple[MapClass, ...], after: tuple[MapClass, ...], tags: dict[str, str], owners: str
+) -> MapProfile:
+    """Return the profile of a map of transitions, which are numbered from 1, by row of the table of transitions.
+
+    Raises
+    ------
+    UsageError
+        Two transitions would have one name, as those of maps that are transitions themselves.
+    """
     pairs = [(one, other) for one in before for other in after]
     rows: list[dict[str, Any]] = [
         {
@@ -171,6 +180,11 @@ def _transition_profile(before: tuple[MapClass, ...], after: tuple[MapClass, ...
         }
         for value, (one, other) in enumerate(pairs, 1)
     ]
+    name, number = Counter(row["name"] for row in rows).most_common(1)[0]
+    if number > 1:
+        raise UsageError(
+            f"{number} transitions would be called {name!r}; rename a class of {owners} (segkit reclassify)"
+        )
     dtype = map_dtype(len(pairs))
     colors = {row["value"]: row["color"] for row in rows} if dtype == np.uint8 else None
     return MapProfile(dtype, map_nodata(len(pairs)), ("change",), map_tags("multiclass", rows) | tags, colors)

@@ -23,6 +23,7 @@ from segkit.io.raster import open_raster, read_grid, read_mask, read_window
 from segkit.task.unique import MAX_TABLE_SIZE, unique_codes
 
 _MAX_STRIP_PIXELS = 2**23
+_MAX_CLASSES = 2**15 - 1  # positions of classes, and of a buffer after them, are int16
 NODATA_INDEX = -1  # class and stratum of a pixel without data
 
 
@@ -171,6 +172,11 @@ class ClassMap:
                 continue
             codes, position = unique_codes(values[valid])
             indices = np.array([index_of.setdefault(code, len(index_of)) for code in codes.tolist()])
+            if len(index_of) > _MAX_CLASSES:
+                raise DataError(
+                    f"{self._dataset.name}: has more than {_MAX_CLASSES:,} values, so they are no classes; give a map "
+                    "of classes"
+                )
             tally.extend(len(index_of))
             classes = np.zeros(values.shape, dtype=np.int64)
             classes[valid] = indices[position]
@@ -187,7 +193,9 @@ class ClassMap:
     def _classes_of(self, codes: Sequence[int]) -> tuple[MapClass, ...]:
         """Return the classes of codes that are in the map."""
         if not self._legend.multilabel:
-            return tuple(self._legend.class_of(self._band, code) for code in codes)
+            found = tuple(self._legend.class_of(self._band, code) for code in codes)
+            _require_distinct_names((*self._legend.classes, *found), self._dataset.name)
+            return found
         one = self._legend.classes[self._band - 1]
         classes = {0: MapClass(f"not {one.name}", 0, background=True), 1: MapClass(one.name, 1, color=one.color)}
         if unknown := set(codes) - classes.keys():
@@ -210,6 +218,17 @@ class ClassMap:
         near = within_distance(self.read(enlarged) == centre, metres, pixel)[above : above + int(window.height)]
         in_buffer = near & (classes != centre) & (classes != NODATA_INDEX)
         return np.where(in_buffer, len(self.classes), classes).astype(np.int16)
+
+
+def _require_distinct_names(classes: Sequence[MapClass], owner: str) -> None:
+    """Raise a DataError if two values have one name, by which their areas would be told apart."""
+    values: dict[str, int] = {}
+    for one in classes:
+        if values.setdefault(one.name, one.value) != one.value:
+            raise DataError(
+                f"{owner}: the values {values[one.name]} and {one.value} are both called {one.name!r}"
+                + suggest("merge them (segkit reclassify)", "give other names (--class-names)")
+            )
 
 
 def whole_rows(dataset: DatasetReader, max_pixels: int) -> Iterator[Window]:

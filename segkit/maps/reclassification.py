@@ -91,7 +91,8 @@ def reclassify_map(
             classes = all_classes(dataset, legend, show_progress=show_progress)
             classes += _classes_of_rules(rules, classes, changes)
         found = changes.apply(classes, str(path))
-        regions = [stack.enter_context(open_region(rule, grid)) for rule in rules]
+        open_regions = stack.enter_context(ExitStack())
+        regions = [open_regions.enter_context(open_region(rule, grid)) for rule in rules]
         if legend.multilabel:
             converter: _Bands | _Codes = _Bands(found)
         else:
@@ -106,6 +107,7 @@ def reclassify_map(
             for window in whole_rows(dataset, MAX_STRIP_PIXELS // dataset.count):
                 writer.write(converter.convert(dataset, window), window)
                 advance(window.height)
+        open_regions.close()  # raises an error for a class that a region does not have
         build_cog(target, grid, profile, [MapStrip(strip, 0)], overwrite=overwrite)
     names = [new.one.name for new in found]
     pixels = dict(zip(names, converter.pixels.tolist(), strict=True))

@@ -15,9 +15,11 @@ from rasterio.windows import Window
 from segkit.errors import GridError, UsageError
 from segkit.io.class_table import Legend, MapClass
 from segkit.io.grid import Grid
+from segkit.io.paths import is_there
 from segkit.io.polygons import read_polygons
 from segkit.io.raster import open_raster, read_grid, read_mask, read_window
 from segkit.io.region import PolygonRegion
+from segkit.io.remote import as_path
 from segkit.io.vector import is_vector
 from segkit.maps.class_changes import find_class
 
@@ -64,10 +66,10 @@ class Rule:
         if match is None:
             raise UsageError(f"rule {text!r}: {_FORM}")
         file, classes = match["file"], ""
-        if ":" in file and not Path(file).exists():
+        if ":" in file and not is_there(Path(file)) and not file.rpartition(":")[2].startswith(("/", "\\")):
             file, _, classes = file.rpartition(":")
         listed = tuple(each.strip() for each in classes.split(",") if each.strip())
-        return cls(match["old"], match["new"], match["where"] == "inside", Path(file), listed)
+        return cls(match["old"], match["new"], match["where"] == "inside", as_path(file), listed)
 
 
 @contextmanager

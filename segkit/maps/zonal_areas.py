@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pandas
 import shapely
 from numpy.typing import NDArray
 
-from segkit.errors import UsageError
+from segkit.errors import UsageError, suggest
 from segkit.io.class_table import Legend
 from segkit.io.cover import overlap, window_polygon
 from segkit.io.coverage import Coverage
@@ -22,6 +23,7 @@ from segkit.io.grid import Grid, split_window
 from segkit.io.paths import PathLike
 from segkit.io.pixel_area import pixel_hectares
 from segkit.io.polygons import Polygons, project_to_grid, read_polygons, true_hectares
+from segkit.io.qml import clean_text
 from segkit.io.raster import open_raster
 from segkit.maps.class_map import ClassMap, open_class_map
 from segkit.maps.probabilities import ClassProbabilities, open_probabilities
@@ -30,6 +32,7 @@ from segkit.runtime.progress import progress
 _BLOCK_PX = 1024
 _ROUNDING = 1e-6  # of a zone's area: how well the areas of pixels are known
 _MAX_LISTED = 5  # zones in a warning
+_AREA, _EXPECTED = "{}_ha", "{}_expected_ha"  # columns of a class
 _FIXED_COLUMNS = ("zone_ha", "no_data_ha", "outside_map_ha")
 
 
@@ -67,11 +70,11 @@ class ZonalAreas:
     def table(self) -> pandas.DataFrame:
         """Return a row for each zone: its name, and hectares as CLASS_ha, CLASS_expected_ha, and of its parts."""
         columns: dict[str, object] = {self.by or "zone": list(self.zones)}
-        columns |= {f"{name}_ha": self.hectares[:, at] for at, name in enumerate(self.classes)}
+        columns |= {_AREA.format(name): self.hectares[:, at] for at, name in enumerate(self.classes)}
         if self.expected_hectares is not None:
             known = ~np.isnan(self.expected_hectares.sum(axis=0))
             columns |= {
-                f"{name}_expected_ha": self.expected_hectares[:, at]
+                _EXPECTED.format(name): self.expected_hectares[:, at]
                 for at, name in enumerate(self.classes)
                 if known[at]
             }
@@ -138,6 +141,8 @@ def areas(
         with ExitStack() as stack:
             opened = open_class_map(map_path, class_names=class_names, class_name=class_name)
             source = stack.enter_context(opened)
+            listed = [one.name for one in (legend.classes if legend.multilabel else source.all_classes())]
+            _require_distinct_columns(by, listed, expected=probabilities is not None)
             opened_probabilities = None
             if probabilities is not None:
                 opened_probabilities = stack.enter_context(
@@ -153,6 +158,17 @@ def areas(
     with atomic_write(target) as file:
         _TABLES[target.suffix.lower()](_with_safe_text(found.table()), file)
     return replace(found, path=target)
+
+
+def _require_distinct_columns(by: str | None, classes: Sequence[str], *, expected: bool) -> None:
+    """Raise a UsageError if two columns of the table would have one name."""
+    titles = [_AREA.format(name) for name in classes] + [_EXPECTED.format(name) for name in classes] * expected
+    title, number = Counter([by or "zone", *titles, *_FIXED_COLUMNS]).most_common(1)[0]
+    if number > 1:
+        raise UsageError(
+            f"two columns of the table would be called {title!r}"
+            + suggest("give other names of classes (--class-names)", "name another field (--by)")
+        )
 
 
 def _group(polygons: Polygons, by: str | None) -> tuple[tuple[str, ...], Polygons]:
@@ -300,8 +316,10 @@ def _write_csv(table: pandas.DataFrame, path: Path) -> None:
 
 
 def _write_xlsx(table: pandas.DataFrame, path: Path) -> None:
+    zones = table.columns[0]
+    clean = table.assign(**{zones: table[zones].map(clean_text)}).rename(columns=clean_text)
     with pandas.ExcelWriter(path, engine="openpyxl") as writer:
-        table.to_excel(writer, sheet_name="areas", index=False, freeze_panes=(1, 1))
+        clean.to_excel(writer, sheet_name="areas", index=False, freeze_panes=(1, 1))
 
 
 _TABLES: dict[str, Callable[[pandas.DataFrame, Path], None]] = {".csv": _write_csv, ".xlsx": _write_xlsx}

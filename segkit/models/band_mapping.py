@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segkit.io.band_names import OTHER_SPELLINGS, SENTINEL_2, WAVELENGTHS, normalize_name
+from segkit.io.band_names import OTHER_SPELLINGS, SENTINEL_2, WAVELENGTHS, are_same, common_names, normalize_name
 
 # Names whose order is known: by wavelength, or by number among the bands of Landsat.
 _SENTINEL_2 = {name: WAVELENGTHS[common] for name, common in SENTINEL_2.items()}
@@ -60,23 +60,22 @@ class BandMapping:
 def match_names(inputs: Sequence[str], bands: Sequence[str]) -> BandMapping | None:
     """Map input bands to the bands of the imagery by name; None if no band has the name of an input.
 
-    "B04", "b4" and "B4, central wavelength 665 nm" are the same name. A band without its like starts from the mean of
-    the next input bands of shorter and of longer wavelength, if the names tell their order (Sentinel-2, Landsat Level
-    2, common names like "red"), else from its neighbours in the imagery. Inputs without their like are not used, as if
-    they were always at their mean. Weights are multiplied by the share of bands that have their like.
+    "B04", "b4" and "B4, central wavelength 665 nm" are the same name, and so is "red" if the names tell the sensor. A
+    band without its like starts from the mean of the next input bands of shorter and of longer wavelength, if the names
+    tell their order (Sentinel-2, Landsat Level 2, common names like "red"), else from its neighbours in the imagery.
+    Inputs without their like are not used, as if they were always at their mean. Weights are multiplied by the share of
+    bands that have their like.
     """
-    names, places = (
-        [normalize_name(name) for name in bands],
-        {normalize_name(name): at for at, name in enumerate(inputs)},
-    )
-    found = [places.get(name) for name in names]
+    places = {normalize_name(name): at for at, name in enumerate(inputs)}
+    theirs, ours = common_names(inputs), common_names(bands)
+    found = [_find_input(band, common, inputs, theirs) for band, common in zip(bands, ours, strict=True)]
     matched = [at for at in found if at is not None]
     if not matched:
         return None
     sources: list[tuple[int, ...]] = []
     started = []
     for place, (band, at) in enumerate(zip(bands, found, strict=True)):
-        sources.append((at,) if at is not None else _find_neighbours(names[place], place, places, found))
+        sources.append((at,) if at is not None else _find_neighbours(normalize_name(band), place, places, found))
         if at is None:
             started.append(f"{band} from {' and '.join(str(inputs[each]) for each in sources[-1])}")
     parts = [f"{', '.join(band for band, at in zip(bands, found, strict=True) if at is not None)} by name"]
@@ -113,6 +112,14 @@ def repeat_inputs(inputs: int, bands: Sequence[str]) -> BandMapping:
         return BandMapping((tuple(range(inputs)),), (False,), inputs, inputs, summary)
     sources, flags = tuple((place % inputs,) for place in range(number)), (False,) * number
     return BandMapping(sources, flags, inputs, inputs / number, f"{inputs} bands repeated over {', '.join(bands)}")
+
+
+def _find_input(band: str, common: str | None, inputs: Sequence[str], commons: Sequence[str | None]) -> int | None:
+    """Return the index of the input that is a band; None if none is, or several are."""
+    pairs = enumerate(zip(inputs, commons, strict=True))
+    same = [at for at, (name, of_input) in pairs if are_same(band, common, name, of_input)]
+    same = [at for at in same if inputs[at] == band] or same
+    return same[0] if len(same) == 1 else None
 
 
 def _find_neighbours(name: str, place: int, inputs: dict[str, int], found: Sequence[int | None]) -> tuple[int, ...]:

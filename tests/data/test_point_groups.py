@@ -68,8 +68,9 @@ def linked(folder, distance):
         groups = merged
 
 
-@pytest.mark.parametrize("distance", [20, DISTANCE])
-def test_groups_are_points_linked_by_the_distance(folder, distance):
+@pytest.mark.parametrize(("distance", "pairs"), [(20, 10**6), (DISTANCE, 10**6), (DISTANCE, 7)])
+def test_groups_are_points_linked_by_the_distance(folder, monkeypatch, distance, pairs):
+    monkeypatch.setattr("segkit.data.point_groups._MAX_PAIRS", pairs)
     recipe = recipe_of(folder, distance=distance)
     found = group_points(samples_of(recipe), recipe.data.val)
     _, groups = linked(folder, distance)

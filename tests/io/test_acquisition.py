@@ -54,6 +54,8 @@ def test_metadata_come_before_the_name(tmp_path):
     assets = {"data": {"href": path.name, "bands": [{"name": "red"}]}}
     write_item(path.with_suffix(".json"), assets, datetime="2022-06-01T12:15:59+02:00")
     assert find_acquisition([path]) == moment(2022, 6, 1, 10, 15, 59)
+    write_item(path.with_suffix(".json"), assets, datetime="0001-01-01T00:00:00+10:00")  # before the first year in UTC
+    assert find_acquisition([path]) == moment(2019, 5, 4, 3, 2, 1)
 
 
 def test_products(tmp_path):

@@ -49,6 +49,7 @@ def test_the_tables_agree():
         (("T33UUP_20200101T101031_B04_10m:1", "T33UUP_20200101T101031_B8A_20m:1"), ("red", "nir08")),
         (("Red", "near-infrared", "SWIR 1", "Coastal_Aerosol"), ("red", "nir", "swir16", "coastal")),
         (("B8A", "SR_B6"), (None, None)),  # two sensors
+        (("sur_refl_b01", "sur_refl_b02"), (None, None)),  # MODIS, whose band 1 is red
         (("1", "2", "elevation"), (None, None, None)),
     ],
 )

@@ -11,7 +11,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform
 from rasterio.windows import Window
 
-from segkit.io.block_warp import WarpedFile
+from segkit.io.block_warp import WarpedFile, warp_file
 from segkit.io.grid import Grid
 from segkit.io.scene import Scene
 
@@ -76,6 +76,34 @@ def test_there_is_no_data_beyond_the_raster_and_where_it_is_masked(tmp_path, dty
     expected = np.zeros(GRID.shape, dtype=bool)
     expected[20:60, 10 : 60 if masked else 70] = True
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("hidden_by", ["mask", "alpha", "alpha and a declared value", "mask and an impossible value"])
+def test_a_mask_and_a_no_data_value_both_count(tmp_path, hidden_by):
+    """GDAL alone applies one of them, and makes 1 of a no-data value of 0 that an alpha band shows."""
+    pixels, shown = np.full((1, 20, 30), 7, dtype=np.uint8), np.full((20, 30), 255, dtype=np.uint8)
+    pixels[:, :5] = 0
+    shown[:, 20:] = 0
+    is_alpha, declared = "alpha" in hidden_by, 0 if "declared" in hidden_by else None
+    profile = {"driver": "GTiff", "count": 1 + is_alpha, "dtype": "uint8", "height": 20, "width": 30, "crs": GRID.crs}
+    place = GRID.transform @ Affine.scale(2)
+    with rasterio.open(tmp_path / "a.tif", "w", **profile, transform=place, nodata=declared, alpha="yes") as dataset:
+        dataset.write(np.concatenate([pixels, shown[None]]) if is_alpha else pixels)
+        if not is_alpha:
+            dataset.write_mask(shown)
+    given = None if "declared" in hidden_by else -9999 if "impossible" in hidden_by else 0
+    expected = np.ones((20, 30), dtype=bool)
+    expected[:5] = given == -9999
+    if declared is None:  # the declared value takes precedence over an alpha band, as on the file's own grid
+        expected[:, 20:] = False
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        warped = warp_file(dataset, GRID, [1], Resampling.bilinear, given)
+        known = warped.read_masks(1, window=GRID.full_window)[:40:2, :60:2] > 0
+        values = warped.read([1], window=GRID.full_window)[0, :40:2, :60:2]
+    np.testing.assert_array_equal(known, expected)
+    assert {*values[expected & (np.arange(20) > 5)[:, None]]} == {7}
+    if given != -9999:
+        assert {*values[expected]} == {7}
 
 
 def test_resampled_files_of_a_scene_have_no_seams(tmp_path):

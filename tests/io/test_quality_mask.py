@@ -45,6 +45,8 @@ def test_presets_know_the_codes_of_their_products(preset, valid, not_valid):
     rule = MASK_PRESETS[preset]
     assert not rule.is_masked(np.array(valid, dtype=np.uint16)).any()
     assert rule.is_masked(np.array(not_valid, dtype=np.uint16)).all()
+    if not rule.bits:
+        np.testing.assert_array_equal(rule.is_masked(np.array([*valid, np.nan])), [False] * len(valid) + [True])
 
 
 def test_a_band_of_the_scene_masks_it_and_is_not_imagery(tmp_path, image, classes):

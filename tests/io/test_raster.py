@@ -317,7 +317,7 @@ def test_a_band_that_is_not_there_is_an_error(write_raster, band):
     with pytest.raises(RasterError, match=rf"a\.tif: band {band} was asked for, there are 3 \(counted from 1\)"):
         Scene.from_files(a, bands=[1, band])
     with pytest.raises(RasterError, match="and the files stacked on it: band 7 was asked for, there are 6"):
-        Scene.from_files([a, a], bands=[7])
+        Scene.from_files([a, write_raster("b.tif", COUNT)], bands=[7])
 
 
 def test_no_file_is_an_error():

@@ -40,7 +40,8 @@ def test_bands_of_stac_1_1(raster):
 @pytest.mark.parametrize(
     "content",
     ["", "[1, 2]", '{"assets": [1]}', '{"assets": {"a": 1}}', json.dumps(item("other.tif")), "[" * 100_000,
-     json.dumps(item("scene.tif", BANDS[:2])), json.dumps(item("scene.tif", [1, "a", None]))],
+     json.dumps(item("http://[scene.tif")), json.dumps(item("scene.tif", BANDS[:2])),
+     json.dumps(item("scene.tif", [1, "a", None]))],
 )  # fmt: skip
 def test_other_files_name_nothing(raster, content):
     assert read_stac_names(raster, 3) == [None] * 3

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from products import item, write_item
+from products import item, write_item, write_jp2
 from synthetic import write_raster
 
 from segkit.errors import DataError, RasterError
+from segkit.io.derived_bands import BandFormula
 from segkit.io.file_search import IMAGE_SUFFIXES, expand_paths
 from segkit.io.product import Product, find_products
 from segkit.io.quality_mask import MASK_PRESETS, QualityMask
@@ -73,6 +74,11 @@ def test_sentinel_2_of_earth_search(tmp_path, applied, shift):
     assert values(path, scaled=True)["red"] == pytest.approx((3000 + shift) / 10_000)
     assert values(path, bands=["B04", "B05", "B8A"]).keys() == {"red", "rededge1", "nir08"}
     assert not Scene.from_files(path).read().valid[0, 0]  # no data, as the item declares
+    (tmp_path / "B04.tif").unlink()
+    write_jp2(tmp_path / "B04.jp2", np.full((6, 6), 4100, dtype=np.uint16), 10)
+    assets["red-jp2"]["href"] = "./B04.jp2"
+    local = write_item(tmp_path / "local.json", assets, **S2, **more)
+    assert values(local, bands=["red"]) == {"red": 3100}  # the file of ESA, to which no catalogue applies the offset
 
 
 def test_sentinel_2_of_copernicus(tmp_path):
@@ -154,6 +160,7 @@ OUTSIDE = [
     "file:///b.tif",
     "/vsicurl/x.tif",
     "s3://bucket/b.tif",
+    "b" * 300 + ".tif",
 ]
 
 
@@ -210,7 +217,7 @@ def test_units_that_are_not_valid_are_refused(tmp_path, units):
 def test_nan_and_codes(tmp_path):
     """NaN as the no-data value is no number to look for; an item of quality bands alone is imagery."""
     write(tmp_path, "qa")
-    for nodata in ("nan", float("nan")):
+    for nodata in ("nan", float("nan"), "-inf", float("inf")):
         assets = {"qa": asset("qa", roles=["cloud"], **{"raster:bands": [{"nodata": nodata}]})}
         assert values(write_item(tmp_path / "item.json", assets), bands=["qa"], resolution=5) == {"qa": 3000}
 
@@ -229,3 +236,41 @@ def test_items_are_found_in_folders_globs_and_collections(tmp_path):
     with pytest.raises(DataError, match="catalogues or collections of STAC"):
         expand_paths(tmp_path / "collection.json", "images", IMAGE_SUFFIXES)
     assert [*read_items(tmp_path / "two.json")] == ["x", "y"]
+
+
+def test_numbers_count_the_bands_of_a_product_whichever_files_hold_them(tmp_path):
+    """Files have bands of another resolution that are not used, and their bands in another order."""
+    write(tmp_path, "fine", value=100, bands=2)
+    pixels = np.stack([np.full((3, 3), value, dtype=np.uint16) for value in (300, 400, 500)])
+    rewrite(write_raster(tmp_path / "coarse.tif", pixels), 20)
+    fine, coarse = ({"name": name} for name in ("red", "nir")), ({"name": name} for name in ("swir", "red", "pan"))
+    path = write_item(tmp_path / "item.json", {"fine": asset("fine", *fine), "coarse": asset("coarse", *coarse)})
+    names = [band.name for band in find_products(path)[0].bands]
+    assert names == ["red", "nir", "swir", "pan"]
+    for resolution, expected in ((10, [100, 100, 300, 500]), (20, [400, 100, 300, 500])):
+        everything = dict(zip(names, expected, strict=True))
+        assert values(path, resolution=resolution) == everything
+        for number, name in enumerate(names, 1):
+            assert values(path, bands=[number], resolution=resolution) == {name: everything[name]}
+    ratio = BandFormula("ratio", "a / b", (("a", "pan"), ("b", "red")))
+    assert values(path, indices=[ratio])["ratio"] == 5
+
+
+def test_a_file_may_be_several_assets(tmp_path):
+    write(tmp_path, "B04")
+    assets = {"red": asset("B04", {"name": "B04", "common_name": "red"}), "data": asset("B04", {"name": "other"})}
+    path = write_item(tmp_path / "item.json", assets, **S2)
+    assert values(path, bands=["red"]) == {"B04": 3000}
+
+
+def test_assets_of_the_same_pixels_and_names_are_no_copies(tmp_path):
+    """Such as dates of a season: each is a band of its own, and a name that several have is refused."""
+    write(tmp_path, "may", "july", bands=2)
+    bands = [{"name": "red", "common_name": "red"}, {"name": "b", "common_name": "nir"}]
+    path = write_item(tmp_path / "item.json", {name: asset(name, *bands) for name in ("may", "july")})
+    assert values(path) == {"may:1": 3000, "may:2": 3000, "july:1": 3001, "july:2": 3001}
+    assert values(path, bands=["july:1"]) == {"july:1": 3001}
+    with pytest.raises(RasterError, match="2 bands that may be called 'red'"):
+        values(path, bands=["red"])
+    alike = write_item(tmp_path / "alike.json", {"may": asset("may", {"name": "b"}, {"name": "b"})})
+    assert values(alike) == {"may:1": 3000, "may:2": 3000}

@@ -128,7 +128,10 @@ def test_what_does_not_fit_is_reported_and_leaves_nothing(maps, tmp_path):
         tmp_path / "moved.tif", codes, crs="EPSG:4326", transform=DEGREES["transform"] @ Affine.translation(1, 0)
     )
     small = write_map(tmp_path / "small.tif", codes[:30], **DEGREES)
+    change(old, new, tmp_path / "changes.tif")
     before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"2 transitions would be called 'forest to .*'; rename a class of"):
+        change(tmp_path / "changes.tif", tmp_path / "changes.tif", tmp_path / "change.tif")
     for other, said in ((moved, "lie on different grids .*transform"), (small, "40 x 50 against 30 x 50 pixels")):
         with pytest.raises(GridError, match=said):
             change(old, other, tmp_path / "change.tif")

@@ -150,6 +150,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(path, tmp_path, codes):
         ({"rules": [f"clearing to wood inside {tmp_path / 'same.tif'}"]}, UsageError, "has no class 'wood'"),
         ({"rules": [f"clearing to forest inside {tmp_path / 'small.tif'}"]}, GridError, "lies on another grid"),
         ({"rules": [f"clearing to forest inside {tmp_path / 'same.tif'}:wood"]}, UsageError, "has no class wood"),
+        ({"rules": [f"clearing to forest outside {tmp_path / 'same.tif'}:77"]}, UsageError, "has no class 77"),
     ):
         with pytest.raises(error, match=message):
             reclassify(path, tmp_path / "new.tif", **changes)

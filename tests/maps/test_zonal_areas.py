@@ -175,6 +175,19 @@ def test_a_spreadsheet(path, tmp_path):
     rows = list(openpyxl.load_workbook(tmp_path / "areas.xlsx")["areas"].values)
     assert rows[0] == ("name", "forest_ha", "water_ha", "field_ha", "zone_ha", "no_data_ha", "outside_map_ha")
     assert rows[1][:2] == ("'=1+1", pytest.approx(found.hectares[0, 0]))
+    write_zones(zones, [shapely.box(500_000, 8_999_900, 500_100, 9_000_000)], name=["a\x01b"])
+    areas(path, zones, by="name", output=tmp_path / "areas.xlsx", overwrite=True)
+    assert list(openpyxl.load_workbook(tmp_path / "areas.xlsx")["areas"].values)[1][0] == "a\ufffdb"
+
+
+@pytest.mark.parametrize(("names", "by"), [(("forest", "no_data"), None), (("forest", "zone"), None), ("ab", "a_ha")])
+def test_columns_of_one_name_are_refused(tmp_path, codes, names, by):
+    path = with_classes(
+        write_map(tmp_path / "map.tif", codes, transform=UTM), [(1, names[0], None), (2, names[1], None)]
+    )
+    zones = write_zones(tmp_path / "z.gpkg", [shapely.box(500_000, 8_999_900, 500_100, 9_000_000)], a_ha=["a"])
+    with pytest.raises(UsageError, match=r"two columns of the table would be called '(no_data|zone|a)_ha'"):
+        areas(path, zones, by=by)
 
 
 def test_what_cannot_be_is_refused_before_the_work(path, tmp_path):

@@ -41,6 +41,14 @@ def test_spelling_does_not_matter(name):
     assert mapping.matched == (True, True)
 
 
+def test_common_names_count_as_they_do_in_a_prediction():
+    """Matched by order, red would start from the weights of blue."""
+    weights = ["B02", "B03", "B04", "B8A"]
+    assert match_names(weights, ["red", "green", "nir08", "blue"]).sources == ((2,), (1,), (3,), (0,))
+    landsat = match_names(weights, ["SR_B4", "SR_B5", "SR_B6"])
+    assert (landsat.sources[:2], landsat.matched) == (((2,), (3,)), (True, True, False))
+
+
 def test_no_common_name_is_no_mapping():
     assert match_names(("B2", "B3"), ("1", "2")) is None
 

@@ -21,6 +21,7 @@ from segkit.plots.text import format_percent
 from segkit.runtime.progress import progress
 
 _SPARSE_SHARE = 0.9  # of the pixels: if more of them are 0, a 0 means that nobody looked
+_MASK_BITS = 0x10101  # of a colour: three masks of 0 and 1, which as colours would all be black
 _UNLABELLED_CODES = (255, 65535)
 _COLOR_NAMES = {
     "#ff0000": "red", "#00ff00": "green", "#0000ff": "blue", "#ffff00": "yellow", "#00ffff": "cyan",
@@ -128,7 +129,8 @@ def draft_codes(found: CodeCounts) -> LabelDraft:
     """
     if found.bands == 1:
         return _draft_single_band(found)
-    return _draft_colors(found) if found.in_color and {*found.counts} - {0, 0x10101} else _draft_masks(found)
+    in_color = found.in_color and any(code & ~_MASK_BITS for code in found.counts)
+    return _draft_colors(found) if in_color else _draft_masks(found)
 
 
 def _draft_single_band(found: CodeCounts) -> LabelDraft:

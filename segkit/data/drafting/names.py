@@ -89,8 +89,9 @@ def _pattern(word: str, split: Callable[[str], tuple[str, str]]) -> str:
 
 def find_date(stem: str) -> DatedName | None:
     """Return the date in a name: 20150711, 2015-07-11 or 2015_07_11; None without one."""
+    stem = normalize_name(stem)
     for regex, pattern in _DATES:
-        for found in regex.finditer(normalize_name(stem)):
+        for found in regex.finditer(stem):
             try:
                 day = date(*map(int, found.groups()))
             except ValueError:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z_./][\w./ -]*(?<! )")
+# Characters that YAML does not allow, or takes for the end of a line.
+_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _WORDS = {"null", "true", "false", "~"}
 _WIDTH = 110
 
@@ -21,7 +23,7 @@ def write_value(value: Any) -> str:
         return "[" + ", ".join(map(write_value, value)) + "]"
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.isascii() and value.lower() not in _WORDS:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return _NOT_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def write_section(key: str, values: Mapping[str, Any], why: Mapping[str, str], indent: str = "") -> list[str]:
@@ -53,7 +55,7 @@ def write_section(key: str, values: Mapping[str, Any], why: Mapping[str, str], i
 def comment(text: str, indent: str = "") -> list[str]:
     """Return a text as lines of a comment."""
     lines, width = [""], _WIDTH - len(indent) - 2
-    for word in text.split():
+    for word in _NOT_YAML.sub("\ufffd", text).split():
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()

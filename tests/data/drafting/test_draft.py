@@ -139,8 +139,9 @@ def test_colours_become_classes_of_these_colours(tmp_path):
     assert draft.recipe.data.train.labels.values["#000000"] is None
 
 
-def test_a_band_of_0_and_1_for_each_class_is_multilabel(tmp_path):
-    pairs(tmp_path, lambda seed: np.stack([blobs([0, 1], seed), blobs([0, 1], 9 + seed)]))
+@pytest.mark.parametrize("classes", [2, 3])  # three could be red, green and blue
+def test_a_band_of_0_and_1_for_each_class_is_multilabel(tmp_path, classes):
+    pairs(tmp_path, lambda seed: np.stack([blobs([0, 1], 9 * number + seed) for number in range(classes)]))
     draft = drafted(tmp_path)
     assert draft.recipe.task.type == "multilabel"
 

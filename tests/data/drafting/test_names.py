@@ -31,6 +31,7 @@ def test_names_tell_images_from_labels(names, patterns):
         ("S2L1C_20150711", (date(2015, 7, 11), "{date:%Y%m%d}", "S2L1C")),
         ("north_2015-07-11_x", (date(2015, 7, 11), "{date:%Y-%m-%d}", "north__x")),
         ("2015_07_11", (date(2015, 7, 11), "{date:%Y_%m_%d}", "scene")),
+        ("Zu\u0308rich_20150711", (date(2015, 7, 11), "{date:%Y%m%d}", "Z\u00fcrich")),  # as macOS writes it
         ("LE70220491999322EDC01", None),  # not a date inside of a longer number
         ("tile_20151711", None),
         ("tile_1", None),
