@@ -39,6 +39,7 @@ from segkit.cli.options import (
     Overwrite,
     Precision,
     Protect,
+    Regularize,
     Scale,
     SceneNoData,
     SetLabels,
@@ -335,6 +336,7 @@ def vectorize(
         str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Round corners.")] = False,
+    regularize: Regularize = None,
     max_area: MaxArea = None,
     min_confidence: MinConfidence = None,
     attributes: Attributes = None,
@@ -361,6 +363,7 @@ def vectorize(
         protect=protect or (),
         simplify=simplify,
         smooth=smooth,
+        regularize=regularize or (),
         max_area=max_area,
         min_confidence=min_confidence,
         attributes=[one.value for one in attributes or ()],
@@ -374,6 +377,8 @@ def vectorize(
         show_progress=True,
     )
     print_areas("polygons", summary.polygons, summary.hectares)
+    if regularize:
+        print(f"\nright-angled outlines: {summary.right_angled:,}; ordinary ones: {summary.not_right_angled:,}")
     count = summary.left_out
     print(f"\n{count:,} polygon{'s' if count > 1 else ''} left out" if count else "")
     print(summary.path)

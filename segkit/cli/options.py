@@ -135,6 +135,10 @@ Protect = Annotated[
     list[str] | None,
     typer.Option("--protect", metavar="CLASS", help="Keep all regions of this class, however small. Repeatable."),
 ]
+Regularize = Annotated[
+    list[str] | None,
+    typer.Option("--regularize", metavar="CLASS", help="Right-angled outlines for this class. Repeatable."),
+]
 MaxArea = Annotated[
     str | None, typer.Option("--max-area", metavar="AREA", help="Leave out larger polygons: 500ha, 90000px.")
 ]

@@ -39,12 +39,16 @@ class Summary:
         {class: true area}; None if any `area_ha` is null.
     left_out
         Number of polygons that `max_area` or `min_confidence` left out.
+    right_angled, not_right_angled
+        Number of objects of the classes of `regularize` with and without a right-angled outline.
     """
 
     path: Path
     polygons: dict[str, int]
     hectares: dict[str, float] | None
     left_out: int = 0
+    right_angled: int = 0
+    not_right_angled: int = 0
 
 
 @renamed_keywords(names="class_names")
@@ -60,6 +64,7 @@ def vectorize(
     simplify: str | None = None,
     smooth: bool = False,
     protect: Sequence[str | int] = (),
+    regularize: Sequence[str | int] = (),
     max_area: str | None = None,
     min_confidence: float | None = None,
     attributes: Sequence[str] = (),
@@ -95,7 +100,12 @@ def vectorize(
     check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, class_names])
     check_attributes(attributes)
     options = VectorizeOptions.from_text(
-        min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+        min_area=min_area,
+        fill_holes=fill_holes,
+        simplify=simplify,
+        smooth=smooth,
+        protect=protect,
+        regularize=regularize,
     )
     wanted = PolygonFilter.from_text(
         max_area=max_area,
@@ -140,7 +150,9 @@ def vectorize(
             if len(batch):
                 table = batch.to_arrow(confidence=confidence, attributes=attributes, projection=out.projection)
                 out.write(table, batch.layer if multilabel else None)
-    return Summary(target, counts, None if any(map(math.isnan, areas.values())) else areas, wanted.left_out)
+    hectares = None if any(map(math.isnan, areas.values())) else areas
+    outlines = source.outline_counts
+    return Summary(target, counts, hectares, wanted.left_out, outlines.right_angled, outlines.kept)
 
 
 @renamed_keywords(names="class_names")
@@ -155,6 +167,7 @@ def polygons(
     simplify: str | None = None,
     smooth: bool = False,
     protect: Sequence[str | int] = (),
+    regularize: Sequence[str | int] = (),
     max_area: str | None = None,
     min_confidence: float | None = None,
     attributes: Sequence[str] = (),
@@ -193,6 +206,12 @@ def polygons(
         Round the corners of borders, within the triangle of the corner and the midpoints of its two edges.
     protect
         Names or values of classes whose regions stay however small they are. Others may be merged into them.
+    regularize
+        Names or values of classes, such as buildings, whose outlines become right-angled: each edge runs along the main
+        direction of its object or across it, long ones also along a diagonal. Outlines move by at most 2 pixels, or by
+        `simplify` if that is more and necessary, and areas change by at most 5 %. Objects for which this is impossible,
+        those with more than one region around them or another border in the way, and those longer than 1024 pixels keep
+        their ordinary outline.
     max_area
         Larger polygons are left out, not merged, and their neighbours do not change. The limit is compared with
         `area_ha`, or in pixels with `pixels`, after all of the above and before `dissolve`.
@@ -240,7 +259,12 @@ def polygons(
 
     check_attributes(attributes)
     options = VectorizeOptions.from_text(
-        min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+        min_area=min_area,
+        fill_holes=fill_holes,
+        simplify=simplify,
+        smooth=smooth,
+        protect=protect,
+        regularize=regularize,
     )
     wanted = PolygonFilter.from_text(
         max_area=max_area,

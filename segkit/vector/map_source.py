@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from segkit.vector.reproject import Projection, crs_of
 from segkit.vector.tracing.confidence import Confidence
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures, unmeasured_pixels
+from segkit.vector.tracing.regularize import OutlineCounts
 
 if TYPE_CHECKING:
     from segkit.io.data_array import AnyMap
@@ -52,6 +53,8 @@ class MapSource:
         Generalisation.
     wanted
         Which of the finished polygons are kept.
+    outline_counts
+        How many outlines became right-angled so far.
     """
 
     dataset: DatasetReader
@@ -62,6 +65,7 @@ class MapSource:
     confidence: Confidence | None
     options: VectorizeOptions
     wanted: PolygonFilter
+    outline_counts: OutlineCounts = field(default_factory=OutlineCounts)
 
     def classes(self) -> list[MapClass]:
         """Return the selected classes among those that the map lists, whether or not they occur in it."""
@@ -100,8 +104,9 @@ class MapSource:
         rows = self.grid.height * self.dataset.count * (1 if self.confidence is None else 2)
         with progress("vectorize", rows, "rows", show=show_progress) as advance:
             for band in self.dataset.indexes:
-                is_protected = protection(self.legend, band, self.options.protect)
-                band_classes = BandClasses(partial(self._select_class, band), is_protected)
+                is_protected = class_test(self.legend, band, self.options.protect)
+                is_regularized = class_test(self.legend, band, self.options.regularize)
+                band_classes = BandClasses(partial(self._select_class, band), is_protected, is_regularized)
                 arguments = (
                     self.dataset,
                     band,
@@ -111,7 +116,7 @@ class MapSource:
                     self.confidence,
                     advance,
                 )
-                with closing(trace_band(*arguments)) as traced:
+                with closing(trace_band(*arguments, outline_counts=self.outline_counts)) as traced:
                     kept = map(self.wanted.apply, traced)
                     if not dissolve:
                         for polygons in kept:
@@ -135,22 +140,22 @@ class MapSource:
         return one
 
 
-def protection(legend: Legend, band: int, protect: Sequence[str]) -> Callable[[int], bool]:
-    """Return a function that says whether a code of a band is that of one of the protected classes.
+def class_test(legend: Legend, band: int, classes: Sequence[str]) -> Callable[[int], bool]:
+    """Return a function that says whether a code of a band is that of one of these classes.
 
     Raises
     ------
     UsageError
         The map cannot have such a class.
     """
-    if not protect:
+    if not classes:
         return lambda code: False
-    selection = legend.select(protect)
+    selection = legend.select(classes)
 
-    def is_protected(code: int) -> bool:
+    def is_one(code: int) -> bool:
         return (code == 1 or not legend.multilabel) and selection.select(band, code) is not None
 
-    return is_protected
+    return is_one
 
 
 @contextmanager

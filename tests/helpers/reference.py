@@ -79,7 +79,9 @@ PATTERNS = {
 PATTERNS = {name: np.array(codes, dtype=np.uint8) for name, codes in PATTERNS.items()}
 
 
-def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, wanted=None, **options):
+def traced(
+    codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, wanted=None, outline_counts=None, **options
+):
     """Write an array to a file, trace it, and return the polygons and their codes."""
     height, width = codes.shape
     profile = {"height": height, "width": width, "count": 1, "dtype": codes.dtype, "nodata": NODATA}
@@ -88,7 +90,10 @@ def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, 
             dataset.write(codes, 1)
         with file.open() as dataset:
             pixel_measures = unmeasured_pixels() if crs is None else fit_pixel_measures(read_grid(dataset))
-            kinds = BandClasses(lambda code: MapClass(str(code), code) if wanted is None or code in wanted else None)
+            kinds = BandClasses(
+                lambda code: MapClass(str(code), code) if wanted is None or code in wanted else None,
+                is_regularized=lambda code: code in options.get("regularize", ()),
+            )
             chosen = {"min_area": None, "fill_holes": None, "simplify": None, "smooth": False} | options
             arguments = (
                 dataset,
@@ -99,7 +104,8 @@ def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, 
                 confidence,
                 lambda rows: None,
             )
-            polygons = concatenate_polygons(list(trace_band(*arguments, block=block)))
+            traced_parts = trace_band(*arguments, block=block, outline_counts=outline_counts)
+            polygons = concatenate_polygons(list(traced_parts))
     return polygons, np.array(kinds.codes, dtype=np.int64)[polygons.class_index]
 
 

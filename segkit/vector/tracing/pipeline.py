@@ -1,8 +1,8 @@
 """Trace a band of a map: from pixels to batches of polygons, from top to bottom.
 
 Steps: runs of equal pixels (`runs`); small regions and holes removed if requested (`sieve`); probabilities summed
-(`confidence`); regions and the arcs between them (`sweep`), simplified (`generalize`, `simplify`) and measured
-(`pixel_measures`); rings (`rings`).
+(`confidence`); right-angled outlines chosen if requested (`regularize`, `right_angles`); regions and the arcs between
+them (`sweep`), simplified (`generalize`, `simplify`) and measured (`pixel_measures`); rings (`rings`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from segkit.vector.geometry import concatenate_polygons
 from segkit.vector.tracing.confidence import Confidence, ConfidenceSums
 from segkit.vector.tracing.generalize import Generalisation
 from segkit.vector.tracing.pixel_measures import PixelMeasures, length_at, measure_runs
+from segkit.vector.tracing.regularize import OutlineCounts, Regularizer
 from segkit.vector.tracing.rings import Polygons
 from segkit.vector.tracing.runs import Codes, Runs, plain_nodata, read_runs
 from segkit.vector.tracing.sieve import Sieve
@@ -59,6 +60,8 @@ class VectorizeOptions:
         Round corners.
     protect
         Names or values of classes whose regions are not merged, and not filled as holes, however small.
+    regularize
+        Names or values of classes whose outlines become right-angled.
     """
 
     min_area: Quantity | None = None
@@ -66,6 +69,7 @@ class VectorizeOptions:
     simplify: Quantity | None = None
     smooth: bool = False
     protect: tuple[str, ...] = ()
+    regularize: tuple[str, ...] = ()
 
     @classmethod
     def from_text(
@@ -76,6 +80,7 @@ class VectorizeOptions:
         simplify: str | None = None,
         smooth: bool = False,
         protect: Sequence[str | int] = (),
+        regularize: Sequence[str | int] = (),
     ) -> VectorizeOptions:
         """Parse areas and distances with their units.
 
@@ -90,6 +95,7 @@ class VectorizeOptions:
             None if simplify is None else quantities.parse_length(simplify, "simplify"),
             smooth,
             tuple(map(str, protect)),
+            tuple(map(str, regularize)),
         )
 
     def check(self, *, has_areas: bool) -> None:
@@ -107,15 +113,18 @@ class BandClasses:
     """The classes of a band, in the order in which their codes first occur, with their pixel counts.
 
     The position of a class is its class index. `choose` returns the class of a code, or None if it is not selected,
-    and `is_protected` whether its regions are left as they are.
+    `is_protected` whether its regions are left as they are, and `is_regularized` whether their outlines become
+    right-angled.
     """
 
     choose: Callable[[int], MapClass | None]
     is_protected: Callable[[int], bool] = lambda code: False
+    is_regularized: Callable[[int], bool] = lambda code: False
     codes: list[int] = field(default_factory=list)
     classes: list[MapClass | None] = field(default_factory=list)
     pixels: list[int] = field(default_factory=list)
     protected: list[bool] = field(default_factory=list)
+    regularized: list[bool] = field(default_factory=list)
 
     def add_code(self, code: int) -> None:
         """Add a code that occurs for the first time."""
@@ -123,6 +132,7 @@ class BandClasses:
         self.classes.append(self.choose(code))
         self.pixels.append(0)
         self.protected.append(self.is_protected(code))
+        self.regularized.append(self.is_regularized(code))
 
     def count(self, runs: Runs) -> None:
         """Count the pixels of runs."""
@@ -151,6 +161,7 @@ def trace_band(
     advance: Callable[[float], None],
     *,
     block: tuple[int, int] | None = None,
+    outline_counts: OutlineCounts | None = None,
 ) -> Generator[Polygons]:
     """Yield a band's polygons in one or more batches, in the order in which they end.
 
@@ -164,6 +175,8 @@ def trace_band(
         Called with the number of rows done.
     block
         Rows and columns to read at once. This does not change the result.
+    outline_counts
+        Updated with the objects whose outlines should become right-angled.
 
     Raises
     ------
@@ -178,11 +191,18 @@ def trace_band(
         generalisation = Generalisation(options.simplify.number, not options.simplify.pixels, options.smooth)
     sieved = sieve_band(dataset, band, band_classes, pixel_measures, options, advance, block=block)
     with closing(sieved) as runs:
-        tracer = Tracer(grid.width, grid.transform, pixel_measures, generalisation)
+        take_outlines = None
+        passed: Iterator[Runs] = runs
+        if options.regularize:
+            tolerance, metres = generalisation.tolerance or 0.0, generalisation.metres
+            regularizer = Regularizer(grid, pixel_measures, tolerance, outline_counts or OutlineCounts(), metres=metres)
+            take_outlines = regularizer.take_outlines
+            passed = regularizer.sift(runs, lambda: np.array(band_classes.regularized, dtype=bool))
+        tracer = Tracer(grid.width, grid.transform, pixel_measures, generalisation, take_outlines)
         parts = (
-            ((part, None) for part in runs)
+            ((part, None) for part in passed)
             if confidence is None
-            else confidence.along(runs, band_classes.classes, advance)
+            else confidence.along(passed, band_classes.classes, advance)
         )
         yield from _batches(_trace_parts(tracer, parts, band_classes, grid.height))
 
