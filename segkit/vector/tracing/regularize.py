@@ -219,8 +219,9 @@ def _choose_outlines(
             if newx.size == 0 and largest > MIN_TOLERANCE_PIXELS:
                 direction, newx, newy = fit_outline(x, y, frame, largest, direction)
             fits = 0 < newx.size <= x.size and inner >= 0 and outer >= 0
-            fits = fits and newx.min() >= left + 1 and newx.max() <= left + columns - 1
-            fits = fits and newy.min() >= upper + 1 and newy.max() <= upper + rows - 1
+            # The rows around it were seen and are still held.
+            fits = fits and newx.min() >= left + 2 and newx.max() <= left + columns - 2
+            fits = fits and newy.min() >= upper + 2 and newy.max() <= upper + rows - 2
             if not (
                 fits and _claim(x - left, y - upper, newx - left, newy - upper, pixels, inner, outer, left, upper, bits)
             ):

