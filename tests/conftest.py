@@ -1,8 +1,10 @@
 """What several test files need. Tests run side by side (pytest -n), so each process computes in one thread."""
 
+import gc
 import math
 import os
 import signal
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
@@ -27,10 +29,52 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_configure():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Leave the objects of imports out of garbage collection, which would take a tenth of the time."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else nanobind takes the functions of triton for leaks
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_cache_of_the_user(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_disks():
+    """Tests need no data on the disk after a power failure; that files are synced is tested by a call of `os.fsync`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ample_memory():
+    """With little memory, each prediction measures its network first; tests of that set the memory themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "segkit.inference.settings" in sys.modules:  # else no test here predicts
+            patch.setattr("segkit.inference.settings.available_memory", lambda device: 2**40)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _receptive_fields_are_measured_once():
+    """A measurement takes a second; networks of one architecture have the same receptive field."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "segkit.models.segmenter" in sys.modules:
+            from quick import measure_once
+
+            patch.setattr("segkit.models.segmenter.measure_receptive_field", measure_once)
         yield
 
 

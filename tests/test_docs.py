@@ -19,6 +19,8 @@ import shapely
 import typer
 import yaml
 from dask_workers import forked_workers
+from exported import classical
+from matplotlib.figure import Figure
 from places import ROOT
 from products import write_item, write_safe
 from quick import skip_measurements, skip_pictures
@@ -79,6 +81,24 @@ def write(path: Path, values: np.ndarray, **profile: object) -> None:
         file.write(values)
 
 
+def make_tiny(recipe: Path) -> None:
+    """Give a recipe a network and a training that take seconds."""
+    content = yaml.safe_load(recipe.read_text())
+    is_classical = content["model"].get("architecture") in CLASSICAL
+    content["model"] |= TINY_LEARNER if is_classical else TINY_MODEL
+    content["train"] |= TINY_TRAINING
+    content["data"]["val"] = {"fraction": 0.3, "block": 32, "gap": 4}
+    recipe.write_text(yaml.safe_dump(content))
+
+
+def exported_model(line: str) -> str:
+    """Return the model for a command of export.md: a learner is exported in a fraction of the time of a network.
+
+    Networks are exported here with fixed windows and to torch.export, in tests/exporting with free ones to ONNX.
+    """
+    return "second.safetensors" if "--tile" in line or ".pt2" in line else "learner.safetensors"
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: the recipes with a tiny network, their data, and the files that documents name."""
@@ -114,13 +134,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "names.csv").write_text("value,name,color\n1,forest,#1b7837\n")
     (root / "counts.csv").write_text("map,background,deforestation\nbackground,90,2\ndeforestation,5,60\n")
     for recipe in (ROOT / "configs").glob("*.yaml"):
-        content = yaml.safe_load(recipe.read_text())
-        is_classical = content["model"].get("architecture") in CLASSICAL
-        content["model"] |= TINY_LEARNER if is_classical else TINY_MODEL
-        content["train"] |= TINY_TRAINING
-        content["data"]["val"] = {"fraction": 0.3, "block": 32, "gap": 4}
         (root / "configs").mkdir(exist_ok=True)
-        (root / "configs" / recipe.name).write_text(yaml.safe_dump(content))
+        make_tiny(Path(shutil.copy(recipe, root / "configs")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         run("segkit train configs/deforestation.yaml -o trained", patch)
@@ -128,6 +143,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     second = load(root / "forest.safetensors")
     second.mean += 10
     second.save(root / "second.safetensors")
+    classical(root).save(root / "learner.safetensors")
     return root
 
 
@@ -149,9 +165,15 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(sys.modules["segkit.training.results"], "draw_worst_windows", lambda *_, **__: None)
     if document.name in ("areas.md", "assess.md", "change.md", "clean.md", "commands.md", "reclassify.md"):
         finished_maps(here)
+    if document.name not in ("README.md", "report.md", "train.md"):  # which show the curves
+        monkeypatch.setattr(sys.modules["segkit.training.results"].training_curves, "curves", lambda *_: Figure())
     for line in [*BEFORE.get(document.name, []), *commands(document)]:
+        if document.name == "export.md":
+            shutil.copy(exported_model(line), "forest.safetensors")
         with forked_workers() if "--cluster" in line else nullcontext():
             run(line, monkeypatch)
+        if line.startswith("segkit check mine.yaml"):  # as `init` wrote it; the training is a small one
+            make_tiny(Path("mine.yaml"))
         if "filled.gpkg" in line and "design" in line:
             points = geopandas.read_file("filled.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")

@@ -258,9 +258,10 @@ def _about_keys(message: str, options: set[str]) -> str:
     if not keys:
         return ""
     named = f"{keys[0]} is a key" if len(keys) == 1 else f"{' and '.join(keys)} are keys"
+    of_maps = "; of a map, --ignore CODE does what data.ignore does" if "--ignore" in options else ""
     return (
         f" ({named} of the recipe, which this command does not take: change the files, or change the recipe and "
-        "train again)"
+        f"train again{of_maps if 'data.ignore' in keys else ''})"
     )
 
 

@@ -20,6 +20,7 @@ from segkit.errors import SegkitError
 from segkit.io.cover import grids_within
 from segkit.io.grid import Grid
 from segkit.io.paths import list_files
+from segkit.io.raster import open_raster
 from segkit.io.remote import as_path
 from segkit.models.segmenter import load
 from segkit.recipe.schema import Recipe
@@ -124,6 +125,18 @@ def recipes_of_map(tags: Mapping[str, str]) -> list[Recipe]:
                 if model.fingerprint() in tags.get("segkit_model", ""):
                     recipes.append(model.recipe)
     return recipes
+
+
+def recipes_of_maps(maps: Sequence[Path]) -> list[Recipe]:
+    """Return the recipes of the models that made maps; see `recipes_of_map`. A model of many maps is loaded once."""
+    found = {}
+    for file in maps:
+        with open_raster(file) as dataset:
+            tags = dataset.tags()
+        made_by = tags.get("segkit_model"), tags.get("segkit_model_files")
+        if made_by not in found:
+            found[made_by] = recipes_of_map(tags)
+    return [recipe for recipes in found.values() for recipe in recipes]
 
 
 def label_files(samples: Sequence[Sample]) -> list[Path]:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from segkit.data.applicability import compare_with_model, describe_unlike_scenes
 from segkit.data.area import LabelledArea, full_areas
 from segkit.data.areas import open_labelled_samples
 from segkit.data.band_warnings import describe_alpha_bands, describe_partial_layers, describe_unmatched_bands
-from segkit.data.leakage import describe_training_labels, label_files
+from segkit.data.leakage import describe_training_labels, label_files, recipes_of_maps
 from segkit.data.pairing import Sample, paths_as_text, source_files
 from segkit.errors import LabelError, UsageError, suggest
 from segkit.evaluation.bootstrap import BootstrapIntervals
@@ -41,7 +42,7 @@ from segkit.models.calibration import Calibration
 from segkit.models.ensemble import load_model
 from segkit.recipe.imagery import change_imagery
 from segkit.recipe.label_source import LabelSource
-from segkit.recipe.schema import Data
+from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
@@ -155,8 +156,9 @@ def evaluate(
     read = [one for one in (*models, class_names) if isinstance(one, (str, os.PathLike))]
     check_distinct([target], [*read, *source_files(source, data)])
     refuse_ambiguous_labels(samples)
-    if images is not None and show_progress and (trained := describe_training_labels(recipe, label_files(samples))):
-        print(f"warning: {trained}", file=sys.stderr)
+    if show_progress:
+        recipes = recipes_of_maps([one.scene.paths[0] for one in samples]) if images is None else [segmenter.recipe]
+        _warn_of_training_labels(recipes, label_files(samples))
     result = evaluate_areas(
         predictor, full_areas(samples), width, size, distances=distances, show_progress=show_progress
     )
@@ -298,6 +300,11 @@ def _labelled_source(images: Any, labels: Any, patterns: dict[str, str | None]) 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(str(first.get("ctx", {}).get("error", first["msg"]))) from error
+
+
+def _warn_of_training_labels(recipes: Sequence[Recipe], labels: Sequence[Path]) -> None:
+    if trained := next(filter(None, (describe_training_labels(recipe, labels) for recipe in recipes)), None):
+        print(f"warning: {trained}", file=sys.stderr)
 
 
 def _warn_of_unlike_scenes(model: AnyModel, samples: Sequence[Sample]) -> None:

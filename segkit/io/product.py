@@ -255,6 +255,14 @@ def find_products(path: Path) -> list[Product] | None:
     return [Product(path)] if not isinstance(path, Remote) and is_safe(path) else None
 
 
+def holds_products(path: Path) -> bool:
+    """Return whether a path holds products; a JSON file that is not of STAC does not."""
+    try:
+        return bool(find_products(path))
+    except DataError:
+        return False
+
+
 def as_image(path: Path) -> Path:
     """Return a path as an image: a product if it holds one, else unchanged.
 

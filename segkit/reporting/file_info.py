@@ -1,4 +1,4 @@
-"""`segkit.info`: what a model, run, map, raster or vector file is, as facts for programs and a card for people."""
+"""`segkit.info`: what a model, run, map or other file of a project is, as facts for programs and a card for people."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from segkit.io.class_table import OUTPUT_TAG, Legend
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import FileSet, PathLike
+from segkit.io.product import find_products, holds_products
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import Remote, as_path
 from segkit.io.vector import is_vector, layer_names, read_layer
@@ -31,7 +32,7 @@ class FileInfo:
     Parameters
     ----------
     kind
-        "model", "run", "folds", "map", "raster" or "vector".
+        "model", "run", "folds", "map", "raster", "product", "products" or "vector".
     path
         The file or folder.
     facts
@@ -54,13 +55,13 @@ class FileInfo:
 
 
 def info(path: PathLike, *, stac: PathLike | None = None, overwrite: bool = False) -> FileInfo:
-    """Say what a model, run, map, raster or vector file is, from its metadata.
+    """Say what a model, run, map, raster, product or vector file is, from its metadata.
 
     Parameters
     ----------
     path
         A model file (.safetensors), the folder of a run or of a cross-validation, a raster or its URL, files that lie
-        side by side as a `segkit.Mosaic`, or a vector file.
+        side by side as a `segkit.Mosaic`, a Sentinel-2 SAFE folder, a file of STAC items, or a vector file.
     stac
         Where to write a STAC item (.json) that describes a model file.
     overwrite
@@ -99,6 +100,8 @@ def _kind(file: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
     if isinstance(file, FileSet | Remote):
         return "raster", _raster
     require_file(file)
+    if holds_products(file):
+        return "product", _products
     if file.is_dir():
         return "run", _folder
     suffix = file.suffix.lower()
@@ -282,6 +285,32 @@ def _storage(dataset: DatasetReader) -> dict[str, Any]:
         "compression": compression,
         "block": list(dataset.block_shapes[0]),
         "overviews": dataset.overviews(1),
+    }
+
+
+def _products(file: Path) -> dict[str, Any]:
+    """Read the bands of a product; of several items, their names."""
+    products = find_products(file) or []
+    if len(products) != 1:
+        return {"kind": "products", "items": [product.stem for product in products]}
+    [product] = products
+    with product.open_dataset(vrt=None) as dataset:
+        grid = read_grid(dataset)
+    return {"item": product.stem, "crs": crs_name(grid.crs), "bounds": list(grid.bounds)} | {
+        "bands": [
+            {
+                "name": band.name,
+                "other_names": list(band.other_names),
+                "pixel_sizes": sorted(one.resolution for one in band.files if not one.problem),
+                "scale": band.scale,
+                "offset": band.offset,
+                "added": band.shift,
+                "nodata": band.nodata,
+                "used": band.is_imagery,
+            }
+            for band in product.bands
+        ],
+        "missing_files": [one.problem for band in product.bands for one in band.files if one.problem],
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
+from quick import skip_measurements, skip_pictures
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit.cli import app as cli
@@ -459,6 +460,8 @@ def test_the_whole_job(segkit, place):
     assert (code, err) == (0, "")
     assert "Mpx/s" in out
     assert re.search(r"unlike the training data .*: [\d.< ]+ % of a sample of the map's pixels", out)
+    code, _, err = segkit("evaluate", "map.tif", "--labels", "labels/a.tif", "--ignore", "255")
+    assert err == "warning: these labels also trained the model (labels/a.tif), so the scores are too good\n"
     more = ("--applicability", "index.tif", "--uncertainty", "entropy", "--uncertainty", "margin")
     code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "more.tif", *more)
     assert (code, err) == (0, "")
@@ -492,7 +495,9 @@ def test_a_check_with_a_picture(segkit, place):
     assert out.endswith("\npicture p.png\n")
 
 
-def test_a_comparison_is_a_table_and_a_matrix(segkit, place):
+def test_a_comparison_is_a_table_and_a_matrix(segkit, place, monkeypatch):
+    skip_measurements(monkeypatch.setattr)
+    skip_pictures(monkeypatch.setattr)
     command = ("compare", "recipe.yaml", "-o", "both", "--heads", "softmax,sigmoid", "--seeds", "1")
     code, out, err = segkit(*command)
     assert code == 0

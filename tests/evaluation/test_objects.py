@@ -86,13 +86,13 @@ def pictures(draw):
 
 
 @given(pictures(), st.sampled_from([1, 25]))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_counts_are_those_of_all_pairs_of_regions_whatever_the_strips(picture, at_once):
     task, decided, truth, least = picture
     expected = brute(task, decided, truth, np.ones(truth.shape[1:]), least)
     height = truth.shape[1]
     size = Quantity(least, pixels=True)
-    for rows in range(1, height + 1):
+    for rows in {1, 2, 3, height}:
         found = counted(task, decided, truth, size, range(rows, height, rows))
         np.testing.assert_array_equal(found.counts, expected, f"strips of {rows}")
     with pytest.MonkeyPatch.context() as patch:

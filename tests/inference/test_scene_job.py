@@ -37,7 +37,6 @@ def cut_small(patch):
 @pytest.fixture(autouse=True)
 def several_bands_and_groups(monkeypatch):
     cut_small(monkeypatch)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nobody pulls a plug here
 
 
 @pytest.fixture
@@ -65,9 +64,15 @@ def assert_same(found, right):
         np.testing.assert_array_equal(found[name], right[name])
 
 
-def undisturbed(scene, folder):
-    assert mapped(Neighbours(), scene, folder).bands == BANDS
-    return written(folder)
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    """What a map that nothing disturbs holds."""
+    folder = tmp_path_factory.mktemp("right")
+    scene = write_scene(folder / "scene.tif", HEIGHT, WIDTH)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_small(patch)
+        assert mapped(Neighbours(), scene, folder / "rasters").bands == BANDS
+    return written(folder / "rasters")
 
 
 def broken(scene, folder, *, bands, error=KeyboardInterrupt, **options):
@@ -119,9 +124,8 @@ def test_the_same_call_goes_on_after_kills_at_any_time(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RasterError("block 7 is damaged"), ValueError("a fault")])
-def test_an_interruption_keeps_what_is_finished(tmp_path, scene, error):
-    right, before = undisturbed(scene, tmp_path / "right"), threading.active_count()
-    found = tmp_path / "found"
+def test_an_interruption_keeps_what_is_finished(tmp_path, scene, right, error):
+    found, before = tmp_path / "found", threading.active_count()
     for bands in (1, 3):
         done = len(list((found / "map.tif.bands").glob("band-*")))
         with pytest.raises(error if isinstance(error, type) else type(error)):
@@ -151,8 +155,8 @@ def test_the_strips_of_a_map_in_one_file_are_checked_as_those_of_the_whole(tmp_p
 
 
 @pytest.mark.parametrize("product", range(len(RASTERS)))
-def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, monkeypatch, product):
-    right, found, assembled = undisturbed(scene, tmp_path / "right"), tmp_path / "found", []
+def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, right, monkeypatch, product):
+    found, assembled = tmp_path / "found", []
 
     def interrupted(path, *arguments, **options):
         if len(assembled) == product:
@@ -176,8 +180,8 @@ def test_an_interruption_of_the_last_step_costs_no_computing(tmp_path, scene, mo
     ("band", "name", "redone"),
     [(0, "map.tif", 1), (1, "bottom.tif", 1), (2, "top.tif", 1), (3, "p.tif", 1), (BANDS + 1, "map.tif", 0)],
 )
-def test_a_damaged_band_is_computed_again_with_a_warning(tmp_path, scene, monkeypatch, band, name, redone):
-    right, found = undisturbed(scene, tmp_path / "right"), tmp_path / "found"
+def test_a_damaged_band_is_computed_again_with_a_warning(tmp_path, scene, right, monkeypatch, band, name, redone):
+    found = tmp_path / "found"
     with monkeypatch.context() as patch:
         patch.setattr(tasks, "build_cog", lambda *arguments, **options: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -271,7 +275,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("unfinished", [False, True], ids=["finished", "unfinished"])
 @pytest.mark.parametrize("what", OTHERS)
-def test_work_of_another_request_is_refused_by_name_and_started_afresh_on_overwrite(tmp_path, scene, what, unfinished):
+def test_work_of_another_request_is_refused_by_name(tmp_path, scene, what, unfinished):
     found = tmp_path / "found"
     if unfinished:
         broken(scene, found, bands=2)
@@ -284,13 +288,22 @@ def test_work_of_another_request_is_refused_by_name_and_started_afresh_on_overwr
         mapped(model, scene, found, **options)
     assert model.calls == 0
     assert before == {path: path.read_bytes() for path in found.rglob("*") if path.is_file()}
+    if what in AFRESH:
+        check_started_afresh(scene, found, what, model, options)
 
+
+# One of the files, one of the windows, and one of what is asked of the network.
+AFRESH = {"scene", "tile", "tta"}
+
+
+def check_started_afresh(scene, found, what, model, options):
+    """With --overwrite nothing of the other request is kept."""
     summary = mapped(model, scene, found, overwrite=True, **options)
     assert summary.resumed == 0
-    fresh = OTHERS[what](scene, tmp_path)[0]
-    mapped(fresh, scene, tmp_path / "fresh", **options)
+    fresh = OTHERS[what](scene, found.parent)[0]
+    mapped(fresh, scene, found.parent / "fresh", **options)
     assert model.calls == fresh.calls
-    assert_same(written(found), written(tmp_path / "fresh"))
+    assert_same(written(found), written(found.parent / "fresh"))
 
 
 def test_a_product_that_the_map_was_not_made_with_is_another_request(tmp_path, scene):

@@ -15,6 +15,7 @@ import rasterio
 import rasterio.shutil
 import yaml
 from affine import Affine
+from quick import skip_measurements, skip_pictures
 from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.windows import Window
 from server import serving
@@ -408,7 +409,9 @@ def pairs(server):
     return [server.url(f"{kind}/{name}.tif?sig=SECRET") for kind in ("images", "labels") for name in "ab"]
 
 
-def test_training_and_what_belongs_to_it_read_urls(server, pairs, tmp_path):
+def test_training_and_what_belongs_to_it_read_urls(server, pairs, tmp_path, monkeypatch):
+    skip_measurements(monkeypatch.setattr)
+    skip_pictures(monkeypatch.setattr)
     images, labels = pairs[:2], pairs[2:]
     recipe = recipe_for(server.folder, "binary", train={"epochs": 1, "steps_per_epoch": 2}).to_dict()
     local = Recipe.from_dict(recipe)

@@ -125,7 +125,9 @@ def test_curves_show_the_log():
 
 
 def test_one_epoch_is_seen():
-    for ax in training_curves.curves(log(1), 1).axes:
+    axes = training_curves.curves(log(1), 1).axes
+    assert [len(ax.lines) for ax in axes] == [2, 3]  # loss, and two scores; the last line is that of the saved epoch
+    for ax in axes:
         for shown in ax.lines[:-1]:
             assert shown.get_marker() in ("o", "s")
             (x,), (y,) = shown.get_data()

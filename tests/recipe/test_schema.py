@@ -64,7 +64,9 @@ def test_the_schema_is_valid_and_refuses_what_the_recipe_refuses(recipe):
 
 
 def test_every_key_is_described_in_the_schema():
-    for part in schema()["$defs"].values():
+    parts = {part["title"]: part for part in schema()["$defs"].values()}
+    assert {"Train", "Model", "Data"} <= parts.keys()
+    for part in parts.values():
         for key, node in part.get("properties", {}).items():
             if part["title"] not in ("Task", "LandCoverClass"):
                 assert node.get("description"), f"{part['title']}.{key}"

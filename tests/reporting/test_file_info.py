@@ -8,6 +8,7 @@ import pytest
 import shapely
 import yaml
 from maps import write_map
+from products import random_bands, write_item, write_safe
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit import info
@@ -115,3 +116,23 @@ def test_other_files_are_refused(place, tmp_path):
     (tmp_path / "text.txt").write_text("text")
     with pytest.raises(DataError, match="not a raster that segkit reads"):
         info(tmp_path / "text.txt")
+
+
+def test_a_product_and_items(tmp_path):
+    safe = write_safe(tmp_path, random_bands(["B02", "B8A", "SCL"]))
+    found = facts(safe, "product")
+    assert [(one["name"], one["pixel_sizes"], one["added"], one["used"]) for one in found["bands"]] == [
+        ("B02", [10], -1000, True), ("B8A", [20], -1000, True), ("SCL", [20], None, False),
+    ]  # fmt: skip
+    assert (found["crs"], found["missing_files"]) == ("EPSG:32632", [])
+    assert found["bounds"][2] - found["bounds"][0] == 600
+    write_raster(tmp_path / "red.tif", np.ones((1, 8, 8), np.uint16))
+    image = {"type": "image/tiff; application=geotiff", "roles": ["data"]}
+    item = write_item(tmp_path / "item.json", {"red": image | {"href": "red.tif"}, "nir": image | {"href": "nir.tif"}})
+    found = facts(item, "product")
+    assert [one["pixel_sizes"] for one in found["bands"]] == [[10], []]
+    [missing] = found["missing_files"]
+    assert "nir.tif" in missing
+    several = [json.loads(item.read_text()) | {"id": name} for name in ("north", "south")]
+    (tmp_path / "all.json").write_text(json.dumps({"type": "FeatureCollection", "features": several}))
+    assert facts(tmp_path / "all.json", "products") == {"items": ["north", "south"]}

@@ -329,6 +329,7 @@ def test_models_are_those_of_a_training(data, tmp_path):
     """No stand-in: what compare tells is what `train` alone finds."""
     recipe = recipe_for(data["binary"], "binary", train={"epochs": 1, "steps_per_epoch": 2})
     result = compare(recipe, tmp_path / "out", **HEADS, seeds=[3])
+    assert [trial.variant for trial in result.trials] == HEADS["heads"]
     for trial in result.trials:
         model = load(trial.folder / "model.safetensors")
         assert model.recipe.task.head == trial.variant

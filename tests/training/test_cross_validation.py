@@ -52,6 +52,7 @@ def test_every_fold_starts_from_the_same_model(folder, tmp_path, training, monke
     monkeypatch.chdir(tmp_path)
     recipe = recipe_for(folder, "binary", data=BLOCKS)
     result = cross_validate(recipe, tmp_path / "out", folds=2, start_from="source.safetensors")
+    assert len(result.folds) == 2
     for fold in result.folds:
         stored = Recipe.load(fold.trial.folder / "recipe.yaml")
         assert stored.model.start_from == str(tmp_path / "source.safetensors")

@@ -307,6 +307,7 @@ def test_a_background_without_a_band_has_what_the_others_leave(exclusive, tmp_pa
     path = write_raster(tmp_path / "p.tif", stored(values), names=names, scale=1 / 254)
     frame = polygons(exclusive, probabilities=path, classes=["background", "forest"])
     left = 1 - stored(values).max(axis=0) / 254
+    assert set(frame["class"]) == {"background", "forest"}
     for row in frame.to_dict("records"):
         own = left if row["class"] == "background" else stored(values[0]) / 254
         assert row["mean_conf"] == pytest.approx(mean_where(own, row["geometry"]), abs=1e-6)
@@ -316,6 +317,7 @@ def test_multilabel_confidence(multilabel, tmp_path):
     values = np.random.default_rng(2).random((3, 4, 4))
     path = write_raster(tmp_path / "p.tif", stored(values), names=("tree", "shadow", "roof"), scale=1 / 254)
     frame = polygons(multilabel, probabilities=path)
+    assert frame["class"].tolist() == ["tree", "shadow"]
     for band, row in enumerate(frame.to_dict("records")):
         assert row["mean_conf"] == pytest.approx(mean_where(stored(values[band]) / 254, row["geometry"]), abs=1e-6)
 

@@ -71,7 +71,7 @@ def codes_at(polygon, shape):
 blocks = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(maps(), blocks)
 def test_polygons_are_an_exact_valid_coverage(codes, block):
     check(codes, block=block)
@@ -83,7 +83,7 @@ def test_patterns(codes):
     check(codes, block=(1, 1))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(maps(14), blocks, st.sampled_from(options()))
 def test_the_result_does_not_depend_on_blocks(codes, block, how):
     crs = CRS.from_epsg(32633)
@@ -111,7 +111,7 @@ def test_a_border_that_is_gone_keeps_its_place():
     assert [one.wkb for one in to_shapely(chosen)] == [one.wkb for one in to_shapely(everything)[own != 2]]
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(maps())
 def test_polygons_hold_what_the_map_holds(codes):
     np.testing.assert_array_equal(image_of(traced(codes), codes), codes)

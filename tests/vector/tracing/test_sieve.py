@@ -15,14 +15,14 @@ from segkit.vector.geometry import to_shapely
 blocks = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(maps(14), st.integers(0, 14), blocks)
 def test_small_regions_go_where_their_border_is_longest(codes, least, block):
     found = image_of(traced(codes, min_area=f"{least}px", block=block), codes)
     np.testing.assert_array_equal(found, merged(codes, least))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(maps(14), st.integers(0, 14), blocks)
 def test_small_holes_are_filled(codes, least, block):
     found = image_of(traced(codes, fill_holes=f"{least}px", block=block), codes)
@@ -50,7 +50,7 @@ def unknown(codes):
     return to_shapely(polygons)[own == 1]
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(maps(14), st.integers(1, 14), st.integers(1, 14))
 def test_nothing_small_is_left(codes, least, hole):
     polygons, own = traced(codes, min_area=f"{least}px", fill_holes=f"{hole}px")

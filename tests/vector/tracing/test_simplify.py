@@ -34,7 +34,7 @@ def check(codes, **how):
     return built, before
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(maps(16), st.sampled_from(options()))
 def test_it_stays_a_valid_coverage(codes, how):
     check(codes, **how)
