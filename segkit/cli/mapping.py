@@ -14,6 +14,7 @@ from segkit.cli.options import (
     Attributes,
     Augmentation,
     AverageWith,
+    BoundaryClass,
     BoundaryWidth,
     ClassNames,
     Device,
@@ -43,6 +44,8 @@ from segkit.cli.options import (
     Scale,
     SceneNoData,
     SetLabels,
+    Split,
+    SplitDepth,
     Tile,
     Uncertainty,
     parse_layers,
@@ -337,6 +340,9 @@ def vectorize(
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Round corners.")] = False,
     regularize: Regularize = None,
+    split: Split = None,
+    split_depth: SplitDepth = None,
+    boundary_class: BoundaryClass = None,
     max_area: MaxArea = None,
     min_confidence: MinConfidence = None,
     attributes: Attributes = None,
@@ -364,6 +370,9 @@ def vectorize(
         simplify=simplify,
         smooth=smooth,
         regularize=regularize or (),
+        split=split or (),
+        split_depth=split_depth,
+        boundary_class=boundary_class,
         max_area=max_area,
         min_confidence=min_confidence,
         attributes=[one.value for one in attributes or ()],
@@ -377,6 +386,12 @@ def vectorize(
         show_progress=True,
     )
     print_areas("polygons", summary.polygons, summary.hectares)
+    if split:
+        print(f"\n{summary.areas_split:,} areas split into {summary.objects_split:,} objects")
+        if summary.too_large_to_split:
+            from segkit.vector.tracing.splitter import MAX_AREA_PIXELS
+
+            print(f"not split, longer or wider than {MAX_AREA_PIXELS:,} pixels: {summary.too_large_to_split:,}")
     if regularize:
         print(f"\nright-angled outlines: {summary.right_angled:,}; ordinary ones: {summary.not_right_angled:,}")
     count = summary.left_out

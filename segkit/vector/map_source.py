@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rasterio
 from rasterio.io import DatasetReader
 
-from segkit.errors import GridError, suggest
+from segkit.errors import GridError, UsageError, suggest
 from segkit.io.class_table import ClassSelection, Legend, MapClass
 from segkit.io.data_array import as_raster
 from segkit.io.grid import Grid
@@ -27,6 +27,8 @@ from segkit.vector.tracing.confidence import Confidence
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures, unmeasured_pixels
 from segkit.vector.tracing.regularize import OutlineCounts
+from segkit.vector.tracing.rings import Polygons
+from segkit.vector.tracing.splitter import BOUNDARY, SPLIT, SplitCounts
 
 if TYPE_CHECKING:
     from segkit.io.data_array import AnyMap
@@ -55,6 +57,8 @@ class MapSource:
         Which of the finished polygons are kept.
     outline_counts
         How many outlines became right-angled so far.
+    split_counts
+        How many areas were split so far.
     """
 
     dataset: DatasetReader
@@ -66,6 +70,7 @@ class MapSource:
     options: VectorizeOptions
     wanted: PolygonFilter
     outline_counts: OutlineCounts = field(default_factory=OutlineCounts)
+    split_counts: SplitCounts = field(default_factory=SplitCounts)
 
     def classes(self) -> list[MapClass]:
         """Return the selected classes among those that the map lists, whether or not they occur in it."""
@@ -104,19 +109,8 @@ class MapSource:
         rows = self.grid.height * self.dataset.count * (1 if self.confidence is None else 2)
         with progress("vectorize", rows, "rows", show=show_progress) as advance:
             for band in self.dataset.indexes:
-                is_protected = class_test(self.legend, band, self.options.protect)
-                is_regularized = class_test(self.legend, band, self.options.regularize)
-                band_classes = BandClasses(partial(self._select_class, band), is_protected, is_regularized)
-                arguments = (
-                    self.dataset,
-                    band,
-                    band_classes,
-                    self.pixel_measures,
-                    self.options,
-                    self.confidence,
-                    advance,
-                )
-                with closing(trace_band(*arguments, outline_counts=self.outline_counts)) as traced:
+                band_classes = self._band_classes(band)
+                with closing(self._trace(band, band_classes, advance)) as traced:
                     kept = map(self.wanted.apply, traced)
                     if not dissolve:
                         for polygons in kept:
@@ -132,6 +126,36 @@ class MapSource:
                 + suggest("keep it (--background)", "name it (--class-names)"),
                 stacklevel=2,
             )
+
+    def _band_classes(self, band: int) -> BandClasses:
+        options, legend = self.options, self.legend
+        boundary = () if options.boundary_class is None else (options.boundary_class,)
+        is_boundary, is_split = class_test(legend, band, boundary), class_test(legend, band, options.split)
+        # Boundaries are needed to split; afterwards, they belong to the objects.
+        is_protected = class_test(legend, band, (*options.protect, *boundary))
+        is_regularized = class_test(legend, band, options.regularize)
+
+        def split_kind(code: int) -> int:
+            if is_boundary(code) and is_split(code):
+                raise UsageError(
+                    f"boundary_class {options.boundary_class}: is split itself; split the class of the objects"
+                )
+            return BOUNDARY if is_boundary(code) else SPLIT if is_split(code) else 0
+
+        return BandClasses(partial(self._select_class, band), is_protected, is_regularized, split_kind)
+
+    def _trace(self, band: int, band_classes: BandClasses, advance: Callable[[float], None]) -> Generator[Polygons]:
+        return trace_band(
+            self.dataset,
+            band,
+            band_classes,
+            self.pixel_measures,
+            self.options,
+            self.confidence,
+            advance,
+            outline_counts=self.outline_counts,
+            split_counts=self.split_counts,
+        )
 
     def _select_class(self, band: int, code: int) -> MapClass | None:
         one = None if self.legend.multilabel and code != 1 else self.selection.select(band, code)
@@ -191,6 +215,11 @@ def open_map(
                 )
             confidence = Confidence(probability_dataset)
         selection = legend.select(classes, background=background)
+        if options.boundary_class is not None and legend.multilabel:
+            raise UsageError(
+                f"boundary_class {options.boundary_class}: the classes of {map_path} overlap, so none lies between the "
+                "objects of another one; leave it out"
+            )
         has_areas = True
         try:
             pixel_measures = fit_pixel_measures(grid)

@@ -132,6 +132,48 @@ def test_right_angled_outlines_in_each_band_with_probabilities(tmp_path):
         polygons(path, regularize=["house"])
 
 
+def test_touching_objects_become_polygons_of_their_class(tmp_path):
+    """Each with its own confidence, and dissolved one row again."""
+    rows, columns = np.indices((40, 40))
+    codes = sum(((rows - 18) ** 2 + (columns - c) ** 2 <= 60).astype(np.uint8) for c in (12, 26)).clip(max=1)
+    codes[(codes == 1) & (columns == 19)] = 2
+    legend = [BACKGROUND, FOREST | {"name": "tree"}, WATER | {"name": "edge"}]
+    path = write_raster(tmp_path / "m.tif", codes, legend=legend, blockysize=16)
+    sure = np.where(columns < 19, 254, 127).astype(np.uint8)
+    sure_path = write_raster(tmp_path / "p.tif", np.stack([sure, sure]), names=("tree", "edge"), scale=1 / 254)
+    options = {"split": ["tree"], "boundary_class": "edge", "min_area": "9px"}
+    frame = polygons(path, probabilities=sure_path, **options)
+    assert frame["class"].tolist() == ["tree", "tree"]
+    assert frame["pixels"].sum() == np.count_nonzero(codes)
+    assert max(frame["mean_conf"]) > 0.9
+    assert min(frame["mean_conf"]) == pytest.approx(0.5)
+    assert len(polygons(path, dissolve=True, **options)) == 1
+    summary = vectorize(path, tmp_path / "out.gpkg", **options)
+    assert (summary.areas_split, summary.objects_split, summary.polygons["tree"]) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split_depth": "1px"}, "split_depth: no class is split"),
+        ({"boundary_class": 2}, "boundary_class: no class is split"),
+        ({"split": [1], "split_depth": "1"}, "split_depth 1: has no unit"),
+        ({"split": [1], "split_depth": "0px"}, "split_depth 0px: must be above 0"),
+        ({"split": [1], "split_depth": "1px", "boundary_class": 2}, "leave one out"),
+        ({"split": [1], "boundary_class": "forest"}, "is split itself"),
+        ({"split": ["house"]}, "no class house"),
+    ],
+)
+def test_options_that_cannot_split(exclusive, options, message):
+    with pytest.raises(UsageError, match=message):
+        polygons(exclusive, **options)
+
+
+def test_no_class_of_a_multilabel_map_is_a_boundary(multilabel):
+    with pytest.raises(UsageError, match=r"boundary_class roof: the classes of .* overlap"):
+        polygons(multilabel, split=["tree"], boundary_class="roof")
+
+
 def test_columns(exclusive):
     frame = polygons(exclusive)
     assert list(frame.columns) == ["class_id", "class", "area_ha", "pixels", "perim_m", "geometry"]

@@ -24,10 +24,10 @@ from segkit.io.grid import Grid
 from segkit.vector.geometry import concatenate_polygons
 from segkit.vector.tracing.generalize import NewOutlines
 from segkit.vector.tracing.jit import compiled
-from segkit.vector.tracing.pixel_measures import PixelMeasures, metric_at, unmeasured_pixels
+from segkit.vector.tracing.pixel_measures import PixelMeasures, frame_at, unmeasured_pixels
 from segkit.vector.tracing.right_angles import fit_outline, signed_area
 from segkit.vector.tracing.rings import Polygons
-from segkit.vector.tracing.runs import Runs, concatenate_runs
+from segkit.vector.tracing.runs import Runs, concatenate_runs, read_pixels
 from segkit.vector.tracing.tracer import Tracer
 
 # Rows are held back for objects of this size; larger ones keep their outline.
@@ -68,7 +68,7 @@ class Regularizer:
         a, b, _, d, e, _ = grid.transform[:6]
         self._flat = (a * a + d * d, a * b + d * e, b * b + e * e)
         self._measures, self._tolerance, self._metres = pixel_measures, tolerance, metres
-        sides = _frame(pixel_measures, grid.width / 2, grid.height / 2, self._flat)
+        sides = frame_at(pixel_measures, grid.width / 2, grid.height / 2, self._flat)
         in_pixels = _in_pixels(tolerance, metres, sides[3]) / min(sides[0], sides[2])
         # Rows that a new outline may lie beyond the old one, with one for what varies within the map.
         self._margin = math.ceil(in_pixels) + 2
@@ -171,18 +171,6 @@ def _extent(polygons: Polygons) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 @compiled
-def _frame(pixel_measures, x, y, flat):
-    """Return (a, b, d) for `fit_outline` at (column, row), and the length of a pixel's longer side in metres."""
-    e, f, g = metric_at(pixel_measures, x, y)
-    if np.isnan(e + f + g):
-        e, f, g = flat
-    longest = np.sqrt(max(e, g))
-    a = np.sqrt(e)
-    b = f / a
-    return a / longest, b / longest, np.sqrt(g - b * b) / longest, longest
-
-
-@compiled
 def _in_pixels(tolerance, metres, side):
     return max(tolerance / side if metres else tolerance, MIN_TOLERANCE_PIXELS)
 
@@ -206,14 +194,14 @@ def _choose_outlines(
             if max(columns, rows) - 2 * margin - 2 > MAX_OBJECT_PIXELS:
                 all_new = False
                 break
-            pixels = _read_window(row, first, class_index, top, width, left, upper, columns, rows)
+            pixels = read_pixels(row, first, class_index, top, width, left, upper, columns, rows)
             # The first pixel of the ring in raster order, and the one above it.
             at = int(np.argmin(y * (width + 1.0) + x))
             c, r = int(x[at]) - left, int(y[at]) - upper
             inner, outer = pixels[r, c], pixels[r - 1, c]
             if k > polygon[number] and inner >= 0 and chosen[inner]:
                 continue  # the outline of an object in a hole is that object's
-            a, b, d, side = _frame(pixel_measures, x.mean(), y.mean(), flat)
+            a, b, d, side = frame_at(pixel_measures, x.mean(), y.mean(), flat)
             frame, largest = (a, b, d), _in_pixels(tolerance, metres, side)
             direction, newx, newy = fit_outline(x, y, frame, MIN_TOLERANCE_PIXELS, direction)
             if newx.size == 0 and largest > MIN_TOLERANCE_PIXELS:
@@ -238,21 +226,6 @@ def _choose_outlines(
             rings += 1
         right_angled += all_new
     return rings, right_angled
-
-
-@compiled
-def _read_window(row, first, class_index, top, width, left, upper, columns, rows):
-    """Return the class indices of a window, int32 (rows, columns); -1 where there are no pixels."""
-    pixels = np.full((rows, columns), -1, dtype=np.int32)
-    for r in range(max(0, top - upper), min(rows, top + row.size - 1 - upper)):
-        low, high = row[upper + r - top], row[upper + r - top + 1]
-        k = low + np.searchsorted(first[low:high], max(left, 0), side="right") - 1
-        while k < high and first[k] < left + columns:
-            after = first[k + 1] if k + 1 < high else width
-            for c in range(max(first[k] - left, 0), min(after - left, columns)):
-                pixels[r, c] = class_index[k]
-            k += 1
-    return pixels
 
 
 @compiled

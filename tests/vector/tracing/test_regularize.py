@@ -13,7 +13,7 @@ from reference import NODATA, maps, same_polygons, traced
 from shapely import affinity
 
 from segkit.vector.geometry import to_shapely
-from segkit.vector.tracing.regularize import MAX_OBJECT_PIXELS, OutlineCounts
+from segkit.vector.tracing.regularize import MAX_OBJECT_PIXELS, OutlineCounts, Regularizer
 from segkit.vector.tracing.right_angles import MAX_AREA_CHANGE
 
 SIMPLIFIED = [{}, {"simplify": "1px"}, {"simplify": "5px"}, {"smooth": True}, {"simplify": "2px", "smooth": True}]
@@ -62,7 +62,7 @@ def check(codes, classes=(1,), **how):
     return counts, built, before, own
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(towns(), st.sampled_from(SIMPLIFIED), st.sampled_from([(1,), (1, 2), (0, 1, 2)]))
 def test_it_stays_a_valid_coverage(codes, how, classes):
     check(codes, classes, **how)
@@ -74,7 +74,7 @@ def test_noise_stays_a_valid_coverage(codes, how):
     check(codes, (0, 1, 2), **how)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(towns(), st.sampled_from(SIMPLIFIED), st.tuples(st.integers(1, 9), st.integers(1, 60)))
 def test_blocks_do_not_change_the_result(codes, how, block):
     assert same_polygons(traced(codes, regularize=(1,), **how), traced(codes, regularize=(1,), block=block, **how))
@@ -149,6 +149,22 @@ def test_neighbours_in_the_way_keep_the_outline():
             assert shapely.equals_identical(built, ordinary).all()
 
 
+def facing(seed):
+    """Return a map with two houses that lack the corners that face each other."""
+    random, codes = np.random.default_rng(seed), np.zeros((60, 80), dtype=np.uint8)
+    for degrees, sign in ((135, -1), (-45, 1)):
+        corner = 40 + sign * random.uniform(-0.5, 1), 30 + random.uniform(-1, 1)
+        house = shapely.box(*corner, *(corner + random.uniform(11, 20, 2)))
+        house = affinity.rotate(house, degrees + random.uniform(-20, 20), origin=corner)
+        codes[drawn([house.difference(shapely.Point(corner).buffer(random.uniform(1, 2.8)))], 60, 80) == 1] = 1
+    return codes
+
+
+@pytest.mark.parametrize("seed", [413, 774])
+def test_of_two_outlines_that_would_cross_one_is_chosen(seed):
+    assert check(facing(seed))[0] == OutlineCounts(1, 1)
+
+
 @pytest.mark.parametrize("gap", [1, 2, 3, 5])
 def test_houses_side_by_side(gap):
     """Whatever their distance, their outlines do not meet; with room between them, all become right-angled."""
@@ -157,6 +173,37 @@ def test_houses_side_by_side(gap):
         codes = drawn(shapely.get_parts(affinity.rotate(row, degrees, origin="center")), 80, 80)
         counts, _, _, _ = check(codes, simplify="2px", smooth=True)
         assert gap < 5 or counts == OutlineCounts(3, 0)
+
+
+def in_a_moat(seed):
+    """Return a map with a house (1) that lacks some corners, in a narrow ring of ground (0) with bays, within 2."""
+    random = np.random.default_rng(seed)
+    size, degrees, wing = random.uniform(10, 26), random.uniform(0, 90), random.choice([0.5, 1])
+    house = built = building(size, degrees, (30, 30), wing)
+    corners = shapely.points(house.exterior.coords)
+    for corner in corners[: random.integers(0, 5)]:
+        built = built.difference(corner.buffer(random.uniform(1, 3)))
+    moat = house.buffer(random.uniform(1.5, 3), join_style=str(random.choice(["mitre", "round"])))
+    for corner in corners:
+        if random.random() < 0.5:
+            moat = moat.union(corner.buffer(random.uniform(2, 6)))
+    codes = np.where(drawn([moat], 60, 60), 0, 2).astype(np.uint8)
+    codes[drawn([built], 60, 60) == 1] = 1
+    return codes
+
+
+@pytest.mark.parametrize("seed", [49, 116, 142, 328, 367, 400])
+def test_simplified_borders_keep_out_of_corridors(seed, monkeypatch):
+    """These maps were found by search: only the corridor keeps the simplified border away from the new outline."""
+    codes = in_a_moat(seed)
+    assert check(codes, simplify="6px")[0] == OutlineCounts(1, 0)
+
+    def take_without_corridors(regularizer, top, bottom, take=Regularizer.take_outlines):
+        outlines = take(regularizer, top, bottom)
+        return outlines._replace(corridors=np.zeros_like(outlines.corridors))
+
+    monkeypatch.setattr(Regularizer, "take_outlines", take_without_corridors)
+    assert not shapely.is_valid(to_shapely(traced(codes, regularize=(1,), simplify="6px")[0])).all()
 
 
 @pytest.mark.parametrize("how", [{}, {"simplify": "2px", "smooth": True}])
