@@ -14,6 +14,7 @@ from segkit.cli.options import (
     Attributes,
     Augmentation,
     AverageWith,
+    BoundaryClass,
     BoundaryWidth,
     ClassNames,
     Device,
@@ -40,9 +41,12 @@ from segkit.cli.options import (
     Overwrite,
     Precision,
     Protect,
+    Regularize,
     Scale,
     SceneNoData,
     SetLabels,
+    Split,
+    SplitDepth,
     Tile,
     Uncertainty,
     parse_layers,
@@ -340,6 +344,10 @@ def vectorize(
         str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Round corners.")] = False,
+    regularize: Regularize = None,
+    split: Split = None,
+    split_depth: SplitDepth = None,
+    boundary_class: BoundaryClass = None,
     max_area: MaxArea = None,
     min_confidence: MinConfidence = None,
     attributes: Attributes = None,
@@ -366,6 +374,10 @@ def vectorize(
         protect=protect or (),
         simplify=simplify,
         smooth=smooth,
+        regularize=regularize or (),
+        split=split or (),
+        split_depth=split_depth,
+        boundary_class=boundary_class,
         max_area=max_area,
         min_confidence=min_confidence,
         attributes=[one.value for one in attributes or ()],
@@ -379,6 +391,14 @@ def vectorize(
         show_progress=True,
     )
     print_areas("polygons", summary.polygons, summary.hectares)
+    if split:
+        print(f"\n{summary.areas_split:,} areas split into {summary.objects_split:,} objects")
+        if summary.too_large_to_split:
+            from segkit.vector.tracing.splitter import MAX_AREA_PIXELS
+
+            print(f"not split, longer or wider than {MAX_AREA_PIXELS:,} pixels: {summary.too_large_to_split:,}")
+    if regularize:
+        print(f"\nright-angled outlines: {summary.right_angled:,}; ordinary ones: {summary.not_right_angled:,}")
     count = summary.left_out
     print(f"\n{count:,} polygon{'s' if count > 1 else ''} left out" if count else "")
     print(summary.path)

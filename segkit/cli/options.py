@@ -155,6 +155,22 @@ Protect = Annotated[
     list[str] | None,
     typer.Option("--protect", metavar="CLASS", help="Keep all regions of this class, however small. Repeatable."),
 ]
+Regularize = Annotated[
+    list[str] | None,
+    typer.Option("--regularize", metavar="CLASS", help="Right-angled outlines for this class. Repeatable."),
+]
+Split = Annotated[
+    list[str] | None,
+    typer.Option("--split", metavar="CLASS", help="Separate touching objects of this class. Repeatable."),
+]
+SplitDepth = Annotated[
+    str | None,
+    typer.Option("--split-depth", metavar="LENGTH", help="Narrowing at which objects are split: 2m. [default: 1.5px]"),
+]
+BoundaryClass = Annotated[
+    str | None,
+    typer.Option("--boundary-class", metavar="CLASS", help="Split objects by this class of boundaries between them."),
+]
 MaxArea = Annotated[
     str | None, typer.Option("--max-area", metavar="AREA", help="Leave out larger polygons: 500ha, 90000px.")
 ]

@@ -23,7 +23,7 @@ from segkit.maps.class_changes import ClassChanges
 from segkit.maps.class_map import whole_rows
 from segkit.maps.reclassification import MAX_STRIP_PIXELS, all_classes, map_profile
 from segkit.runtime.progress import progress
-from segkit.vector.map_source import protection
+from segkit.vector.map_source import class_test
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, sieve_band
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures, unmeasured_pixels
 from segkit.vector.tracing.runs import Runs
@@ -126,7 +126,7 @@ def _clean_band(
     advance: Callable[[float], None],
 ) -> dict[int, tuple[int, int]]:
     """Write the cleaned rows of a band; return {code: (pixels before, pixels after)}."""
-    band_classes = BandClasses(lambda code: legend.class_of(band, code), protection(legend, band, options.protect))
+    band_classes = BandClasses(lambda code: legend.class_of(band, code), class_test(legend, band, options.protect))
     single = MapProfile(profile.dtype, profile.nodata, ("map",), {})
     after: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     with (

@@ -40,12 +40,22 @@ class Summary:
         {class: true area}; None if any `area_ha` is null.
     left_out
         Number of polygons that `max_area` or `min_confidence` left out.
+    right_angled, not_right_angled
+        Number of objects of the classes of `regularize` with and without a right-angled outline.
+    areas_split, objects_split, too_large_to_split
+        Number of areas of the classes of `split` that were split, of the objects that they became, and of areas that
+        are too large.
     """
 
     path: Path
     polygons: dict[str, int]
     hectares: dict[str, float] | None
     left_out: int = 0
+    right_angled: int = 0
+    not_right_angled: int = 0
+    areas_split: int = 0
+    objects_split: int = 0
+    too_large_to_split: int = 0
 
 
 @renamed_keywords(names="class_names")
@@ -61,6 +71,10 @@ def vectorize(
     simplify: str | None = None,
     smooth: bool = False,
     protect: Sequence[str | int] = (),
+    regularize: Sequence[str | int] = (),
+    split: Sequence[str | int] = (),
+    split_depth: str | None = None,
+    boundary_class: str | int | None = None,
     max_area: str | None = None,
     min_confidence: float | None = None,
     attributes: Sequence[str] = (),
@@ -97,7 +111,15 @@ def vectorize(
     check_distinct([target, target.with_suffix(".qml")], [map_path, probabilities, class_names])
     check_attributes(attributes)
     options = VectorizeOptions.from_text(
-        min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+        min_area=min_area,
+        fill_holes=fill_holes,
+        simplify=simplify,
+        smooth=smooth,
+        protect=protect,
+        regularize=regularize,
+        split=split,
+        split_depth=split_depth,
+        boundary_class=boundary_class,
     )
     wanted = PolygonFilter.from_text(
         max_area=max_area,
@@ -142,7 +164,19 @@ def vectorize(
             if len(batch):
                 table = batch.to_arrow(confidence=confidence, attributes=attributes, projection=out.projection)
                 out.write(table, batch.layer if multilabel else None)
-    return Summary(target, counts, None if any(map(math.isnan, areas.values())) else areas, wanted.left_out)
+    hectares = None if any(map(math.isnan, areas.values())) else areas
+    outlines, split_counts = source.outline_counts, source.split_counts
+    return Summary(
+        target,
+        counts,
+        hectares,
+        wanted.left_out,
+        outlines.right_angled,
+        outlines.kept,
+        split_counts.areas,
+        split_counts.objects,
+        split_counts.too_large,
+    )
 
 
 @renamed_keywords(names="class_names")
@@ -157,6 +191,10 @@ def polygons(
     simplify: str | None = None,
     smooth: bool = False,
     protect: Sequence[str | int] = (),
+    regularize: Sequence[str | int] = (),
+    split: Sequence[str | int] = (),
+    split_depth: str | None = None,
+    boundary_class: str | int | None = None,
     max_area: str | None = None,
     min_confidence: float | None = None,
     attributes: Sequence[str] = (),
@@ -195,6 +233,22 @@ def polygons(
         Round the corners of borders, within the triangle of the corner and the midpoints of its two edges.
     protect
         Names or values of classes whose regions stay however small they are. Others may be merged into them.
+    regularize
+        Names or values of classes, such as buildings, whose outlines become right-angled: each edge runs along the main
+        direction of its object or across it, long ones also along a diagonal. Outlines move by at most 2 pixels, or by
+        `simplify` if that is more and necessary, and areas change by at most 5 %. Objects for which this is impossible,
+        those with more than one region around them or another border in the way, and those longer than 1024 pixels keep
+        their ordinary outline.
+    split
+        Names or values of classes of which touching objects become several polygons. They are split where they are
+        narrow: by a watershed of the distance to their outline, after `min_area` and `fill_holes`. Objects below
+        `min_area` are not split off. Areas that are longer or wider than 1024 pixels are not split.
+    split_depth
+        Distance ("1.5px", the default, or "2m"): an object is split off if its largest distance to the outline is at
+        least so much above that at the place where it touches the next one. Higher values split less.
+    boundary_class
+        Name or value of a class of boundaries between objects. They are then the connected pixels of their class, and
+        each boundary pixel connected with an object becomes part of the nearest one. Not with `split_depth`.
     max_area
         Larger polygons are left out, not merged, and their neighbours do not change. The limit is compared with
         `area_ha`, or in pixels with `pixels`, after all of the above and before `dissolve`.
@@ -242,7 +296,15 @@ def polygons(
 
     check_attributes(attributes)
     options = VectorizeOptions.from_text(
-        min_area=min_area, fill_holes=fill_holes, simplify=simplify, smooth=smooth, protect=protect
+        min_area=min_area,
+        fill_holes=fill_holes,
+        simplify=simplify,
+        smooth=smooth,
+        protect=protect,
+        regularize=regularize,
+        split=split,
+        split_depth=split_depth,
+        boundary_class=boundary_class,
     )
     wanted = PolygonFilter.from_text(
         max_area=max_area,

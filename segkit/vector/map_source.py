@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import rasterio
 from rasterio.io import DatasetReader
 
-from segkit.errors import GridError, suggest
+from segkit.errors import GridError, UsageError, suggest
 from segkit.io.class_table import ClassSelection, Legend, MapClass
 from segkit.io.data_array import as_raster
 from segkit.io.grid import Grid
@@ -26,6 +26,9 @@ from segkit.vector.reproject import Projection, crs_of
 from segkit.vector.tracing.confidence import Confidence
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures, unmeasured_pixels
+from segkit.vector.tracing.regularize import OutlineCounts
+from segkit.vector.tracing.rings import Polygons
+from segkit.vector.tracing.splitter import BOUNDARY, SPLIT, SplitCounts
 
 if TYPE_CHECKING:
     from segkit.io.data_array import AnyMap
@@ -52,6 +55,10 @@ class MapSource:
         Generalisation.
     wanted
         Which of the finished polygons are kept.
+    outline_counts
+        How many outlines became right-angled so far.
+    split_counts
+        How many areas were split so far.
     """
 
     dataset: DatasetReader
@@ -62,6 +69,8 @@ class MapSource:
     confidence: Confidence | None
     options: VectorizeOptions
     wanted: PolygonFilter
+    outline_counts: OutlineCounts = field(default_factory=OutlineCounts)
+    split_counts: SplitCounts = field(default_factory=SplitCounts)
 
     def classes(self) -> list[MapClass]:
         """Return the selected classes among those that the map lists, whether or not they occur in it."""
@@ -100,18 +109,8 @@ class MapSource:
         rows = self.grid.height * self.dataset.count * (1 if self.confidence is None else 2)
         with progress("vectorize", rows, "rows", show=show_progress) as advance:
             for band in self.dataset.indexes:
-                is_protected = protection(self.legend, band, self.options.protect)
-                band_classes = BandClasses(partial(self._select_class, band), is_protected)
-                arguments = (
-                    self.dataset,
-                    band,
-                    band_classes,
-                    self.pixel_measures,
-                    self.options,
-                    self.confidence,
-                    advance,
-                )
-                with closing(trace_band(*arguments)) as traced:
+                band_classes = self._band_classes(band)
+                with closing(self._trace(band, band_classes, advance)) as traced:
                     kept = map(self.wanted.apply, traced)
                     if not dissolve:
                         for polygons in kept:
@@ -128,6 +127,36 @@ class MapSource:
                 stacklevel=2,
             )
 
+    def _band_classes(self, band: int) -> BandClasses:
+        options, legend = self.options, self.legend
+        boundary = () if options.boundary_class is None else (options.boundary_class,)
+        is_boundary, is_split = class_test(legend, band, boundary), class_test(legend, band, options.split)
+        # Boundaries are needed to split; afterwards, they belong to the objects.
+        is_protected = class_test(legend, band, (*options.protect, *boundary))
+        is_regularized = class_test(legend, band, options.regularize)
+
+        def split_kind(code: int) -> int:
+            if is_boundary(code) and is_split(code):
+                raise UsageError(
+                    f"boundary_class {options.boundary_class}: is split itself; split the class of the objects"
+                )
+            return BOUNDARY if is_boundary(code) else SPLIT if is_split(code) else 0
+
+        return BandClasses(partial(self._select_class, band), is_protected, is_regularized, split_kind)
+
+    def _trace(self, band: int, band_classes: BandClasses, advance: Callable[[float], None]) -> Generator[Polygons]:
+        return trace_band(
+            self.dataset,
+            band,
+            band_classes,
+            self.pixel_measures,
+            self.options,
+            self.confidence,
+            advance,
+            outline_counts=self.outline_counts,
+            split_counts=self.split_counts,
+        )
+
     def _select_class(self, band: int, code: int) -> MapClass | None:
         one = None if self.legend.multilabel and code != 1 else self.selection.select(band, code)
         if one is not None and self.confidence is not None:
@@ -135,22 +164,22 @@ class MapSource:
         return one
 
 
-def protection(legend: Legend, band: int, protect: Sequence[str]) -> Callable[[int], bool]:
-    """Return a function that says whether a code of a band is that of one of the protected classes.
+def class_test(legend: Legend, band: int, classes: Sequence[str]) -> Callable[[int], bool]:
+    """Return a function that says whether a code of a band is that of one of these classes.
 
     Raises
     ------
     UsageError
         The map cannot have such a class.
     """
-    if not protect:
+    if not classes:
         return lambda code: False
-    selection = legend.select(protect)
+    selection = legend.select(classes)
 
-    def is_protected(code: int) -> bool:
+    def is_one(code: int) -> bool:
         return (code == 1 or not legend.multilabel) and selection.select(band, code) is not None
 
-    return is_protected
+    return is_one
 
 
 @contextmanager
@@ -186,6 +215,11 @@ def open_map(
                 )
             confidence = Confidence(probability_dataset)
         selection = legend.select(classes, background=background)
+        if options.boundary_class is not None and legend.multilabel:
+            raise UsageError(
+                f"boundary_class {options.boundary_class}: the classes of {map_path} overlap, so none lies between the "
+                "objects of another one; leave it out"
+            )
         has_areas = True
         try:
             pixel_measures = fit_pixel_measures(grid)

@@ -17,6 +17,7 @@ from segkit.io.raster import read_grid
 from segkit.vector.geometry import concatenate_polygons, to_shapely
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
 from segkit.vector.tracing.pixel_measures import fit_pixel_measures, unmeasured_pixels
+from segkit.vector.tracing.splitter import BOUNDARY, SPLIT
 
 NODATA = 9
 NORTH_UP = Affine(1, 0, 10, 0, -1, 50)
@@ -79,7 +80,10 @@ PATTERNS = {
 PATTERNS = {name: np.array(codes, dtype=np.uint8) for name, codes in PATTERNS.items()}
 
 
-def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, wanted=None, **options):
+def traced(
+    codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, wanted=None, outline_counts=None,
+    split_counts=None, **options,
+):  # fmt: skip
     """Write an array to a file, trace it, and return the polygons and their codes."""
     height, width = codes.shape
     profile = {"height": height, "width": width, "count": 1, "dtype": codes.dtype, "nodata": NODATA}
@@ -88,7 +92,12 @@ def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, 
             dataset.write(codes, 1)
         with file.open() as dataset:
             pixel_measures = unmeasured_pixels() if crs is None else fit_pixel_measures(read_grid(dataset))
-            kinds = BandClasses(lambda code: MapClass(str(code), code) if wanted is None or code in wanted else None)
+            kinds = BandClasses(
+                lambda code: MapClass(str(code), code) if wanted is None or code in wanted else None,
+                is_protected=lambda code: code == options.get("boundary_class"),
+                is_regularized=lambda code: code in options.get("regularize", ()),
+                split_kind=partial(_split_kind, options),
+            )
             chosen = {"min_area": None, "fill_holes": None, "simplify": None, "smooth": False} | options
             arguments = (
                 dataset,
@@ -99,8 +108,14 @@ def traced(codes, *, block=None, transform=NORTH_UP, crs=None, confidence=None, 
                 confidence,
                 lambda rows: None,
             )
-            polygons = concatenate_polygons(list(trace_band(*arguments, block=block)))
+            counts = {"outline_counts": outline_counts, "split_counts": split_counts}
+            traced_parts = trace_band(*arguments, block=block, **counts)
+            polygons = concatenate_polygons(list(traced_parts))
     return polygons, np.array(kinds.codes, dtype=np.int64)[polygons.class_index]
+
+
+def _split_kind(options, code):
+    return BOUNDARY if code == options.get("boundary_class") else SPLIT if code in options.get("split", ()) else 0
 
 
 def labels(codes):

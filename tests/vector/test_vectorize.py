@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import rasterio.features
 import shapely
+import shapely.affinity
 from affine import Affine
 from geopandas.testing import assert_geodataframe_equal
 from pandas.testing import assert_frame_equal as assert_table_equal
@@ -104,6 +105,73 @@ def assert_frame_equal(one, other, **options):
 
 def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_right_angled_outlines_in_each_band_with_probabilities(tmp_path):
+    """Rotated buildings in two bands that overlap; the probabilities are read in other strips than the map."""
+    roof = shapely.affinity.rotate(shapely.box(12, 12, 40, 30), 20)
+    yard = shapely.affinity.rotate(shapely.box(20, 25, 50, 48), 55)
+    bands = np.stack([rasterio.features.rasterize([one], (60, 60), dtype="uint8") for one in (roof, yard)])
+    legend = [{"name": name, "value": value, "color": "#000000"} for value, name in enumerate(("roof", "yard"), 1)]
+    path = write_raster(
+        tmp_path / "m.tif", bands, legend=legend, multilabel=True, names=("roof", "yard"), blockysize=60
+    )
+    sure = np.random.default_rng(0).integers(0, 255, bands.shape, dtype=np.uint8)
+    sure_path = write_raster(tmp_path / "p.tif", sure, names=("roof", "yard"), scale=1 / 254, blockysize=4)
+    exact = polygons(path, probabilities=sure_path)
+    straight = polygons(path, probabilities=sure_path, regularize=["roof", 2], simplify="1px")
+    assert shapely.get_num_coordinates(straight.geometry).tolist() == [5, 5]
+    assert straight["mean_conf"].tolist() == exact["mean_conf"].tolist()
+    np.testing.assert_allclose(straight["area_ha"], exact["area_ha"], rtol=0.05)
+    one = polygons(path, regularize=["yard"])
+    assert shapely.get_num_coordinates(one.geometry)[1] == 5
+    assert one.geometry[0].equals(exact.geometry[0])
+    summary = vectorize(path, tmp_path / "out.gpkg", regularize=["roof", "yard"])
+    assert (summary.right_angled, summary.not_right_angled) == (2, 0)
+    with pytest.raises(UsageError, match="no class house; it has roof"):
+        polygons(path, regularize=["house"])
+
+
+def test_touching_objects_become_polygons_of_their_class(tmp_path):
+    """Each with its own confidence, and dissolved one row again."""
+    rows, columns = np.indices((40, 40))
+    codes = sum(((rows - 18) ** 2 + (columns - c) ** 2 <= 60).astype(np.uint8) for c in (12, 26)).clip(max=1)
+    codes[(codes == 1) & (columns == 19)] = 2
+    legend = [BACKGROUND, FOREST | {"name": "tree"}, WATER | {"name": "edge"}]
+    path = write_raster(tmp_path / "m.tif", codes, legend=legend, blockysize=16)
+    sure = np.where(columns < 19, 254, 127).astype(np.uint8)
+    sure_path = write_raster(tmp_path / "p.tif", np.stack([sure, sure]), names=("tree", "edge"), scale=1 / 254)
+    options = {"split": ["tree"], "boundary_class": "edge", "min_area": "9px"}
+    frame = polygons(path, probabilities=sure_path, **options)
+    assert frame["class"].tolist() == ["tree", "tree"]
+    assert frame["pixels"].sum() == np.count_nonzero(codes)
+    assert max(frame["mean_conf"]) > 0.9
+    assert min(frame["mean_conf"]) == pytest.approx(0.5)
+    assert len(polygons(path, dissolve=True, **options)) == 1
+    summary = vectorize(path, tmp_path / "out.gpkg", **options)
+    assert (summary.areas_split, summary.objects_split, summary.polygons["tree"]) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split_depth": "1px"}, "split_depth: no class is split"),
+        ({"boundary_class": 2}, "boundary_class: no class is split"),
+        ({"split": [1], "split_depth": "1"}, "split_depth 1: has no unit"),
+        ({"split": [1], "split_depth": "0px"}, "split_depth 0px: must be above 0"),
+        ({"split": [1], "split_depth": "1px", "boundary_class": 2}, "leave one out"),
+        ({"split": [1], "boundary_class": "forest"}, "is split itself"),
+        ({"split": ["house"]}, "no class house"),
+    ],
+)
+def test_options_that_cannot_split(exclusive, options, message):
+    with pytest.raises(UsageError, match=message):
+        polygons(exclusive, **options)
+
+
+def test_no_class_of_a_multilabel_map_is_a_boundary(multilabel):
+    with pytest.raises(UsageError, match=r"boundary_class roof: the classes of .* overlap"):
+        polygons(multilabel, split=["tree"], boundary_class="roof")
 
 
 def test_columns(exclusive):

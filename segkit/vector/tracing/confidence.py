@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,12 @@ class Confidence:
         self._bands(one)
 
     def along(
-        self, runs: Iterable[Runs], classes: Sequence[MapClass | None], advance: Callable[[float], None]
+        self,
+        runs: Iterable[Runs],
+        classes: Sequence[MapClass | None],
+        advance: Callable[[float], None],
+        *,
+        colours: int = 1,
     ) -> Iterator[tuple[Runs, ConfidenceSums]]:
         """Yield runs with their sums, in the strips in which the probabilities are read.
 
@@ -61,6 +66,8 @@ class Confidence:
             The class of each class index, None if it is not needed; the sequence may grow meanwhile.
         advance
             Called with the number of rows done.
+        colours
+            Class indices in the runs for each class (see `splitter`).
 
         Raises
         ------
@@ -79,7 +86,7 @@ class Confidence:
                 rows = int(window.row_off + window.height) - available.top
                 strip, rest = available.upper(rows), available.lower(rows)
                 waiting = [rest] if rest.height else []
-                yield strip, self._sums(strip, window, classes)
+                yield strip, self._sums(replace(strip, class_index=strip.class_index // colours), window, classes)
                 advance(window.height)
                 window = next(windows, None)
 

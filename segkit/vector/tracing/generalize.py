@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segkit.vector.tracing.jit import compiled
 from segkit.vector.tracing.pixel_measures import area_at, length_at, metric_at
@@ -18,6 +20,7 @@ from segkit.vector.tracing.tables import (
     BEFORE,
     COUNT,
     EDGES,
+    EXACT,
     FIRST_SIDE,
     FOUR,
     HEAD,
@@ -65,11 +68,39 @@ class Generalisation:
         return self.smooth or self.tolerance is not None
 
 
+class NewOutlines(NamedTuple):
+    """Outlines that replace loops on some lines of corners (see `regularize`).
+
+    Parameters
+    ----------
+    corridors
+        uint64 (lines, words): one bit per corner, set if no other border may come there.
+    end
+        int64 (outlines,): where each loop ends, line x (width + 1) + column of its last corner in raster order.
+    start
+        int64 (outlines + 1,): start of each outline's corners.
+    corners
+        float64 (corners, 2): columns and rows, in the order of the loop's.
+    """
+
+    corridors: NDArray[np.uint64]
+    end: NDArray[np.int64]
+    start: NDArray[np.int64]
+    corners: NDArray[np.float64]
+
+
+def no_outlines() -> NewOutlines:
+    """Return no outlines."""
+    words = np.empty((0, 0), dtype=np.uint64)
+    return NewOutlines(words, np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64), np.empty((0, 2)))
+
+
 @compiled
-def finish_arc(t, finished, pixel_measures, bits, band, generalise, smooth, tolerance, metres):
+def finish_arc(t, finished, pixel_measures, bits, band, generalise, smooth, tolerance, metres, outlines, width):
     """Record the arcs that end on a line, generalise them, and add them to their regions."""
     vertex, arc, node, region, free = t.vertex, t.arc, t.node, t.region, t.free
     arcs = np.empty(len(finished), dtype=np.int32)
+    replaced = np.zeros(len(finished), dtype=np.bool_)
     longest = 0
     for k in range(len(finished)):
         end, left, right = finished[k]
@@ -99,6 +130,12 @@ def finish_arc(t, finished, pixel_measures, bits, band, generalise, smooth, tole
         arc[a, SIDE], arc[a, SIDE + 1] = left, right
         arc[a, REGIONS_LEFT] = (left >= 0) + (right >= 0)
         longest = max(longest, count)
+        if loop and outlines.end.size:
+            place = np.int64(vertex[head, Y]) * (width + 1) + vertex[head, X]
+            m = np.searchsorted(outlines.end, place)
+            if m < outlines.end.size and outlines.end[m] == place:
+                _replace(t, a, outlines.corners[outlines.start[m] : outlines.start[m + 1]], pixel_measures)
+                replaced[k] = True
     if generalise and len(finished):
         x, y = np.empty(longest, dtype=np.int64), np.empty(longest, dtype=np.int64)
         before, after = np.empty(longest, dtype=np.int64), np.empty(longest, dtype=np.int64)
@@ -107,8 +144,9 @@ def finish_arc(t, finished, pixel_measures, bits, band, generalise, smooth, tole
             np.empty(3 * longest, dtype=np.int64), np.empty(3 * longest, dtype=np.int64),
             np.empty(3 * longest, dtype=np.int64),
         )  # fmt: skip
-        for a in arcs:
-            if arc[a, SIDE] != OUTSIDE and arc[a, SIDE + 1] != OUTSIDE and arc[a, COUNT] > 2:
+        for k in range(arcs.size):
+            a = arcs[k]
+            if arc[a, SIDE] != OUTSIDE and arc[a, SIDE + 1] != OUTSIDE and arc[a, COUNT] > 2 and not replaced[k]:
                 _generalise(
                     t, a, pixel_measures, bits, band, smooth, tolerance, metres, x, y, before, after, rows, heap
                 )
@@ -176,16 +214,61 @@ def _generalise(t, a, pixel_measures, bits, band, smooth, tolerance, metres, x, 
             v = q
             if v < 0 or v == first:
                 break
-    # `area` moves from the left region to the right one.
-    for side in range(2):
-        if arc[a, SIDE + side] >= 0:
-            k = root(t.region, arc[a, SIDE + side])
-            t.total[k, AREA] += area if side else -area
-            t.total[k, PERIMETER] += perimeter
+    _correct(t, a, area, perimeter)
     _relink(t, rows, n, first, before, after)
     arc[a, HEAD] = rows[first]
     if loop:
         arc[a, TAIL] = rows[first]
+
+
+@compiled
+def _correct(t, a, area, perimeter):
+    """Correct the measures of an arc's regions: `area` moves from the left region to the right one."""
+    for side in range(2):
+        if t.arc[a, SIDE + side] >= 0:
+            k = root(t.region, t.arc[a, SIDE + side])
+            t.total[k, AREA] += area if side else -area
+            t.total[k, PERIMETER] += perimeter
+
+
+@compiled
+def _replace(t, a, corners, pixel_measures):
+    """Give a loop other corners, not more than it has, and correct the areas and perimeters of its regions."""
+    vertex, n, new = t.vertex, t.arc[a, COUNT], len(corners)
+    old, rows = np.empty((n, 2)), np.empty(n, dtype=np.int32)
+    at = t.arc[a, HEAD]
+    for k in range(n):
+        rows[k], old[k, 0], old[k, 1] = at, vertex[at, X], vertex[at, Y]
+        at = vertex[at, AFTER]
+    x0, y0 = old[:, 0].mean(), old[:, 1].mean()
+    before, length_before = _measure_loop(pixel_measures, old, x0, y0)
+    after, length_after = _measure_loop(pixel_measures, corners, x0, y0)
+    # The inside is on the left, and a loop that runs this way has a negative area.
+    _correct(t, a, after - before, length_after - length_before)
+    for k in range(new):
+        v = rows[k]
+        vertex[v, SMOOTH] = EXACT
+        t.place[v, 0], t.place[v, 1] = corners[k, 0], corners[k, 1]
+    for k in range(new, n):
+        free_row(vertex, t.free, OF_VERTEX, rows[k])
+    vertex[rows[new - 1], AFTER], vertex[rows[0], BEFORE] = rows[0], rows[new - 1]
+    t.arc[a, COUNT] = new
+
+
+@compiled
+def _measure_loop(pixel_measures, corners, x0, y0):
+    """Return area and length of a loop, the area positive if it is on the right; pixel areas are linear around it."""
+    pixel = area_at(pixel_measures, x0, y0)
+    stepx = area_at(pixel_measures, x0 + 0.5, y0) - area_at(pixel_measures, x0 - 0.5, y0)
+    stepy = area_at(pixel_measures, x0, y0 + 0.5) - area_at(pixel_measures, x0, y0 - 0.5)
+    area = length = 0.0
+    for k in range(len(corners)):
+        m = k + 1 if k + 1 < len(corners) else 0
+        px, py, qx, qy = corners[k, 0], corners[k, 1], corners[m, 0], corners[m, 1]
+        ux, uy, vx, vy = px - x0, py - y0, qx - x0, qy - y0
+        area += (ux * vy - vx * uy) / 2 * (pixel + (ux + vx) / 3 * stepx + (uy + vy) / 3 * stepy)
+        length += length_at(pixel_measures, (px + qx) / 2, (py + qy) / 2, qx - px, qy - py)
+    return area, length
 
 
 @compiled

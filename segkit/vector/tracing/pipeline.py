@@ -1,8 +1,9 @@
 """Trace a band of a map: from pixels to batches of polygons, from top to bottom.
 
 Steps: runs of equal pixels (`runs`); small regions and holes removed if requested (`sieve`); probabilities summed
-(`confidence`); regions and the arcs between them (`sweep`), simplified (`generalize`, `simplify`) and measured
-(`pixel_measures`); rings (`rings`).
+(`confidence`); touching objects split if requested (`splitter`, `watershed`); right-angled outlines chosen if requested
+(`regularize`, `right_angles`); regions and the arcs between them (`sweep`), simplified (`generalize`, `simplify`) and
+measured (`pixel_measures`); rings (`rings`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,13 @@ from segkit.vector.geometry import concatenate_polygons
 from segkit.vector.tracing.confidence import Confidence, ConfidenceSums
 from segkit.vector.tracing.generalize import Generalisation
 from segkit.vector.tracing.pixel_measures import PixelMeasures, length_at, measure_runs
+from segkit.vector.tracing.regularize import OutlineCounts, Regularizer
 from segkit.vector.tracing.rings import Polygons
 from segkit.vector.tracing.runs import Codes, Runs, plain_nodata, read_runs
 from segkit.vector.tracing.sieve import Sieve
+from segkit.vector.tracing.splitter import SplitCounts, Splitter
 from segkit.vector.tracing.tracer import Tracer
+from segkit.vector.tracing.watershed import COLOURS
 
 # A batch is complete when it has this many polygons or vertices.
 _MIN_BATCH_POLYGONS = 20_000
@@ -41,6 +45,8 @@ _PREFETCH_DEPTH = 4
 _CM2_PER_M2 = 10_000
 # Lengths of pixel sides are compared as integers; the longer side is 1000.
 _SIDE_SCALE = 1000
+# Less also splits single objects with rough outlines (figures in docs/vectorize.md).
+_DEFAULT_SPLIT_DEPTH = "1.5px"
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,14 @@ class VectorizeOptions:
         Round corners.
     protect
         Names or values of classes whose regions are not merged, and not filled as holes, however small.
+    regularize
+        Names or values of classes whose outlines become right-angled.
+    split
+        Names or values of classes whose touching objects become separate polygons.
+    split_depth
+        By how much an object narrows where it is split; None with a boundary class.
+    boundary_class
+        Name or value of the class of boundaries between objects.
     """
 
     min_area: Quantity | None = None
@@ -66,6 +80,10 @@ class VectorizeOptions:
     simplify: Quantity | None = None
     smooth: bool = False
     protect: tuple[str, ...] = ()
+    regularize: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
+    split_depth: Quantity | None = None
+    boundary_class: str | None = None
 
     @classmethod
     def from_text(
@@ -76,25 +94,34 @@ class VectorizeOptions:
         simplify: str | None = None,
         smooth: bool = False,
         protect: Sequence[str | int] = (),
+        regularize: Sequence[str | int] = (),
+        split: Sequence[str | int] = (),
+        split_depth: str | None = None,
+        boundary_class: str | int | None = None,
     ) -> VectorizeOptions:
         """Parse areas and distances with their units.
 
         Raises
         ------
         UsageError
-            One is invalid or has no unit.
+            One is invalid or has no unit, or two options exclude each other.
         """
+        boundary = None if boundary_class is None else str(boundary_class)
         return cls(
             None if min_area is None else quantities.parse_area(min_area, "min_area"),
             None if fill_holes is None else quantities.parse_area(fill_holes, "fill_holes"),
             None if simplify is None else quantities.parse_length(simplify, "simplify"),
             smooth,
             tuple(map(str, protect)),
+            tuple(map(str, regularize)),
+            tuple(map(str, split)),
+            _split_depth(split_depth, boundary, split),
+            boundary,
         )
 
     def check(self, *, has_areas: bool) -> None:
         """Raise a UsageError if a value is in metres or hectares and the map's pixels have no true areas."""
-        for name in ("min_area", "fill_holes", "simplify"):
+        for name in ("min_area", "fill_holes", "simplify", "split_depth"):
             quantity: Quantity | None = getattr(self, name)
             if quantity is not None and not quantity.pixels and not has_areas:
                 raise UsageError(
@@ -102,20 +129,41 @@ class VectorizeOptions:
                 )
 
 
+def _split_depth(text: str | None, boundary: str | None, split: Sequence[str | int]) -> Quantity | None:
+    if not split:
+        if text is not None or boundary is not None:
+            option = "boundary_class" if text is None else "split_depth"
+            raise UsageError(f"{option}: no class is split; give the classes, too (split)")
+        return None
+    if boundary is not None:
+        if text is not None:
+            raise UsageError("split_depth and boundary_class: objects are split by one or the other; leave one out")
+        return None
+    depth = quantities.parse_length(_DEFAULT_SPLIT_DEPTH if text is None else text, "split_depth")
+    if depth.number <= 0:
+        raise UsageError(f"split_depth {text}: must be above 0")
+    return depth
+
+
 @dataclass
 class BandClasses:
     """The classes of a band, in the order in which their codes first occur, with their pixel counts.
 
     The position of a class is its class index. `choose` returns the class of a code, or None if it is not selected,
-    and `is_protected` whether its regions are left as they are.
+    `is_protected` whether its regions are left as they are, `is_regularized` whether their outlines become
+    right-angled, and `split_kind` whether they are split (see `splitter`).
     """
 
     choose: Callable[[int], MapClass | None]
     is_protected: Callable[[int], bool] = lambda code: False
+    is_regularized: Callable[[int], bool] = lambda code: False
+    split_kind: Callable[[int], int] = lambda code: 0
     codes: list[int] = field(default_factory=list)
     classes: list[MapClass | None] = field(default_factory=list)
     pixels: list[int] = field(default_factory=list)
     protected: list[bool] = field(default_factory=list)
+    regularized: list[bool] = field(default_factory=list)
+    split_kinds: list[int] = field(default_factory=list)
 
     def add_code(self, code: int) -> None:
         """Add a code that occurs for the first time."""
@@ -123,6 +171,8 @@ class BandClasses:
         self.classes.append(self.choose(code))
         self.pixels.append(0)
         self.protected.append(self.is_protected(code))
+        self.regularized.append(self.is_regularized(code))
+        self.split_kinds.append(self.split_kind(code))
 
     def count(self, runs: Runs) -> None:
         """Count the pixels of runs."""
@@ -151,6 +201,8 @@ def trace_band(
     advance: Callable[[float], None],
     *,
     block: tuple[int, int] | None = None,
+    outline_counts: OutlineCounts | None = None,
+    split_counts: SplitCounts | None = None,
 ) -> Generator[Polygons]:
     """Yield a band's polygons in one or more batches, in the order in which they end.
 
@@ -164,6 +216,10 @@ def trace_band(
         Called with the number of rows done.
     block
         Rows and columns to read at once. This does not change the result.
+    outline_counts
+        Updated with the objects whose outlines should become right-angled.
+    split_counts
+        Updated with the areas that should be split.
 
     Raises
     ------
@@ -178,13 +234,30 @@ def trace_band(
         generalisation = Generalisation(options.simplify.number, not options.simplify.pixels, options.smooth)
     sieved = sieve_band(dataset, band, band_classes, pixel_measures, options, advance, block=block)
     with closing(sieved) as runs:
-        tracer = Tracer(grid.width, grid.transform, pixel_measures, generalisation)
+        take_outlines = None
+        passed: Iterator[Runs] = runs
+        colours = 1
+        if options.split:
+            colours = COLOURS
+            splitter = Splitter(
+                grid, pixel_measures, options.split_depth, options.min_area, split_counts or SplitCounts()
+            )
+            passed = splitter.sift(passed, lambda: np.array(band_classes.split_kinds, dtype=np.int32))
+        if options.regularize:
+            tolerance, metres = generalisation.tolerance or 0.0, generalisation.metres
+            regularizer = Regularizer(grid, pixel_measures, tolerance, outline_counts or OutlineCounts(), metres=metres)
+            take_outlines = regularizer.take_outlines
+            passed = regularizer.sift(
+                passed, lambda: np.repeat(np.array(band_classes.regularized, dtype=bool), colours)
+            )
+        tracer = Tracer(grid.width, grid.transform, pixel_measures, generalisation, take_outlines)
         parts = (
-            ((part, None) for part in runs)
+            ((part, None) for part in passed)
             if confidence is None
-            else confidence.along(runs, band_classes.classes, advance)
+            else confidence.along(passed, band_classes.classes, advance, colours=colours)
         )
-        yield from _batches(_trace_parts(tracer, parts, band_classes, grid.height))
+        for polygons in _batches(_trace_parts(tracer, parts, band_classes, grid.height, colours)):
+            yield replace(polygons, class_index=polygons.class_index // colours)
 
 
 def sieve_band(
@@ -217,10 +290,14 @@ def _count_pixels(runs: Iterator[Runs], band_classes: BandClasses, advance: Call
 
 
 def _trace_parts(
-    tracer: Tracer, parts: Iterator[tuple[Runs, ConfidenceSums | None]], band_classes: BandClasses, height: int
+    tracer: Tracer,
+    parts: Iterator[tuple[Runs, ConfidenceSums | None]],
+    band_classes: BandClasses,
+    height: int,
+    colours: int,
 ) -> Iterator[Polygons]:
     for runs, confidence_sums in parts:
-        yield tracer.trace(runs, band_classes.selected, confidence_sums)
+        yield tracer.trace(runs, np.repeat(band_classes.selected, colours), confidence_sums)
     yield tracer.finish(height)
 
 

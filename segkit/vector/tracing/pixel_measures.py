@@ -370,6 +370,22 @@ def metric_at(pixel_measures, x, y):
 
 
 @compiled
+def frame_at(pixel_measures, x, y, flat):
+    """Return the shape of a pixel at (column, row), and the length of its longer side in metres.
+
+    The pixel's sides are (a, 0) and (b, d), in units of the longer side. `flat` is its metric (as of `metric_at`) in
+    the CRS, where it has no measures on the ground.
+    """
+    e, f, g = metric_at(pixel_measures, x, y)
+    if np.isnan(e + f + g):
+        e, f, g = flat
+    longest = np.sqrt(max(e, g))
+    a = np.sqrt(e)
+    b = f / a
+    return a / longest, b / longest, np.sqrt(g - b * b) / longest, longest
+
+
+@compiled
 def _field_at(pixel_measures, f, x, y):
     square = pixel_measures.cells[max(0, int(y)) // pixel_measures.cell, max(0, int(x)) // pixel_measures.cell]
     place = pixel_measures.place[square]

@@ -16,6 +16,7 @@ from segkit.vector.tracing.tables import (
     AROUND,
     BEFORE,
     EDGES,
+    EXACT,
     FIRST_SIDE,
     FOUR,
     HEAD,
@@ -24,6 +25,7 @@ from segkit.vector.tracing.tables import (
     NOT_SELECTED,
     OF_REGION,
     REGIONS_LEFT,
+    ROUNDED,
     SMOOTH,
     TAIL,
     TOUCHES_FOUR,
@@ -164,14 +166,14 @@ def _walk_ring(t, k, code, transform, vertices, n):
         loop = at == end
         before, after = (vertex[at, back], vertex[at, onwards]) if loop else (-1, vertex[at, BEFORE])
         while True:
-            x, y = float(vertex[at, X]), float(vertex[at, Y])
-            if not vertex[at, SMOOTH]:
+            x, y = _place(t, at)
+            if vertex[at, SMOOTH] != ROUNDED:
                 vertices[n, 0] = transform[0] * x + transform[1] * y + transform[2]
                 vertices[n, 1] = transform[3] * x + transform[4] * y + transform[5]
                 n += 1
             else:
                 px, py = float(vertex[before, X]), float(vertex[before, Y])
-                qx, qy = float(vertex[after, X]), float(vertex[after, Y])
+                qx, qy = _place(t, after)
                 n = _point(vertices, n, px + x, py + y, 2.0, transform)
                 n = _point(
                     vertices, n, NEAR * px + OWN * x + FAR * qx, NEAR * py + OWN * y + FAR * qy, WHOLE, transform
@@ -181,7 +183,8 @@ def _walk_ring(t, k, code, transform, vertices, n):
                 )
                 if not vertex[after, SMOOTH]:
                     n = _point(vertices, n, x + qx, y + qy, 2.0, transform)
-            twice += x * vertex[after, Y] - vertex[after, X] * y
+            qx, qy = _place(t, after)
+            twice += x * qy - qx * y
             before, at = at, after
             if at == end:
                 break
@@ -208,6 +211,14 @@ def _walk_ring(t, k, code, transform, vertices, n):
             break
     vertices[n] = vertices[start]
     return n + 1, twice > 0
+
+
+@compiled
+def _place(t, v):
+    """Return column and row of a vertex."""
+    if t.vertex[v, SMOOTH] == EXACT:
+        return t.place[v, 0], t.place[v, 1]
+    return float(t.vertex[v, X]), float(t.vertex[v, Y])
 
 
 @compiled

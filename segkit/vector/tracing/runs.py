@@ -239,3 +239,18 @@ def _look_up(codes, known_codes, class_index, class_indices, start):
             return k
         class_indices[k] = class_index[low]
     return codes.size
+
+
+@compiled
+def read_pixels(row, first, class_index, top, width, left, upper, columns, rows):
+    """Return the class indices of a window of runs, int32 (rows, columns); -1 where there are no pixels."""
+    pixels = np.full((rows, columns), -1, dtype=np.int32)
+    for r in range(max(0, top - upper), min(rows, top + row.size - 1 - upper)):
+        low, high = row[upper + r - top], row[upper + r - top + 1]
+        k = low + np.searchsorted(first[low:high], max(left, 0), side="right") - 1
+        while k < high and first[k] < left + columns:
+            after = first[k + 1] if k + 1 < high else width
+            for c in range(max(first[k] - left, 0), min(after - left, columns)):
+                pixels[r, c] = class_index[k]
+            k += 1
+    return pixels

@@ -74,7 +74,7 @@ def _join(t, a, b):
 @compiled
 def sweep_rows(
     t, hanging, bits, pixel_measures, run_measures, row, first, class_index, label, confidence_sum, confidence_count,
-    selected, top, width, generalise, smooth, tolerance, metres, closed,
+    selected, top, width, generalise, smooth, tolerance, metres, outlines, closed,
 ):  # fmt: skip
     """Process the rows of `row` from 1 on (row 0 is the previous one); list the closed regions, return their number."""
     region, vertex, node, free = t.region, t.vertex, t.node, t.free
@@ -85,6 +85,7 @@ def sweep_rows(
     # the left and right of a loop.
     finished = np.empty((4 * (2 * longest + 2), 3), dtype=np.int32)
     labels_around = np.empty(4, dtype=np.int32)
+    none = np.empty(0, dtype=np.uint64)
     closings = 0
     for r in range(1, row.size - 1):
         line = top + r - 1
@@ -96,6 +97,9 @@ def sweep_rows(
         # The corners on the line above the row.
         band = (line - 1) // BAND_ROWS * BAND_ROWS if line > 0 else 0
         pinning = generalise and line % BAND_ROWS == 0 and line > 0
+        corridors = outlines.corridors[r - 1] if len(outlines.corridors) else none
+        for word in range(corridors.size):
+            bits[line - band, word] |= corridors[word]
         count = 0
         i, j = start, i_end
         nw = sw = OUTSIDE
@@ -127,6 +131,8 @@ def sweep_rows(
             edges = (ne != se) << EAST | (sw != se) << SOUTH | (nw != sw) << WEST | (nw != ne) << NORTH
             degree = (ne != se) + (sw != se) + (nw != sw) + (nw != ne)
             pinned = pinning and degree == 2 and sw != se and sw >= 0 and se >= 0
+            if pinned and corridors.size:
+                pinned = not corridors[c >> 6] >> np.uint64(c & 63) & np.uint64(1)
             if (degree == 2 and edges != HORIZONTAL and edges != VERTICAL) or degree > 2 or pinned:
                 if generalise:
                     mark(bits, band, c, line, True)
@@ -163,7 +169,9 @@ def sweep_rows(
                             count += 1
             nw, sw, nw_label, sw_label = ne, se, ne_label, se_label
 
-        finish_arc(t, finished[:count], pixel_measures, bits, band, generalise, smooth, tolerance, metres)
+        finish_arc(
+            t, finished[:count], pixel_measures, bits, band, generalise, smooth, tolerance, metres, outlines, width
+        )
         if pinning:
             for word in range(bits.shape[1]):
                 bits[0, word] = bits[BAND_ROWS, word]

@@ -23,9 +23,11 @@ BAND_ROWS = 1024
 # Tables of int32. Unused rows are chained by their first column, in the table of vertices by AFTER.
 # Columns of a vertex: position; its two neighbours in the arc; for an end of an unfinished arc, the other end. At a
 # node, each arc has its own vertex, whose second neighbour is the code -2 - (4 node + direction). The vertices of a
-# finished arc are in order (BEFORE, AFTER), and the fifth column tells whether they are smoothed.
+# finished arc are in order (BEFORE, AFTER), and the fifth column tells whether they are smoothed, or lie at another
+# place, which the table `place` has as (column, row).
 X, Y, BEFORE, AFTER, END = range(5)
 SMOOTH = END
+ROUNDED, EXACT = 1, 2
 # Columns of an arc: first and last vertex (the same in a loop); left and right region, and the next arc in the list of
 # each; number of vertices; number of its regions that are not written yet; bits of the sides that a ring has visited
 # and of whether it touches a node with four edges.
@@ -49,6 +51,7 @@ class Tables(NamedTuple):
     """The tables. `free` has, for each table, the first of the chained unused rows (or -1) and the rows ever used."""
 
     vertex: NDArray[np.int32]
+    place: NDArray[np.float64]
     arc: NDArray[np.int32]
     node: NDArray[np.int32]
     straight: NDArray[np.int32]

@@ -11,12 +11,14 @@ pixel of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
 from segkit.vector.tracing.confidence import ConfidenceSums
-from segkit.vector.tracing.generalize import Generalisation
+from segkit.vector.tracing.generalize import Generalisation, NewOutlines, no_outlines
 from segkit.vector.tracing.pixel_measures import PixelMeasures, RunMeasures, measure_runs
 from segkit.vector.tracing.rings import Polygons, write_rings
 from segkit.vector.tracing.runs import Runs
@@ -30,8 +32,10 @@ from segkit.vector.tracing.tables import (
     OF_REGION,
     OUTSIDE,
     PIXELS,
+    START,
     Tables,
 )
+from segkit.vector.tracing.union_find import PARENT
 
 
 class Tracer:
@@ -45,21 +49,34 @@ class Tracer:
         From (column, row) to CRS coordinates.
     pixel_measures
         Areas and side lengths of pixels on the ground.
+    take_outlines
+        Returns the outlines that replace traced ones, for a range of lines of corners (see `Regularizer`).
     """
 
     def __init__(
-        self, width: int, transform: Affine, pixel_measures: PixelMeasures, generalisation: Generalisation | None = None
+        self,
+        width: int,
+        transform: Affine,
+        pixel_measures: PixelMeasures,
+        generalisation: Generalisation | None = None,
+        take_outlines: Callable[[int, int], NewOutlines] | None = None,
     ) -> None:
         self._width = width
         self._transform = np.array(transform[:6], dtype=np.float64)
         self._flipped = transform.determinant > 0
         self._pixel_measures = pixel_measures
         self._generalisation = generalisation or Generalisation()
+        self._take_outlines = take_outlines
         sizes = {name: np.empty((0, columns), dtype=np.int32) for name, columns in COLUMNS.items()}
         free = np.array([-1, 0] * len(COLUMNS), dtype=np.int64)
         straight = np.empty((0, 8), dtype=np.int32)
         self._tables = Tables(
-            **sizes, straight=straight, number=np.empty((0, 3), dtype=np.int64), total=np.empty((0, 3)), free=free
+            **sizes,
+            place=np.empty((0, 2)),
+            straight=straight,
+            number=np.empty((0, 3), dtype=np.int64),
+            total=np.empty((0, 3)),
+            free=free,
         )
         # The last row: start, class and label of its runs, and their distance along its lower side.
         outside = np.full(1, OUTSIDE, dtype=np.int32)
@@ -99,12 +116,18 @@ class Tracer:
         corners = 2 * first.size + runs.height
         self._reserve(vertex=4 * corners, arc=4 * corners, node=corners, region=first.size)
         generalisation = self._generalisation
+        outlines = no_outlines()
+        if self._take_outlines is not None:
+            outlines = self._take_outlines(runs.top, runs.top + runs.height)
+            if not generalisation.enabled:
+                outlines = outlines._replace(corridors=no_outlines().corridors)
         closed = np.empty(self._tables.free[2 * OF_REGION + 1] + first.size, dtype=np.int32)
         count = sweep_rows(
             self._tables, self._hanging, self._bits, self._pixel_measures, run_measures, row, first, class_index, label,
             confidence_sums.total, confidence_sums.count, selected, runs.top, runs.width,
             generalisation.enabled, generalisation.smooth,
-            -1.0 if generalisation.tolerance is None else generalisation.tolerance, generalisation.metres, closed,
+            -1.0 if generalisation.tolerance is None else generalisation.tolerance, generalisation.metres, outlines,
+            closed,
         )  # fmt: skip
         last = slice(row[-2], row[-1])
         self._last = first[last].copy(), class_index[last].copy(), label[last].copy(), run_measures.lower[last].copy()
@@ -117,11 +140,24 @@ class Tracer:
         )
         return self.trace(end, np.empty(0, dtype=bool))
 
+    def first_open_row(self, default: int) -> int:
+        """Return the row where the first region starts that is not complete; the default if all are."""
+        label = np.unique(self._last[2])
+        label = label[label >= 0]
+        parent = self._tables.region[:, PARENT]
+        while (above := parent[label]).tolist() != label.tolist():
+            label = above
+        return int(min(self._tables.number[label, START] // self._width, default=default))
+
     def _reserve(self, **more: int) -> None:
         """Enlarge the tables, if necessary, for more rows."""
         for number, name in enumerate(COLUMNS):
             used = self._tables.free[2 * number + 1]
-            parallel = {"region": ("number", "total"), "node": ("straight",) if self._generalisation.enabled else ()}
+            parallel = {
+                "vertex": ("place",) if self._take_outlines is not None else (),
+                "region": ("number", "total"),
+                "node": ("straight",) if self._generalisation.enabled else (),
+            }
             for table in (name, *parallel.get(name, ())):
                 old = getattr(self._tables, table)
                 if used + more[name] > len(old):

@@ -651,15 +651,17 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
         "classes": ["a", "b"], "background": True, "class_names": Path("n.csv"), "probabilities": Path("p.tif"),
         "to_crs": "EPSG:4326", "overwrite": True, "show_progress": True,
         "max_area": "9ha", "min_confidence": 0.5, "attributes": ["centroid", "compactness"],
+        "regularize": ["a", "b"], "split": ["b"], "split_depth": "2m", "boundary_class": "edge",
     }  # fmt: skip
     assert asked.keys() | {"map_path", "output"} == inspect.signature(vector.vectorize).parameters.keys()
     given = []
-    summary = vector.Summary(Path("out.gpkg"), {"a": 1234, "b": 0}, {"a": 2.5, "b": 0.0}, left_out=4321)
+    summary = vector.Summary(Path("out.gpkg"), {"a": 1234, "b": 0}, {"a": 2.5, "b": 0.0}, 4321, 765, 32, 1212, 3434, 5)
     monkeypatch.setattr(vector, "vectorize", lambda *args, **options: given.append((args, options)) or summary)
     line = (
         "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --protect a "
         "--classes a --classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite "
-        "--max-area 9ha --min-confidence 0.5 --attributes centroid --attributes compactness"
+        "--max-area 9ha --min-confidence 0.5 --attributes centroid --attributes compactness "
+        "--regularize a --regularize b --split b --split-depth 2m --boundary-class edge"
     )
     monkeypatch.setattr(sys, "argv", line.split())
     with pytest.raises(SystemExit) as end:
@@ -669,6 +671,9 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "1,234" in shown
     assert "4,321 polygons left out" in shown
+    assert "right-angled outlines: 765; ordinary ones: 32" in shown
+    assert "1,212 areas split into 3,434 objects" in shown
+    assert "not split, longer or wider than 1,024 pixels: 5" in shown
 
 
 def test_importing_is_cheap():
