@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import SubElement
 
 import numpy as np
 import pandas
 
 from segkit.errors import DataError, suggest
-from segkit.io.geopackage import add_styles
+from segkit.io.geopackage import write_styles
 from segkit.io.paths import PathLike
 from segkit.io.points import PointColumns, read_point_table
-from segkit.io.qml import add_symbol, new_style, style_text
+from segkit.io.qml import add_choices, add_editable, add_single_symbol, new_style, style_text
 from segkit.io.vector import layer_names, read_layer
 from segkit.runtime.version import VERSION
 
@@ -75,33 +75,17 @@ def write_points(
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
         pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=metadata)
     texts = {POINTS: ("form", _form_style(classes["class"].tolist())), PIXELS: ("outline", _outline_style())}
-    styles = [
-        {
-            "f_table_catalog": "", "f_table_schema": "", "f_table_name": layer, "f_geometry_column": "geom",
-            "styleName": name, "styleQML": text, "styleSLD": "", "useAsDefault": True,
-            "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
-        }
-        for layer, (name, text) in texts.items()
-    ]  # fmt: skip
-    if not add_styles(path, styles):
-        pyogrio.write_dataframe(pandas.DataFrame(styles), path, layer="layer_styles", driver="GPKG", append=True)
+    write_styles(path, texts)
 
 
 def _form_style(classes: Sequence[str]) -> str:
     """Return a QGIS style whose form offers the classes, and no other values, for `ref_class`."""
     root = new_style("Fields|Forms|Symbology")
     marker = {"name": "cross", "size": "4", "outline_color": _MAGENTA, "color": _TRANSPARENT}
-    _add_single_symbol(root, "marker", "SimpleMarker", marker)
+    add_single_symbol(root, "marker", "SimpleMarker", marker)
     fields = SubElement(root, "fieldConfiguration")
-    widget = SubElement(SubElement(fields, "field", name="ref_class"), "editWidget", type="ValueMap")
-    values = SubElement(
-        SubElement(SubElement(widget, "config"), "Option", type="Map"), "Option", type="List", name="map"
-    )
-    for name in classes:
-        SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=name, value=name)
-    editable = SubElement(root, "editable")
-    for name, flag in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
-        SubElement(editable, "field", name=name, editable=flag)
+    add_choices(fields, "ref_class", classes)
+    add_editable(root, {"id": False, "map_class": False, "ref_class": True, "note": True})
     return style_text(root)
 
 
@@ -109,13 +93,8 @@ def _outline_style() -> str:
     """Return a QGIS style of polygons without a fill, which would hide the pixel to interpret."""
     root = new_style()
     outline = {"outline_color": _MAGENTA, "outline_width": "0.4", "outline_style": "solid", "outline_width_unit": "MM"}
-    _add_single_symbol(root, "fill", "SimpleFill", {"style": "no", "color": _TRANSPARENT} | outline)
+    add_single_symbol(root, "fill", "SimpleFill", {"style": "no", "color": _TRANSPARENT} | outline)
     return style_text(root)
-
-
-def _add_single_symbol(root: Element, kind: str, layer: str, options: Mapping[str, str]) -> None:
-    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
-    add_symbol(SubElement(renderer, "symbols"), kind, "0", layer, options)
 
 
 def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:
