@@ -1,0 +1,117 @@
+"""Round the label loop: windows are suggested, labelled as in QGIS, read back, trained on, and suggested again."""
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from labelling import label, read, replace, truth_polygons
+from quick import skip_measurements, skip_pictures
+from synthetic import TASKS, place, recipe_for, write_pair
+
+import segkit
+from segkit.data.area import read_tiles
+from segkit.data.areas import open_areas
+from segkit.errors import DataError, LabelError, UsageError
+from segkit.recipe.schema import Recipe
+
+SIZE = 24
+CODES = {"binary": {7: "cleared"}, "multiclass": {3: "water", 9: "forest"}}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Two scenes with a corner without data, and their truth."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed, name in enumerate("ab"):
+        write_pair(folder, "binary", name, seed=seed)
+    return folder
+
+
+def recipe_of(scenes, labels, **changes):
+    raw = recipe_for(scenes, "binary").to_dict()
+    source = {"path": str(labels), "field": "class", "outside_polygons": "ignore"}
+    raw["data"] |= {"train": {"images": str(scenes / "images"), "labels": source}, "val": None, "ignore": []}
+    raw["model"] = {"architecture": "lda"}
+    return Recipe.from_dict(raw | changes)
+
+
+def truth(scenes, name, codes=CODES["binary"]):
+    return truth_polygons(scenes / "labels" / f"{name}.tif", codes)
+
+
+def both(scenes):
+    import pandas
+
+    return geopandas.GeoDataFrame(pandas.concat([truth(scenes, "a"), truth(scenes, "b")]), crs="EPSG:32622")
+
+
+def trained_pixels(recipe, scenes):
+    """Return by scene the targets that train, and those of the truth in windows that are done; -1 is unlabelled."""
+    found = {}
+    training, _ = open_areas(recipe)
+    for area in training:
+        name = area.sample.scene.name
+        found[name] = np.full(area.sample.scene.grid.shape, -1)
+        for tile, targets, window in read_tiles([area]):
+            found[name][window.toslices()] = np.where(tile.valid, targets[0], -1)
+    return found
+
+
+def expected_pixels(scenes, *files):
+    found = {}
+    for name in "ab":
+        codes = rasterio.open(scenes / "labels" / f"{name}.tif").read(1)
+        valid = rasterio.open(scenes / "images" / f"{name}.tif").dataset_mask() > 0
+        inside = np.zeros(codes.shape, dtype=bool)
+        for file in files:
+            windows = read(file, "windows")
+            for row in windows[(windows["status"] == "done") & (windows["scene"] == name)].itertuples():
+                inside[row.row : row.row + row.rows, row.col : row.col + row.cols] = True
+        if inside.any():
+            found[name] = np.where(inside & valid, codes == 7, -1)
+    return found
+
+
+def test_two_rounds_of_the_loop(scenes, tmp_path, monkeypatch):
+    skip_measurements(monkeypatch.setattr)
+    skip_pictures(monkeypatch.setattr)
+    recipe = recipe_of(scenes, tmp_path / "labels.gpkg")
+    first = segkit.suggest(recipe, None, tmp_path / "first.gpkg", number=6, size=f"{SIZE}px")
+    assert [one.id for one in first.windows] == [1, 2, 3, 4, 5, 6]
+    assert first.missing == (tmp_path / "labels.gpkg",)
+    assert first.invalid == 2  # the corners without data
+    assert first.polygons == 0
+    assert {one.scene for one in first.windows} == {"a", "b"}
+    label(tmp_path / "first.gpkg", both(scenes), ids=[1, 2, 4, 5])
+    made = segkit.labels(tmp_path / "first.gpkg", tmp_path / "labels.gpkg")
+    assert made.windows == {"todo": 2, "done": 4, "skip": 0}
+    assert sum(made.area.values()) == pytest.approx(4 * SIZE**2 / 100, rel=1e-2)  # hectares on the ellipsoid
+    got, expected = trained_pixels(recipe, scenes), expected_pixels(scenes, tmp_path / "first.gpkg")
+    assert got.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+    run = segkit.train(recipe, tmp_path / "run", force=True)
+
+    second = segkit.suggest(
+        run.model, [scenes / "images"], tmp_path / "second.gpkg", number=3, size=f"{SIZE}px", recipe=recipe,
+        labelled=[tmp_path / "first.gpkg"],
+    )  # fmt: skip
+    assert (second.measure, second.labelled) == ("entropy", 6)
+    assert second.polygons > 0
+    assert all(0 <= one.uncertain <= 1 for one in second.windows)
+    windows = read(tmp_path / "second.gpkg", "windows")
+    earlier = read(tmp_path / "first.gpkg", "windows")
+    assert windows.union_all().intersection(earlier.union_all()).area < 1e-6
+    assert windows.union_all().area == pytest.approx(windows.area.sum())
+    label(tmp_path / "second.gpkg", both(scenes), ids=[1, 3])
+    files = [tmp_path / "first.gpkg", tmp_path / "second.gpkg"]
+    made = segkit.labels(files, tmp_path / "labels.gpkg", overwrite=True)
+    assert made.windows["done"] == 6
+    assert not made.agreement
+    got, expected = trained_pixels(recipe, scenes), expected_pixels(scenes, *files)
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+    segkit.train(recipe, tmp_path / "run", force=True, overwrite=True)
+
+
