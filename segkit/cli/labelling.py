@@ -40,9 +40,9 @@ class Differing(StrEnum):
 
 @app.command(
     epilog=examples(
-        "segkit suggest configs/deforestation.yaml -n 4 --size 32px -o start.gpkg   # no model yet",
-        "segkit suggest forest.safetensors scene.tif -n 4 --size 32px -o todo.gpkg",
-        "segkit suggest forest.safetensors scene.tif -n 4 --size 300m --labelled todo.gpkg -o more.gpkg",
+        "segkit suggest to_label.yaml -n 4 --size 32px -o start.gpkg",
+        "segkit suggest forest.safetensors scene.tif -n 4 --size 320m -o todo.gpkg",
+        "segkit suggest forest.safetensors scene.tif -n 4 --size 32px --labelled todo.gpkg -o more.gpkg",
     )
 )
 def suggest(

@@ -23,7 +23,10 @@ def truth_polygons(raster, names):
     """Return the polygons of a raster of codes; `names` is {code: class}, and other codes have no polygon."""
     with rasterio.open(raster) as dataset:
         codes = dataset.read(1).astype(np.int32)
-        found = [(shapely.geometry.shape(one), names.get(int(code))) for one, code in trace(codes, transform=dataset.transform)]
+        found = [
+            (shapely.geometry.shape(one), names.get(int(code)))
+            for one, code in trace(codes, transform=dataset.transform)
+        ]
         crs = dataset.crs
     kept = [(shape, name) for shape, name in found if name is not None]
     return geopandas.GeoDataFrame({"class": [name for _, name in kept]}, geometry=[shape for shape, _ in kept], crs=crs)
@@ -37,7 +40,9 @@ def label(path, truth, ids=None, *, labeller="ann"):
     others = polygons[~polygons.intersects(ground.buffer(-1e-6 * ground.length))]
     drawn = geopandas.clip(truth.to_crs(windows.crs) if windows.crs else truth, ground).explode(ignore_index=True)
     drawn = drawn[drawn.geom_type == "Polygon"]
-    polygons = geopandas.GeoDataFrame(pandas.concat([others, drawn[["class", "geometry"]]], ignore_index=True), crs=windows.crs)
+    polygons = geopandas.GeoDataFrame(
+        pandas.concat([others, drawn[["class", "geometry"]]], ignore_index=True), crs=windows.crs
+    )
     windows.loc[mine, "status"], windows.loc[mine, "labeller"] = "done", labeller
     replace(path, "windows", windows)
     replace(path, "polygons", polygons)

@@ -1,13 +1,17 @@
 """Round the label loop: windows are suggested, labelled as in QGIS, read back, trained on, and suggested again."""
 
-import geopandas
+import shutil
+from pathlib import Path
+
+import geopandas as gpd
 import numpy as np
+import pandas
 import pytest
 import rasterio
 import shapely
 from labelling import label, read, replace, truth_polygons
 from quick import skip_measurements, skip_pictures
-from synthetic import TASKS, place, recipe_for, write_pair
+from synthetic import recipe_for, write_pair
 
 import segkit
 from segkit.data.area import read_tiles
@@ -41,9 +45,7 @@ def truth(scenes, name, codes=CODES["binary"]):
 
 
 def both(scenes):
-    import pandas
-
-    return geopandas.GeoDataFrame(pandas.concat([truth(scenes, "a"), truth(scenes, "b")]), crs="EPSG:32622")
+    return gpd.GeoDataFrame(pandas.concat([truth(scenes, "a"), truth(scenes, "b")]), crs="EPSG:32622")
 
 
 def trained_pixels(recipe, scenes):
@@ -115,3 +117,90 @@ def test_two_rounds_of_the_loop(scenes, tmp_path, monkeypatch):
     segkit.train(recipe, tmp_path / "run", force=True, overwrite=True)
 
 
+@pytest.fixture
+def suggested(scenes, tmp_path):
+    """Two windows of scene a, without pre-labels, labelled by nobody."""
+    recipe = recipe_of(scenes, tmp_path / "labels.gpkg")
+    segkit.suggest(recipe, [scenes / "images" / "a.tif"], tmp_path / "ann.gpkg", number=2, size="32px")
+    return tmp_path / "ann.gpkg"
+
+
+def edit(path, layer, function):
+    table = read(path, layer)
+    function(table)
+    replace(path, layer, table)
+
+
+def test_two_people_are_merged_and_compared(scenes, suggested, tmp_path):
+    ben = Path(shutil.copy(suggested, tmp_path / "ben.gpkg"))
+    label(suggested, truth(scenes, "a"))
+    label(ben, truth(scenes, "a"), ids=[1], labeller="ben")
+    window = read(ben, "windows").geometry[0]
+    # Ben says of a strip of 5 pixels that it is cleared.
+    left, bottom, _, top = window.bounds
+    strip = shapely.box(left, bottom, left + 50, top)
+    edit(ben, "polygons", lambda table: table.__setitem__("geometry", table.difference(strip)))
+    polygons = read(ben, "polygons").explode(ignore_index=True)
+    polygons.loc[len(polygons)] = {"class": "cleared", "geometry": strip}
+    replace(ben, "polygons", polygons)
+    true = truth(scenes, "a").union_all().intersection(window)
+    expected = (strip.area - strip.intersection(true).area) / 1e4
+
+    made = segkit.labels([suggested, ben], tmp_path / "labels.gpkg")
+    (agreement,) = made.agreement
+    assert agreement.area == pytest.approx(32**2 / 100, rel=1e-2)
+    assert agreement.differing == pytest.approx(expected, rel=1e-2)
+    assert made.unlabelled == pytest.approx(expected, rel=1e-2)
+    assert 0 < agreement.kappa["cleared"] < 1
+    assert any("differ on" in note and "unlabelled" in note for note in made.notes)
+    found = gpd.read_file(tmp_path / "labels.gpkg")
+    doubt = strip.difference(true)
+    assert found.intersection(doubt).area.sum() < 1e-3 * doubt.area
+    assert found.area.sum() == pytest.approx(found.union_all().area)  # every piece of ground once
+
+    first = segkit.labels([ben, suggested], tmp_path / "labels.gpkg", differing="first", overwrite=True)
+    assert first.unlabelled == pytest.approx(0, abs=1e-6)
+    found = gpd.read_file(tmp_path / "labels.gpkg")
+    assert found[found["class"] == "cleared"].intersection(strip).area.sum() == pytest.approx(strip.area)
+
+
+def test_only_windows_that_are_done_count(scenes, suggested, tmp_path):
+    with pytest.raises(DataError, match=r"no window is done \(2 todo, 0 done, 0 skip\)"):
+        segkit.labels(suggested, tmp_path / "labels.gpkg")
+    label(suggested, truth(scenes, "a"), ids=[2])
+    edit(suggested, "windows", lambda table: table.loc.__setitem__((0, "status"), "skip"))
+    made = segkit.labels(suggested, tmp_path / "labels.gpkg")
+    assert made.windows == {"todo": 0, "done": 1, "skip": 1}
+    done = read(suggested, "windows").geometry[1]
+    ground = gpd.read_file(tmp_path / "labels.gpkg").union_all()
+    assert ground.symmetric_difference(done).area == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "found"), [(None, "no class in window 1, 2"), ("lake", "'lake' in window 1, 2")])
+def test_polygons_without_a_known_class_are_named(scenes, suggested, tmp_path, name, found):
+    label(suggested, truth(scenes, "a").assign(**{"class": name}))
+    with pytest.raises(LabelError, match=found):
+        segkit.labels(suggested, tmp_path / "labels.gpkg")
+    assert not (tmp_path / "labels.gpkg").exists()
+
+
+def test_refusals(scenes, suggested, tmp_path):
+    recipe, images = recipe_of(scenes, tmp_path / "labels.gpkg"), scenes / "images"
+    label(suggested, truth(scenes, "a"))
+    refused = {
+        "given twice": lambda: segkit.labels([suggested, suggested], tmp_path / "x.gpkg"),
+        "ends in .gpkg": lambda: segkit.labels(suggested, tmp_path / "x.shp"),
+        "would overwrite": lambda: segkit.labels(suggested, suggested, overwrite=True),
+        "rasters of labels": lambda: segkit.suggest(recipe, None, tmp_path / "x.gpkg", labelled=[images / "a.tif"]),
+        "at least one window": lambda: segkit.suggest(recipe, None, tmp_path / "x.gpkg", number=0),
+        "a recipe has no uncertainty": lambda: segkit.suggest(recipe, None, tmp_path / "x.gpkg", uncertainty="margin"),
+    }
+    for message, call in refused.items():
+        with pytest.raises(UsageError, match=message):
+            call()
+    full = recipe_for(scenes, "binary")  # its rasters label everything but three columns
+    with pytest.raises(DataError, match="of 8, 8 have labelled ground"):
+        segkit.suggest(full, None, tmp_path / "x.gpkg", size="48px", min_valid=0.5)
+    with pytest.raises(DataError, match="--min-valid 0.9"):
+        segkit.suggest(recipe, [images / "a.tif"], tmp_path / "x.gpkg", size="96px")
+    assert not (tmp_path / "x.gpkg").exists()
