@@ -76,17 +76,39 @@ def describe_candidates(
     for scene, lattice, (valid, features) in zip(scenes, lattices, described, strict=True):
         seen = valid >= min_valid - 1e-9
         labelled = np.zeros(len(lattice), dtype=bool)
-        windows = [lattice.window(int(index)) for index in np.flatnonzero(seen)]
+        indices = np.flatnonzero(seen).tolist()
+        windows = [lattice.window(index) for index in indices]
         for ground in known if windows else ():
-            labelled[np.flatnonzero(seen)] |= ground.covers_any(scene.grid, windows)
+            labelled[indices] |= ground.covers_any(scene.grid, windows)
         free = seen & ~labelled
         uncertainty = None
-        if measurer is not None and free.any():
+        if measurer is not None and indices:
+            features = _embed(measurer, scene, lattice, indices, features, show_progress=show_progress)
             uncertainty = measurer.measure_windows(scene, lattice)
         found.append(Candidates(scene, lattice, free, labelled, features, uncertainty))
     if not any(one.free.any() for one in found):
         raise DataError(_describe_none(found, min_valid))
     return found
+
+
+def _embed(
+    measurer: Measurer,
+    scene: Scene,
+    lattice: Lattice,
+    indices: Sequence[int],
+    features: NDArray[np.float32],
+    *,
+    show_progress: bool,
+) -> NDArray[np.float32]:
+    """Return the features that the model's network sees in some windows, NaN in others; of other models `features`."""
+    megapixels = len(indices) * lattice.height * lattice.width / 1e6
+    with progress("features", megapixels, "Mpx", show=show_progress) as advance:
+        found = measurer.embed_windows(scene, lattice, indices, advance)
+    if found is None:
+        return features
+    embedded = np.full((len(lattice), found.shape[1]), np.nan, dtype=np.float32)
+    embedded[list(indices)] = found
+    return embedded
 
 
 def _describe_none(found: Sequence[Candidates], min_valid: float) -> str:
@@ -100,6 +122,7 @@ def _describe_none(found: Sequence[Candidates], min_valid: float) -> str:
 
 def choose_candidates(found: Sequence[Candidates], number: int, seed: int) -> list[tuple[Candidates, int]]:
     """Choose windows that do not overlap, the most useful first; fewer than `number` if there are no more."""
+    found = [one for one in found if (one.free | one.labelled).any()]  # others have nothing to compare
     features = standardize(np.concatenate([one.features for one in found]))
     labelled = np.concatenate([one.labelled for one in found])
     free = np.flatnonzero(np.concatenate([one.free for one in found]))

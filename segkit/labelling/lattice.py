@@ -14,9 +14,9 @@ from segkit.io.grid import Grid
 from segkit.io.quantities import parse_length
 from segkit.io.scene import Scene
 
+BAND_STATISTICS = "band statistics"  # what `describe_windows` returns
 _MIN_SIDE_PX = 8  # of a window; texture of fewer pixels says nothing
 _READ_PX = 2048  # columns that are read at once
-_EPSILON = np.float32(1e-12)
 
 
 @dataclass(frozen=True)

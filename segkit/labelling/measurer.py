@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from segkit.inference.device import pick_device
 from segkit.inference.outputs import PROBABILITY_STEPS, OutputRequest
 from segkit.inference.prediction import map_raster
 from segkit.inference.settings import PredictOptions
@@ -20,12 +24,17 @@ from segkit.inference.tasks import WorkerContext
 from segkit.io.cover import PixelRegion, overlap
 from segkit.io.grid import Grid
 from segkit.io.scene import Scene
-from segkit.labelling.lattice import Lattice
+from segkit.labelling.lattice import BAND_STATISTICS, Lattice
+from segkit.models.ensemble import members
 from segkit.task import Task
 from segkit.vector import polygons as trace_polygons
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
+
+    from segkit.models.segmenter import Segmenter
+
+_EMBEDDED_AT_ONCE = 8  # windows
 
 
 class _WindowMeans:
@@ -88,6 +97,36 @@ class Measurer:
     def open_scene(self, files: Sequence[Path]) -> Scene:
         """Open a scene as the model reads it."""
         return self.context.model.open_scene(files)
+
+    @functools.cached_property
+    def _network(self) -> Segmenter | None:
+        """A network of the model whose features describe windows of any size; None if there is none."""
+        for one in members(self.context.model):
+            if not one.is_classical and one.backend == "torch" and one.fixed_window_size is None:
+                return copy.deepcopy(one).eval().to(pick_device(self.options.device))
+        return None
+
+    @property
+    def features(self) -> str:
+        """What says how alike windows are."""
+        return BAND_STATISTICS if self._network is None else "features of the encoder"
+
+    def embed_windows(
+        self, scene: Scene, lattice: Lattice, indices: Sequence[int], advance: Callable[[float], None]
+    ) -> NDArray[np.float32] | None:
+        """Return the mean features of the encoder in some windows, (windows, F); None of other models than networks."""
+        if self._network is None:
+            return None
+        device = pick_device(self.options.device)
+        found = []
+        with scene.open() as reader:
+            for start in range(0, len(indices), _EMBEDDED_AT_ONCE):
+                tiles = [reader.read(lattice.window(index)) for index in indices[start : start + _EMBEDDED_AT_ONCE]]
+                pixels = torch.from_numpy(np.stack([tile.pixels for tile in tiles])).to(device)
+                valid = torch.from_numpy(np.stack([tile.valid for tile in tiles])).to(device)
+                found.append(self._network.embed(pixels, valid).cpu().numpy())
+                advance(pixels.shape[0] * lattice.height * lattice.width / 1e6)
+        return np.concatenate(found)
 
     def measure_windows(self, scene: Scene, lattice: Lattice) -> NDArray[np.float64]:
         """Return the mean uncertainty of each window of a scene, 0 to 1; memory holds no map."""

@@ -21,6 +21,7 @@ from segkit.io.paths import PathLike, list_files
 from segkit.io.scene import Scene
 from segkit.labelling.candidates import Candidates, choose_candidates, describe_candidates
 from segkit.labelling.known_ground import KnownGround, read_labelled, recipe_ground
+from segkit.labelling.lattice import BAND_STATISTICS
 from segkit.labelling.outlines import common_crs, outline, reproject
 from segkit.labelling.work_file import LAYERS, class_choices, write_work_file
 from segkit.recipe.imagery import open_scene
@@ -192,7 +193,7 @@ def suggest(
         sum(int(one.labelled.sum()) for one in found),
         sum(int((~one.free & ~one.labelled).sum()) for one in found),
         None if measurer is None else measurer.measure,
-        "band statistics",
+        BAND_STATISTICS if measurer is None else measurer.features,
         polygons,
         tuple(missing),
     )

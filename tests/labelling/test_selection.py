@@ -31,7 +31,7 @@ def test_what_is_labelled_is_not_chosen_again():
 
 
 def test_uncertain_windows_are_preferred_and_come_first():
-    features, which = clouds()
+    features, which = clouds(8)
     weights = np.where(which == 3, 1.0, np.where(which == 1, 0.5, 1e-6))
     chosen = choose_windows(features, weights, 2, known=NONE_KNOWN, seed=0)
     assert which[chosen].tolist() == [3, 1]
