@@ -11,12 +11,11 @@ import numpy as np
 import pandas
 
 from segkit.errors import DataError, suggest
-from segkit.io.geopackage import write_styles
+from segkit.io.geopackage import write_layer, write_styles
 from segkit.io.paths import PathLike
 from segkit.io.points import PointColumns, read_point_table
 from segkit.io.qml import add_choices, add_editable, add_single_symbol, new_style, style_text
 from segkit.io.vector import layer_names, read_layer
-from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -54,7 +53,6 @@ def write_points(
         Whether the points have the map's class.
     """
     import geopandas
-    import pyogrio
     import shapely
 
     corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
@@ -66,14 +64,10 @@ def write_points(
     if show_map:
         form["map_class"] = sample["map_class"]
     centres = geopandas.GeoDataFrame(form, geometry=shapely.centroid(outlines), crs=grid.crs)
-    metadata = {"segkit_version": VERSION}
-    pyogrio.write_dataframe(
-        centres, path, layer=POINTS, driver="GPKG", geometry_type="Point", append=path.exists(), layer_metadata=metadata
-    )
-    pixels = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
-    pyogrio.write_dataframe(pixels, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=metadata)
+    write_layer(path, POINTS, centres, geometry_type="Point")
+    write_layer(path, PIXELS, geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs))
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
-        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=metadata)
+        write_layer(path, name, table)
     texts = {POINTS: ("form", _form_style(classes["class"].tolist())), PIXELS: ("outline", _outline_style())}
     write_styles(path, texts)
 

@@ -27,7 +27,7 @@ class OutputSink(Protocol):
     """Takes the raster outputs of a scene, window by window."""
 
     def write(self, arrays: dict[str, NDArray[Any]], valid: NDArray[np.bool_], window: Window) -> None:
-        """Take the result of `compute_outputs` for a window of the scene; each pixel comes once."""
+        """Take the result of `compute_outputs` for a window of the scene with a valid pixel; each pixel comes once."""
 
 
 class OutputArrays:
@@ -55,8 +55,6 @@ class OutputArrays:
 
     def write(self, arrays: dict[str, NDArray[Any]], valid: NDArray[np.bool_], window: Window) -> None:
         """Write the result of `compute_outputs` for a window of the scene."""
-        if not valid.any():
-            return
         self._tally.add(arrays["targets"], valid, window)
         for one in self._outputs:
             array = arrays.get(one.name, arrays["targets"])
@@ -94,7 +92,8 @@ def predict_into(
         with closing(decide_blocks(runner.task, blocks, outputs)) as decided:
             for block in decided:
                 if block.part == "body":
-                    sink.write(block.arrays(), block.valid, block.window)
+                    if block.valid.any():
+                        sink.write(block.arrays(), block.valid, block.window)
                 else:
                     shared.add(block.part, block.arrays()["share"], block.window)
                 if block.part != "bottom":

@@ -11,6 +11,7 @@ from typing import Any
 
 from segkit.errors import OutputError, UsageError
 from segkit.io.files import describe_error
+from segkit.runtime.version import VERSION
 
 # Tables in which a GeoPackage lists its layers, by column `table_name`.
 _LAYER_TABLES = (
@@ -104,6 +105,18 @@ def verify_copy(part: Path, layers: Sequence[str], other_contents: Contents) -> 
     changed = sorted(name for (kind, name), what in other_contents.items() if found.get((kind, name)) != what)
     if changed:
         raise OutputError(f"{part.name}: {', '.join(changed)} would be changed; give another file")
+
+
+def write_layer(part: Path, layer: str, table: Any, *, geometry_type: str | None = None) -> None:
+    """Add a layer (of a GeoDataFrame, also without a CRS) or a table, marked as written by segkit."""
+    import pyogrio
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.write_dataframe(
+            table, part, layer=layer, driver="GPKG", geometry_type=geometry_type, append=part.exists(),
+            layer_metadata={"segkit_version": VERSION},
+        )  # fmt: skip
 
 
 def write_styles(part: Path, styles: Mapping[str, tuple[str, str]]) -> None:

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 from segkit.errors import DataError, OutputError, UsageError
 from segkit.io.files import as_output_error, atomic_write, check_distinct, check_output
-from segkit.io.geopackage import check_layers, copy_without_layers, verify_copy, write_styles
+from segkit.io.geopackage import check_layers, copy_without_layers, verify_copy, write_layer, write_styles
 from segkit.io.paths import PathLike
 from segkit.io.vector import read_layer
 from segkit.labelling.forms import polygon_form
@@ -23,7 +23,6 @@ from segkit.labelling.merging import Differing, DoneWindow, compare_files, groun
 from segkit.labelling.partition import Partition
 from segkit.labelling.work_file import DONE, STATUS, WorkFile, read_work_file
 from segkit.runtime.tables import list_some
-from segkit.runtime.version import VERSION
 from segkit.task import BACKGROUND, Task
 
 LABELS = "labels"
@@ -174,7 +173,6 @@ def _pieces(one: DoneWindow, labels: Partition, task: Task) -> Iterator[tuple[st
 def _write(target: Path, rows: Sequence[tuple[str, Any, DoneWindow]], crs: CRS | None, task: Task) -> None:
     """Write labels, read them back and rename the file; other layers of the file are kept."""
     import geopandas
-    import pyogrio
 
     table = pandas.DataFrame(
         {
@@ -190,10 +188,7 @@ def _write(target: Path, rows: Sequence[tuple[str, Any, DoneWindow]], crs: CRS |
     )
     with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
         others = copy_without_layers(target, temporary, [LABELS])
-        pyogrio.write_dataframe(
-            frame, temporary, layer=LABELS, driver="GPKG", geometry_type="Polygon", append=temporary.exists(),
-            layer_metadata={"segkit_version": VERSION},
-        )  # fmt: skip
+        write_layer(temporary, LABELS, frame, geometry_type="Polygon")
         legend = [(row["name"], row["color"]) for row in task.legend]
         write_styles(temporary, {LABELS: ("classes", polygon_form(_names(task), legend))})
         written = read_layer(temporary, LABELS).geometries

@@ -16,11 +16,10 @@ from rasterio.crs import CRS
 
 from segkit.errors import DataError, OutputError
 from segkit.io.files import as_output_error, atomic_write, require_file
-from segkit.io.geopackage import copy_without_layers, verify_copy, write_styles
+from segkit.io.geopackage import copy_without_layers, verify_copy, write_layer, write_styles
 from segkit.io.paths import PathLike
 from segkit.io.vector import layer_names, read_layer
 from segkit.labelling.forms import polygon_form, window_form
-from segkit.runtime.version import VERSION
 from segkit.task import BACKGROUND, LandCoverClass, Task
 
 LAYERS = WINDOWS, POLYGONS, TASK = "windows", "polygons", "task"
@@ -85,21 +84,16 @@ def write_work_file(
         It could not be written, or reads back differently.
     """
     import geopandas
-    import pyogrio
 
-    metadata = {"segkit_version": VERSION}
     form = windows[["id"]].assign(status=TODO, labeller=None, date=None, note=None)
     form = form.astype({"labeller": object, "note": object, "date": "datetime64[ms]"}).join(windows.drop(columns="id"))
     with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
         others = copy_without_layers(target, temporary, LAYERS)
         for layer, table, shapes in ((WINDOWS, form, window_shapes), (POLYGONS, polygons, polygon_shapes)):
             frame = geopandas.GeoDataFrame(table, geometry=np.array(shapes, dtype=object), crs=crs)
-            pyogrio.write_dataframe(
-                frame, temporary, layer=layer, driver="GPKG", geometry_type="Polygon", append=temporary.exists(),
-                layer_metadata=metadata,
-            )  # fmt: skip
+            write_layer(temporary, layer, frame, geometry_type="Polygon")
         declared = pandas.DataFrame({"task": [json.dumps(_declaration(task), ensure_ascii=False)]})
-        pyogrio.write_dataframe(declared, temporary, layer=TASK, driver="GPKG", append=True, layer_metadata=metadata)
+        write_layer(temporary, TASK, declared)
         legend = [(row["name"], row["color"]) for row in task.legend]
         write_styles(
             temporary,
