@@ -85,9 +85,14 @@ def suggest(
         float, typer.Option("--min-valid", min=0, max=1, help="Share of the pixels of a window that must have data.")
     ] = 1.0,
     min_area: Annotated[
-        str, typer.Option("--min-area", metavar="AREA", help="Pre-labels: merge smaller regions into neighbours.")
-    ] = "10px",
-    simplify: Annotated[str, typer.Option(metavar="LENGTH", help="Pre-labels: how far borders may move.")] = "1px",
+        str | None,
+        typer.Option(
+            "--min-area", metavar="AREA", help="Pre-labels: merge smaller regions into neighbours (default: 10px)."
+        ),
+    ] = None,
+    simplify: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Pre-labels: how far borders may move (default: 1px).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed chooses the same windows.")] = 0,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -98,6 +103,10 @@ def suggest(
     """Choose windows worth labelling next, and write them with pre-labels and forms for QGIS."""
     from segkit.labelling.suggestion import suggest as run
 
+    if not scenes and (stack or mosaic or mosaic_overlap):
+        raise typer.BadParameter(
+            "is for scenes that are named; the recipe says it of its own", param_hint="--stack" if stack else "--mosaic"
+        )
     made = run(
         [model, *average_with] if average_with else model,
         scenes_from(scenes, mosaic_overlap, stack=stack, mosaic=mosaic) if scenes else None,
@@ -118,11 +127,15 @@ def suggest(
         overwrite=overwrite,
         show_progress=True,
     )
+    header = ("window", "scene", "row", "column", *([] if made.measure is None else [made.measure]))
     rows = [
-        (str(one.id), one.scene, str(one.row), str(one.col), "-" if one.uncertain is None else f"{one.uncertain:.3f}")
+        (
+            *map(str, (one.id, one.scene, one.row, one.col)),
+            *([] if one.uncertain is None else [f"{one.uncertain:.3f}"]),
+        )
         for one in made.windows[:_SHOWN]
     ]
-    print_table(("window", "scene", "row", "column", made.measure or "uncertain"), rows)
+    print_table(header, rows)
     if len(made.windows) > _SHOWN:
         print(f"and {len(made.windows) - _SHOWN} more")
     print(

@@ -19,11 +19,12 @@ from segkit.io.files import check_distinct, check_output
 from segkit.io.geopackage import check_layers
 from segkit.io.paths import PathLike, list_files
 from segkit.io.scene import Scene
+from segkit.io.vector import layer_names
 from segkit.labelling.candidates import Candidates, choose_candidates, describe_candidates
 from segkit.labelling.known_ground import KnownGround, read_labelled, recipe_ground
 from segkit.labelling.lattice import BAND_STATISTICS
 from segkit.labelling.outlines import common_crs, outline, reproject
-from segkit.labelling.work_file import LAYERS, class_choices, write_work_file
+from segkit.labelling.work_file import LAYERS, TODO, class_choices, read_work_file, write_work_file
 from segkit.recipe.imagery import open_scene
 from segkit.recipe.schema import Recipe
 
@@ -102,8 +103,8 @@ def suggest(
     labelled: Sequence[PathLike] = (),
     uncertainty: str | None = None,
     min_valid: float = 1.0,
-    min_area: str = "10px",
-    simplify: str = "1px",
+    min_area: str | None = None,
+    simplify: str | None = None,
     seed: int = 0,
     tile: int | None = None,
     overlap: int | None = None,
@@ -141,7 +142,7 @@ def suggest(
     min_valid
         Share of the pixels of a window that must have data.
     min_area, simplify
-        Of the pre-labels, see `segkit.polygons`.
+        Of the pre-labels, see `segkit.polygons`; "10px" and "1px" by default.
     seed
         The same seed chooses the same windows.
     tile, overlap, precision, device
@@ -156,24 +157,21 @@ def suggest(
     SegkitError
         A scene, a label or the model cannot be read.
     """
-    target = check_output(output, overwrite=overwrite)
-    if target.suffix.lower() != ".gpkg":
-        raise UsageError(f"{target}: windows are written as a GeoPackage; give a file name that ends in .gpkg")
-    check_layers(target, LAYERS)
+    target = _check_target(output, overwrite=overwrite)
     if number < 1 or not 0 < min_valid <= 1:
         raise UsageError("give at least one window, and a share of valid pixels above 0 and up to 1")
     cold = _as_recipe(model)
-    if cold is not None and recipe is not None:
-        raise UsageError("two recipes are given; without a model, give one in its place")
-    rule = cold or (None if recipe is None else _as_recipe(recipe) or Recipe.load(os.fspath(recipe)))  # type: ignore[arg-type]
-    known: list[KnownGround] = [read_labelled(path) for path in labelled]
+    if cold is not None:
+        _refuse_model_options(
+            recipe=recipe, uncertainty=uncertainty, min_area=min_area, simplify=simplify, tile=tile, overlap=overlap,
+            precision=None if precision == "auto" else precision, device=None if device == "auto" else device,
+        )  # fmt: skip
+    rule = cold if cold is not None or recipe is None else _as_recipe(recipe) or Recipe.load(os.fspath(recipe))  # type: ignore[arg-type]
     of_recipe, missing = ([], []) if rule is None else recipe_ground(rule)
-    known += of_recipe
+    known: list[KnownGround] = [*(read_labelled(path) for path in labelled), *of_recipe]
     measurer = None
     if cold is None:
         measurer = _load_measurer(model, uncertainty, (tile, overlap, precision, device), show_progress=show_progress)
-    elif uncertainty is not None:
-        raise UsageError("a recipe has no uncertainty; give a model, or leave the measure out")
     task = _task(rule, measurer)
     opened = _open_scenes(scenes, measurer, rule)
     read = [model, recipe, *labelled] if isinstance(model, (str, os.PathLike)) else [*labelled]
@@ -185,7 +183,7 @@ def suggest(
         SuggestedWindow(rank, one.scene.name, *_place(one.lattice.window(index)), one.uncertain(index))
         for rank, (one, index) in enumerate(chosen, 1)
     )
-    polygons = _write(target, task, windows, chosen, measurer, min_area, simplify)
+    polygons = _write(target, task, windows, chosen, measurer, min_area or "10px", simplify or "1px")
     return Suggestion(
         target,
         windows,
@@ -197,6 +195,38 @@ def suggest(
         polygons,
         tuple(missing),
     )
+
+
+def _check_target(output: PathLike, *, overwrite: bool) -> Path:
+    """Return the path of the output if it can be written without the loss of labels.
+
+    Raises
+    ------
+    UsageError
+        It is no GeoPackage, or somebody has labelled in it.
+    """
+    target = check_output(output, overwrite=overwrite)
+    if target.suffix.lower() != ".gpkg":
+        raise UsageError(f"{target}: windows are written as a GeoPackage; give a file name that ends in .gpkg")
+    if target.exists() and {*LAYERS} <= {*layer_names(target)}:
+        started = sum(read_work_file(target).windows["status"] != TODO)
+        if started:
+            raise UsageError(
+                f"{target}: {started} of its windows are done or skipped, and would be lost; name another file, and "
+                "give this one as labelled"
+            )
+    check_layers(target, LAYERS)
+    return target
+
+
+def _refuse_model_options(**given: Any) -> None:
+    """Raise a UsageError about options that only a model has."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise UsageError(
+            f"{', '.join(names)}: only with a model, and a recipe is given in its place; leave "
+            f"{'it' if len(names) == 1 else 'them'} out"
+        )
 
 
 def _as_recipe(given: Any) -> Recipe | None:
@@ -307,7 +337,7 @@ def _write(
         for frame in measurer.draw(scene, inside, min_area=min_area, simplify=simplify):  # type: ignore[union-attr]
             names += frame["class"].tolist()
             shapes += reproject(frame.geometry.to_numpy(), scene.grid.crs, crs).tolist()
-    rows = pandas.DataFrame([asdict(one) for one in windows]).rename(columns={"uncertain": "uncertain"})
+    rows = pandas.DataFrame([asdict(one) for one in windows])
     write_work_file(
         target,
         task,

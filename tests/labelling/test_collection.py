@@ -190,9 +190,12 @@ def test_refusals(scenes, suggested, tmp_path):
         "given twice": lambda: segkit.labels([suggested, suggested], tmp_path / "x.gpkg"),
         r"ends in \.gpkg": lambda: segkit.labels(suggested, tmp_path / "x.shp"),
         "would overwrite": lambda: segkit.labels(suggested, suggested, overwrite=True),
+        "2 of its windows are done": lambda: segkit.suggest(recipe, None, suggested, overwrite=True),
         "rasters of labels": lambda: segkit.suggest(recipe, None, tmp_path / "x.gpkg", labelled=[images / "a.tif"]),
         "at least one window": lambda: segkit.suggest(recipe, None, tmp_path / "x.gpkg", number=0),
-        "a recipe has no uncertainty": lambda: segkit.suggest(recipe, None, tmp_path / "x.gpkg", uncertainty="margin"),
+        "uncertainty: only with a model": lambda: segkit.suggest(
+            recipe, None, tmp_path / "x.gpkg", uncertainty="margin"
+        ),
     }
     for message, call in refused.items():
         with pytest.raises(UsageError, match=message):
