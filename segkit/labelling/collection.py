@@ -75,8 +75,8 @@ def labels(
 
     Only ground of windows with the status "done" is labelled. There, ground without a polygon is background, if the
     task has it (of overlapping classes: no class is there); otherwise it is unlabelled. Also unlabelled are: polygons
-    of "unlabelled", ground where polygons of classes that exclude each other overlap, and slivers narrower than a
-    pixel.
+    of "unlabelled", ground where polygons of classes that exclude each other overlap, and slivers narrower than
+    half a pixel.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def _describe_windows(windows: Sequence[DoneWindow], task: Task, unit: str) -> I
     texts = {
         "overlaps": "polygons of classes that exclude each other overlap on {}, which is unlabelled",
         "gaps": "{} are in no polygon, and are unlabelled, since the task has no background",
-        "slivers": "gaps and overlaps narrower than a pixel, {}, are unlabelled",
+        "slivers": "gaps and overlaps narrower than half a pixel, {}, are unlabelled",
     }
     for path in dict.fromkeys(one.path for one in windows):
         mine = [one for one in windows if one.path == path]

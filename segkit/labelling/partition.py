@@ -28,8 +28,8 @@ class Partition:
         {class: where it is}; within `labelled`.
     overlaps, gaps, slivers
         Area, in units of the CRS, that is unlabelled because polygons of classes that exclude each other overlap; that
-        is in no polygon although every pixel must be in a class; and of overlaps and gaps that are narrower than a
-        pixel.
+        is in no polygon although every pixel must be in a class; and of overlaps and gaps narrower than half
+        a pixel.
     """
 
     labelled: Any
@@ -67,7 +67,7 @@ def partition(window: Any, classes: NDArray[Any], shapes: NDArray[Any], task: Ta
         Class of each polygon that meets the window, and the polygon; valid. Polygons of `UNLABELLED` come before all
         others.
     pixel
-        Side of a pixel. Gaps and overlaps that are narrower come from inexact drawing, and are unlabelled.
+        Side of a pixel. Gaps and overlaps narrower than half of it come from inexact drawing, and are unlabelled.
     """
     names = [one.name for one in task.classes] + ([BACKGROUND] if task.background else [])
     found = {name: clip(union(shapes[classes == name]), window) for name in (*names, UNLABELLED)}
@@ -125,8 +125,8 @@ def _shared(shapes: Sequence[Any]) -> Any:
 
 
 def _split_by_width(shape: Any, pixel: float) -> tuple[Any, Any]:
-    """Return the parts of a shape that are at least a pixel wide somewhere, and the narrower ones."""
+    """Return the parts of a shape that are wider than half a pixel somewhere, and the narrower ones."""
     parts = shapely.get_parts(shape)
     parts = parts[~shapely.is_empty(parts)]
-    wide = ~shapely.is_empty(shapely.buffer(parts, -pixel / 2))
+    wide = ~shapely.is_empty(shapely.buffer(parts, -pixel / 4))
     return union(parts[wide]), union(parts[~wide])

@@ -58,6 +58,12 @@ def test_slivers_of_inexact_drawing_are_no_background():
     assert (narrow.overlaps, narrow.slivers) == (0, pytest.approx(4))
 
 
+def test_a_true_strip_of_one_pixel_is_background():
+    found = said("multiclass", ("water", box(0, 0, 9, 20)), ("forest", box(10, 0, 20, 20)))
+    assert found.slivers == 0
+    assert found.absent().equals(box(9, 0, 10, 20))
+
+
 def test_unlabelled_polygons_come_before_all_others():
     found = said("binary", ("water", box(0, 0, 10, 20)), ("unlabelled", box(5, 0, 15, 20)))
     assert found.labelled.area == pytest.approx(200)
