@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from segkit.inference.forecasting import forecast as forecast
     from segkit.inference.predict import predict as predict
     from segkit.io.mosaic import Mosaic as Mosaic
+    from segkit.labelling.collection import labels as labels
+    from segkit.labelling.suggestion import suggest as suggest
     from segkit.maps.change import change as change
     from segkit.maps.cleaning import clean as clean
     from segkit.maps.zonal_areas import areas as areas
@@ -65,12 +67,14 @@ _HOMES = {
     "forecast": "segkit.inference.forecasting",
     "info": "segkit.reporting.file_info",
     "init": "segkit.data.drafting.draft",
+    "labels": "segkit.labelling.collection",
     "load": "segkit.models.segmenter",
     "plot": "segkit.plot",
     "polygons": "segkit.vector",
     "predict": "segkit.inference.predict",
     "reclassify": "segkit.models.reclassification",
     "report": "segkit.reporting.report",
+    "suggest": "segkit.labelling.suggestion",
     "train": "segkit.training.train",
     "vectorize": "segkit.vector",
 }

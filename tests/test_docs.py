@@ -147,6 +147,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def label_halves(path: Path) -> None:
+    """Label the windows of a file: half of each is of the first class, half of the second one."""
+    windows = geopandas.read_file(path, layer="windows")
+    names = [one["name"] for one in json.loads(geopandas.read_file(path, layer="task")["task"][0])["classes"]]
+    halves = []
+    for left, bottom, right, top in windows.bounds.to_numpy():
+        middle = (left + right) / 2
+        halves += [shapely.box(left, bottom, middle, top), shapely.box(middle, bottom, right, top)]
+    drawn = geopandas.GeoDataFrame({"class": ([*names, names[0]][:2]) * len(windows)}, geometry=halves, crs=windows.crs)
+    drawn.to_file(path, layer="polygons")
+    windows.assign(status="done").to_file(path, layer="windows")
+
+
 def finished_maps(here: Path) -> None:
     """Write maps in which every class occurs, which a tiny training does not promise."""
     shutil.copy(here / "truth.tif", here / "map.tif")
@@ -174,6 +187,8 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
             run(line, monkeypatch)
         if line.startswith("segkit check mine.yaml"):  # as `init` wrote it; the training is a small one
             make_tiny(Path("mine.yaml"))
+        if "segkit suggest" in line:
+            label_halves(Path(shlex.split(line)[-1]))
         if "filled.gpkg" in line and "design" in line:
             points = geopandas.read_file("filled.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")
@@ -184,8 +199,8 @@ def test_examples_of_the_help_run(workplace: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys.modules["segkit.training.results"], "draw_worst_windows", lambda *_, **__: None)
     found = examples()
-    # Those that take a finished map first; the demo and the cluster are tested where they belong.
-    found.sort(key=lambda line: "segkit predict" not in line)
+    # Those that take neither a finished map nor a recipe first; the demo and the cluster are tested where they belong.
+    found.sort(key=lambda line: not line.startswith(("segkit predict", "segkit init")))
     assert len(found) > 12
     run_elsewhere = {line.partition(" #")[0].strip() for document in DOCUMENTS for line in commands(document)}
     for line in found:
@@ -195,6 +210,10 @@ def test_examples_of_the_help_run(workplace: Path, tmp_path: Path, monkeypatch: 
             continue
         if "map.tif" in line and not line.startswith("segkit predict"):
             finished_maps(here)
+        if "done.gpkg" in line:
+            for name in ("done.gpkg", "second.gpkg"):
+                shutil.copy("todo.gpkg", name)
+                label_halves(Path(name))
         if "filled.gpkg" in line:
             points = geopandas.read_file("points.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")

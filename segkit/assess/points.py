@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import SubElement
 
 import numpy as np
 import pandas
 
 from segkit.errors import DataError, suggest
-from segkit.io.geopackage import add_styles
+from segkit.io.geopackage import write_layer, write_styles
 from segkit.io.paths import PathLike
 from segkit.io.points import PointColumns, read_point_table
-from segkit.io.qml import add_symbol, new_style, style_text
+from segkit.io.qml import add_choices, add_editable, add_single_symbol, new_style, style_text
 from segkit.io.vector import layer_names, read_layer
-from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -54,7 +53,6 @@ def write_points(
         Whether the points have the map's class.
     """
     import geopandas
-    import pyogrio
     import shapely
 
     corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)])
@@ -66,42 +64,22 @@ def write_points(
     if show_map:
         form["map_class"] = sample["map_class"]
     centres = geopandas.GeoDataFrame(form, geometry=shapely.centroid(outlines), crs=grid.crs)
-    metadata = {"segkit_version": VERSION}
-    pyogrio.write_dataframe(
-        centres, path, layer=POINTS, driver="GPKG", geometry_type="Point", append=path.exists(), layer_metadata=metadata
-    )
-    pixels = geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs)
-    pyogrio.write_dataframe(pixels, path, layer=PIXELS, driver="GPKG", append=True, layer_metadata=metadata)
+    write_layer(path, POINTS, centres, geometry_type="Point")
+    write_layer(path, PIXELS, geopandas.GeoDataFrame(form[["id"]], geometry=outlines, crs=grid.crs))
     for name, table in ((DESIGN, sample), (STRATA, strata), (CLASSES, classes)):
-        pyogrio.write_dataframe(table, path, layer=name, driver="GPKG", append=True, layer_metadata=metadata)
+        write_layer(path, name, table)
     texts = {POINTS: ("form", _form_style(classes["class"].tolist())), PIXELS: ("outline", _outline_style())}
-    styles = [
-        {
-            "f_table_catalog": "", "f_table_schema": "", "f_table_name": layer, "f_geometry_column": "geom",
-            "styleName": name, "styleQML": text, "styleSLD": "", "useAsDefault": True,
-            "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
-        }
-        for layer, (name, text) in texts.items()
-    ]  # fmt: skip
-    if not add_styles(path, styles):
-        pyogrio.write_dataframe(pandas.DataFrame(styles), path, layer="layer_styles", driver="GPKG", append=True)
+    write_styles(path, texts)
 
 
 def _form_style(classes: Sequence[str]) -> str:
     """Return a QGIS style whose form offers the classes, and no other values, for `ref_class`."""
     root = new_style("Fields|Forms|Symbology")
     marker = {"name": "cross", "size": "4", "outline_color": _MAGENTA, "color": _TRANSPARENT}
-    _add_single_symbol(root, "marker", "SimpleMarker", marker)
+    add_single_symbol(root, "marker", "SimpleMarker", marker)
     fields = SubElement(root, "fieldConfiguration")
-    widget = SubElement(SubElement(fields, "field", name="ref_class"), "editWidget", type="ValueMap")
-    values = SubElement(
-        SubElement(SubElement(widget, "config"), "Option", type="Map"), "Option", type="List", name="map"
-    )
-    for name in classes:
-        SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=name, value=name)
-    editable = SubElement(root, "editable")
-    for name, flag in {"id": "0", "map_class": "0", "ref_class": "1", "note": "1"}.items():
-        SubElement(editable, "field", name=name, editable=flag)
+    add_choices(fields, "ref_class", classes)
+    add_editable(root, {"id": False, "map_class": False, "ref_class": True, "note": True})
     return style_text(root)
 
 
@@ -109,13 +87,8 @@ def _outline_style() -> str:
     """Return a QGIS style of polygons without a fill, which would hide the pixel to interpret."""
     root = new_style()
     outline = {"outline_color": _MAGENTA, "outline_width": "0.4", "outline_style": "solid", "outline_width_unit": "MM"}
-    _add_single_symbol(root, "fill", "SimpleFill", {"style": "no", "color": _TRANSPARENT} | outline)
+    add_single_symbol(root, "fill", "SimpleFill", {"style": "no", "color": _TRANSPARENT} | outline)
     return style_text(root)
-
-
-def _add_single_symbol(root: Element, kind: str, layer: str, options: Mapping[str, str]) -> None:
-    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
-    add_symbol(SubElement(renderer, "symbols"), kind, "0", layer, options)
 
 
 def read_table(path: PathLike, layer: str) -> pandas.DataFrame | None:

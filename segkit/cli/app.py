@@ -26,6 +26,7 @@ import segkit.cli.demo
 import segkit.cli.exporting
 import segkit.cli.finished_maps
 import segkit.cli.information
+import segkit.cli.labelling
 import segkit.cli.mapping
 import segkit.cli.training  # noqa: F401 - these register their commands
 from segkit.cli.output import open_output

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segkit.cli.mosaics import AsMosaic, MosaicOverlap, OfOverlap, check_overlap, each_raster, one_raster
+from segkit.cli.mosaics import AsMosaic, MosaicOverlap, OfOverlap, check_overlap, each_raster, one_raster, scenes_from
 from segkit.cli.options import (
     Attributes,
     Augmentation,
@@ -136,7 +136,7 @@ def evaluate(
     paths = [as_path(one) for one in images or ()]
     result = run(
         [scored, *average_with] if average_with else scored,
-        _scenes(paths, mosaic_overlap, stack=stack, mosaic=mosaic) if is_model else None,
+        scenes_from(paths, mosaic_overlap, stack=stack, mosaic=mosaic) if is_model else None,
         _labels(labels, field, nodata, set_labels),
         output,
         pair=pair,
@@ -162,16 +162,6 @@ def evaluate(
     print_metrics(result)
     print_worst_scenes(result, _WORST_SCENES)
     emit(result)
-
-
-def _scenes(paths: list[Path], overlap: MosaicOverlap | None, *, stack: bool, mosaic: bool) -> Any:
-    """Return scenes as `predict` and `evaluate` take them."""
-    if stack:
-        return [each_raster(paths, overlap, mosaic=mosaic)]
-    if mosaic:
-        return one_raster(paths, overlap, mosaic=mosaic, what="scene")
-    check_overlap(overlap, mosaic=mosaic)
-    return paths[0] if len(paths) == 1 else paths
 
 
 def _labels(path: Any, field: str | None, nodata: NoData | None, options: list[str] | None) -> Any:
@@ -268,7 +258,7 @@ def predict(
     from segkit.errors import ScenesError
     from segkit.inference.predict import predict as run
 
-    given = _scenes(scenes, mosaic_overlap, stack=stack, mosaic=mosaic)
+    given = scenes_from(scenes, mosaic_overlap, stack=stack, mosaic=mosaic)
     models = [model, *average_with] if average_with else model
     options: dict[str, Any] = {
         "probabilities": probabilities,

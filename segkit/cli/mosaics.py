@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,3 +63,13 @@ def check_overlap(overlap: MosaicOverlap | None, *, mosaic: bool) -> None:
     """Raise an error if the option for overlaps is given without a mosaic."""
     if overlap is not None and not mosaic:
         raise typer.BadParameter("is for files that lie side by side; add --mosaic", param_hint="--mosaic-overlap")
+
+
+def scenes_from(paths: list[Path], overlap: MosaicOverlap | None, *, stack: bool, mosaic: bool) -> Any:
+    """Return scenes as `predict` and `evaluate` take them."""
+    if stack:
+        return [each_raster(paths, overlap, mosaic=mosaic)]
+    if mosaic:
+        return one_raster(paths, overlap, mosaic=mosaic, what="scene")
+    check_overlap(overlap, mosaic=mosaic)
+    return paths[0] if len(paths) == 1 else paths

@@ -14,6 +14,7 @@ _GROUPS = {
     "Prepare": ("demo", "info", "init", "check", "encoders", "schema", "cache"),
     "Train": ("train", "finish", "compare"),
     "Map": ("predict", "vectorize", "clean", "reclassify", "change", "areas"),
+    "Label": ("suggest", "labels"),
     "Evaluate": ("evaluate", "assess"),
     "Share": ("report", "export"),
 }

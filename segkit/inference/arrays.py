@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,13 @@ from segkit.io.grid import Grid
 from segkit.io.region import Region
 from segkit.io.scene import Scene
 from segkit.task import Task
+
+
+class OutputSink(Protocol):
+    """Takes the raster outputs of a scene, window by window."""
+
+    def write(self, arrays: dict[str, NDArray[Any]], valid: NDArray[np.bool_], window: Window) -> None:
+        """Take the result of `compute_outputs` for a window of the scene with a valid pixel; each pixel comes once."""
 
 
 class OutputArrays:
@@ -48,15 +55,14 @@ class OutputArrays:
 
     def write(self, arrays: dict[str, NDArray[Any]], valid: NDArray[np.bool_], window: Window) -> None:
         """Write the result of `compute_outputs` for a window of the scene."""
-        if not valid.any():
-            return
         self._tally.add(arrays["targets"], valid, window)
         for one in self._outputs:
             array = arrays.get(one.name, arrays["targets"])
             self.values[one.name][:, *window.toslices()] = one.output.values(self._task, array, valid)
 
 
-def predict_arrays(
+def predict_into(
+    sink: OutputSink,
     runner: Runner,
     scene: Scene,
     tiling: Tiling,
@@ -65,19 +71,20 @@ def predict_arrays(
     batch: int,
     region: Region | None = None,
     advance: Callable[[float], None] = lambda step: None,
-) -> OutputArrays:
-    """Predict a scene, band by band, into arrays; the pixels are those of the files of `predict_band` and `merge_seam`.
+) -> None:
+    """Predict a scene, band by band, into a sink; the pixels are those of the files of `predict_band` and `merge_seam`.
 
-    Besides the arrays, memory holds a batch of windows and the probabilities of one seam.
+    Besides what the sink keeps, memory holds a batch of windows and the probabilities of one seam.
 
     Parameters
     ----------
+    sink
+        Gets each block of pixels once it is finished.
     outputs
         None of them computed from pixels.
     advance
         Called with the millions of pixels of each step.
     """
-    arrays = OutputArrays(runner.task, scene.grid, outputs)
     above: NDArray[np.float32] | None = None
     for band in tiling.bands:
         shared = _SharedRows(runner.channels, band, scene.grid.width)
@@ -85,15 +92,15 @@ def predict_arrays(
         with closing(decide_blocks(runner.task, blocks, outputs)) as decided:
             for block in decided:
                 if block.part == "body":
-                    arrays.write(block.arrays(), block.valid, block.window)
+                    if block.valid.any():
+                        sink.write(block.arrays(), block.valid, block.window)
                 else:
                     shared.add(block.part, block.arrays()["share"], block.window)
                 if block.part != "bottom":
                     advance(block.valid.size / 1e6)
         if above is not None and len(shared.top[0]):
-            _decide_seam(arrays, runner.task, above + shared.top, band.spans[0].start, outputs)
+            _decide_seam(sink, runner.task, above + shared.top, band.spans[0].start, outputs)
         above = shared.bottom
-    return arrays
 
 
 class _SharedRows:
@@ -113,10 +120,10 @@ class _SharedRows:
 
 
 def _decide_seam(
-    arrays: OutputArrays, task: Task, probabilities: NDArray[np.float32], row: int, outputs: Sequence[OutputRequest]
+    sink: OutputSink, task: Task, probabilities: NDArray[np.float32], row: int, outputs: Sequence[OutputRequest]
 ) -> None:
     valid = ~np.isnan(probabilities[0])
     if valid.any():
         found = compute_outputs(task, torch.from_numpy(np.nan_to_num(probabilities)), outputs)
         window = Window(0, row, probabilities.shape[2], probabilities.shape[1])
-        arrays.write({name: one.numpy() for name, one in found.items()}, valid, window)
+        sink.write({name: one.numpy() for name, one in found.items()}, valid, window)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
     from segkit.data.applicability import SceneComparison
-    from segkit.inference.arrays import OutputArrays
-    from segkit.inference.settings import PredictOptions, ResolvedSettings
-    from segkit.inference.tasks import WorkerContext
     from segkit.io.polygons import Polygons
     from segkit.io.scene import Scene
     from segkit.models.ensemble import AnyModel
@@ -207,7 +203,9 @@ def predict_in_memory(
     if aoi_layer is not None and aoi is None:
         raise UsageError("aoi_layer is given, but aoi is not; add the file of polygons, or leave aoi_layer out")
 
+    from segkit.inference.arrays import OutputArrays
     from segkit.inference.settings import PredictOptions
+    from segkit.inference.streaming import stream_scene
     from segkit.inference.tasks import WorkerContext
     from segkit.io.region import read_aoi
     from segkit.models.ensemble import load_model, with_imagery
@@ -225,7 +223,9 @@ def predict_in_memory(
     comparison = _warn(network, scene, polygons)
     outputs = (OutputRequest("map"), *([OutputRequest("probabilities")] if probabilities else []))
     context = WorkerContext(network, polygons, show_progress=show_progress)
-    arrays, settings = _run(context, scene, options, outputs)
+    arrays, settings = stream_scene(
+        lambda: OutputArrays(network.task, scene.grid, outputs), context, scene, options, outputs, stacklevel=4
+    )
     counts = describe_counts(arrays.counts, None if comparison is None else comparison.share_outside)
     if not counts["valid"]:
         where = "" if aoi is None else f" inside {aoi}"
@@ -338,43 +338,6 @@ def _warn(network: AnyModel, scene: Scene, polygons: Polygons | None) -> SceneCo
         if warning is not None:
             warnings.warn(warning, stacklevel=5)
     return comparison
-
-
-def _run(
-    context: WorkerContext, scene: Scene, options: PredictOptions, outputs: tuple[OutputRequest, ...]
-) -> tuple[OutputArrays, ResolvedSettings]:
-    """Predict a scene; with smaller windows if memory runs out, and without compilation if that fails."""
-    from segkit.inference.arrays import predict_arrays
-    from segkit.inference.device import pick_device
-    from segkit.inference.runner import CompilationError, OutOfMemoryError
-    from segkit.inference.tasks import choose_settings, torch_threads
-    from segkit.runtime.progress import progress
-
-    settings = choose_settings(context, scene, options, outputs)
-    device = pick_device(options.device)
-    while True:
-        assert settings.batch is not None
-        tiling = settings.tiling(scene.grid, context.model.stride)
-        megapixels = scene.grid.height * scene.grid.width / 1e6
-        try:
-            with (
-                torch_threads(settings.threads),
-                progress(scene.name, megapixels, "Mpx", show=context.show_progress) as advance,
-            ):
-                arrays = predict_arrays(
-                    context.runner(device, settings, scene, outputs),
-                    scene,
-                    tiling,
-                    outputs,
-                    batch=options.batch_size or settings.batch,
-                    region=context.region(scene.grid),
-                    advance=advance,
-                )
-            return arrays, settings
-        except (OutOfMemoryError, CompilationError) as error:
-            settings, text = settings.after_failure(error)
-            warnings.warn(text, stacklevel=5)
-        settings = choose_settings(context, scene, options, outputs, asdict(settings))
 
 
 def _as_fractions(stored: NDArray[np.uint8]) -> NDArray[np.float32]:

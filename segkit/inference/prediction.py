@@ -70,22 +70,7 @@ class Prediction(Described):
 
     def to_raster(self) -> MemoryRaster:
         """Return the map as a raster with the metadata that a file has."""
-        bands = self.map if self.map.ndim == 3 else self.map[None]
-
-        def read_pixels(indices: list[int], rows: slice, columns: slice) -> NDArray[Any]:
-            return bands[:, rows, columns][indices]
-
-        dataset = ArrayDataset(
-            "the map in memory",
-            read_pixels,
-            bands.dtype,
-            len(bands),
-            self.grid,
-            descriptions=self.task.band_names,
-            nodata=self.nodata,
-            tags=map_tags(self.task.type, self.task.legend),
-        )
-        return MemoryRaster("the map in memory", dataset)
+        return map_raster(self.map, self.task, self.grid)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.map, dtype=dtype, copy=copy)
@@ -111,3 +96,23 @@ class Prediction(Described):
         ]
         colors = {f"  {row['name']}": row["color"] for row in self.task.legend}
         return "map in memory", facts, colors
+
+
+def map_raster(values: NDArray[Any], task: Task, grid: Grid) -> MemoryRaster:
+    """Return a map in memory, (H, W) or (classes, H, W), as a raster with the metadata that a file has."""
+    bands = values if values.ndim == 3 else values[None]
+
+    def read_pixels(indices: list[int], rows: slice, columns: slice) -> NDArray[Any]:
+        return bands[:, rows, columns][indices]
+
+    dataset = ArrayDataset(
+        "the map in memory",
+        read_pixels,
+        bands.dtype,
+        len(bands),
+        grid,
+        descriptions=task.band_names,
+        nodata=task.nodata,
+        tags=map_tags(task.type, task.legend),
+    )
+    return MemoryRaster("the map in memory", dataset)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from segkit.errors import OutputError, UsageError
 from segkit.io.files import describe_error
+from segkit.runtime.version import VERSION
 
 # Tables in which a GeoPackage lists its layers, by column `table_name`.
 _LAYER_TABLES = (
@@ -104,6 +105,41 @@ def verify_copy(part: Path, layers: Sequence[str], other_contents: Contents) -> 
     changed = sorted(name for (kind, name), what in other_contents.items() if found.get((kind, name)) != what)
     if changed:
         raise OutputError(f"{part.name}: {', '.join(changed)} would be changed; give another file")
+
+
+def write_layer(part: Path, layer: str, table: Any, *, geometry_type: str | None = None) -> None:
+    """Add a layer (of a GeoDataFrame, also without a CRS) or a table, marked as written by segkit."""
+    import pyogrio
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.write_dataframe(
+            table, part, layer=layer, driver="GPKG", geometry_type=geometry_type, append=part.exists(),
+            layer_metadata={"segkit_version": VERSION},
+        )  # fmt: skip
+
+
+def write_styles(part: Path, styles: Mapping[str, tuple[str, str]]) -> None:
+    """Write the styles of layers, with which QGIS opens them; a default style made by a user stays the default.
+
+    Parameters
+    ----------
+    styles
+        {layer: name of the style, and its text}.
+    """
+    import pandas
+    import pyogrio
+
+    rows = [
+        {
+            "f_table_catalog": "", "f_table_schema": "", "f_table_name": layer, "f_geometry_column": "geom",
+            "styleName": name, "styleQML": text, "styleSLD": "", "useAsDefault": True,
+            "description": "written by segkit", "owner": "", "ui": "", "update_time": pandas.Timestamp.now("UTC"),
+        }
+        for layer, (name, text) in styles.items()
+    ]  # fmt: skip
+    if not add_styles(part, rows):
+        pyogrio.write_dataframe(pandas.DataFrame(rows), part, layer=_STYLE_TABLE, driver="GPKG", append=True)
 
 
 def add_styles(part: Path, styles: Sequence[dict[str, Any]]) -> bool:

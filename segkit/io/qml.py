@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -46,6 +46,41 @@ def add_symbol(parent: Element, kind: str, name: str, layer: str, options: Mappi
         SubElement(values, "Option", type="QString", name=key, value=value)
     for key, value in options.items():  # for QGIS before 3.24
         SubElement(found, "prop", k=key, v=value)
+
+
+def add_single_symbol(root: Element, kind: str, layer: str, options: Mapping[str, str]) -> None:
+    """Draw all features with one symbol; see `add_symbol`."""
+    renderer = SubElement(root, "renderer-v2", type="singleSymbol")
+    add_symbol(SubElement(renderer, "symbols"), kind, "0", layer, options)
+
+
+def add_widget(fields: Element, field: str, kind: str) -> Element:
+    """Give a field a widget in the form; returns the element of its options.
+
+    Parameters
+    ----------
+    fields
+        The element ``fieldConfiguration``.
+    kind
+        Of the widget: "ValueMap", "DateTime".
+    """
+    widget = SubElement(SubElement(fields, "field", name=field), "editWidget", type=kind)
+    return SubElement(SubElement(widget, "config"), "Option", type="Map")
+
+
+def add_choices(fields: Element, field: str, choices: Iterable[str]) -> None:
+    """Let the form offer some values for a field, and no others; see `add_widget`."""
+    values = SubElement(add_widget(fields, field, "ValueMap"), "Option", type="List", name="map")
+    for name in choices:
+        text = clean_text(name)
+        SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=text, value=text)
+
+
+def add_editable(root: Element, fields: Mapping[str, bool]) -> None:
+    """Say which fields can be edited in the form."""
+    editable = SubElement(root, "editable")
+    for name, flag in fields.items():
+        SubElement(editable, "field", name=name, editable=str(int(flag)))
 
 
 def style_text(root: Element) -> str:

@@ -192,6 +192,17 @@ class Segmenter(Described, nn.Module):
         features: Tensor = self.network.features(self._normalize(pixels, valid), valid)
         return features
 
+    @torch.inference_mode()
+    def embed(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Return the mean over each window of the deepest features of the encoder, float32 (N, F).
+
+        Of networks alone; arguments as `forward`.
+        """
+        features: list[Tensor] = self.network.encoder(  # type: ignore[operator]
+            self._to_network_input(self._normalize(pixels, valid))
+        )
+        return features[-1].float().mean(dim=(2, 3))
+
     def _normalize(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Normalise, and set pixels without data to 0 (the mean)."""
         return (pixels - self.mean).div_(self.std).nan_to_num_(0.0, 0.0, 0.0).mul_(valid[:, None])

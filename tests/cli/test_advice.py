@@ -218,7 +218,7 @@ def test_all_options_keys_and_commands_that_are_named_exist():
     parts = {"data": Data, "labels": LabelSource, "model": Model, "train": Train}
     keys = {f"{part}.{name}" for part, kind in parts.items() for name in kind.model_fields}
     keys |= {f"task.{field.name}" for field in dataclasses.fields(Task)}
-    files = {"model.safetensors"}
+    files = {"model.safetensors", "labels.gpkg"}
     assert keys == app._keys()
     for name, module in house().items():
         for text, _ in literals(module.tree):

@@ -1,0 +1,50 @@
+"""Outlines of windows, and shapes of several scenes in one CRS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyproj
+import shapely
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from segkit.errors import UsageError
+from segkit.io.cover import window_polygon
+from segkit.io.grid import Grid, crs_name
+from segkit.io.polygons import apply_affine
+
+_SEVERAL_CRS = "EPSG:4326"
+
+
+def common_crs(grids: Sequence[Grid]) -> CRS | None:
+    """Return the CRS of scenes, or geographic coordinates if they have several.
+
+    Raises
+    ------
+    UsageError
+        Only some have a CRS.
+    """
+    found = {grid.crs for grid in grids}
+    if len(found) == 1:
+        return grids[0].crs
+    if None in found:
+        names = sorted({crs_name(crs) for crs in found})
+        raise UsageError(f"some scenes have a CRS and others none ({', '.join(names)}); assign the missing one")
+    return CRS.from_string(_SEVERAL_CRS)
+
+
+def outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
+    """Return a window of a grid as a polygon in a CRS."""
+    return reproject(apply_affine(np.array([window_polygon(window)]), grid.transform), grid.crs, crs)[0]
+
+
+def reproject(shapes: NDArray[Any], own: CRS | None, other: CRS | None) -> NDArray[Any]:
+    """Return shapes in another CRS; vertices that neighbours share stay shared, since only vertices are moved."""
+    if own is None or other is None or own == other:
+        return shapes
+    transformer = pyproj.Transformer.from_crs(own.to_wkt(), other.to_wkt(), always_xy=True)
+    return np.asarray(shapely.transform(shapes, transformer.transform, interleaved=False), dtype=object)

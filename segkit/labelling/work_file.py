@@ -1,0 +1,179 @@
+"""The GeoPackage in which windows are labelled: windows with a status, polygons with a class, and the task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import shapely
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from segkit.errors import DataError, OutputError
+from segkit.io.files import as_output_error, atomic_write, require_file
+from segkit.io.geopackage import copy_without_layers, verify_copy, write_layer, write_styles
+from segkit.io.paths import PathLike
+from segkit.io.vector import layer_names, read_layer
+from segkit.labelling.forms import polygon_form, window_form
+from segkit.task import BACKGROUND, LandCoverClass, Task
+
+LAYERS = WINDOWS, POLYGONS, TASK = "windows", "polygons", "task"
+STATUS = TODO, DONE, SKIP = "todo", "done", "skip"
+UNLABELLED = "unlabelled"  # the class of ground that a labeller cannot name
+_WINDOW_FIELDS = ("id", "status", "rows", "cols")
+
+
+@dataclass(frozen=True)
+class WorkFile:
+    """What a labeller made of suggested windows.
+
+    Parameters
+    ----------
+    path
+        The file.
+    task
+        Its classes.
+    crs
+        Of the shapes; None for scenes without one.
+    windows
+        Columns ``id``, ``status``, ``labeller``, ``rows``, ``cols``, and ``shape``: a polygon.
+    classes, shapes
+        Class of each polygon (None: not chosen), and the polygon.
+    """
+
+    path: Path
+    task: Task
+    crs: CRS | None
+    windows: pandas.DataFrame
+    classes: NDArray[Any]
+    shapes: NDArray[Any]
+
+
+def class_choices(task: Task) -> list[str]:
+    """Return the classes that the form of polygons offers, and `UNLABELLED`."""
+    names = [one.name for one in task.classes]
+    return [*names, *([BACKGROUND] if task.background else []), UNLABELLED]
+
+
+def write_work_file(
+    target: Path,
+    task: Task,
+    crs: Any,
+    windows: pandas.DataFrame,
+    window_shapes: Sequence[Any],
+    polygons: pandas.DataFrame,
+    polygon_shapes: Sequence[Any],
+) -> None:
+    """Write windows and pre-labels with forms and styles for QGIS; other layers of the file are kept.
+
+    Parameters
+    ----------
+    windows
+        Columns ``id``, ``scene``, ``row``, ``col``, ``rows``, ``cols`` and ``uncertain``.
+    polygons
+        Column ``class``.
+
+    Raises
+    ------
+    OutputError
+        It could not be written, or reads back differently.
+    """
+    import geopandas
+
+    form = windows[["id"]].assign(status=TODO, labeller=None, date=None, note=None)
+    form = form.astype({"labeller": object, "note": object, "date": "datetime64[ms]"}).join(windows.drop(columns="id"))
+    with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
+        others = copy_without_layers(target, temporary, LAYERS)
+        for layer, table, shapes in ((WINDOWS, form, window_shapes), (POLYGONS, polygons, polygon_shapes)):
+            frame = geopandas.GeoDataFrame(table, geometry=np.array(shapes, dtype=object), crs=crs)
+            write_layer(temporary, layer, frame, geometry_type="Polygon")
+        declared = pandas.DataFrame({"task": [json.dumps(_declaration(task), ensure_ascii=False)]})
+        write_layer(temporary, TASK, declared)
+        legend = [(row["name"], row["color"]) for row in task.legend]
+        write_styles(
+            temporary,
+            {
+                WINDOWS: ("windows", window_form(STATUS)),
+                POLYGONS: ("classes", polygon_form(class_choices(task), legend)),
+            },
+        )
+        written = [read_layer(temporary, layer).geometries for layer in (WINDOWS, POLYGONS)]
+        if [0 if one is None else len(one) for one in written] != [len(windows), len(polygons)]:
+            raise OutputError(f"{target}: could not be read back after writing; check the disk and try again")
+        verify_copy(temporary, LAYERS, others)
+
+
+def _declaration(task: Task) -> dict[str, Any]:
+    """Return what a task declares about its classes, as JSON."""
+    rows = [row for row in task.legend if not row.get("background")]
+    return {
+        "type": task.type,
+        "background": task.background,
+        "background_value": task.background_value,
+        "classes": [{"name": row["name"], "value": row["value"], "color": row["color"]} for row in rows],
+    }
+
+
+def read_work_file(path: PathLike) -> WorkFile:
+    """Read what a labeller made of suggested windows.
+
+    Raises
+    ------
+    MissingFileError
+        The file does not exist.
+    DataError
+        It was not written by `segkit.suggest`, or lost a layer or a field; or a status or the form of a geometry is
+        wrong.
+    """
+    file = require_file(path, "file of windows")
+    layers = layer_names(file)
+    if missing := [name for name in LAYERS if name not in layers]:
+        raise DataError(
+            f"{file}: has no layer {missing[0]!r} (its layers are {', '.join(layers)}); give a GeoPackage that segkit "
+            "suggest wrote, with all its layers"
+        )
+    task = _read_task(file)
+    found, drawn = read_layer(file, WINDOWS), read_layer(file, POLYGONS)
+    windows = found.attributes
+    for layer, table, fields in ((WINDOWS, windows, _WINDOW_FIELDS), (POLYGONS, drawn.attributes, ("class",))):
+        if lost := [field for field in fields if field not in table]:
+            raise DataError(f"{file}: layer {layer!r} has no field {lost[0]!r}; restore it from the suggested file")
+    windows = windows.assign(shape=found.geometries, status=_statuses(file, windows))
+    windows["labeller"] = windows.get("labeller")
+    shapes = np.array([] if drawn.geometries is None else drawn.geometries, dtype=object)
+    present = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
+    for layer, geometries in ((WINDOWS, windows["shape"].to_numpy()), (POLYGONS, shapes[present])):
+        if other := [one.geom_type for one in geometries if one is None or "Polygon" not in one.geom_type]:
+            raise DataError(f"{file}: layer {layer!r} holds a {other[0]}; only polygons are possible; remove it")
+    names = [_text(value) for value in drawn.attributes["class"]]
+    classes = np.array(names, dtype=object)[present]
+    return WorkFile(file, task, found.crs, windows.reset_index(drop=True), classes, shapes[present])
+
+
+def _read_task(file: Path) -> Task:
+    try:
+        declared = json.loads(read_layer(file, TASK).attributes["task"][0])
+        classes = tuple(LandCoverClass(**one) for one in declared.pop("classes"))
+        return Task(classes=classes, **declared)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file}: its table {TASK!r} cannot be read ({error}); restore it from the suggested file"
+        ) from error
+
+
+def _statuses(file: Path, windows: pandas.DataFrame) -> list[str]:
+    """Return the status of each window; an empty one is `TODO`."""
+    found = [_text(value) or TODO for value in windows["status"]]
+    for number, status in zip(windows["id"], found, strict=True):
+        if status not in STATUS:
+            raise DataError(f"{file}: window {number} has status {status!r}; it must be {', '.join(STATUS)}")
+    return found
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value != value or not str(value).strip() else str(value).strip()
