@@ -18,7 +18,7 @@ FLOORS = [
     {"models", "data"},
     {"inference"},
     {"evaluation", "exporting"},
-    {"training", "assess", "reporting"},
+    {"training", "assess", "reporting", "auditing"},
     {"demo", "plot", "__init__"},
     {"cli", "__main__"},
 ]

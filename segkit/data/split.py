@@ -334,7 +334,7 @@ def _units(samples: Sequence[Sample], rule: SpatialSplit) -> tuple[list[_Unit], 
             for block in _count_windows(grid, rule)
         ], None
     if rule.by in ("scene", "appearance"):
-        groups = _group_overlapping(grids)
+        groups = group_overlapping(grids)
         if rule.by == "appearance":  # so that rounding and ties do not depend on the order of the scenes
             names = [str(sample.scene.paths) for sample in samples]
             groups = sorted(
@@ -358,7 +358,7 @@ def _regions_of_group(group: PointGroup) -> _Unit:
     return tuple(_SampleRegion((), tuple(shapes), sample) for sample, shapes in polygons.items())
 
 
-def _group_overlapping(grids: Sequence[Grid]) -> list[list[int]]:
+def group_overlapping(grids: Sequence[Grid]) -> list[list[int]]:
     """Group grids that overlap on the ground, directly or through others."""
     group = list(range(len(grids)))
     for one, other in grids_within(grids, 0):
