@@ -31,7 +31,7 @@ from segkit.training.variants import TrialPlan
 _TEXTURE = {"features": {"texture": [3, 7]}}
 _MODELS: dict[str, dict[str, Any]] = {
     "lda": {"architecture": "lda", **_TEXTURE},
-    "forest": {"architecture": "forest", "options": {"n_estimators": 100, "min_samples_leaf": 10}, **_TEXTURE},
+    "forest": {"architecture": "forest", "options": {"n_estimators": 100, "min_samples_leaf": 10, "max_pixels": 30_000}, **_TEXTURE},
 }
 LEARNERS = (*_MODELS, "network")
 # What a training must not choose by the labels that are to be predicted.

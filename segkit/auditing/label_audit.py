@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from segkit.io.quantities import Quantity, parse_area
 from segkit.plots.images import BandRendering
 from segkit.recipe.schema import Recipe
 from segkit.runtime.progress import progress
-from segkit.task import BACKGROUND, IGNORE, Task
+from segkit.task import Task
 
 FILES = "audit.gpkg", "audit.png", "audit.json"
 
@@ -246,8 +247,8 @@ def _outline_finding(number: int, scene: AuditedScene, found: SceneDoubts, outli
     doubts = (found.segments if outline.whole else found.regions)[outline.target]
     at = outline.index
     label, proposed = (category_name(task, outline.target, int(each[at])) for each in (doubts.label, doubts.proposed))
-    unlabelled_as_class = task.allows_no_class and doubts.label[at] == 0
-    kind = "missing" if unlabelled_as_class and not outline.whole else "class" if outline.whole else "part"
+    in_background = task.allows_no_class and doubts.label[at] == 0
+    kind = "missing" if in_background else "class" if outline.whole else "part"
     return Finding(
         0, kind, scene.name, label, proposed, float(np.clip(doubts.margin[at], 0, 1)), bool(doubts.confident[at]),
         int(doubts.segments.pixels[at]), outline.hectares, "", outline.polygon, number,
@@ -256,8 +257,6 @@ def _outline_finding(number: int, scene: AuditedScene, found: SceneDoubts, outli
 
 def _rank(findings: Sequence[Finding]) -> list[Finding]:
     """Return findings about whole scenes, then all others by their expected wrong area, largest first."""
-    from dataclasses import replace
-
     def weight(one: Finding) -> tuple[bool, float]:
         area = one.area_ha if math.isfinite(one.area_ha) else one.pixels
         return one.kind in ("swapped", "shifted"), one.score * area
@@ -297,5 +296,3 @@ def _without_nan(value: Any) -> Any:
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-
-_ = BACKGROUND, IGNORE

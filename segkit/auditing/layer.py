@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +53,8 @@ def write_layer(path: Path, findings: Sequence[Finding], grids: Sequence[Grid]) 
         "styleName": "kinds", "styleQML": _style(), "styleSLD": "", "useAsDefault": True,
         "description": "written by segkit", "owner": "", "ui": "", "update_time": datetime.now(UTC),
     }  # fmt: skip
-    with atomic_write(path) as part:
+    with atomic_write(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")  # the scenes have none
         pyogrio.write_dataframe(
             frame, part, layer=LAYER, driver="GPKG", geometry_type="MultiPolygon", promote_to_multi=True,
             layer_metadata={"segkit_version": VERSION},

@@ -46,7 +46,7 @@ from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
-from segkit.task import Task
+from segkit.task import CoOccurrence, Task
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def evaluate_areas(
     """
     task = predictor.task
     total, reliability, bootstrap = Confusion(task), Reliability(task), BootstrapIntervals(task)
+    together = CoOccurrence(task)
     boundaries, objects, scene_scores = Boundaries(task, boundary.number), Objects(task, size), []
     mpx = sum(area.sample.scene.grid.height * area.sample.scene.grid.width for area in areas) / 1e6
     with progress("evaluate", mpx, "Mpx", show=show_progress) as advance:
@@ -210,6 +211,8 @@ def evaluate_areas(
                         confusion.add(block.decided, block.truth)
                     bootstrap.add(number, block.window, block.decided, block.truth)
                     decisions.write(block)
+                    if task.relations:
+                        together.add(block.decided[:, block.valid])
                     on_block(area, block)
                     advance(block.window.width * block.window.height / 1e6)
                 _add_boundaries_and_objects(boundaries, objects, decisions, grid, boundary, measures)
@@ -226,6 +229,8 @@ def evaluate_areas(
     if isinstance(predictor, ModelPredictor):
         result |= {"brier": reliability.brier(), "reliability": total.reliability()}
         result["calibration"] = reliability.per_channel()
+    if task.relations:
+        result["contradictions"] = together.summary()
     return result | {"intervals": bootstrap.intervals(), "scenes": scene_scores}
 
 
