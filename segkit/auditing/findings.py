@@ -154,9 +154,7 @@ def find_doubts(
         Smallest region that is listed.
     """
     size = len(scene.task.categories)
-    swaps = [
-        swap for target in range(scene.task.n_targets) for swap in find_swaps(target, decided[target], min_pixels)
-    ]
+    swaps = [swap for target in range(scene.task.n_targets) for swap in find_swaps(target, decided[target], min_pixels)]
     doubts = []
     for target, segments in enumerate(scene.segments):
         probabilities, _ = mean_probabilities(segments, size)

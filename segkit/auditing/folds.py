@@ -31,7 +31,11 @@ from segkit.training.variants import TrialPlan
 _TEXTURE = {"features": {"texture": [3, 7]}}
 _MODELS: dict[str, dict[str, Any]] = {
     "lda": {"architecture": "lda", **_TEXTURE},
-    "forest": {"architecture": "forest", "options": {"n_estimators": 100, "min_samples_leaf": 10, "max_pixels": 30_000}, **_TEXTURE},
+    "forest": {
+        "architecture": "forest",
+        "options": {"n_estimators": 100, "min_samples_leaf": 10, "max_pixels": 30_000},
+        **_TEXTURE,
+    },
 }
 LEARNERS = (*_MODELS, "network")
 # What a training must not choose by the labels that are to be predicted.
@@ -285,4 +289,6 @@ def _check_same_labels(fold: Fold, found: Examination) -> None:
 
 def _row_sums(matrix: list[Any]) -> list[int]:
     """Return the true pixels of each category of each target, from a confusion matrix or a list of them."""
-    return [sum(row) for row in matrix] if isinstance(matrix[0][0], int) else [n for one in matrix for n in _row_sums(one)]
+    return (
+        [sum(row) for row in matrix] if isinstance(matrix[0][0], int) else [n for one in matrix for n in _row_sums(one)]
+    )

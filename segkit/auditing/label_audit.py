@@ -257,6 +257,7 @@ def _outline_finding(number: int, scene: AuditedScene, found: SceneDoubts, outli
 
 def _rank(findings: Sequence[Finding]) -> list[Finding]:
     """Return findings about whole scenes, then all others by their expected wrong area, largest first."""
+
     def weight(one: Finding) -> tuple[bool, float]:
         area = one.area_ha if math.isfinite(one.area_ha) else one.pixels
         return one.kind in ("swapped", "shifted"), one.score * area
@@ -295,4 +296,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-

@@ -23,7 +23,8 @@ LAYER = "audit"
 _LONGITUDE_LATITUDE = "EPSG:4326"
 STATUSES = ("label wrong", "label right", "unsure")
 _COLORS = {
-    "swapped": "152,78,163", "shifted": "55,126,184", "class": "228,26,28", "missing": "255,127,0", "part": "247,129,191",
+    "swapped": "152,78,163", "shifted": "55,126,184", "class": "228,26,28", "missing": "255,127,0",
+    "part": "247,129,191",
 }  # fmt: skip
 
 
@@ -65,7 +66,9 @@ def write_layer(path: Path, findings: Sequence[Finding], grids: Sequence[Grid]) 
 def check_crs(grids: Sequence[Grid]) -> None:
     """Raise a GridError if some scenes have a CRS and some have none, which cannot be in one layer."""
     if len({grid.crs is None for grid in grids}) > 1:
-        raise GridError("some scenes have a CRS and some have none, and the list is one layer; assign it (gdal_edit.py)")
+        raise GridError(
+            "some scenes have a CRS and some have none, and the list is one layer; assign it (gdal_edit.py)"
+        )
 
 
 def _project(findings: Sequence[Finding], grids: Sequence[Grid]) -> tuple[Any, list[Any]]:

@@ -110,7 +110,14 @@ def _write_numbers(
         found = np.where(doubts.listed, np.cumsum(doubts.listed) + first - 1, 0)
         first += int(doubts.listed.sum())
         numbers.append(np.append(found, 0))
-    profile = {"driver": "GTiff", "count": 1, "dtype": "int32", "nodata": 0, "compress": "deflate", "bigtiff": "if_safer"}
+    profile = {
+        "driver": "GTiff",
+        "count": 1,
+        "dtype": "int32",
+        "nodata": 0,
+        "compress": "deflate",
+        "bigtiff": "if_safer",
+    }
     with rasterio.open(
         path, "w", height=scene.grid.height, width=scene.grid.width, crs=scene.grid.crs,
         transform=scene.grid.transform, **profile,

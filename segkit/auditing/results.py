@@ -90,8 +90,10 @@ class SceneAudit:
 
     Parameters
     ----------
-    labelled, audited
-        Labelled pixels that were predicted, and those that could not be: of a class that no model of their fold knows.
+    audited
+        Labelled pixels that were compared; of overlapping classes, those of each.
+    unseen
+        Those that were not, because their label occurs in no other fold.
     shift
         The offset of its labels; None if it could not be determined.
     swapped
@@ -187,7 +189,8 @@ class Audit:
             rows = [(f"  {kind}", f"{kinds[kind]:,}", what) for kind, what in KINDS.items() if kinds[kind]]
             yield format_table(("  kind", "number", "meaning"), rows, left=(0, 2))
         for scene in self.scenes:
-            yield from _scene_lines(scene)
+            if scene.unseen:
+                yield f"  {scene.name}: {scene.unseen:,} pixels have a label that no other fold has; not checked"
         yield ""
         rows = [
             (f"  {name}", f"{one.pixels:,}", _percent(one.share), _interval(one.interval), _into(one.into))
@@ -195,10 +198,10 @@ class Audit:
         ]
         yield format_table(("  label", "pixels", "error", "95 % interval", "looks like"), rows, left=(0, 4))
         yield (
-            f"  error: share of the pixels that are confidently of another class. The interval is that of drawing other "
-            f"{self.unit}s ({self.units}); it does not cover errors of the model, which count as label errors"
+            f"  error: share of the pixels that are confidently of another class. The interval is that of drawing "
+            f"other {self.unit}s ({self.units}); it does not cover errors of the model, which count as label errors"
         )
-        if listed := [one for one in self.findings[:_MAX_LISTED]]:
+        if listed := self.findings[:_MAX_LISTED]:
             yield ""
             rows = [
                 (
@@ -212,11 +215,6 @@ class Audit:
             )
             if more := len(self.findings) - len(listed):
                 yield f"  ... and {more:,} more in {self.layer}"
-
-
-def _scene_lines(scene: SceneAudit) -> Iterator[str]:
-    if scene.unseen:
-        yield f"  {scene.name}: {scene.unseen:,} labelled pixels are of a class that no other fold has; not checked"
 
 
 def describe_shift(shift: LabelShift) -> str:

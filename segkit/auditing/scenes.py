@@ -128,7 +128,7 @@ def open_scenes(samples: Sequence[Sample], task: Task, folder: Path, stack: Exit
     """Make the empty files of each scene in a folder; they are removed with the stack."""
 
     def new(layers: int, sample: Sample, dtype: type) -> LayerFile:
-        file = stack.enter_context(TemporaryFile(dir=folder))
+        file = stack.enter_context(TemporaryFile(dir=folder))  # noqa: SIM115 - closed by the stack
         return LayerFile(file, layers, sample.scene.grid.shape, dtype)
 
     small = np.uint8 if len(task.categories) < np.iinfo(np.uint8).max else np.int16

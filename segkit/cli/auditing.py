@@ -24,7 +24,6 @@ class Learner(StrEnum):
 @app.command(
     epilog=examples(
         "segkit audit configs/deforestation.yaml -o audit",
-        "segkit audit configs/deforestation.yaml -o audit --run folds --overwrite",
     )
 )
 def audit(

@@ -163,7 +163,9 @@ class Report:
         """Return the report as plain text."""
         task = self.recipe.task
         head = f"{self.recipe.name}: {task.type} task, {task.head} head, {task.channels} channels"
-        return "\n".join([head, *self._parts(), *self._co_occurrence(), *self._bands(), *self._scenes(), *self._findings()])
+        return "\n".join(
+            [head, *self._parts(), *self._co_occurrence(), *self._bands(), *self._scenes(), *self._findings()]
+        )
 
     def _overlapping_parts(self) -> list[str]:
         """Return the parts whose labels have several classes that may overlap."""

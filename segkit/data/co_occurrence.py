@@ -37,6 +37,6 @@ def describe_contradictions(name: str, counted: CoOccurrence | None) -> Iterator
     for text, count in ({} if counted is None else counted.summary()["rules"]).items():
         if count:
             yield (
-                f"{name}: {count:,} label pixels contradict the rule that {text}; correct the labels, or task.never and "
-                "task.implies"
+                f"{name}: {count:,} label pixels contradict the rule that {text}; correct the labels, or task.never "
+                "and task.implies"
             )

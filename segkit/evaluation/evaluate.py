@@ -35,8 +35,8 @@ from segkit.inference.request import given_imagery
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.grid import Grid
-from segkit.io.paths import PathLike
 from segkit.io.layer_file import LayerFile
+from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import load_model

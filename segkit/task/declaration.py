@@ -107,8 +107,8 @@ class TaskDeclaration:
         """The rules about overlapping classes that `never` and `implies` declare."""
         if (self.never or self.implies) and self.type != "multilabel":
             raise TaskError(
-                f"task.never and task.implies are for overlapping classes, and those of a {self.type} task exclude each "
-                "other; remove them, or use type multilabel"
+                f"task.never and task.implies are for overlapping classes, and those of a {self.type} task exclude "
+                "each other; remove them, or use type multilabel"
             )
         return find_relations([one.name for one in self.classes], self.never, self.implies)
 

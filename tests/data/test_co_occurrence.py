@@ -5,10 +5,10 @@ import pytest
 from synthetic import recipe_for, write_pair
 
 from segkit.data import co_occurrence, preview
-from segkit.data.check import check
-from segkit.evaluation.evaluate import evaluate_areas
 from segkit.data.areas import open_areas
+from segkit.data.check import check
 from segkit.evaluation.decisions import PredictedBlock
+from segkit.evaluation.evaluate import evaluate_areas
 from segkit.io.quantities import Quantity
 from segkit.task import CoOccurrence
 
@@ -73,5 +73,3 @@ def test_scenes_that_cannot_be_read_do_not_count(recipe):
     total = co_occurrence.add_up(recipe.task, [one, None, one])
     assert total.both.tolist() == [[4, 2], [2, 4]]
     assert not list(co_occurrence.describe_contradictions("a.tif", None))
-
-
