@@ -61,7 +61,7 @@ class Swap:
     pixels: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class SceneDoubts:
     """The doubts of a scene: for each target those of segments and of regions; and swapped classes."""
 
@@ -182,10 +182,8 @@ def _find_regions(
             inner = find_interior(strip.labels[target])[strip.rows]
             labels = strip.labels[target, strip.rows]
             shares = strip.probabilities[target][:, strip.rows]
-            segment = doubts[target].segments.number[stored[target] - 1] if stored[target].any() else stored[target]
-            whole = doubts[target].confident
-            used = (stored[target] > 0) & inner
-            used &= ~whole[np.where(used, segment, 0)] if whole.size else used
+            segment = doubts[target].segments.find(stored[target].astype(np.int64) - 1)
+            used = inner & ~np.append(doubts[target].confident, True)[segment]  # the last is for pixels in no segment
             codes = np.full(labels.shape, -1, dtype=np.int64)
             found = propose_categories(labels[used], shares[:, used].T.astype(np.float64), counts.thresholds[target])
             codes[used] = np.where(found.margin > 0, labels[used] * size + found.category, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,16 @@ class Fold:
     validation
         Samples of `data.val`, if that is a source; else the part is one of the training samples.
     model
-        The model file of a finished training; None: a quick learner is fitted.
+        The model file of a finished training.
+    plan
+        A training that makes the model. Without a model and a plan, a quick learner is fitted.
     """
 
     name: str
     recipe: Recipe
     validation: tuple[Sample, ...] = ()
     model: Path | None = None
+    plan: TrialPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -92,19 +95,27 @@ class Folds:
         The labelled scenes of `data.train`.
     others
         Those of `data.val`, if that is a source: a model of all training scenes predicts them.
-    unit
-        What the folds are made of: "block", "scene", ...
+    overwrite
+        Repeat finished trainings.
     """
 
     def __init__(
-        self, folds: Sequence[Fold], samples: Sequence[Sample], others: Sequence[Sample], unit: str, *, seen: bool
+        self,
+        folds: Sequence[Fold],
+        samples: Sequence[Sample],
+        others: Sequence[Sample] = (),
+        *,
+        overwrite: bool = False,
     ) -> None:
-        self._folds, self.samples, self.others, self.unit, self._seen = folds, samples, others, unit, seen
+        self._folds, self.samples, self.others, self._overwrite = folds, samples, others, overwrite
         self._counts: list[SceneCounts | None] | None = None
 
-    def __len__(self) -> int:
-        """Return the number of models."""
-        return len(self._folds)
+    def describe(self) -> str:
+        """Return how many folds there are of what: "5 folds of blocks"."""
+        rule = self._folds[0].recipe.data.val
+        assert isinstance(rule, SpatialSplit)
+        number = len(self._folds) - bool(self.others)
+        return f"{number} folds of {rule.by}s" + (" of data.train, and data.val" if self.others else "")
 
     def predictions(self, *, show_progress: bool) -> Iterator[FoldPrediction]:
         """Yield the model of each fold; it was not fitted to a label of its areas, nor within the gap around them.
@@ -116,14 +127,19 @@ class Folds:
         """
         for fold in self._folds:
             found = self._examine(fold, show_progress=show_progress)
-            if fold.model is None:
-                if show_progress:
-                    print(f"{fold.name}: fitting {fold.recipe.model.architecture}", file=sys.stderr, flush=True)
-                segmenter = _fit(fold.recipe, found)
-            else:
-                _check_same_labels(fold, found)
-                segmenter = load(fold.model)
+            segmenter = self._make_model(fold, found, show_progress=show_progress)
             yield FoldPrediction(ModelPredictor(segmenter), found)
+
+    def _make_model(self, fold: Fold, found: Examination, *, show_progress: bool) -> Segmenter:
+        if fold.model is not None:
+            _check_same_labels(fold, found)
+            return load(fold.model)
+        if show_progress:
+            print(f"{fold.name}: training {fold.recipe.model.architecture}", file=sys.stderr, flush=True)
+        if fold.plan is None:
+            return _fit(fold.recipe, found)
+        run_trial(fold.plan, overwrite=self._overwrite, show_progress=show_progress)
+        return load(fold.plan.folder / MODEL)
 
     def _examine(self, fold: Fold, *, show_progress: bool) -> Examination:
         if fold.validation:
@@ -133,7 +149,7 @@ class Folds:
                 resolved = resolve_split(fold.recipe, self.samples)
                 self._counts, _ = count_scenes(self.samples, resolved, show_progress=show_progress, fail_fast=True)
             found = examine(fold.recipe, self.samples, scene_counts=self._counts)
-        found.require_trainable(force=self._seen)
+        found.require_trainable(force=fold.model is not None)
         return found
 
 
@@ -148,7 +164,7 @@ def open_folds(
     overwrite: bool,
     show_progress: bool,
 ) -> Folds:
-    """Open the labelled scenes of a recipe, and plan its folds; networks are trained here.
+    """Open the labelled scenes of a recipe, and plan its folds.
 
     The units of the folds are those of `data.val` if it is a spatial split that draws them; else whole scenes, or
     blocks of them if there are fewer scenes than folds.
@@ -170,8 +186,7 @@ def open_folds(
         data.train, data, recipe.task, "data.train", cache=cache, show_progress=show_progress
     )
     if run is not None:
-        finished = _read_run(recipe, run)
-        return Folds(finished, samples, (), _unit(finished[0].recipe), seen=True)
+        return Folds(_read_run(recipe, run), samples)
     others: list[Sample] = []
     if isinstance(data.val, DatasetSource):
         others = open_labelled_samples(
@@ -183,8 +198,8 @@ def open_folds(
     planned += [Fold("data.val", based, tuple(others))] if others else []
     check_names(planned[0].recipe)
     if learner == "network":
-        planned = _train(planned, folder, overwrite=overwrite, show_progress=show_progress)
-    return Folds(planned, samples, others, _unit(planned[0].recipe), seen=False)
+        planned = _plan_trainings(planned, folder, overwrite=overwrite)
+    return Folds(planned, samples, others, overwrite=overwrite)
 
 
 def _with_learner(recipe: Recipe, learner: str) -> Recipe:
@@ -215,11 +230,6 @@ def _with_units(recipe: Recipe, samples: Sequence[Sample], folds: int) -> Recipe
     return Recipe.from_dict(raw)
 
 
-def _unit(recipe: Recipe) -> str:
-    assert isinstance(recipe.data.val, SpatialSplit)
-    return recipe.data.val.by
-
-
 def _fit(recipe: Recipe, found: Examination) -> Segmenter:
     statistics = found.require_trainable(force=False)
     names = found.training[0].sample.scene.band_names
@@ -228,24 +238,17 @@ def _fit(recipe: Recipe, found: Examination) -> Segmenter:
     return segmenter
 
 
-def _train(folds: Sequence[Fold], folder: Path, *, overwrite: bool, show_progress: bool) -> list[Fold]:
-    """Train the network of each fold in a folder of its own; finished ones are kept."""
+def _plan_trainings(folds: Sequence[Fold], folder: Path, *, overwrite: bool) -> list[Fold]:
+    """Plan a training for each fold in a folder of its own; finished ones are kept."""
     plans = [
-        TrialPlan(fold.recipe.name, fold.recipe.train.seed, None, fold.recipe, folder / _folder_name(fold))
+        TrialPlan(
+            fold.recipe.name, fold.recipe.train.seed, None, fold.recipe,
+            folder / fold.name.replace(" ", "").replace("/", "of"),
+        )
         for fold in folds
-    ]
+    ]  # fmt: skip
     check_trials(folder, plans, "trainings", is_default=True, overwrite=overwrite)
-    trained = []
-    for fold, plan in zip(folds, plans, strict=True):
-        if show_progress:
-            print(f"{fold.name}, {plan.folder}", file=sys.stderr, flush=True)
-        run_trial(plan, overwrite=overwrite, show_progress=show_progress)
-        trained.append(Fold(fold.name, fold.recipe, fold.validation, plan.folder / MODEL))
-    return trained
-
-
-def _folder_name(fold: Fold) -> str:
-    return fold.name.replace(" ", "").replace("/", "of")
+    return [replace(fold, plan=plan) for fold, plan in zip(folds, plans, strict=True)]
 
 
 def _read_run(recipe: Recipe, run: Path) -> list[Fold]:

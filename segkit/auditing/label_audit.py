@@ -38,8 +38,15 @@ from segkit.auditing.results import (
 from segkit.auditing.scenes import AuditedScene, open_scenes
 from segkit.data.cache import Cache
 from segkit.data.pairing import recipe_files
-from segkit.errors import UsageError
-from segkit.io.files import atomic_write, check_distinct, check_folder, check_output, temporary_folder
+from segkit.errors import GridError, UsageError
+from segkit.io.files import (
+    as_output_error,
+    atomic_write,
+    check_distinct,
+    check_folder,
+    check_output,
+    temporary_folder,
+)
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area
@@ -109,8 +116,8 @@ def audit(
         for file in (layer, picture, summary):
             check_output(file, overwrite=overwrite)
     check_distinct([layer, picture, summary], [None if isinstance(recipe, Recipe) else recipe, *recipe_files(base)])
-    folder.mkdir(exist_ok=True)
-    with ExitStack() as stack:
+    with as_output_error(folder), ExitStack() as stack:
+        folder.mkdir(exist_ok=True)
         cache = stack.enter_context(Cache.open(base.data.cache, show_progress=show_progress))
         temporary = stack.enter_context(temporary_folder(folder, "audit"))
         planned = open_folds(
@@ -119,9 +126,10 @@ def audit(
         )  # fmt: skip
         samples = [*planned.samples, *planned.others]
         check_crs([sample.scene.grid for sample in samples])
+        min_pixels = [_min_pixels(smallest, sample.scene.grid) for sample in samples]
         scenes = open_scenes(samples, base.task, temporary, stack)
         rendering = _predict(planned, scenes, show_progress=show_progress)
-        doubts, shifts, counts = _inspect(scenes, base.task, smallest, max_shift, show_progress=show_progress)
+        doubts, shifts, counts = _inspect(scenes, base.task, min_pixels, max_shift, show_progress=show_progress)
         outlines, parts = [], []
         for scene, found in zip(scenes, doubts, strict=True):
             traced, part = trace_doubts(scene, found, temporary)
@@ -131,8 +139,8 @@ def audit(
         errors, unit, units = estimate_errors(base.task, parts)
         result = Audit(
             tuple(findings), tuple(_describe_scenes(scenes, doubts, shifts, parts, base.task)), errors, unit, units,
-            _name_thresholds(base.task, counts), learner if run is None else f"models of {run}",
-            f"{len(planned)} folds of {planned.unit}s", layer, picture, summary,
+            _name_thresholds(base.task, counts), counts.joint, learner if run is None else f"models of {run}",
+            planned.describe(), layer, picture, summary,
         )  # fmt: skip
         write_layer(layer, findings, [scene.grid for scene in scenes])
         draw_findings(picture, findings[:pictures], scenes, base.task, rendering)
@@ -167,7 +175,7 @@ def _predict(folds: Folds, scenes: Sequence[AuditedScene], *, show_progress: boo
 
 
 def _inspect(
-    scenes: Sequence[AuditedScene], task: Task, smallest: Quantity, max_shift: int, *, show_progress: bool
+    scenes: Sequence[AuditedScene], task: Task, min_pixels: Sequence[float], max_shift: int, *, show_progress: bool
 ) -> tuple[list[SceneDoubts], list[LabelShift | None], ConfidentCounts]:
     """Find doubtful labels and offsets."""
     with progress("compare", 3 * len(scenes), "scenes", show=show_progress) as advance:
@@ -177,8 +185,8 @@ def _inspect(
             advance(1)
         counts = count_confident(scenes, task)
         doubts = []
-        for scene, matrix in zip(scenes, decided, strict=True):
-            doubts.append(find_doubts(scene, matrix, counts, _min_pixels(smallest, scene.grid)))
+        for scene, matrix, smallest in zip(scenes, decided, min_pixels, strict=True):
+            doubts.append(find_doubts(scene, matrix, counts, smallest))
             advance(1)
         shifts: list[LabelShift | None] = []
         for scene, found in zip(scenes, doubts, strict=True):
@@ -240,7 +248,10 @@ def _scene_finding(
 
 
 def _pixel_hectares(grid: Grid) -> float:
-    return math.prod(grid.pixel_metres()) / 10_000 if grid.crs is not None else math.nan
+    try:
+        return math.prod(grid.pixel_metres()) / 10_000
+    except GridError:
+        return math.nan
 
 
 def _outline_finding(number: int, scene: AuditedScene, found: SceneDoubts, outline: Outline, task: Task) -> Finding:

@@ -128,8 +128,7 @@ def _write_numbers(
             categories, written = labels.copy(), np.zeros(labels.shape, dtype=np.int32)
             for half, doubts in enumerate(both):
                 provisional = stored[half * scene.task.n_targets + target]
-                segment = np.append(doubts.segments.number, -1)[provisional - 1]
-                segment = np.where(provisional > 0, segment, -1)
+                segment = doubts.segments.find(provisional.astype(np.int64) - 1)
                 written += numbers[half][segment].astype(np.int32)
                 error = np.append(doubts.errors, -1)[segment]
                 categories = np.where(error >= 0, error, categories)

@@ -143,6 +143,8 @@ class Audit:
         What the intervals draw: "scene" or "block", and how many there are.
     thresholds
         The mean self-confidence of each label (see `segkit.auditing.confident_learning`); None without labels.
+    joint
+        float64 (T, K, K): the confident joint, in pixels that are not at a border: labels are rows.
     learner, folds
         What predicted, and how many folds of which units ("5 folds of scenes").
     layer, picture, summary_file
@@ -155,6 +157,7 @@ class Audit:
     unit: str
     units: int
     thresholds: Mapping[str, float | None]
+    joint: NDArray[np.float64]
     learner: str
     folds: str
     layer: Path
@@ -172,6 +175,7 @@ class Audit:
             },
             "interval_units": {"unit": self.unit, "units": self.units},
             "thresholds": dict(self.thresholds),
+            "confident_joint": self.joint.tolist(),
             "learner": self.learner,
             "folds": self.folds,
             "layer": self.layer,

@@ -34,6 +34,10 @@ class Segments:
     sums: NDArray[np.float64]
     mark: NDArray[np.int64]
 
+    def find(self, provisional: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the segment of each provisional number, -1 for -1."""
+        return np.append(self.number, -1)[provisional]
+
 
 class SegmentCollector:
     """Finds segments: pixels of one code that are connected through their sides, as those of polygons are.

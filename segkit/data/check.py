@@ -19,7 +19,6 @@ from segkit.data.band_warnings import (
     describe_partial_layers,
     looks_like_imagery,
 )
-from segkit.data.co_occurrence import add_up, describe_contradictions, render_table
 from segkit.data.examination import (
     ClassCount,
     Examination,
@@ -30,6 +29,7 @@ from segkit.data.examination import (
     scene_problems,
 )
 from segkit.data.leakage import SceneProximity
+from segkit.data.overlaps import add_up, describe_contradictions, render_table
 from segkit.data.pairing import PairedFiles, Sample, describe_unlabelled, pair_files
 from segkit.data.split import SceneCounts, resolve_split
 from segkit.errors import SegkitError

@@ -29,7 +29,7 @@ def test_no_model_sees_a_label_that_it_predicts_or_its_gap(planted, tmp_path, mo
     seen = []
     monkeypatch.setattr("segkit.auditing.folds.fit_learners", lambda segmenter, areas, *_: seen.append(areas))
     folds = open_all(change(planted.recipe, val=val), tmp_path)
-    assert folds.unit == unit
+    assert folds.describe() == f"3 folds of {unit}s"
     predicted = {sample.scene.name: np.zeros(sample.scene.grid.shape, dtype=int) for sample in folds.samples}
     for prediction in folds.predictions(show_progress=False):
         tests = {name: np.zeros(mask.shape, dtype=bool) for name, mask in predicted.items()}
@@ -99,10 +99,12 @@ def test_a_classical_recipe_has_no_network(planted, tmp_path):
 def test_networks_are_trained_in_folders_without_choosing_by_validation(planted, tmp_path, monkeypatch):
     plans = []
     monkeypatch.setattr("segkit.auditing.folds.run_trial", lambda plan, **_: plans.append(plan))
+    monkeypatch.setattr("segkit.auditing.folds.load", lambda path: None)
+    monkeypatch.setattr("segkit.auditing.folds.ModelPredictor", lambda model: model)
     raw = planted.recipe.to_dict()
     raw["train"] |= {"checkpoint": "best", "calibrate": True}
     raw["data"]["val"] = BLOCKS
-    open_all(Recipe.from_dict(raw), tmp_path, folds=2, learner="network")
+    list(open_all(Recipe.from_dict(raw), tmp_path, folds=2, learner="network").predictions(show_progress=False))
     assert [plan.folder for plan in plans] == [tmp_path / "fold0of2", tmp_path / "fold1of2"]
     for plan in plans:
         assert plan.recipe.train.checkpoint == "last"

@@ -98,6 +98,7 @@ def results(place):
             "scene",
             2,
             {},
+            np.zeros((1, 2, 2)),
             "lda",
             "2 folds of scenes",
             *(place / name for name in ("a.gpkg", "a.png", "a.json")),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import recipe_for, write_pair
 
-from segkit.data import co_occurrence, preview
+from segkit.data import overlaps, preview
 from segkit.data.areas import open_areas
 from segkit.data.check import check
 from segkit.evaluation.decisions import PredictedBlock
@@ -70,6 +70,6 @@ def test_a_picture_of_co_occurrence_has_a_number_in_each_cell_off_the_diagonal(r
 def test_scenes_that_cannot_be_read_do_not_count(recipe):
     one = CoOccurrence(recipe.task)
     one.add(np.array([[1, 1, 0], [1, -1, 1]]))
-    total = co_occurrence.add_up(recipe.task, [one, None, one])
+    total = overlaps.add_up(recipe.task, [one, None, one])
     assert total.both.tolist() == [[4, 2], [2, 4]]
-    assert not list(co_occurrence.describe_contradictions("a.tif", None))
+    assert not list(overlaps.describe_contradictions("a.tif", None))
