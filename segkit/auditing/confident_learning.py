@@ -35,7 +35,8 @@ def class_thresholds(
     own = probabilities[np.arange(len(labels)), labels]
     total = np.bincount(labels, weights, size)
     sums = np.bincount(labels, weights * own, size)
-    return np.divide(sums, total, out=np.full(size, np.inf), where=total > 0)
+    thresholds: NDArray[np.float64] = np.divide(sums, total, out=np.full(size, np.inf), where=total > 0)
+    return thresholds
 
 
 def find_confident(
@@ -57,7 +58,7 @@ def confident_joint(
     size, found = probabilities.shape[1], find_confident(probabilities, thresholds)
     used = found >= 0
     cells = np.bincount(labels[used] * size + found[used], weights[used], size * size)
-    return cells.reshape(size, size)
+    return cells.reshape(size, size).astype(np.float64)
 
 
 @dataclass(frozen=True)

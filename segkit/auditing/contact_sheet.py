@@ -14,6 +14,7 @@ from segkit.auditing.results import Finding
 from segkit.auditing.scenes import AuditedScene
 from segkit.io.files import atomic_write
 from segkit.io.grid import Grid
+from segkit.io.polygons import apply_affine
 from segkit.plots.images import BandRendering, colorize, font_fallback, legend_patches
 from segkit.task import Task
 
@@ -69,8 +70,8 @@ def _draw_finding(
 
 def _rings_in_pixels(finding: Finding, grid: Grid) -> list[NDArray[np.float64]]:
     """Return the rings of the polygon as (column, row) of the grid, each (n, 2)."""
-    coordinates = [shapely.get_coordinates(ring) for ring in shapely.get_rings(finding.polygon)]
-    return [np.stack(~grid.transform @ (xy[:, 0], xy[:, 1]), axis=1) for xy in coordinates]
+    rings = apply_affine(shapely.get_rings(finding.polygon), ~grid.transform)
+    return [shapely.get_coordinates(ring) for ring in rings]
 
 
 def _window_around(places: NDArray[np.float64], grid: Grid) -> Window:

@@ -173,7 +173,7 @@ def _find_regions(
     """Find connected pixels of another class within segments that are not doubtful as a whole."""
     task = scene.task
     size = len(task.categories)
-    collectors = [SegmentCollector(size) for _ in range(task.n_targets)]
+    collectors = [SegmentCollector(2 * size + 1) for _ in range(task.n_targets)]
     for strip in scene.strips(around=1):
         top = strip.top + strip.rows.start
         stored = scene.numbers.read(top, top + strip.rows.stop - strip.rows.start)
@@ -183,11 +183,11 @@ def _find_regions(
             labels = strip.labels[target, strip.rows]
             shares = strip.probabilities[target][:, strip.rows]
             segment = doubts[target].segments.find(stored[target].astype(np.int64) - 1)
-            used = inner & ~np.append(doubts[target].confident, True)[segment]  # the last is for pixels in no segment
+            used = ~np.append(doubts[target].confident, True)[segment]  # the last is for pixels in no segment
             codes = np.full(labels.shape, -1, dtype=np.int64)
             found = propose_categories(labels[used], shares[:, used].T.astype(np.float64), counts.thresholds[target])
             codes[used] = np.where(found.margin > 0, labels[used] * size + found.category, -1)
-            numbers.append(collector.add(codes, list(shares)))
+            numbers.append(collector.add(codes, [*shares, *(shares * inner), inner]))
         _store_numbers(scene, top, numbers, 1)
     scene.regions = [collector.finish() for collector in collectors]
     return [
@@ -197,11 +197,12 @@ def _find_regions(
 
 
 def _judge_regions(regions: Segments, thresholds: NDArray[np.float64], size: int, min_pixels: float) -> Doubts:
+    """List regions that are large enough without their pixels at borders of labels, which are mixed."""
     label, proposed = np.divmod(regions.code, size)
-    means = (regions.sums / np.maximum(regions.pixels, 1)).T
+    means, _ = mean_probabilities(regions, size)
     every = np.arange(len(label))
     own, other = (means[every, each] - thresholds[each] for each in (label, proposed))
-    listed = regions.pixels >= min_pixels
+    listed = (regions.sums[2 * size] >= min_pixels) & (other > own)
     return Doubts(regions, label, proposed, other - own, listed, listed & (other >= 0))
 
 

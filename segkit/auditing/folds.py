@@ -39,7 +39,7 @@ _MODELS: dict[str, dict[str, Any]] = {
 }
 LEARNERS = (*_MODELS, "network")
 # What a training must not choose by the labels that are to be predicted.
-_WITHOUT_CHOICE = {
+_WITHOUT_CHOICE: dict[str, Any] = {
     "checkpoint": "last", "early_stopping": None, "calibrate": False, "fit_thresholds": False, "baselines": [],
 }  # fmt: skip
 

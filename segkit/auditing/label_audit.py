@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from segkit.auditing.contact_sheet import draw_findings
@@ -39,6 +38,7 @@ from segkit.auditing.scenes import AuditedScene, open_scenes
 from segkit.data.cache import Cache
 from segkit.data.pairing import recipe_files
 from segkit.errors import GridError, UsageError
+from segkit.io.cover import PixelRegion
 from segkit.io.files import (
     as_output_error,
     atomic_write,
@@ -49,6 +49,7 @@ from segkit.io.files import (
 )
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
+from segkit.io.polygons import apply_affine
 from segkit.io.quantities import Quantity, parse_area
 from segkit.plots.images import BandRendering
 from segkit.recipe.schema import Recipe
@@ -240,9 +241,7 @@ def _scene_finding(
     number: int, scene: AuditedScene, kind: str, label: str, proposed: str, score: float, pixels: int, note: str
 ) -> Finding:
     """Return a finding about a whole scene, whose polygon is the outline of the scene."""
-    height, width = scene.grid.shape
-    corners = np.array([(0, 0), (0, height), (width, height), (width, 0)], dtype=float)
-    polygon = shapely.polygons(np.stack(scene.grid.transform @ (corners[:, 0], corners[:, 1]), axis=1))
+    (polygon,) = apply_affine(PixelRegion((scene.grid.full_window,)).shapes, scene.grid.transform)
     area = pixels * _pixel_hectares(scene.grid)
     return Finding(0, kind, scene.name, label, proposed, score, True, pixels, area, note, polygon, number)
 

@@ -101,7 +101,7 @@ class ShiftEstimator:
         size = 2 * self.reach + 1
         lowest = minimum_filter(labels, size, mode="constant", cval=-1)
         used = (lowest >= 0) & (maximum_filter(labels, size, mode="constant", cval=-1) > lowest)
-        inside = np.zeros_like(used)
+        inside = np.zeros(labels.shape, dtype=bool)
         inside[rows] = used[rows]
         return inside
 

@@ -190,17 +190,17 @@ class Audit:
         kinds = Counter(finding.kind for finding in self.findings)
         yield f"{len(self.findings)} suspicious labels in {len(self.scenes)} scenes ({self.learner}, {self.folds})"
         if kinds:
-            rows = [(f"  {kind}", f"{kinds[kind]:,}", what) for kind, what in KINDS.items() if kinds[kind]]
-            yield format_table(("  kind", "number", "meaning"), rows, left=(0, 2))
+            found = [(f"  {kind}", f"{kinds[kind]:,}", what) for kind, what in KINDS.items() if kinds[kind]]
+            yield format_table(("  kind", "number", "meaning"), found, left=(0, 2))
         for scene in self.scenes:
             if scene.unseen:
                 yield f"  {scene.name}: {scene.unseen:,} pixels have a label that no other fold has; not checked"
         yield ""
-        rows = [
+        shares = [
             (f"  {name}", f"{one.pixels:,}", _percent(one.share), _interval(one.interval), _into(one.into))
             for name, one in self.errors.items()
         ]
-        yield format_table(("  label", "pixels", "error", "95 % interval", "looks like"), rows, left=(0, 4))
+        yield format_table(("  label", "pixels", "error", "95 % interval", "looks like"), shares, left=(0, 4))
         yield (
             f"  error: share of the pixels that are confidently of another class. The interval is that of drawing "
             f"other {self.unit}s ({self.units}); it does not cover errors of the model, which count as label errors"

@@ -36,7 +36,8 @@ class Segments:
 
     def find(self, provisional: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the segment of each provisional number, -1 for -1."""
-        return np.append(self.number, -1)[provisional]
+        found: NDArray[np.int64] = np.append(self.number, -1)[provisional]
+        return found
 
 
 class SegmentCollector:
@@ -77,7 +78,6 @@ class SegmentCollector:
         -------
         int64 (H, W): provisional number of the segment of each pixel, see `Segments.number`; -1 in no segment
         """
-        codes = np.asarray(codes, dtype=np.int64)
         numbers, size = label_segments(codes)
         inside = numbers >= 0
         flat = numbers[inside]
@@ -92,7 +92,7 @@ class SegmentCollector:
         if self._last is not None:
             joined = (self._last[0] == codes[0]) & (codes[0] >= 0)
             self._links.append(np.unique(np.stack([self._last[1][joined], numbers[0][joined]]), axis=1))
-        self._last = codes[-1].copy(), numbers[-1].copy()
+        self._last = codes[-1].astype(np.int64), numbers[-1].copy()
         self._count += size
         return numbers
 
@@ -101,13 +101,13 @@ class SegmentCollector:
         empty = np.zeros((2, 0), dtype=np.int64)
         size, number = _connect(self._count, np.concatenate([empty, *self._links], axis=1))
         table = np.concatenate([np.zeros((3 + self._values, 0)), *self._tables], axis=1)
-        summed = np.stack([np.bincount(number, row, size) for row in table[2:]])
+        summed = np.stack([np.bincount(number, row, size) for row in table[2:]]).astype(np.float64)
         code, mark = np.zeros((2, size), dtype=np.int64)
         code[number], mark[number] = table[0], table[1]
         return Segments(number, code, summed[0].astype(np.int64), summed[1:], mark)
 
 
-def label_segments(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def label_segments(codes: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], int]:
     """Return the number of the segment of each pixel (H, W), -1 where a code is negative, and how many there are."""
     starts = np.ones(codes.shape, dtype=bool)
     np.not_equal(codes[:, 1:], codes[:, :-1], out=starts[:, 1:])
@@ -131,7 +131,8 @@ def find_interior(codes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
     padded = np.pad(codes, 1, mode="edge")
     height, width = codes.shape
     around = (padded[row : row + height, column : column + width] for row in range(3) for column in range(3))
-    return np.logical_and.reduce([each == codes for each in around])
+    same: NDArray[np.bool_] = np.logical_and.reduce([each == codes for each in around])
+    return same
 
 
 def _connect(size: int, links: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:

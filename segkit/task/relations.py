@@ -35,8 +35,9 @@ class Relation:
 
     def find_contradictions(self, targets: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
         """Return where targets (T, ...) contradict the rule; not where a class is unlabelled."""
-        wrong: NDArray[np.bool_] = targets[self.other] == (ABSENT if self.implied else PRESENT)
-        return wrong & (targets[self.one] == PRESENT)
+        contradicts = ABSENT if self.implied else PRESENT
+        wrong: NDArray[np.bool_] = (targets[self.one] == PRESENT) & (targets[self.other] == contradicts)
+        return wrong
 
 
 def find_relations(
