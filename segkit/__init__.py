@@ -14,6 +14,7 @@ from segkit.runtime.version import VERSION
 if TYPE_CHECKING:
     from segkit import assess as assess
     from segkit import plot as plot
+    from segkit.auditing.label_audit import audit as audit
     from segkit.data.check import check as check
     from segkit.data.drafting.draft import init as init
     from segkit.errors import SegkitError as SegkitError
@@ -54,6 +55,7 @@ _HOMES = {
     "Task": "segkit.task",
     "areas": "segkit.maps.zonal_areas",
     "assess": "segkit.assess",
+    "audit": "segkit.auditing.label_audit",
     "change": "segkit.maps.change",
     "check": "segkit.data.check",
     "clean": "segkit.maps.cleaning",

@@ -18,7 +18,7 @@ FLOORS = [
     {"models", "data"},
     {"inference"},
     {"evaluation", "exporting"},
-    {"training", "assess", "labelling", "reporting"},
+    {"training", "assess", "labelling", "reporting", "auditing"},
     {"demo", "plot", "__init__"},
     {"cli", "__main__"},
 ]

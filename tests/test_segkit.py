@@ -19,6 +19,7 @@ PUBLIC = {
     "Task",
     "areas",
     "assess",
+    "audit",
     "change",
     "check",
     "clean",

@@ -22,6 +22,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 import segkit.cli.assess
+import segkit.cli.auditing
 import segkit.cli.demo
 import segkit.cli.exporting
 import segkit.cli.finished_maps

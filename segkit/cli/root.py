@@ -12,7 +12,7 @@ from segkit.cli.output import CommandLine
 # The commands in the order of the work, as the help lists them.
 _GROUPS = {
     "Prepare": ("demo", "info", "init", "check", "encoders", "schema", "cache"),
-    "Train": ("train", "finish", "compare"),
+    "Train": ("train", "finish", "compare", "audit"),
     "Map": ("predict", "vectorize", "clean", "reclassify", "change", "areas"),
     "Label": ("suggest", "labels"),
     "Evaluate": ("evaluate", "assess"),

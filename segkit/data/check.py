@@ -29,6 +29,7 @@ from segkit.data.examination import (
     scene_problems,
 )
 from segkit.data.leakage import SceneProximity
+from segkit.data.overlaps import add_up, describe_contradictions, render_table
 from segkit.data.pairing import PairedFiles, Sample, describe_unlabelled, pair_files
 from segkit.data.split import SceneCounts, resolve_split
 from segkit.errors import SegkitError
@@ -40,7 +41,7 @@ from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
 from segkit.recipe.splits import SpatialSplit
 from segkit.runtime.tables import format_table
-from segkit.task import BACKGROUND, Task
+from segkit.task import BACKGROUND, CoOccurrence, Task
 
 _FILE = "\0"  # in the place of a file's name, to find equal notes
 _MAX_LISTED = 40  # lines per list in the text; the report itself holds all
@@ -62,6 +63,8 @@ class SceneCheck:
         Minimum, mean and maximum of each band; None if the scene could not be read.
     appearance_distance
         Of a scene that only validates: how far it is from the training scenes, see `TrainingScenes`.
+    together
+        How often overlapping classes share a pixel; None if it could not be read.
     """
 
     part: str
@@ -74,6 +77,7 @@ class SceneCheck:
     classes: tuple[ClassCount, ...]
     ranges: BandRanges | None = field(default=None, compare=False)  # means depend on the order of summation
     appearance_distance: float | None = None
+    together: CoOccurrence | None = field(default=None, compare=False)
 
     @property
     def pixels(self) -> int:
@@ -136,6 +140,10 @@ class Report:
             for each in columns
         )
 
+    def together(self, part: str) -> CoOccurrence:
+        """Return how often overlapping classes share a pixel in all scenes of "train" or "val"."""
+        return add_up(self.recipe.task, (scene.together for scene in self.scenes if scene.part == part))
+
     def summary(self) -> dict[str, Any]:
         """Return the report as a JSON value: the scenes, the classes of each side, and the messages."""
         return {
@@ -144,6 +152,7 @@ class Report:
             "scenes": [scene.summary() for scene in self.scenes],
             "training": [asdict(one) for one in self.trains],
             "validation": [asdict(one) for one in self.validates],
+            "co_occurrence": {part: self.together(part).table() for part in self._overlapping_parts()},
             "unmatched": [str(path) for path in self.unmatched],
             "notes": list(self.notes),
             "warnings": list(self.warnings),
@@ -154,7 +163,17 @@ class Report:
         """Return the report as plain text."""
         task = self.recipe.task
         head = f"{self.recipe.name}: {task.type} task, {task.head} head, {task.channels} channels"
-        return "\n".join([head, *self._parts(), *self._bands(), *self._scenes(), *self._findings()])
+        return "\n".join(
+            [head, *self._parts(), *self._co_occurrence(), *self._bands(), *self._scenes(), *self._findings()]
+        )
+
+    def _overlapping_parts(self) -> list[str]:
+        """Return the parts whose labels have several classes that may overlap."""
+        return list(dict.fromkeys(scene.part for scene in self.scenes)) if self.recipe.task.n_targets > 1 else []
+
+    def _co_occurrence(self) -> Iterator[str]:
+        for part in self._overlapping_parts():
+            yield from ("", *render_table(part, self.together(part)))
 
     def _parts(self) -> Iterator[str]:
         for part in dict.fromkeys(scene.part for scene in self.scenes):
@@ -296,6 +315,11 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         _check_scene(part, sample, one, task) for (part, sample), one in zip(all_samples, scene_counts, strict=True)
     ]
     found = Examination(recipe)
+    contradictions = [
+        text
+        for scene, (_, sample) in zip(scenes, all_samples, strict=True)
+        for text in describe_contradictions("" if sample.labels is None else sample.labels.name, scene.together)
+    ]
     imagery_warnings = list(_imagery_warnings([sample.scene for _, sample in all_samples], scene_counts))
     notes = list(_notes(all_samples))
     if not problems:
@@ -328,6 +352,7 @@ def check(recipe: Recipe | PathLike, *, show_progress: bool = False) -> Report:
         report,
         warnings=(
             *imagery_warnings,
+            *contradictions,
             *found.warnings,
             *_warnings(report),
             *network_warnings,
@@ -452,8 +477,10 @@ def _check_scene(part: str, sample: Sample, found: SceneCounts | None, task: Tas
         counts, valid, labelled = found.counts.sum(axis=0).reshape(counts.shape), found.valid, found.labelled
     scene = sample.scene
     classes = class_counts(counts, task)
-    ranges = None if found is None else found.ranges
-    return SceneCheck(part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, classes, ranges)
+    ranges, together = (None, None) if found is None else (found.ranges, found.together)
+    return SceneCheck(
+        part, scene.name, scene.paths, scene.grid, scene.band_names, valid, labelled, classes, ranges, together=together
+    )
 
 
 def _notes(samples: Iterable[tuple[str, Sample]]) -> Iterator[str]:

@@ -68,8 +68,9 @@ def draw_data(recipe: Recipe, report: Report, path: PathLike, *, show_progress: 
             shares, crops, caption = _collect(recipe, show_progress=show_progress)
         except SegkitError as error:
             caption = str(error)
+    together = report.together("train").shares() if recipe.task.n_targets > 1 else None
     with atomic_write(path) as part:
-        _draw(recipe.name, recipe.task, shares, crops, caption, part)
+        _draw(recipe.name, recipe.task, shares, together, crops, caption, part)
 
 
 def _collect(recipe: Recipe, *, show_progress: bool) -> tuple[dict[str, dict[str, float | None]], list[_Crop], str]:
@@ -106,6 +107,7 @@ def _draw(
     name: str,
     task: Task,
     shares: Mapping[str, Mapping[str, float | None]],
+    together: NDArray[np.float64] | None,
     crops: Sequence[_Crop],
     caption: str,
     path: Path,
@@ -119,8 +121,10 @@ def _draw(
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.0, hspace=0.0)  # type: ignore[union-attr, call-arg]
     halves: Any = figure.subfigures(2, 1, height_ratios=[bar_height, crops_height], hspace=0.02)
     top, bottom = halves
-    ax = top.subplots()
+    ax, *others = np.atleast_1d(top.subplots(1, 1 if together is None else 2))
     _draw_shares(ax, task, shares)
+    if together is not None:
+        _draw_together(others[0], task, together)
     ax.set_title(name, loc="left", fontsize=11)
     if crops:
         bottom.suptitle("\n".join(textwrap.wrap(caption, 130)), fontsize=9)
@@ -168,6 +172,23 @@ def _draw_shares(ax: Axes, task: Task, shares: Mapping[str, Mapping[str, float |
     ax.tick_params(axis="y", length=0, labelsize=10)
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_together(ax: Axes, task: Task, together: NDArray[np.float64]) -> None:
+    """Draw the share of the pixels of each class (row) that are of another (column), too; grey where undefined."""
+    names = [display_name(one.name) for one in task.classes]
+    shown = np.where(np.eye(len(names), dtype=bool), np.nan, together)
+    ax.set_facecolor(UNLABELLED_COLOR)
+    ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(np.isfinite(shown)):
+        share = float(shown[row, column])
+        color = "black" if share < 0.6 else "white"
+        ax.text(column, row, format_percent(share), ha="center", va="center", fontsize=7, color=color)
+    ax.set(xticks=range(len(names)), yticks=range(len(names)))
+    ax.set_xticklabels(names, rotation=20, ha="right", fontsize=8)
+    ax.set_yticklabels(names, fontsize=8)
+    ax.set_title("share of pixels of ... (row) that are also ... (column)", fontsize=9)
+    ax.tick_params(length=0)
 
 
 def _darken(color: str) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from segkit.io.grid import Grid, split_window
 from segkit.io.polygons import project_to_grid, read_polygons
 from segkit.recipe.schema import Recipe
 from segkit.recipe.splits import SpatialSplit, TableSplit
-from segkit.task import IGNORE, Task
+from segkit.task import IGNORE, CoOccurrence, Task
 
 # Default blocks: largest side (or four tiles), smallest side, and number of blocks that should validate.
 _MAX_BLOCK_PX, _MIN_BLOCK_PX, _MIN_VAL_BLOCKS = 512, 8, 3
@@ -49,6 +49,8 @@ class SceneCounts:
         Mean and standard deviation of the bands over a sample of the valid pixels: how the scene looks.
     ranges
         Minimum, mean and maximum of the bands over all valid pixels.
+    together
+        How often overlapping classes share a pixel.
     """
 
     valid: int
@@ -56,6 +58,7 @@ class SceneCounts:
     counts: NDArray[np.int64]
     moments: BandMoments
     ranges: BandRanges
+    together: CoOccurrence
 
 
 def count_scene(
@@ -82,6 +85,7 @@ def count_scene(
     counts = np.zeros((len(windows), task.n_targets * len(task.categories)), dtype=np.int64)
     valid_pixels = labelled = 0
     moments, ranges = BandMoments(len(sample.scene.bands)), BandRanges(len(sample.scene.bands))
+    together = CoOccurrence(task)
     step = math.isqrt(sample.scene.grid.height * sample.scene.grid.width // _APPEARANCE_PIXELS) or 1
     with sample.scene.open() as reader:
         for number, window in enumerate(windows):
@@ -94,8 +98,10 @@ def count_scene(
                 valid_pixels += int(valid.sum())
                 labelled += int((targets != IGNORE).any(axis=0).sum())
                 counts[number] += count_categories(targets, task)
+                if task.n_targets > 1:
+                    together.add(targets)
                 advance(part.height * part.width)
-    return SceneCounts(valid_pixels, labelled, counts, moments, ranges)
+    return SceneCounts(valid_pixels, labelled, counts, moments, ranges, together)
 
 
 def _count_windows(grid: Grid, rule: object) -> list[Window]:
@@ -334,7 +340,7 @@ def _units(samples: Sequence[Sample], rule: SpatialSplit) -> tuple[list[_Unit], 
             for block in _count_windows(grid, rule)
         ], None
     if rule.by in ("scene", "appearance"):
-        groups = _group_overlapping(grids)
+        groups = group_overlapping(grids)
         if rule.by == "appearance":  # so that rounding and ties do not depend on the order of the scenes
             names = [str(sample.scene.paths) for sample in samples]
             groups = sorted(
@@ -358,7 +364,7 @@ def _regions_of_group(group: PointGroup) -> _Unit:
     return tuple(_SampleRegion((), tuple(shapes), sample) for sample, shapes in polygons.items())
 
 
-def _group_overlapping(grids: Sequence[Grid]) -> list[list[int]]:
+def group_overlapping(grids: Sequence[Grid]) -> list[list[int]]:
     """Group grids that overlap on the ground, directly or through others."""
     group = list(range(len(grids)))
     for one, other in grids_within(grids, 0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import warnings
@@ -36,6 +35,7 @@ from segkit.inference.request import given_imagery
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.grid import Grid
+from segkit.io.layer_file import LayerFile
 from segkit.io.paths import PathLike
 from segkit.io.quantities import Quantity, parse_area, parse_length
 from segkit.models.calibration import Calibration
@@ -46,7 +46,7 @@ from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
 from segkit.runtime.deprecation import renamed_keywords
 from segkit.runtime.progress import progress
-from segkit.task import Task
+from segkit.task import CoOccurrence, Task
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ def evaluate_areas(
     """
     task = predictor.task
     total, reliability, bootstrap = Confusion(task), Reliability(task), BootstrapIntervals(task)
+    together = CoOccurrence(task)
     boundaries, objects, scene_scores = Boundaries(task, boundary.number), Objects(task, size), []
     mpx = sum(area.sample.scene.grid.height * area.sample.scene.grid.width for area in areas) / 1e6
     with progress("evaluate", mpx, "Mpx", show=show_progress) as advance:
@@ -210,6 +211,8 @@ def evaluate_areas(
                         confusion.add(block.decided, block.truth)
                     bootstrap.add(number, block.window, block.decided, block.truth)
                     decisions.write(block)
+                    if task.relations:
+                        together.add(block.decided[:, block.valid])
                     on_block(area, block)
                     advance(block.window.width * block.window.height / 1e6)
                 _add_boundaries_and_objects(boundaries, objects, decisions, grid, boundary, measures)
@@ -226,6 +229,8 @@ def evaluate_areas(
     if isinstance(predictor, ModelPredictor):
         result |= {"brier": reliability.brier(), "reliability": total.reliability()}
         result["calibration"] = reliability.per_channel()
+    if task.relations:
+        result["contradictions"] = together.summary()
     return result | {"intervals": bootstrap.intervals(), "scenes": scene_scores}
 
 
@@ -233,34 +238,18 @@ class _SceneDecisions:
     """Decisions and truth of a scene in a file; pixels that are not written are unlabelled."""
 
     def __init__(self, file: IO[bytes], task: Task, grid: Grid) -> None:
-        self._file, self._grid = file, grid
         # Category + 1 is stored, so that pixels that were not written, which are read as 0, become `IGNORE`.
-        self._dtype = np.dtype(np.int8 if len(task.categories) < np.iinfo(np.int8).max else np.int16)
-        self._layers = 2, task.n_targets
-        file.truncate(math.prod((*self._layers, *grid.shape)) * self._dtype.itemsize)
+        dtype = np.int8 if len(task.categories) < np.iinfo(np.int8).max else np.int16
+        self._layers = LayerFile(file, 2 * task.n_targets, grid.shape, dtype)
 
     def write(self, block: PredictedBlock) -> None:
         """Store a block of the scene."""
-        top, left = int(block.window.row_off), int(block.window.col_off)
-        layers = np.stack([block.decided, block.truth]).astype(self._dtype) + self._dtype.type(1)
-        for layer, rows in enumerate(layers.reshape(-1, *layers.shape[2:])):
-            for row, values in enumerate(rows, top):
-                self._file.seek(self._offset(layer, row) + left * self._dtype.itemsize)
-                self._file.write(values.tobytes())
+        self._layers.write(block.window, np.concatenate([block.decided, block.truth]) + 1)
 
     def read(self, top: int, bottom: int) -> NDArray[np.int16]:
         """Return predicted and true category indices (2, T, H, W) of the rows from `top` to `bottom` (exclusive)."""
-        size = (bottom - top) * self._grid.width
-        layers = np.empty((math.prod(self._layers), size), dtype=self._dtype)
-        for layer, values in enumerate(layers):
-            self._file.seek(self._offset(layer, top))
-            values[:] = np.frombuffer(self._file.read(size * self._dtype.itemsize), self._dtype)
-        categories: NDArray[np.int16] = layers.astype(np.int16) - np.int16(1)
-        return categories.reshape(*self._layers, bottom - top, self._grid.width)
-
-    def _offset(self, layer: int, row: int) -> int:
-        """Return the position of a row in the file, in bytes."""
-        return (layer * self._grid.height + row) * self._grid.width * self._dtype.itemsize
+        layers = self._layers.read(top, bottom).astype(np.int16) - np.int16(1)
+        return layers.reshape(2, -1, *layers.shape[1:])
 
 
 def _add_boundaries_and_objects(

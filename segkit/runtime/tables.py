@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align columns of text: the first one to the left, the others, numbers, to the right.
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Align columns of text: those in `left` (the first one) to the left, the others, numbers, to the right.
 
     Lines are as long as the table needs, so that it reads the same in a file and on a terminal of any width.
     """
@@ -19,7 +19,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True, header_style="none")
+        table.add_column(Text(name), justify="left" if number in left else "right", no_wrap=True, header_style="none")
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console(file=io.StringIO(), width=10_000, color_system=None)

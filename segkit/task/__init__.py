@@ -11,6 +11,7 @@ from typing import Any
 
 from segkit.task.classes import BACKGROUND as BACKGROUND
 from segkit.task.classes import LandCoverClass as LandCoverClass
+from segkit.task.co_occurrence import CoOccurrence as CoOccurrence
 from segkit.task.declaration import IGNORE as IGNORE
 from segkit.task.task import Task as Task
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from segkit.task.classes import (
     map_nodata,
 )
 from segkit.task.colors import default_colors
+from segkit.task.relations import Relation, find_relations
 
 IGNORE = -1  # in targets: unlabelled
 
@@ -36,6 +37,8 @@ class TaskDeclaration:
     head: Literal["softmax", "sigmoid"] | None = None
     background: bool | None = None
     background_value: int = 0
+    never: tuple[tuple[str, ...], ...] = ()
+    implies: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.type not in ("binary", "multiclass", "multilabel"):
@@ -47,8 +50,11 @@ class TaskDeclaration:
             object.__setattr__(self, "head", "sigmoid" if self.type == "multilabel" else "softmax")
         if self.background is None:
             object.__setattr__(self, "background", self.type != "multilabel")
+        object.__setattr__(self, "never", tuple(map(tuple, self.never)))
+        object.__setattr__(self, "implies", {name: tuple(others) for name, others in self.implies.items()})
         self._check_classes()
         self._check_combination()
+        _ = self.relations  # checked, too
 
     def _check_classes(self) -> None:
         if not self.classes:
@@ -95,6 +101,16 @@ class TaskDeclaration:
                         f"class {one.name!r} has a threshold, but this task takes the highest probability; "
                         "remove it, or use head sigmoid with background"
                     )
+
+    @functools.cached_property
+    def relations(self) -> tuple[Relation, ...]:
+        """The rules about overlapping classes that `never` and `implies` declare."""
+        if (self.never or self.implies) and self.type != "multilabel":
+            raise TaskError(
+                f"task.never and task.implies are for overlapping classes, and those of a {self.type} task exclude "
+                "each other; remove them, or use type multilabel"
+            )
+        return find_relations([one.name for one in self.classes], self.never, self.implies)
 
     @property
     def allows_no_class(self) -> bool:

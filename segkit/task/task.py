@@ -46,6 +46,10 @@ class Task(LabelEncoding, Head):
         Multiclass only: whether pixels may be in none of the classes. True by default.
     background_value
         Code of background ("none of the classes") in label rasters and in the map.
+    never
+        Overlapping classes only: lists of classes, no two of which share a pixel. Rules are checked, not enforced.
+    implies
+        Overlapping classes only: {class: classes that each of its pixels is of, too}.
 
     Raises
     ------

@@ -13,6 +13,7 @@ import yaml
 from places import ROOT
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
+from segkit.auditing.results import Audit
 from segkit.cli import app as cli
 from segkit.demo.run import Demo
 from segkit.evaluation.evaluate import evaluate
@@ -39,6 +40,7 @@ COMMANDS = {
     "train": "train recipe.yaml -o run",
     "finish": "finish run",
     "compare": "compare recipe.yaml --seeds 0",
+    "audit": "audit recipe.yaml -o audited",
     "predict": "predict model.safetensors images/a.tif -o map.tif --precision fp32 --overwrite",
     "vectorize": "vectorize map.tif out.gpkg --overwrite",
     "clean": "clean map.tif cleaned.tif --min-area 3px --overwrite",
@@ -88,6 +90,18 @@ def results(place):
         "segkit.training.compare.compare": comparison,
         "segkit.training.cross_validation.cross_validate": CrossValidation(
             place, (FoldScores(trial, {}),), recipe_for(place, "binary").task
+        ),
+        "segkit.auditing.label_audit.audit": Audit(
+            (),
+            (),
+            {},
+            "scene",
+            2,
+            {},
+            np.zeros((1, 2, 2)),
+            "lda",
+            "2 folds of scenes",
+            *(place / name for name in ("a.gpkg", "a.png", "a.json")),
         ),
         "segkit.demo.run.demo": Demo(place, metrics, metrics, *files, 1.0),
         "segkit.models.catalogue.encoders": catalogue,

@@ -218,6 +218,7 @@ def test_thresholds_are_stored_in_the_classes(task):
         (("multiclass", (A, LandCoverClass(BACKGROUND, 2))), "'background' is listed as a class"),
         (("multiclass", (A, B3)), "class 'b' has a threshold, but this task takes the highest probability"),
         (("multiclass", (A, B3), "sigmoid", False), "class 'b' has a threshold"),
+        (("multiclass", (A, B), None, None, 0, [["a", "b"]]), "are for overlapping classes"),
     ],
 )
 def test_contradictory_declarations_are_refused(declared, message):
