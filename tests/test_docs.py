@@ -107,7 +107,9 @@ def exported_model(line: str) -> str:
 
     Networks are exported here with fixed windows and to torch.export, in tests/exporting with free ones to ONNX.
     """
-    return "second.safetensors" if "--tile" in line or ".pt2" in line else "learner.safetensors"
+    return (
+        "second.safetensors" if any(one in line for one in ("--tile", ".pt2", "--quantize")) else "learner.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")

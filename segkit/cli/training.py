@@ -18,7 +18,7 @@ from segkit.cli.output import emit
 from segkit.cli.printing import gigabytes, print_comparison, print_metrics, print_worst_scenes
 from segkit.cli.root import app, examples
 from segkit.errors import SegkitError
-from segkit.runtime.collection import pause_collection
+from segkit.runtime.garbage_collection import pause_collection
 
 if TYPE_CHECKING:
     from segkit.training.results import Run

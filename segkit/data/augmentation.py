@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segkit.io.scene import Tile
-from segkit.runtime.collection import pause_collection
+from segkit.runtime.garbage_collection import pause_collection
 from segkit.task import IGNORE
 
 _NO_UPDATE_CHECK = "NO_ALBUMENTATIONS_UPDATE"

@@ -27,8 +27,8 @@ from segkit.inference.uncertainty import DISAGREEMENT, check_measures
 from segkit.io.cover import lie_side_by_side
 from segkit.io.files import remove_leftovers
 from segkit.io.paths import PathLike
-from segkit.runtime.collection import pause_collection
 from segkit.runtime.deprecation import renamed_keywords
+from segkit.runtime.garbage_collection import pause_collection
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from segkit.errors import RecipeError
 from segkit.recipe.features import CLASSICAL
 from segkit.recipe.messages import suggest_name
 from segkit.recipe.schema import Model
-from segkit.runtime.collection import pause_collection
+from segkit.runtime.garbage_collection import pause_collection
 
 # Options of architectures that are no options of a recipe.
 RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}

@@ -32,7 +32,7 @@ from segkit.models.transfer import check_start, with_start
 from segkit.recipe.features import ignored_train_keys
 from segkit.recipe.schema import Recipe
 from segkit.runtime import distributed
-from segkit.runtime.collection import pause_collection
+from segkit.runtime.garbage_collection import pause_collection
 from segkit.training.classical import describe_fit, fit_learners
 from segkit.training.results import Run, write_results
 from segkit.training.resume import (

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from segkit.io.files import check_distinct
 from segkit.io.paths import PathLike
-from segkit.runtime.collection import pause_collection
 from segkit.runtime.deprecation import renamed_keywords
+from segkit.runtime.garbage_collection import pause_collection
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

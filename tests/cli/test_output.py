@@ -21,6 +21,8 @@ from segkit.exporting.parity import Parity
 from segkit.exporting.write import ExportSummary
 from segkit.inference import forecasting
 from segkit.inference.predict import predict
+from segkit.labelling.collection import LabelCollection
+from segkit.labelling.suggestion import SuggestedWindow, Suggestion
 from segkit.models.catalogue import Catalogue, Encoder
 from segkit.models.run_folder import METRICS
 from segkit.reporting.report import Report
@@ -47,6 +49,8 @@ COMMANDS = {
     "reclassify": "reclassify map.tif new.tif --rename 7=cleared --class-names names.csv --overwrite",
     "change": "change truth.tif truth.tif -o change.tif --class-names names.csv --overwrite",
     "areas": "areas truth.tif zones.gpkg --by name -o areas.csv --class-names names.csv --overwrite",
+    "suggest": "suggest model.safetensors images/a.tif -o todo.gpkg",
+    "labels": "labels done.gpkg -o labels.gpkg",
     "evaluate": "evaluate truth.tif --labels truth.tif --class-names names.csv",
     "assess design": "assess design truth.tif -n 20 --min-per-stratum 5 -o p.gpkg --class-names names.csv --overwrite",
     "assess estimate": "assess estimate truth.tif counts.csv --class-names names.csv",
@@ -102,6 +106,12 @@ def results(place):
             "lda",
             "2 folds of scenes",
             *(place / name for name in ("a.gpkg", "a.png", "a.json")),
+        ),
+        "segkit.labelling.suggestion.suggest": Suggestion(
+            place / "todo.gpkg", (SuggestedWindow(1, "a", 0, 0, 16, 16, 0.5),), 9, 0, 0, "entropy", "bands", 3, ()
+        ),
+        "segkit.labelling.collection.labels": LabelCollection(
+            place / "labels.gpkg", {"done": 1}, {"clearing": 1.0}, "ha", 0.0, (), (), {"path": "labels.gpkg"}
         ),
         "segkit.demo.run.demo": Demo(place, metrics, metrics, *files, 1.0),
         "segkit.models.catalogue.encoders": catalogue,

@@ -64,7 +64,7 @@ class Network(nn.Module):
 
     def __init__(self, stride=1, task=TASK, bands=2):
         super().__init__()
-        self.task, self.stride, self.bands, self.path = task, stride, bands, None
+        self.task, self.stride, self.bands, self.path, self.backend = task, stride, bands, None, "torch"
         self.mix = nn.Conv2d(bands, task.channels, 1)
         weight = torch.linspace(-2, 2, self.mix.weight.numel()).reshape(self.mix.weight.shape)
         self.mix.weight.data = weight.sin() * 3

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
 from segkit.io.geopackage import add_styles
-from segkit.runtime.collection import pause_collection
+from segkit.runtime.garbage_collection import pause_collection
 from segkit.vector.formats.base import FileSpec, Sink, WrittenLayer
 
 if TYPE_CHECKING:

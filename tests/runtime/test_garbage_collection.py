@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from segkit.runtime.collection import pause_collection
+from segkit.runtime.garbage_collection import pause_collection
 
 
 @pytest.mark.parametrize("enabled", [True, False])
