@@ -10,7 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
-from segkit.models.ensemble import members
+from segkit.models.ensemble import members, naming_member
 from segkit.models.graph_outputs import CARD_FORMAT, output_names, tensor_names
 from segkit.models.graph_runtime import INPUT
 from segkit.runtime.version import VERSION
@@ -30,12 +30,14 @@ _ONE_RESOLUTION = 1.1  # ratio of the largest to the smallest pixel of training 
 def make_card(
     model: AnyModel, nodata: Sequence[float], *, decide: bool, tile: int | None, least: int
 ) -> dict[str, Any]:
-    """Return the card: the header of each model file, input, outputs, and window sizes.
+    """Return the card: input, outputs, window sizes, and the header of each model file, first that which names bands.
 
     Paths of this machine are shortened to file names. A card that is too long is left without the samples of training
     pixels and scenes.
     """
-    headers = [strip_paths(asdict(one.header)) for one in members(model)]
+    first = naming_member(model)
+    models = [first, *(one for one in members(model) if one is not first)]
+    headers = [strip_paths(asdict(one.header)) for one in models]
     card = {
         "format": CARD_FORMAT,
         "segkit": VERSION,

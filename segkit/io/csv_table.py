@@ -81,8 +81,8 @@ def read_csv(path: Path, what: str) -> CsvTable:
         return _parse(text, path)
     except csv.Error as error:
         raise DataError(
-            f"{path}: cannot be read as a table ({error}); a quotation mark without its counterpart makes a cell of all "
-            "lines after it: remove it"
+            f"{path}: cannot be read as a table ({error}); a quotation mark without its counterpart makes one cell of "
+            "all lines after it: remove it"
         ) from error
 
 
