@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
 from segkit.models.ensemble import members, naming_member
+from segkit.models.graph import count_stored_bands
 from segkit.models.graph_outputs import CARD_FORMAT, output_names, tensor_names
 from segkit.models.graph_runtime import INPUT
 from segkit.runtime.version import VERSION
@@ -88,9 +90,11 @@ def _units(model: AnyModel) -> dict[str, Any]:
 def unit_factors(model: AnyModel) -> tuple[list[float], list[float]] | None:
     """Return scale and offset of each band, from stored values to the input of the graph; None if they are not fixed.
 
-    They are fixed if the recipe gives them, or all training files declare the same.
+    They are fixed if the recipe gives them, or all training files declare the same. Computed bands and layers, which
+    come last, are not converted.
     """
-    imagery, bands = model.imagery, model.bands
+    imagery, bands = model.imagery, count_stored_bands(model)
+    derived = model.bands - bands
     if imagery.decibels is not None:
         return None
     if imagery.apply_scale_offset:
@@ -100,9 +104,11 @@ def unit_factors(model: AnyModel) -> tuple[list[float], list[float]] | None:
         if len(pairs) != 1:
             return None
         ((scale, offset),) = pairs
-        return [scale] * bands, [offset] * bands
+        return [scale] * bands + [1.0] * derived, [offset] * bands + [0.0] * derived
     factors = [_per_band(given, default, bands) for given, default in ((imagery.scale, 1.0), (imagery.offset, 0.0))]
-    return None if factors[0] is None or factors[1] is None else (factors[0], factors[1])
+    if factors[0] is None or factors[1] is None:
+        return None
+    return factors[0] + [1.0] * derived, factors[1] + [0.0] * derived
 
 
 def list_nodata(model: AnyModel) -> tuple[float, ...]:
@@ -112,7 +118,7 @@ def list_nodata(model: AnyModel) -> tuple[float, ...]:
 
 
 def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]]:
-    """Return stored values in the units of training, one number for each band.
+    """Return stored values in the units of training, one number for each band; NaN for computed bands and layers.
 
     Raises
     ------
@@ -127,7 +133,14 @@ def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]
             "has NaN there" + suggest("pass --nodata nan")
         )
     scale, offset = factors or ([], [])
-    return [[value * factor + shift for factor, shift in zip(scale, offset, strict=True)] for value in values]
+    stored = count_stored_bands(model)
+    return [
+        [
+            value * factor + shift if band < stored else math.nan
+            for band, (factor, shift) in enumerate(zip(scale, offset, strict=True))
+        ]
+        for value in values
+    ]
 
 
 def _per_band(given: Any, default: float, bands: int) -> list[float] | None:
