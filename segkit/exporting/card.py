@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +11,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from segkit.errors import UsageError, suggest
-from segkit.models.ensemble import members
+from segkit.models.ensemble import members, naming_member
+from segkit.models.graph import count_stored_bands
 from segkit.models.graph_outputs import CARD_FORMAT, output_names, tensor_names
 from segkit.models.graph_runtime import INPUT
 from segkit.runtime.version import VERSION
@@ -30,12 +32,14 @@ _ONE_RESOLUTION = 1.1  # ratio of the largest to the smallest pixel of training 
 def make_card(
     model: AnyModel, nodata: Sequence[float], *, decide: bool, tile: int | None, least: int
 ) -> dict[str, Any]:
-    """Return the card: the header of each model file, input, outputs, and window sizes.
+    """Return the card: input, outputs, window sizes, and the header of each model file, first that which names bands.
 
     Paths of this machine are shortened to file names. A card that is too long is left without the samples of training
     pixels and scenes.
     """
-    headers = [strip_paths(asdict(one.header)) for one in members(model)]
+    first = naming_member(model)
+    models = [first, *(one for one in members(model) if one is not first)]
+    headers = [strip_paths(asdict(one.header)) for one in models]
     card = {
         "format": CARD_FORMAT,
         "segkit": VERSION,
@@ -86,9 +90,11 @@ def _units(model: AnyModel) -> dict[str, Any]:
 def unit_factors(model: AnyModel) -> tuple[list[float], list[float]] | None:
     """Return scale and offset of each band, from stored values to the input of the graph; None if they are not fixed.
 
-    They are fixed if the recipe gives them, or all training files declare the same.
+    They are fixed if the recipe gives them, or all training files declare the same. Computed bands and layers, which
+    come last, are not converted.
     """
-    imagery, bands = model.imagery, model.bands
+    imagery, bands = model.imagery, count_stored_bands(model)
+    derived = model.bands - bands
     if imagery.decibels is not None:
         return None
     if imagery.apply_scale_offset:
@@ -98,9 +104,11 @@ def unit_factors(model: AnyModel) -> tuple[list[float], list[float]] | None:
         if len(pairs) != 1:
             return None
         ((scale, offset),) = pairs
-        return [scale] * bands, [offset] * bands
+        return [scale] * bands + [1.0] * derived, [offset] * bands + [0.0] * derived
     factors = [_per_band(given, default, bands) for given, default in ((imagery.scale, 1.0), (imagery.offset, 0.0))]
-    return None if factors[0] is None or factors[1] is None else (factors[0], factors[1])
+    if factors[0] is None or factors[1] is None:
+        return None
+    return factors[0] + [1.0] * derived, factors[1] + [0.0] * derived
 
 
 def list_nodata(model: AnyModel) -> tuple[float, ...]:
@@ -110,7 +118,7 @@ def list_nodata(model: AnyModel) -> tuple[float, ...]:
 
 
 def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]]:
-    """Return stored values in the units of training, one number for each band.
+    """Return stored values in the units of training, one number for each band; NaN for computed bands and layers.
 
     Raises
     ------
@@ -125,7 +133,14 @@ def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]
             "has NaN there" + suggest("pass --nodata nan")
         )
     scale, offset = factors or ([], [])
-    return [[value * factor + shift for factor, shift in zip(scale, offset, strict=True)] for value in values]
+    stored = count_stored_bands(model)
+    return [
+        [
+            value * factor + shift if band < stored else math.nan
+            for band, (factor, shift) in enumerate(zip(scale, offset, strict=True))
+        ]
+        for value in values
+    ]
 
 
 def _per_band(given: Any, default: float, bands: int) -> list[float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from segkit.inference.runner import Runner
 from segkit.io.paths import PathLike
 from segkit.io.scene import Tile
 from segkit.models.ensemble import members
+from segkit.models.graph import SAME_VALUE, count_stored_bands
 from segkit.models.graph_outputs import split_outputs
 from segkit.models.graph_runtime import Graph
 
@@ -49,7 +50,15 @@ class Parity:
 
 
 def check_parity(
-    model: AnyModel, run: Graph, path: Path, *, tile: int | None, least: int, decide: bool, check_on: PathLike | None
+    model: AnyModel,
+    run: Graph,
+    path: Path,
+    *,
+    tile: int | None,
+    least: int,
+    decide: bool,
+    check_on: PathLike | None,
+    nodata: Sequence[Sequence[float]] = (),
 ) -> Parity:
     """Compare an exported model with the model itself.
 
@@ -67,6 +76,8 @@ def check_parity(
         Whether its output is class values.
     check_on
         A scene from which tiles are read; None to make tiles.
+    nodata
+        As `ExportedGraph` has them.
 
     Raises
     ------
@@ -78,7 +89,7 @@ def check_parity(
     reference = _reference(model, decide=decide)
     worst, pixels = 0.0, 0
     for pixel_values in tiles:
-        expected = reference(pixel_values)
+        expected = reference(_without_nodata(pixel_values, nodata))
         found = run(pixel_values)
         if [(one.shape, one.dtype) for one in found] != [(one.shape, one.dtype) for one in expected]:
             raise ModelFileError(f"{path}: is not written: its outputs do not have the shapes of the model's")
@@ -102,6 +113,13 @@ def check_parity(
     return parity
 
 
+def _without_nodata(pixels: NDArray[np.float32], nodata: Sequence[Sequence[float]]) -> NDArray[np.float32]:
+    """Return pixels (N, C, H, W) with NaN where a band has a value that means no data."""
+    values = np.array(nodata, dtype=np.float32).reshape(-1, pixels.shape[1])
+    found = np.isclose(pixels, values[:, None, :, None, None], rtol=SAME_VALUE, atol=0).any(axis=0)
+    return np.where(found, np.float32(np.nan), pixels)
+
+
 def _difference(one: NDArray[Any], other: NDArray[Any]) -> float:
     """Return the largest difference; infinite if it is not a number."""
     found = float(np.abs(one - other).max())
@@ -110,10 +128,10 @@ def _difference(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def _reference(model: AnyModel, *, decide: bool) -> Graph:
     """Return what predicts as segkit does, with the outputs of the graph."""
-    runner, task = Runner(model, torch.device("cpu"), "fp32"), model.task
+    runner, task, stored = Runner(model, torch.device("cpu"), "fp32"), model.task, count_stored_bands(model)
 
     def run(pixels: NDArray[np.float32]) -> list[NDArray[Any]]:
-        valid = np.logical_or.reduce(np.isfinite(pixels), axis=1)
+        valid = np.logical_or.reduce(np.isfinite(pixels[:, :stored]), axis=1)
         probabilities = runner([Tile(one, mask) for one, mask in zip(pixels, valid, strict=True)])
         if not decide:
             return [output.numpy() for output in split_outputs(task, probabilities)]

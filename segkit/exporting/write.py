@@ -17,7 +17,7 @@ from segkit.exporting.parity import Parity, check_parity
 from segkit.exporting.quantization import MIN_AGREEMENT, CalibrationTiles, Quantization, quantize_graph
 from segkit.io.files import atomic_write, check_distinct, check_output
 from segkit.io.paths import PathLike
-from segkit.models.ensemble import load_model
+from segkit.models.ensemble import load_model, with_imagery
 from segkit.models.graph import ExportedGraph, check_exportable
 from segkit.models.graph_export import trace, write_metadata
 from segkit.models.graph_outputs import CARD_KEY, tensor_names
@@ -128,7 +128,8 @@ def export(
     _check_tile(found, tile)
     tile = tile or found.fixed_window_size
     values = tuple(value for value in nodata or list_nodata(found) if math.isfinite(value))
-    tiles = None if quantize is None else CalibrationTiles(found, scenes, tile)
+    reading = with_imagery(found, {"nodata": list(values)} if values else {})
+    tiles = None if quantize is None else CalibrationTiles(reading, scenes, tile)
     nodata_in_units = convert_nodata(found, values)
     with progress("exporting", _STEPS, show=show_progress) as advance:
         graph = ExportedGraph(found, nodata_in_units, decide=decide).eval()
@@ -144,7 +145,9 @@ def export(
                 kind.write(program, names, {CARD_KEY: card} | keys, part)
                 advance(2)
                 run = kind.open(part)
-                parity = check_parity(found, run, path, tile=tile, least=least, decide=decide, check_on=check_on)
+                parity = check_parity(
+                    found, run, path, tile=tile, least=least, decide=decide, check_on=check_on, nodata=nodata_in_units
+                )
             quantization = None
             if tiles is not None:
                 quantization = quantize_graph(found, part, tiles, min_agreement=min_agreement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,12 +74,23 @@ def read_csv(path: Path, what: str) -> CsvTable:
     MissingFileError
         It does not exist.
     DataError
-        It is not UTF-8, or two columns have the same name.
+        It is not UTF-8 or no table, two columns have the same name, or a row has more cells than there are columns.
     """
-    lines = decode_utf8(require_file(path, what).read_bytes(), path).splitlines(keepends=True)
-    header = lines[0] if lines else ""
+    text = decode_utf8(require_file(path, what).read_bytes(), path)
+    try:
+        return _parse(text, path)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: cannot be read as a table ({error}); a quotation mark without its counterpart makes one cell of "
+            "all lines after it: remove it"
+        ) from error
+
+
+def _parse(text: str, path: Path) -> CsvTable:
+    # Lines end as in files: str.splitlines would also cut cells at form feeds and other separators.
+    header = io.StringIO(text, newline=None).readline()
     delimiter = max(_DELIMITERS, key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = tuple(cell.strip() for cell in next(reader, []))
     named = [column for column in columns if column]
     if twice := next((column for column in named if named.count(column) > 1), None):
@@ -86,10 +98,15 @@ def read_csv(path: Path, what: str) -> CsvTable:
     rows = []
     for cells in reader:
         if any(cell.strip() for cell in cells):
+            place = f"{path}: line {reader.line_num}"
             padded = [cell.strip() for cell in cells] + [""] * (len(columns) - len(cells))
+            if any(padded[len(columns) :]):
+                raise DataError(
+                    f"{place}: has {len(cells)} cells, but the header names {len(columns)} columns; put a cell that "
+                    f"holds {delimiter!r} into quotation marks, and write numbers with a decimal point"
+                )
             # Where semicolons separate cells, spreadsheets write the comma as the decimal sign.
-            cells_by_column = dict(zip(columns, padded, strict=False))
-            rows.append(CsvRow(f"{path}: line {reader.line_num}", cells_by_column, delimiter == ";"))
+            rows.append(CsvRow(place, dict(zip(columns, padded, strict=False)), delimiter == ";"))
     return CsvTable(path, columns, tuple(rows))
 
 

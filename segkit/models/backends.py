@@ -67,7 +67,13 @@ def _convert(model: Segmenter) -> GraphModel:
             ) from error
         receptive_field = model.receptive_field
         graph = GraphModel(
-            path, model.header, model.task, GLOBAL if receptive_field is None else receptive_field, fingerprint
+            path,
+            model.header,
+            model.task,
+            GLOBAL if receptive_field is None else receptive_field,
+            fingerprint,
+            stride=model.stride,
+            window_size=model.fixed_window_size,
         )
         _converted[fingerprint] = graph.eval()
     return _converted[fingerprint]

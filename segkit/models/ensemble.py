@@ -107,7 +107,7 @@ class Ensemble(Described):
 
     def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
         """Open a scene as the models were trained; see `Segmenter.open_scene`."""
-        return self.members[self._named].open_scene(paths, vrt=vrt)
+        return naming_member(self).open_scene(paths, vrt=vrt)
 
     def check_scene(self, scene: Scene) -> None:
         """Raise a ModelFileError if the scene's number of bands is not that of the models."""
@@ -132,6 +132,11 @@ class Ensemble(Described):
 def members(model: AnyModel) -> tuple[Segmenter, ...]:
     """Return the models of an ensemble, or the single model."""
     return model.members if isinstance(model, Ensemble) else (model,)
+
+
+def naming_member(model: AnyModel) -> Segmenter:
+    """Return the model of an ensemble by whose names bands are found, or the single model."""
+    return model.members[model._named] if isinstance(model, Ensemble) else model
 
 
 def with_imagery(model: AnyModel, changes: Mapping[str, Any]) -> AnyModel:

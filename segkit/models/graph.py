@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segkit.errors import UsageError
+from segkit.io.scene import names_in_files
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.classical.learner import Linear
 from segkit.models.ensemble import members
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
 
 # Other programs scale values before they pass them on, which changes the last bits. Integers of 16 bits differ by more.
-_SAME_VALUE = 2e-6  # relative
+SAME_VALUE = 2e-6  # relative
 
 
 class ExportedGraph(nn.Module):
     """One input, float32 (N, C, H, W) in the units of training; NaN, infinite or a no-data value: no data in that band.
 
     Normalisation, calibration, activation and, for an ensemble, the mean are those of `Segmenter` and `Runner`. A pixel
-    is valid if one of its bands has data; the others are set to their mean.
+    is valid if one of its bands that files store has data; the others are set to their mean.
 
     Parameters
     ----------
     nodata
-        For each value that means no data, its number in the units of each band.
+        For each value that means no data, its number in the units of each band; NaN where it is data.
     decide
         Whether the output is class values, the map's no-data value where a pixel is not valid; else probabilities.
     """
@@ -47,7 +48,7 @@ class ExportedGraph(nn.Module):
         self.models = nn.ModuleList(
             copy.deepcopy(one).cpu().float().eval().to(memory_format=torch.contiguous_format) for one in members(model)
         )
-        self.decide = decide
+        self.decide, self.stored = decide, count_stored_bands(model)
         self.register_buffer("nodata", torch.tensor(nodata, dtype=torch.float32).view(-1, model.bands, 1, 1))
         self.register_buffer("values", torch.tensor(self.task.category_values, dtype=torch.int32))
 
@@ -56,8 +57,8 @@ class ExportedGraph(nn.Module):
         missing = ~pixels.isfinite()
         for at in range(len(self.nodata)):
             value = self.nodata[at]
-            missing = missing | ((pixels - value).abs() <= _SAME_VALUE * value.abs())
-        valid = ~missing.all(dim=1)
+            missing = missing | ((pixels - value).abs() <= SAME_VALUE * value.abs())
+        valid = ~missing[:, : self.stored].all(dim=1)
         pixels = pixels.masked_fill(missing, torch.nan)
         total = self.task.probabilities(self.models[0](pixels, valid))
         for model in list(self.models)[1:]:
@@ -68,6 +69,12 @@ class ExportedGraph(nn.Module):
         values = self.values[self.task.decide(probabilities).long()]
         values = values.masked_fill(~valid[:, None], self.task.nodata)
         return (values.to(torch.uint8 if self.task.dtype == "uint8" else torch.int32),)
+
+
+def count_stored_bands(model: AnyModel) -> int:
+    """Return the number of bands that files of scenes store; computed bands and layers come after them."""
+    formulas = [index.to_formula() for index in model.imagery.indices]
+    return len(names_in_files(model.band_names, formulas, model.imagery.covering_layers) or ())
 
 
 def check_exportable(model: AnyModel) -> None:

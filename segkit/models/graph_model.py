@@ -31,6 +31,11 @@ class GraphModel(Segmenter):
     """A model whose network, with all that is around it, is the graph of an ONNX file; it computes on the CPU.
 
     Of several models that were exported as one, recipe, normalisation and training pixels are those of the first one.
+
+    Parameters
+    ----------
+    stride, window_size
+        Those of all models together, as `stride` and `fixed_window_size` of an ensemble.
     """
 
     def __init__(
@@ -40,11 +45,15 @@ class GraphModel(Segmenter):
         task: Task,
         receptive_field: Any,
         fingerprint: str,
+        *,
+        stride: int,
+        window_size: int | None,
         quantization: dict[str, Any] | None = None,
     ) -> None:
         recipe = Recipe.from_dict(header.recipe).model_copy(update={"task": task})
         super().__init__(recipe, header.mean, header.std, header.band_names, pretrained=False)
         self.network, self.pixel_branch = nn.Identity(), None  # the graph has them
+        self.stride, self._window_size = stride, window_size
         self.metrics, self.path = header.metrics, path
         self.training_pixels, self.training_scenes = header.training_pixels, header.training_scenes
         self.quantization = quantization
@@ -93,6 +102,11 @@ class GraphModel(Segmenter):
         """See `Segmenter.receptive_field`."""
         return self._receptive_field if isinstance(self._receptive_field, int) else None
 
+    @property
+    def fixed_window_size(self) -> int | None:
+        """See `Segmenter.fixed_window_size`."""
+        return self._window_size if self.receptive_field is None else None
+
     def fingerprint(self) -> str:
         """Return a hash of the file."""
         return self._fingerprint
@@ -118,7 +132,16 @@ def load_onnx(path: PathLike) -> GraphModel:
         task = Recipe.from_dict(header.recipe | {"task": card["task"]}).task
         with file.open("rb") as content:
             fingerprint = file_digest(content, "sha256").hexdigest()
-        return GraphModel(file, header, task, card["receptive_field"], fingerprint, card.get("quantization")).eval()
+        return GraphModel(
+            file,
+            header,
+            task,
+            card["receptive_field"],
+            fingerprint,
+            stride=_positive(card["stride"]),
+            window_size=None if card["window_size"] is None else _positive(card["window_size"]),
+            quantization=card.get("quantization"),
+        ).eval()
     except ModelFileError:
         raise
     except _DAMAGED as error:
@@ -147,6 +170,12 @@ def read_card(file: Path) -> dict[str, Any]:
     except _DAMAGED as error:
         raise ModelFileError(f"{file}: its card is damaged: {first_line(error)}") from error
     return card
+
+
+def _positive(number: Any) -> int:
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{number!r} is no number of pixels")
+    return number
 
 
 def _check_usable(file: Path, card: dict[str, Any]) -> None:

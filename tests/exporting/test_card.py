@@ -8,7 +8,8 @@ from synthetic import segmenter
 
 from segkit.errors import UsageError
 from segkit.exporting.card import convert_nodata, deepness_keys, make_card, strip_paths
-from segkit.models.ensemble import with_imagery
+from segkit.models.calibration import Calibration
+from segkit.models.ensemble import Ensemble, with_imagery
 from segkit.models.graph_outputs import split_outputs
 from segkit.models.training_pixels import TrainingPixels
 
@@ -80,6 +81,18 @@ def test_the_card_says_what_the_model_file_says_without_paths(tmp_path):
     assert len(header["training_pixels"]["pixels"]) == 40
     assert card["outputs"] == [{"name": "probabilities", "channels": ["background", "water", "forest"]}]
     assert deepness_keys(model, tile=256)[0]["resolution"] == 3000
+
+
+def test_the_first_model_of_an_ensemble_names_its_bands(tmp_path):
+    """A prediction with the graph takes names and the order of bands from the first one."""
+    models = [a_model(tmp_path) for _ in range(4)]
+    for number, model in enumerate(models):
+        model.band_names = ("red", "green", "blue") if number == 3 else ("band 1", "band 2", "band 3")
+        model.set_calibration(Calibration((1.0,) * 3, (float(number),) * 3))
+    for others in (models[:1], models[1:2], models[2:3], models[:3]):  # in any order of their fingerprints
+        card = make_card(Ensemble([*others, models[3]]), [], decide=False, tile=None, least=1)
+        assert card["models"][0]["band_names"] == ["red", "green", "blue"]
+        assert len(card["models"]) == len(others) + 1
 
 
 @pytest.mark.parametrize(

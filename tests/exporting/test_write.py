@@ -98,8 +98,10 @@ def test_a_file_that_differs_from_segkit_does_not_get_its_name(tmp_path, monkeyp
 
 
 def test_a_scene_is_compared_on_request(tmp_path):
-    scene = write_raster(tmp_path / "s.tif", np.random.default_rng(0).normal(500, 50, (3, 40, 70)).astype(np.float32))
-    summary = write.export(classical(tmp_path), tmp_path / "m.pt2", check_on=scene)
+    pixels = np.random.default_rng(0).normal(500, 50, (3, 40, 70)).astype(np.float32)
+    pixels[:, :5] = pixels[1, 5:9] = -9999  # which neither the file nor the recipe declares
+    scene = write_raster(tmp_path / "s.tif", pixels)
+    summary = write.export(classical(tmp_path), tmp_path / "m.pt2", check_on=scene, nodata=[-9999])
     assert (summary.parity.source, summary.parity.pixels) == ("s.tif", 40 * 70)
     empty = write_raster(tmp_path / "e.tif", np.zeros((3, 40, 70), np.float32), nodata=0)
     with pytest.raises(ModelFileError, match=r"e\.tif: has no valid pixels"):

@@ -35,6 +35,26 @@ def test_numbers_and_missing_cells(tmp_path):
         read_csv(path, "table").rows[0].number("x")
 
 
+def test_rows_that_do_not_fit_the_header_are_no_table(tmp_path):
+    """Else 12,5 of a decimal comma would be two coordinates, and a stray quotation mark a traceback."""
+    path = tmp_path / "t.csv"
+    path.write_text("x,y,class\n1,2,forest,,\n12,5,48,3,forest\n")
+    with pytest.raises(DataError, match=r"t\.csv: line 3: has 5 cells, but the header names 3 columns"):
+        read_csv(path, "table")
+    path.write_text('x,y,class\n1,2,"forest\n' + 20_000 * "1,2,water\n")
+    with pytest.raises(DataError, match=r"t\.csv: cannot be read as a table \(field larger .* without its counterpart"):
+        read_csv(path, "table")
+
+
+def test_only_line_ends_separate_rows(tmp_path):
+    """Not all that str.splitlines takes for one, such as the ellipsis of Windows-1252 read as Latin-1."""
+    path = tmp_path / "t.csv"
+    path.write_bytes("x,class\r\n1,a\x85\r\n2,b\u2028c\r3,d\x0ce\n".encode())
+    assert [tuple(row.cells.values()) for row in read_csv(path, "table").rows] == [
+        ("1", "a"), ("2", "b\u2028c"), ("3", "d\x0ce"),
+    ]  # fmt: skip
+
+
 def test_a_file_that_is_not_utf8_says_where(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes("x,class\n1,Wald\n2,Gewässer\n".encode("cp1252"))

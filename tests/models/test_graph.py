@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from exported import an_input, moderate, predicted
+from exported import an_input, classical, moderate, predicted
 from predicting import TASKS
 
-from segkit.models.ensemble import Ensemble
+from segkit.exporting.card import convert_nodata
+from segkit.models.ensemble import Ensemble, with_imagery
 from segkit.models.graph import ExportedGraph
 from segkit.models.graph_outputs import join_outputs, output_names, split_outputs
 
@@ -38,6 +39,22 @@ def test_no_data_values_are_nan_also_after_the_scaling_of_other_programs(tmp_pat
     (expected,) = run(ExportedGraph(model), pixels)
     (found,) = run(ExportedGraph(model, [[0.0] * 3, [-9999.0] * 3]), marked)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_computed_band_is_data_where_it_has_the_no_data_value_and_alone_makes_no_pixel_valid(tmp_path):
+    model = classical(tmp_path, "multiclass")
+    index = {"name": "b", "formula": "x - y", "bands": {"x": 1, "y": 2}}
+    model = with_imagery(model, {"indices": [index], "nodata": 0})
+    pixels = an_input()
+    pixels[:, 2, :20] = 0
+    pixels[:, 2][np.isnan(pixels[:, :2]).any(axis=1)] = np.nan
+    pixels[:, :2, 30:] = np.nan
+    pixels[:, 2, 30:] = 510
+    nodata = convert_nodata(model, [0])
+    (found,) = run(ExportedGraph(model, nodata), pixels)
+    np.testing.assert_allclose(found[:, :, :30], predicted(model, pixels)[0][:, :, :30], atol=1e-5)
+    (values,) = run(ExportedGraph(model, nodata, decide=True), pixels)
+    assert (values[:, :, 30:] == model.task.nodata).all()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.type} {task.head} {task.background}")

@@ -59,6 +59,15 @@ def test_it_is_read_like_the_model_file(files):
     assert graph.fingerprint() == load_onnx(files[1]).fingerprint() != model.fingerprint()
 
 
+def test_windows_are_those_of_all_its_models(files, tmp_path):
+    """Of an ensemble, whose first model may have a smaller stride than the others, or none of fixed windows."""
+    of_all = {"stride": 32, "window_size": 96, "receptive_field": "global"}
+    graph = load_onnx(changed(files[1], tmp_path, lambda card: card | of_all))
+    assert (graph.stride, graph.fixed_window_size) == (32, 96)
+    with pytest.raises(ModelFileError, match="its card is damaged: 0 is no number of pixels"):
+        load_onnx(changed(files[1], tmp_path, lambda card: card | {"stride": 0}))
+
+
 @pytest.mark.parametrize("option", [{"precision": "bf16"}, {"device": "cuda"}])
 def test_other_precisions_and_devices_are_refused(files, tmp_path, option):
     with pytest.raises(UsageError, match="but onnxruntime computes"):
