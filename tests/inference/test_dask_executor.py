@@ -435,7 +435,9 @@ def test_local_workers_end_with_the_block(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "7")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     before = dict(os.environ)
-    with connect("local:1") as executor:
+    # Forked ones, which other tests in this process may have asked for, have the variables of the server.
+    spawned = dask.config.set({"distributed.worker.multiprocessing-method": "spawn"})
+    with spawned, connect("local:1") as executor:
         [pid] = executor._client.run(os.getpid).values()
         [environment] = executor._client.run(first_environment).values()
         assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
