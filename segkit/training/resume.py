@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,8 +183,27 @@ def prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:
-    """Restore what a run took from the model that it started from: the origin of the weights, the normalisation."""
+    """Restore what a run started with: the origin of its weights, and the normalisation that they were trained with.
+
+    Warns
+    -----
+    UserWarning
+        The training pixels have changed since.
+    """
     if "initial_weights" in checkpoint:
         segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
-        for buffer, values in zip((segmenter.mean, segmenter.std), checkpoint["normalization"], strict=True):
-            buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+    if "normalization" not in checkpoint:  # of version 0.2
+        return
+    buffers = segmenter.mean, segmenter.std
+    stored = [torch.tensor(values).view(1, -1, 1, 1) for values in checkpoint["normalization"]]
+    # The normalisation of a run that started from a model may be that model's.
+    is_own = "initial_weights" not in checkpoint
+    if is_own and not all(map(torch.allclose, (each.cpu() for each in buffers), stored)):
+        warnings.warn(
+            f"{segmenter.recipe.name}: the training pixels have changed since the run was started, whose normalisation "
+            "it keeps; if the split has changed, too, pixels that were trained on may now validate, and scores be too "
+            "high" + suggest("start again (--overwrite)"),
+            stacklevel=2,
+        )
+    for buffer, values in zip(buffers, stored, strict=True):
+        buffer.copy_(values)
