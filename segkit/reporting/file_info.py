@@ -304,7 +304,8 @@ def _map_classes(legend: Legend, tags: Mapping[str, str]) -> list[dict[str, Any]
         counts = json.loads(tags.get("segkit_counts", "{}"))
     except ValueError:
         counts = {}
-    pixels, hectares = counts.get("pixels") or {}, counts.get("hectares") or {}
+    of_all = (counts.get(key) if isinstance(counts, dict) else None for key in ("pixels", "hectares"))
+    pixels, hectares = (one if isinstance(one, dict) else {} for one in of_all)
     found = legend.classes or tuple(legend.value_table.values())
     return [
         {"name": one.name, "value": one.value, "color": one.color, "background": one.background}
