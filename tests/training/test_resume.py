@@ -215,6 +215,12 @@ def test_a_recipe_that_a_user_wrote_is_not_replaced(data, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "mine"}))
     with pytest.raises(OutputExistsError, match="holds a run already"):
         train(short(data), tmp_path)
+    for content in (b"name: [mine\n", b"\xff\xfe\x00"):
+        (tmp_path / "recipe.yaml").write_bytes(content)
+        with pytest.raises(OutputExistsError, match="holds a run already"):
+            train(short(data), tmp_path)
+        with pytest.raises(RecipeError, match=r"recipe\.yaml: (line 2|not YAML)"):
+            train(short(data), tmp_path, resume=True)
 
 
 def test_what_cannot_be_finished_or_resumed_says_why(data, tmp_path):
