@@ -132,6 +132,9 @@ def _onnx(file: Path) -> dict[str, Any]:
     card = read_card(file)
     try:
         facts = _header_facts(parse_header(card["models"][0]))
+        names = [one["name"] for one in card["task"]["classes"]]
+        of_all_models = dict(zip(names, card["thresholds"] or (), strict=False))
+        facts["classes"] = [one | {"threshold": of_all_models.get(one["name"])} for one in facts["classes"]]
         kept = {
             "decided": card["decided"],
             "window_size": card["window_size"],
