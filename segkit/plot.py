@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
+from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from segkit.errors import DataError, UsageError
@@ -214,10 +215,11 @@ def _patch(name: str, color: Any) -> Patch:
 
 def _as_raster(image: Any, valid: Any) -> PathLike:
     """Return an image as a path."""
-    if isinstance(image, (str, os.PathLike, HasRaster, DatasetReader)) or is_data_array(image):
+    is_open = isinstance(image, (DatasetReader, WarpedVRT))
+    if is_open or isinstance(image, (str, os.PathLike, HasRaster)) or is_data_array(image):
         if valid is not None:
             raise UsageError("valid is for an array; other images say themselves where they have data")
-        return dataset_raster(image) if isinstance(image, DatasetReader) else as_raster(image)
+        return dataset_raster(image) if is_open else as_raster(image)
     return array_raster(np.asanyarray(image), valid=None if valid is None else np.asarray(valid))
 
 

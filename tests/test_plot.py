@@ -5,6 +5,7 @@ import rioxarray
 import torch
 from matplotlib.figure import Figure
 from predicting import FAST, TASKS, Network, read, write_scene
+from rasterio.vrt import WarpedVRT
 from synthetic import recipe_for
 
 from segkit import plot
@@ -77,6 +78,8 @@ def test_an_image_is_stretched_by_percentiles(tmp_path, scene):
     of_array = drawn(plot_image(rioxarray.open_rasterio(scene), bands=["nir"]))[0]
     with rasterio.open(scene) as dataset:
         of_dataset = drawn(plot_image(dataset, bands=["nir"]))[0]
+        with WarpedVRT(dataset) as warped:
+            np.testing.assert_array_equal(drawn(plot_image(warped, bands=["nir"]))[0], of_dataset)
     for same in (of_tensor, of_array, of_dataset):
         np.testing.assert_allclose(same, picture)
     with pytest.raises(UsageError, match=r"scene\.tif: has no band red; its bands are green, nir"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -96,9 +97,16 @@ def _identify_files(files: Sequence[Path]) -> list[str]:
             found.append(file.describe())
             continue
         facts = require_file(file, "raster").stat()
-        changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
-        found.append(f"{file.name}, {facts.st_size} bytes of {changed}")
+        found.append(_identify(file.name, facts))
+        with suppress(FileNotFoundError):
+            beside = file.with_name(f"{file.name}.msk")  # GDAL reads a mask there
+            found.append(_identify(beside.name, beside.stat()))
     return found
+
+
+def _identify(name: str, facts: os.stat_result) -> str:
+    changed = datetime.fromtimestamp(facts.st_mtime, UTC).isoformat()
+    return f"{name}, {facts.st_size} bytes of {changed}"
 
 
 def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: bool) -> Summary | None:

@@ -77,7 +77,7 @@ def data_array_raster(
     Parameters
     ----------
     valid
-        As for `array_raster`.
+        As for `array_raster`; of a DataArray, its axes may have another order.
     numbered
         Numbers of bands that are wanted if the bands have no names: if the coordinate of the bands holds these numbers,
         the bands are read in this order.
@@ -120,7 +120,7 @@ def data_array_raster(
         descriptions=names,
         nodata=None if array.rio.nodata is None else float(array.rio.nodata),
         scaling=[scaling[position] for position in positions],
-        valid=check_valid(valid, array.sizes[rows], array.sizes[columns]),
+        valid=check_valid(_as_mask(valid, array, rows, columns), array.sizes[rows], array.sizes[columns]),
         tags={key: value for key, value in array.attrs.items() if isinstance(value, str)},
     )
     return MemoryRaster(label, dataset)
@@ -186,6 +186,30 @@ def _axes(array: DataArray) -> tuple[str, str, str | None]:
             f'"{others[1]}"])'
         )
     return rows, columns, others[0] if others else None
+
+
+def _as_mask(valid: Any, array: DataArray, rows: str, columns: str) -> Any:
+    """Return a mask with the axes of an array in their order; what is no DataArray is returned unchanged.
+
+    Raises
+    ------
+    UsageError
+        It has other axes, or its pixels lie elsewhere.
+    """
+    if not is_data_array(valid):
+        return valid
+    if {*valid.dims} != {rows, columns}:
+        raise UsageError(f"valid has the axes {', '.join(map(str, valid.dims))}; the scene's are {rows} and {columns}")
+    for axis in (rows, columns):
+        mine, theirs = _centres(valid, axis), _centres(array, axis)
+        if mine is None or theirs is None or len(mine) != len(theirs):
+            continue
+        if np.abs(mine - theirs).max() > _MAX_ROUNDING_PX * np.abs(np.diff(theirs)).max(initial=0):
+            raise UsageError(
+                f"the coordinate {axis} of valid differs from that of the scene; put it onto the same pixels: "
+                "valid.reindex_like(scene)"
+            )
+    return valid.transpose(rows, columns)
 
 
 def _numbers(array: DataArray, bands: str) -> list[int]:

@@ -14,6 +14,7 @@ import yaml
 from segkit.errors import OutputError, RecipeError
 from segkit.io.files import LOCK_FILE, as_output_error, lock_folder
 from segkit.recipe.schema import Recipe
+from segkit.recipe.yaml import parse_yaml
 
 # Paths in a run folder.
 MODEL, METRICS, RECIPE, LOG = "model.safetensors", "metrics.json", "recipe.yaml", "log.csv"
@@ -42,11 +43,23 @@ def is_run_of(folder: Path, recipe: Recipe) -> bool:
 
 def stored_recipe_text(folder: Path) -> str:
     """Return the recipe in a run folder with the keys of today: renamed ones, and new ones with their defaults."""
-    text = (folder / RECIPE).read_text()
+    content = (folder / RECIPE).read_bytes()
     try:
-        return recipe_text(Recipe.from_dict(yaml.safe_load(text)))
-    except (yaml.YAMLError, RecipeError, TypeError, ValueError):
-        return text
+        return recipe_text(Recipe.from_dict(parse_yaml(content, RECIPE)))
+    except (RecipeError, TypeError, ValueError):
+        return content.decode(errors="replace")
+
+
+def changes_of(folder: Path, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Return {key: (value in the run folder, value now)} of the keys in which a recipe differs.
+
+    Raises
+    ------
+    RecipeError
+        The recipe in the folder is not YAML.
+    """
+    stored = parse_yaml(stored_recipe_text(folder), str(folder / RECIPE))
+    return changed_keys(stored, yaml.safe_load(recipe_text(recipe)))
 
 
 def recipe_text(recipe: Recipe) -> str:

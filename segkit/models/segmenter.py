@@ -310,12 +310,16 @@ class Segmenter(Described, nn.Module):
     def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
         """Set one threshold per class, here and in the recipe of the model file; None changes nothing."""
         if thresholds is not None:
-            self.task = self.task.with_thresholds(thresholds)
-            self.recipe = self.recipe.model_copy(update={"task": self.task})
-            if self.output_classes is None:
-                self._trained_recipe = self.recipe
-            else:
-                self.output_classes = replace(self.output_classes, task=self.task)
+            self.set_task(self.task.with_thresholds(thresholds))
+
+    def set_task(self, task: Task) -> None:
+        """Set a task that differs in thresholds only, here and in the model file."""
+        self.task = task
+        self.recipe = self.recipe.model_copy(update={"task": task})
+        if self.output_classes is None:
+            self._trained_recipe = self.recipe
+        else:
+            self.output_classes = replace(self.output_classes, task=task)
 
     def set_output_classes(self, classes: OutputClasses | None) -> None:
         """Set other classes than those of the network, here and in the model file; None changes nothing."""

@@ -192,7 +192,7 @@ class Train(StrictModel):
     """Lightning's strategy for several devices."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Number of processes that read tiles; by default chosen for the machine."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, sampling and augmentation."""
     tensorboard: bool = False
     """Whether to write curves for TensorBoard, too."""

@@ -132,6 +132,9 @@ def _onnx(file: Path) -> dict[str, Any]:
     card = read_card(file)
     try:
         facts = _header_facts(parse_header(card["models"][0]))
+        names = [one["name"] for one in card["task"]["classes"]]
+        of_all_models = dict(zip(names, card["thresholds"] or (), strict=False))
+        facts["classes"] = [one | {"threshold": of_all_models.get(one["name"])} for one in facts["classes"]]
         kept = {
             "decided": card["decided"],
             "window_size": card["window_size"],
@@ -304,7 +307,8 @@ def _map_classes(legend: Legend, tags: Mapping[str, str]) -> list[dict[str, Any]
         counts = json.loads(tags.get("segkit_counts", "{}"))
     except ValueError:
         counts = {}
-    pixels, hectares = counts.get("pixels") or {}, counts.get("hectares") or {}
+    of_all = (counts.get(key) if isinstance(counts, dict) else None for key in ("pixels", "hectares"))
+    pixels, hectares = (one if isinstance(one, dict) else {} for one in of_all)
     found = legend.classes or tuple(legend.value_table.values())
     return [
         {"name": one.name, "value": one.value, "color": one.color, "background": one.background}

@@ -100,7 +100,7 @@ def count_epochs(folder: Path, recipe: Recipe) -> Epochs:
 
 
 def load_epoch(segmenter: Segmenter, folder: Path) -> None:
-    """Load the weights of the epoch to keep, and what the run took from the model that it started from."""
+    """Load the weights of the epoch to keep, and what the run started with."""
     checkpoint = read_checkpoint(_chosen(folder, segmenter.recipe))
     state = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(_PREFIX)}
     segmenter.load_state_dict({key.removeprefix(_PREFIX): value for key, value in state.items()})

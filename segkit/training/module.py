@@ -119,19 +119,18 @@ class TrainingModule(lightning.LightningModule):
             self.log(name, math.nan if summary[key] is None else summary[key], sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the number of devices and of epochs, and what the run took from the model that it started from."""
+        """Store the number of devices and of epochs, the normalisation, and where the first weights came from."""
         checkpoint["devices"] = self.trainer.world_size
         checkpoint["planned_epochs"] = self.recipe.train.epochs
         if self.segmenter.initial_weights is not None:
             checkpoint["initial_weights"] = asdict(self.segmenter.initial_weights)
-            checkpoint["normalization"] = [
-                each.flatten().tolist() for each in (self.segmenter.mean, self.segmenter.std)
-            ]
+        checkpoint["normalization"] = [each.flatten().tolist() for each in (self.segmenter.mean, self.segmenter.std)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the run can be resumed from a checkpoint, and adapt it to the recipe and the folder of today.
 
-        The normalisation of a model that the run started from is restored, so its file is not needed again.
+        The normalisation is restored, also if the training data have changed; so the file of a model that the run
+        started from is not needed again.
 
         Raises
         ------

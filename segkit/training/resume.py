@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from segkit.errors import OutputExistsError, RecipeError, TrainingError, UsageError, suggest
 from segkit.io.files import atomic_write, check_folder
@@ -21,16 +21,16 @@ from segkit.models.run_folder import (
     METRICS,
     MODEL,
     RECIPE,
-    changed_keys,
+    changes_of,
     is_run_of,
     recipe_text,
-    stored_recipe_text,
 )
 from segkit.models.segmenter import Segmenter
 from segkit.models.weights import InitialWeights
 from segkit.recipe.messages import shorten
 from segkit.recipe.renamed import is_stored
 from segkit.recipe.schema import Recipe
+from segkit.recipe.yaml import parse_yaml
 from segkit.training.results import CURVES, WORST
 
 _SHOWN_CHANGES = 3  # keys of a recipe that a message names at most
@@ -134,17 +134,24 @@ def check_run_folder(
 def _holds_results(folder: Path) -> bool:
     """Whether a folder has a run with a finished epoch or a model, or a recipe that a user wrote."""
     stored = folder / RECIPE
-    if stored.is_file() and not is_stored(yaml.safe_load(stored.read_text())):
+    if stored.is_file() and not _was_stored(stored):
         return True
     return stored.is_file() and any((folder / name).exists() for name in (LAST, MODEL, METRICS))
+
+
+def _was_stored(recipe: Path) -> bool:
+    """Whether a training stored a recipe; what is not YAML, a user wrote."""
+    try:
+        return is_stored(parse_yaml(recipe.read_bytes(), str(recipe)))
+    except RecipeError:
+        return False
 
 
 def _check_resumable(folder: Path, recipe: Recipe) -> None:
     """Raise an error if a run cannot be continued with a recipe."""
     if not (folder / RECIPE).is_file():
         raise UsageError(f"{folder}: holds no run to resume" + suggest("start the training without --resume"))
-    stored, now = yaml.safe_load(stored_recipe_text(folder)), yaml.safe_load(recipe_text(recipe))
-    changes = {key: pair for key, pair in changed_keys(stored, now).items() if key not in CHANGEABLE}
+    changes = {key: pair for key, pair in changes_of(folder, recipe).items() if key not in CHANGEABLE}
     if changes:
         named = [f"{key} was {shorten(old)}, now {shorten(new)}" for key, (old, new) in changes.items()]
         more = f", and {len(named) - _SHOWN_CHANGES} more" if len(named) > _SHOWN_CHANGES else ""
@@ -182,8 +189,27 @@ def prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:
-    """Restore what a run took from the model that it started from: the origin of the weights, the normalisation."""
+    """Restore what a run started with: the origin of its weights, and the normalisation that they were trained with.
+
+    Warns
+    -----
+    UserWarning
+        The training pixels have changed since.
+    """
     if "initial_weights" in checkpoint:
         segmenter.initial_weights = InitialWeights.from_json(checkpoint["initial_weights"])
-        for buffer, values in zip((segmenter.mean, segmenter.std), checkpoint["normalization"], strict=True):
-            buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
+    if "normalization" not in checkpoint:  # of version 0.2
+        return
+    buffers = segmenter.mean, segmenter.std
+    stored = [torch.tensor(values).view(1, -1, 1, 1) for values in checkpoint["normalization"]]
+    # The normalisation of a run that started from a model may be that model's.
+    is_own = "initial_weights" not in checkpoint
+    if is_own and not all(map(torch.allclose, (each.cpu() for each in buffers), stored)):
+        warnings.warn(
+            f"{segmenter.recipe.name}: the training pixels have changed since the run was started, whose normalisation "
+            "it keeps; if the split has changed, too, pixels that were trained on may now validate, and scores be too "
+            "high" + suggest("start again (--overwrite)"),
+            stacklevel=2,
+        )
+    for buffer, values in zip(buffers, stored, strict=True):
+        buffer.copy_(values)

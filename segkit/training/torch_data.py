@@ -193,8 +193,8 @@ class Datasets(Described):
         -------
         The scores, as in `metrics.json`.
         """
-        model.calibration, model.task = None, self.task
-        model.recipe = model.recipe.model_copy(update={"task": self.task})
+        model.calibration = None
+        model.set_task(self.task)
         predictor = ModelPredictor(model, PredictOptions(device=str(next(model.parameters()).device)))
         areas, distances = self._examination.validation, self._examination.distances
         score = calibrate_and_score if fit else score_areas

@@ -12,12 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from segkit.data.areas import with_fold
 from segkit.errors import RecipeError, UsageError
 from segkit.models.model_file import read_header
-from segkit.models.run_folder import CHANGEABLE, MODEL, RECIPE, changed_keys, is_run_of, recipe_text, stored_recipe_text
+from segkit.models.run_folder import CHANGEABLE, MODEL, RECIPE, changes_of, is_run_of
 from segkit.recipe.schema import Recipe
 from segkit.recipe.yaml import parse_yaml, set_at
 
@@ -54,8 +52,7 @@ class TrialPlan:
     @property
     def resumable(self) -> bool:
         """Whether the run in the folder can be continued with this recipe, which may have more epochs."""
-        stored, now = yaml.safe_load(stored_recipe_text(self.folder)), yaml.safe_load(recipe_text(self.recipe))
-        return changed_keys(stored, now).keys() <= {*CHANGEABLE}
+        return changes_of(self.folder, self.recipe).keys() <= {*CHANGEABLE}
 
 
 def parse_vary(texts: Iterable[str]) -> dict[str, list[Any]]:

@@ -62,10 +62,10 @@ def patches(height, width, seed, side=16):
     return np.kron(drawn, np.ones((side, side), dtype=int))[:height, :width]
 
 
-def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
+def write_pair(folder, kind, name, *, height=96, width=96, seed=0, level=500):
     """Write images/NAME.tif, three bands with a no-data corner, and labels/NAME.tif with an unlabelled edge (255).
 
-    Scenes with different names do not overlap.
+    Values without a class are around `level`. Scenes with different names do not overlap.
     """
     random = np.random.default_rng(seed)
     masks = np.stack([patches(height, width, (seed, band)) for band in range(2)])
@@ -76,7 +76,7 @@ def write_pair(folder, kind, name, *, height=96, width=96, seed=0):
     labels = masks * codes[:, None, None]
     labels = labels if kind == "multilabel" else labels.sum(axis=0, keepdims=True)
     labels[:, :, -3:] = 255
-    pixels = 500 + random.normal(0, 10, (3, height, width))
+    pixels = level + random.normal(0, 10, (3, height, width))
     pixels[: len(masks)] += 100 * masks
     pixels[:, :10, :10] = 0
     write_raster(folder / "images" / f"{name}.tif", pixels.astype(np.uint16), nodata=0, left=place(name))

@@ -286,6 +286,20 @@ def test_other_pixels_and_quality_masks(tmp_path, scene):
         np.testing.assert_array_equal(predict(masked, dataset, **FAST), expected)
 
 
+def test_a_mask_with_axes_lies_on_the_pixels_of_the_scene(tmp_path):
+    model, array = Network(TASKS[0]), open_array(write_scene(tmp_path / "square.tif", 60, 60))
+    valid = (array[0] > 0).drop_vars("band")
+    valid[:20] = False
+    expected = np.asarray(predict(model, array, valid=valid, **FAST))
+    assert (expected[:20] == model.task.nodata).all()
+    for other in (valid.transpose("x", "y"), valid.drop_vars(["x", "y"])):
+        np.testing.assert_array_equal(predict(model, array, valid=other, **FAST), expected)
+    with pytest.raises(UsageError, match="the coordinate y of valid differs from that of the scene"):
+        predict(model, array, valid=valid[::-1], **FAST)
+    with pytest.raises(UsageError, match="valid has the axes band, y, x; the scene's are y and x"):
+        predict(model, array, valid=array > 0, **FAST)
+
+
 def test_an_area_of_interest(tmp_path, scene):
     area = write_area(tmp_path / "area.gpkg", placed(UTM, (10, 10), (50, 12), (40, 60)))
     (values,), _ = of_file(Network(), scene, tmp_path, aoi=area)

@@ -97,6 +97,13 @@ def test_the_request_of_a_map_holds_what_was_said_and_the_file_of_the_mask(tmp_p
         predict(model, plain, tmp_path / "map.tif", **said)
 
 
+def test_a_mask_beside_a_scene_is_part_of_it(tmp_path, plain):
+    predict(Network(), plain, tmp_path / "map.tif", **FAST)
+    changed(plain, tmp_path / "plain.tif.msk", lambda pixels: (pixels[:1] > 500) * np.uint16(255), count=1)
+    with pytest.raises(OutputExistsError, match=r"made with other settings \(scene\)"):
+        predict(Network(), plain, tmp_path / "map.tif", **FAST)
+
+
 def test_only_what_is_given_is_part_of_the_request(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert given_imagery() == {}

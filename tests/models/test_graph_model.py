@@ -143,3 +143,8 @@ def test_the_card_of_a_graph_is_that_of_its_model(files):
     }
     assert graph.facts["decided"] is False
     assert graph.facts["quantization"] is None
+
+
+def test_the_card_of_several_models_has_the_thresholds_by_which_their_mean_is_decided(files, tmp_path):
+    graph = info(changed(files[1], tmp_path, lambda card: card | {"thresholds": [0.25]}))
+    assert [one["threshold"] for one in graph.facts["classes"]] == [None, 0.25]

@@ -151,6 +151,7 @@ def test_a_misspelt_key_suggests_the_right_one(recipe, part, place):
         ("name.first=x", 'name is "small" and has no keys'),
         ("train.seed", "write it as key=value"),
         ("train.seed=[", "line 1"),
+        ("train.seed=4294967296", "less than 4294967296"),  # as numpy requires
         ("train=3", "train: found 3; must be keys with values"),
     ],
 )

@@ -1,10 +1,12 @@
 """Facts of each kind of file, and the card that shows them."""
 
 import json
+import shutil
 
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 import yaml
 from maps import write_map
@@ -62,6 +64,14 @@ def test_a_map_and_its_probabilities(place):
     found = facts(place / "p.tif", "raster")
     assert found["holds"] == "probabilities"
     assert [one["name"] for one in found["bands"]] == ["background", "water", "forest"]
+
+
+@pytest.mark.parametrize("counts", ["[]", '{"pixels": [1]}', '{"pixels": {"water": 1}, "hectares": 3}'])
+def test_a_map_of_a_stranger_with_damaged_counts_is_a_map(place, tmp_path, counts):
+    shutil.copy(place / "map.tif", tmp_path / "map.tif")
+    with rasterio.open(tmp_path / "map.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        dataset.update_tags(segkit_counts=counts)
+    assert [one["name"] for one in facts(tmp_path / "map.tif", "map")["classes"]] == ["background", "water", "forest"]
 
 
 def test_rasters(place, tmp_path):

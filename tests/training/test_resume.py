@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from synthetic import recipe_for, write_pairs
+from synthetic import recipe_for, write_pair, write_pairs
 
 from segkit.errors import OutputError, OutputExistsError, RecipeError, TrainingError, UsageError
 from segkit.models.run_folder import lock_run, read_log, recipe_text
+from segkit.models.segmenter import load
 from segkit.recipe.schema import Recipe
 from segkit.training.finishing import finish
 from segkit.training.module import TrainingModule
@@ -118,6 +119,21 @@ def test_a_run_is_finished_early_and_resumed(data, tmp_path, monkeypatch, capsys
     assert finish(folder).metrics == straight.metrics
 
 
+def test_weights_keep_the_normalisation_that_they_were_trained_with(tmp_path, monkeypatch):
+    """Also if the data have other values by then, of which both `finish` and a resumed training warn."""
+    write_pair(tmp_path, "binary", "a")
+    recipe, folder = short(tmp_path, epochs=2), tmp_path / "run"
+    stopped(monkeypatch, 3, recipe, folder)
+    write_pair(tmp_path, "binary", "b", seed=1, level=900)
+    with pytest.warns(UserWarning, match="the training pixels have changed since the run was started"):
+        early = load(finish(folder).model)
+    assert early.mean[0, 2].item() == pytest.approx(500, abs=2)
+    with pytest.warns(UserWarning, match="the training pixels have changed"):
+        late = load(train(recipe, folder, resume=True).model)
+    assert torch.equal(late.mean, early.mean)
+    assert torch.equal(late.std, early.std)
+
+
 def test_an_extended_run_follows_the_schedule_of_all_its_epochs_and_keeps_the_best(data, tmp_path, monkeypatch):
     """The third epoch is worse than the second, and the run is interrupted between them once more."""
     set_scores(monkeypatch, 0.3, 0.5, 0.4, 0.2)
@@ -199,6 +215,12 @@ def test_a_recipe_that_a_user_wrote_is_not_replaced(data, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "mine"}))
     with pytest.raises(OutputExistsError, match="holds a run already"):
         train(short(data), tmp_path)
+    for content in (b"name: [mine\n", b"\xff\xfe\x00"):
+        (tmp_path / "recipe.yaml").write_bytes(content)
+        with pytest.raises(OutputExistsError, match="holds a run already"):
+            train(short(data), tmp_path)
+        with pytest.raises(RecipeError, match=r"recipe\.yaml: (line 2|not YAML)"):
+            train(short(data), tmp_path, resume=True)
 
 
 def test_what_cannot_be_finished_or_resumed_says_why(data, tmp_path):

@@ -112,6 +112,18 @@ def test_a_loop_of_one_s_own_is_saved_and_predicted(folders, data, tmp_path):
     assert f"mean IoU {fitted['mean_iou']:.3f}" in repr(loaded)
 
 
+def test_a_score_without_a_fit_removes_that_before_from_the_file_too(folders, tmp_path):
+    data = datasets(recipe_for(folders["multilabel"], "multilabel"))
+    torch.manual_seed(0)
+    model = data.new_model().eval()
+    data.score(model)
+    assert model.task.thresholds != data.task.thresholds
+    data.score(model, fit=False)
+    model.save(tmp_path / "own.safetensors")
+    loaded = load(tmp_path / "own.safetensors")
+    assert (loaded.task, loaded.calibration) == (model.task, None) == (data.task, None)
+
+
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
 def test_the_loss_is_that_of_the_recipe(folders, kind):
     recipe = recipe_for(folders[kind], kind, train={"loss": {"pixel": 2, "dice": 1}, "class_weights": "balanced"})
