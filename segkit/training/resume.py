@@ -208,7 +208,7 @@ def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:
         warnings.warn(
             f"{segmenter.recipe.name}: the training pixels have changed since the run was started, whose normalisation "
             "it keeps; if the split has changed, too, pixels that were trained on may now validate, and scores be too "
-            "high" + suggest("start again (--overwrite)"),
+            "high" + suggest("start the training again (--overwrite)"),
             stacklevel=2,
         )
     for buffer, values in zip(buffers, stored, strict=True):
