@@ -10,11 +10,11 @@ import numpy as np
 import pandas
 
 from segkit.assess.estimation import sample_size
-from segkit.assess.points import LAYERS, POINTS, read_table, write_points
+from segkit.assess.points import LAYERS, POINTS, write_points
 from segkit.assess.sampling import Allocation, allocate, draw_sample
-from segkit.errors import OutputError, UsageError
-from segkit.io.files import as_output_error, atomic_write, check_distinct, check_output
-from segkit.io.geopackage import check_layers, copy_without_layers, verify_copy
+from segkit.errors import UsageError
+from segkit.io.files import check_distinct
+from segkit.io.geopackage import check_target, replace_layers
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.maps.class_map import ClassMap, ClassTotal, open_class_map
@@ -118,10 +118,7 @@ def design(
     DataError
         The raster is not a map.
     """
-    target = check_output(output, overwrite=overwrite)
-    if target.suffix.lower() != ".gpkg":
-        raise UsageError(f"{target}: sample points are written as a GeoPackage; give a file name that ends in .gpkg")
-    check_layers(target, LAYERS)
+    target = check_target(output, LAYERS, "sample points are", overwrite=overwrite)
     check_distinct([target], [map_path, class_names])
     if (samples is None) == (target_se is None):
         raise UsageError("give either the number of samples or the target standard error of the overall accuracy")
@@ -181,12 +178,5 @@ def _write(
     show_map: bool,
 ) -> None:
     """Write the GeoPackage under a temporary name, read it back and rename it; other layers of the file are kept."""
-    with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
-        other_layers = copy_without_layers(target, temporary, LAYERS)
+    with replace_layers(target, LAYERS, {POINTS: len(sample)}) as temporary:
         write_points(temporary, grid, sample, strata, classes, show_map=show_map)
-        written = read_table(temporary, POINTS)
-        if written is None or len(written) != len(sample):
-            raise OutputError(
-                f"{target}: the points could not be read back after writing; check the disk and try again"
-            )
-        verify_copy(temporary, LAYERS, other_layers)

@@ -15,7 +15,7 @@ from segkit.auditing.confident_learning import (
     propose_categories,
 )
 from segkit.auditing.scenes import AuditedScene
-from segkit.auditing.segments import SegmentCollector, Segments, find_interior
+from segkit.auditing.segments import SegmentCollector, Segments
 from segkit.task import IGNORE, Task
 
 # Share of the pixels of each of two classes that is predicted as the other one, from which they count as swapped.
@@ -95,14 +95,12 @@ def collect_segments(scene: AuditedScene) -> NDArray[np.int64]:
     for strip in scene.strips(around=1):
         numbers = []
         for target, collector in enumerate(collectors):
-            inner = find_interior(strip.labels[target])[strip.rows]
-            labels = strip.labels[target, strip.rows]
-            shares = strip.probabilities[target][:, strip.rows]
+            labels, shares, inner = strip.of_target(target)
             numbers.append(collector.add(labels, [*shares, *(shares * inner), inner]))
             used = inner & (labels != IGNORE)
             pairs = labels[used].astype(np.int64) * size + shares.argmax(axis=0)[used]
             decided[target] += np.bincount(pairs, minlength=size * size).reshape(size, size)
-        _store_numbers(scene, strip.top + strip.rows.start, numbers, 0)
+        _store_numbers(scene, strip.first, numbers, 0)
     scene.segments = [collector.finish() for collector in collectors]
     return decided
 
@@ -175,20 +173,17 @@ def _find_regions(
     size = len(task.categories)
     collectors = [SegmentCollector(2 * size + 1) for _ in range(task.n_targets)]
     for strip in scene.strips(around=1):
-        top = strip.top + strip.rows.start
-        stored = scene.numbers.read(top, top + strip.rows.stop - strip.rows.start)
+        stored = scene.numbers.read(strip.first, strip.top + strip.rows.stop)
         numbers = []
         for target, collector in enumerate(collectors):
-            inner = find_interior(strip.labels[target])[strip.rows]
-            labels = strip.labels[target, strip.rows]
-            shares = strip.probabilities[target][:, strip.rows]
+            labels, shares, inner = strip.of_target(target)
             segment = doubts[target].segments.find(stored[target].astype(np.int64) - 1)
             used = ~np.append(doubts[target].confident, True)[segment]  # the last is for pixels in no segment
             codes = np.full(labels.shape, -1, dtype=np.int64)
             found = propose_categories(labels[used], shares[:, used].T.astype(np.float64), counts.thresholds[target])
             codes[used] = np.where(found.margin > 0, labels[used] * size + found.category, -1)
             numbers.append(collector.add(codes, [*shares, *(shares * inner), inner]))
-        _store_numbers(scene, top, numbers, 1)
+        _store_numbers(scene, strip.first, numbers, 1)
     scene.regions = [collector.finish() for collector in collectors]
     return [
         _judge_regions(regions, counts.thresholds[target], size, min_pixels)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +52,7 @@ from segkit.io.polygons import apply_affine
 from segkit.io.quantities import Quantity, parse_area
 from segkit.plots.images import BandRendering
 from segkit.recipe.schema import Recipe
+from segkit.runtime.json_values import to_json
 from segkit.runtime.progress import progress
 from segkit.task import Task
 
@@ -146,7 +146,7 @@ def audit(
         write_layer(layer, findings, [scene.grid for scene in scenes])
         draw_findings(picture, findings[:pictures], scenes, base.task, rendering)
         with atomic_write(summary) as part_file:
-            part_file.write_text(json.dumps(_without_nan(result.summary()), indent=2, default=str))
+            part_file.write_text(json.dumps(to_json(result.summary()), indent=2))
     return result
 
 
@@ -297,12 +297,3 @@ def _name_thresholds(task: Task, counts: ConfidentCounts) -> dict[str, float | N
         for target, row in enumerate(counts.thresholds)
         for category, value in enumerate(row)
     }
-
-
-def _without_nan(value: Any) -> Any:
-    """Return a JSON value in which null stands for NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import SubElement
 
 import numpy as np
 
 from segkit.auditing.results import KINDS, Finding
 from segkit.errors import GridError
+from segkit.io import geopackage
 from segkit.io.files import atomic_write
 from segkit.io.grid import Grid, crs_name
-from segkit.io.qml import add_symbol, new_style, style_text
-from segkit.runtime.version import VERSION
+from segkit.io.qml import add_categories, add_choices, add_editable, add_symbol, new_style, style_text
 from segkit.vector.reproject import Projection, crs_of
 
 LAYER = "audit"
@@ -40,7 +38,6 @@ def write_layer(path: Path, findings: Sequence[Finding], grids: Sequence[Grid]) 
     """
     import geopandas
     import pandas
-    import pyogrio
 
     columns = ["id", *Finding.columns(), "status", "comment"]
     rows = [{"id": finding.rank, **finding.row(), "status": None, "comment": None} for finding in findings]
@@ -49,18 +46,9 @@ def write_layer(path: Path, findings: Sequence[Finding], grids: Sequence[Grid]) 
     table = table.astype(types | {"area_ha": "float64"})
     crs, polygons = _project(findings, grids)
     frame = geopandas.GeoDataFrame(table, geometry=polygons, crs=crs)
-    style = {
-        "f_table_catalog": "", "f_table_schema": "", "f_table_name": LAYER, "f_geometry_column": "geom",
-        "styleName": "kinds", "styleQML": _style(), "styleSLD": "", "useAsDefault": True,
-        "description": "written by segkit", "owner": "", "ui": "", "update_time": datetime.now(UTC),
-    }  # fmt: skip
-    with atomic_write(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'crs' was not provided")  # the scenes have none
-        pyogrio.write_dataframe(
-            frame, part, layer=LAYER, driver="GPKG", geometry_type="MultiPolygon", promote_to_multi=True,
-            layer_metadata={"segkit_version": VERSION},
-        )  # fmt: skip
-        pyogrio.write_dataframe(pandas.DataFrame([style]), part, layer="layer_styles", driver="GPKG", append=True)
+    with atomic_write(path) as part:
+        geopackage.write_layer(part, LAYER, frame, geometry_type="MultiPolygon")
+        geopackage.write_styles(part, {LAYER: ("kinds", _style())})
 
 
 def check_crs(grids: Sequence[Grid]) -> None:
@@ -84,26 +72,13 @@ def _project(findings: Sequence[Finding], grids: Sequence[Grid]) -> tuple[Any, l
 def _style() -> str:
     """Return a QGIS style: outlines in a colour for each kind, and a form that offers the statuses."""
     root = new_style("Fields|Forms|Symbology")
-    renderer = SubElement(root, "renderer-v2", type="categorizedSymbol", attr="kind", symbollevels="0")
-    categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
-    for number, (kind, meaning) in enumerate(KINDS.items()):
-        text = {"value": kind, "label": f"{kind}: {meaning}", "symbol": str(number)}
-        SubElement(categories, "category", text, render="true", type="string")
+    symbols = add_categories(root, "kind", [(kind, f"{kind}: {meaning}") for kind, meaning in KINDS.items()])
+    for number, kind in enumerate(KINDS):
         outline = {"style": "no", "outline_color": f"{_COLORS[kind]},255", "outline_style": "solid"}
         outline |= {"outline_width": "0.6", "outline_width_unit": "MM", "color": f"{_COLORS[kind]},0"}
         add_symbol(symbols, "fill", str(number), "SimpleFill", outline)
     fields = SubElement(root, "fieldConfiguration")
-    _add_choices(fields, "status", {"not checked": "", **{status: status for status in STATUSES}})
-    editable = SubElement(root, "editable")
-    for name in ("id", *Finding.columns(), "status", "comment"):
-        SubElement(editable, "field", name=name, editable=str(int(name in ("status", "comment"))))
+    add_choices(fields, "status", {"not checked": "", **{status: status for status in STATUSES}})
+    add_editable(root, dict.fromkeys(("id", *Finding.columns()), False) | {"status": True, "comment": True})
     SubElement(root, "layerGeometryType").text = "2"
     return style_text(root)
-
-
-def _add_choices(fields: Element, name: str, choices: Mapping[str, str]) -> None:
-    widget = SubElement(SubElement(fields, "field", name=name), "editWidget", type="ValueMap")
-    option = SubElement(SubElement(widget, "config"), "Option", type="Map")
-    values = SubElement(option, "Option", type="List", name="map")
-    for text, value in choices.items():
-        SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=text, value=value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rasterio.windows import Window
 
 from segkit.auditing.findings import Doubts, SceneDoubts
 from segkit.auditing.scenes import AuditedScene
+from segkit.auditing.squares import Squares
 from segkit.errors import GridError
 from segkit.io.class_table import MapClass
 from segkit.io.grid import Grid
@@ -24,7 +24,7 @@ from segkit.vector.geometry import to_shapely
 from segkit.vector.tracing.pipeline import BandClasses, VectorizeOptions, trace_band
 from segkit.vector.tracing.pixel_measures import PixelMeasures, fit_pixel_measures, unmeasured_pixels
 
-_MAX_PARTS, _MIN_PART_PX = 400, 64  # of a scene: squares that the intervals draw
+_MIN_PART_PX = 64  # side of a part of a scene: squares that the intervals draw
 _M2_PER_HECTARE = 10_000.0
 
 
@@ -60,15 +60,13 @@ class PartCounts:
     """
 
     def __init__(self, grid: Grid, targets: int, categories: int) -> None:
-        self._side = max(_MIN_PART_PX, math.ceil(math.sqrt(grid.height * grid.width / _MAX_PARTS)))
-        self._columns, self._categories = -(-grid.width // self._side), categories
-        parts = self._columns * -(-grid.height // self._side)
-        self.counts = np.zeros((parts, targets, categories, categories), dtype=np.int64)
+        self._squares, self._categories = Squares(grid.shape, _MIN_PART_PX), categories
+        self.counts = np.zeros((self._squares.number, targets, categories, categories), dtype=np.int64)
 
     def add(self, top: int, target: int, labels: NDArray[np.int64], categories: NDArray[np.int64]) -> None:
         """Count rows (H, W) of a target that start at row `top` of the scene; labels are `IGNORE` where not known."""
         row, column = np.nonzero(labels != IGNORE)
-        part = (row + top) // self._side * self._columns + column // self._side
+        part = self._squares.find(row + top, column)
         size = self._categories
         cell = (part * size + labels[row, column]) * size + categories[row, column]
         counted = np.bincount(cell, minlength=len(self.counts) * size * size)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Likelihoods are summed over squares of pixels, at most this many per scene, which are drawn for the standard error.
-_MAX_SQUARES, _MIN_SQUARE_PX = 400, 32
+from segkit.auditing.squares import Squares
+
+_MIN_SQUARE_PX = 32  # side of the squares over which likelihoods are summed, which are drawn for the standard error
 _RESAMPLES = 200
 # A learner that never met some values says 0; one such pixel should not decide.
 _MIN_PROBABILITY = 0.01
@@ -61,11 +62,9 @@ class ShiftEstimator:
 
     def __init__(self, shape: tuple[int, int], reach: int) -> None:
         self.reach = reach
-        self._square = max(_MIN_SQUARE_PX, math.ceil(math.sqrt(shape[0] * shape[1] / _MAX_SQUARES)))
-        self._columns = -(-shape[1] // self._square)
-        squares = self._columns * -(-shape[0] // self._square)
-        self._sums = np.zeros((squares, 2 * reach + 1, 2 * reach + 1))
-        self._pixels = np.zeros(squares, dtype=np.int64)
+        self._squares = Squares(shape, _MIN_SQUARE_PX)
+        self._sums = np.zeros((self._squares.number, 2 * reach + 1, 2 * reach + 1))
+        self._pixels = np.zeros(self._squares.number, dtype=np.int64)
 
     def add(self, labels: NDArray[np.int16], probabilities: NDArray[np.float32], top: int, rows: slice) -> None:
         """Add rows of a target.
@@ -85,7 +84,7 @@ class ShiftEstimator:
         if not row.size:
             return
         logs = np.log(np.maximum(probabilities[:, row, column], _MIN_PROBABILITY)).astype(np.float64)
-        square = (row + top) // self._square * self._columns + column // self._square
+        square = self._squares.find(row + top, column)
         self._pixels += np.bincount(square, minlength=len(self._pixels))
         every = np.arange(row.size)
         for down in range(-self.reach, self.reach + 1):

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
+from torch import Tensor
 
 from segkit.auditing.folds import FoldPrediction
-from segkit.auditing.segments import Segments
+from segkit.auditing.segments import Segments, find_interior
 from segkit.data.pairing import Sample
 from segkit.io.grid import Grid
 from segkit.io.layer_file import LayerFile
@@ -45,6 +46,19 @@ class Strip:
     rows: slice
     labels: NDArray[np.int16]
     probabilities: NDArray[np.float32]
+
+    @property
+    def first(self) -> int:
+        """Row of the scene at which the strip starts."""
+        return self.top + int(self.rows.start)
+
+    def of_target(self, target: int) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.bool_]]:
+        """Return labels (H, W) and probabilities (K, H, W) of a target, and which pixels are at no border (H, W).
+
+        Only of the rows of the strip; those around it are needed to find borders.
+        """
+        inner = find_interior(self.labels[target])[self.rows]
+        return self.labels[target, self.rows], self.probabilities[target][:, self.rows], inner
 
 
 @dataclass
@@ -91,8 +105,8 @@ class AuditedScene:
         for top, bottom in self.spans():
             first, last = max(0, top - around), min(self.grid.height, bottom + around)
             labels = self.labels.read(first, last).astype(np.int16) - np.int16(1)
-            stored = self.probabilities.read(first, last).astype(np.float32)
-            shares = self.task.category_probabilities(torch.from_numpy((stored - 1).clip(0) / _STEPS)[None])
+            found = _decode(self.probabilities.read(first, last))
+            shares = self.task.category_probabilities(found[None])
             yield Strip(first, slice(top - first, bottom - first), labels, shares[0].numpy())
 
     def store(self, prediction: FoldPrediction, advance: Advance) -> None:
@@ -119,9 +133,13 @@ class AuditedScene:
         rows, columns = (top, top + int(window.height)), slice(left, left + int(window.width))
         labels = self.labels.read(*rows)[..., columns].astype(np.int16) - np.int16(1)
         stored = self.probabilities.read(*rows)[..., columns]
-        probabilities = (stored.astype(np.float32) - 1).clip(0) / _STEPS
-        decided = self.task.decide(torch.from_numpy(probabilities)[None])[0].numpy()
+        decided = self.task.decide(_decode(stored)[None])[0].numpy()
         return labels, np.where(stored[0] == 0, IGNORE, decided).astype(np.int16)
+
+
+def _decode(stored: NDArray[np.uint8]) -> Tensor:
+    """Return stored probabilities as numbers from 0 to 1; 0 where there is none."""
+    return torch.from_numpy((stored.astype(np.float32) - 1).clip(0) / _STEPS)
 
 
 def open_scenes(samples: Sequence[Sample], task: Task, folder: Path, stack: ExitStack) -> list[AuditedScene]:

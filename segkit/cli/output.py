@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import json
-import math
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from segkit.errors import UsageError
+from segkit.runtime.json_values import to_json
 from segkit.runtime.streams import CommandStream, LogFile
 
 _LOG_START = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
@@ -90,29 +88,6 @@ def emit(result: Any) -> None:
     """
     if _running is not None and _running.as_json:
         print(json.dumps(to_json(result), indent=2, ensure_ascii=False), file=_running.out.shown)
-
-
-def to_json(value: Any) -> Any:
-    """Return a value as JSON has it."""
-    if value is None or (isinstance(value, bool | int | str) and not isinstance(value, Enum)):
-        return value
-    if isinstance(value, Enum):
-        return to_json(value.value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(each) for key, each in value.items()}
-    if isinstance(value, os.PathLike):
-        return str(value)
-    if hasattr(value, "tolist"):  # a number or an array of numpy
-        return to_json(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [to_json(each) for each in value]
-    if hasattr(value, "to_dict"):  # a table
-        return to_json(value.to_dict("records"))
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 class CommandLine(typer.Typer):

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from segkit.errors import OutputError, UsageError
-from segkit.io.files import describe_error
+from segkit.io.files import as_output_error, atomic_write, check_output, describe_error
+from segkit.io.paths import PathLike
+from segkit.io.vector import read_layer
 from segkit.runtime.version import VERSION
 
 # Tables in which a GeoPackage lists its layers, by column `table_name`.
@@ -29,6 +31,50 @@ STYLE_MARK = "<!-- written by segkit -->"
 _SAMPLE_TABLES = ("points", "pixels", "design", "strata", "classes")
 
 Contents = dict[tuple[str, str], Any]
+
+
+def check_target(output: PathLike, layers: Sequence[str], what: str, *, overwrite: bool) -> Path:
+    """Return the path of a GeoPackage into which layers can be written.
+
+    Parameters
+    ----------
+    what
+        What is written, for the message: "labels are".
+
+    Raises
+    ------
+    UsageError, OutputExistsError
+        It exists and `overwrite` is false, has another extension, or as `check_layers`.
+    """
+    target = check_output(output, overwrite=overwrite)
+    if target.suffix.lower() != ".gpkg":
+        raise UsageError(f"{target}: {what} written as a GeoPackage; give a file name that ends in .gpkg")
+    check_layers(target, layers)
+    return target
+
+
+@contextmanager
+def replace_layers(target: Path, layers: Sequence[str], counts: Mapping[str, int]) -> Iterator[Path]:
+    """Yield a temporary file to which layers are written; it gets its name once they are read back.
+
+    Other contents of the file are kept.
+
+    Parameters
+    ----------
+    counts
+        {layer: number of features} of those that are read back.
+
+    Raises
+    ------
+    OutputError
+        It could not be written, or reads back differently.
+    """
+    with atomic_write(target) as part, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
+        others = copy_without_layers(target, part, layers)
+        yield part
+        if any(len(read_layer(part, layer).attributes) != count for layer, count in counts.items()):
+            raise OutputError(f"{target}: could not be read back after writing; check the disk and try again")
+        verify_copy(part, layers, others)
 
 
 def check_layers(path: Path, layers: Sequence[str]) -> None:
@@ -115,7 +161,7 @@ def write_layer(part: Path, layer: str, table: Any, *, geometry_type: str | None
         warnings.filterwarnings("ignore", "'crs' was not provided")
         pyogrio.write_dataframe(
             table, part, layer=layer, driver="GPKG", geometry_type=geometry_type, append=part.exists(),
-            layer_metadata={"segkit_version": VERSION},
+            promote_to_multi=geometry_type == "MultiPolygon" or None, layer_metadata={"segkit_version": VERSION},
         )  # fmt: skip
 
 

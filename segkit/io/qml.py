@@ -54,6 +54,26 @@ def add_single_symbol(root: Element, kind: str, layer: str, options: Mapping[str
     add_symbol(SubElement(renderer, "symbols"), kind, "0", layer, options)
 
 
+def add_categories(root: Element, field: str, values: Iterable[tuple[str, str]], kind: str = "string") -> Element:
+    """Draw features by the value of a field; returns the element of the symbols, to which one for each value belongs.
+
+    Parameters
+    ----------
+    values
+        Value and label of each category, whose symbols are called "0", "1" and so on.
+    kind
+        Type of the values: "string" or "long".
+    """
+    renderer = SubElement(
+        root, "renderer-v2", type="categorizedSymbol", attr=field, symbollevels="0", enableorderby="0"
+    )
+    categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
+    for number, (value, label) in enumerate(values):
+        attributes = {"value": clean_text(value), "label": clean_text(label), "symbol": str(number)}
+        SubElement(categories, "category", attributes, render="true", type=kind)
+    return symbols
+
+
 def add_widget(fields: Element, field: str, kind: str) -> Element:
     """Give a field a widget in the form; returns the element of its options.
 
@@ -68,12 +88,12 @@ def add_widget(fields: Element, field: str, kind: str) -> Element:
     return SubElement(SubElement(widget, "config"), "Option", type="Map")
 
 
-def add_choices(fields: Element, field: str, choices: Iterable[str]) -> None:
-    """Let the form offer some values for a field, and no others; see `add_widget`."""
+def add_choices(fields: Element, field: str, choices: Iterable[str] | Mapping[str, str]) -> None:
+    """Let the form offer some values for a field, or {text: value}, and no others; see `add_widget`."""
     values = SubElement(add_widget(fields, field, "ValueMap"), "Option", type="List", name="map")
-    for name in choices:
-        text = clean_text(name)
-        SubElement(SubElement(values, "Option", type="Map"), "Option", type="QString", name=text, value=text)
+    for text, value in (choices if isinstance(choices, Mapping) else {one: one for one in choices}).items():
+        option = {"name": clean_text(text), "value": clean_text(value)}
+        SubElement(SubElement(values, "Option", type="Map"), "Option", option, type="QString")
 
 
 def add_editable(root: Element, fields: Mapping[str, bool]) -> None:

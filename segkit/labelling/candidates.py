@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 
 from segkit.errors import DataError, suggest
 from segkit.io.scene import Scene
 from segkit.labelling.known_ground import KnownGround
 from segkit.labelling.lattice import Lattice, describe_windows
-from segkit.labelling.outlines import common_crs, outline
+from segkit.labelling.outlines import common_crs, outline_windows
 from segkit.labelling.selection import choose_windows, standardize
 from segkit.runtime.progress import progress
 
@@ -131,9 +132,7 @@ def choose_candidates(found: Sequence[Candidates], number: int, seed: int) -> li
     )
     places = [(one, index) for one in found for index in range(len(one.lattice))]
     crs = common_crs([one.scene.grid for one in found])
-    boxes = np.array(
-        [outline(places[each][0].scene.grid, places[each][0].lattice.window(places[each][1]), crs) for each in free]
-    )
+    boxes = np.concatenate([_outline_free(one, crs) for one in found if one.free.any()])
     margins = np.sqrt(shapely.area(boxes)) * _MARGIN
     tree = shapely.STRtree(shapely.buffer(boxes, -margins, join_style="mitre"))
     chosen = choose_windows(
@@ -145,3 +144,8 @@ def choose_candidates(found: Sequence[Candidates], number: int, seed: int) -> li
         overlapping=lambda index: tree.query(tree.geometries[index], predicate="intersects"),
     )
     return [places[free[index]] for index in chosen]
+
+
+def _outline_free(one: Candidates, crs: CRS | None) -> NDArray[Any]:
+    windows = [one.lattice.window(index) for index in np.flatnonzero(one.free).tolist()]
+    return outline_windows(one.scene.grid, windows, crs)

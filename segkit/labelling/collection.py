@@ -12,11 +12,10 @@ import pandas
 import shapely
 from rasterio.crs import CRS
 
-from segkit.errors import DataError, OutputError, UsageError
-from segkit.io.files import as_output_error, atomic_write, check_distinct, check_output
-from segkit.io.geopackage import check_layers, copy_without_layers, verify_copy, write_layer, write_styles
+from segkit.errors import DataError, UsageError
+from segkit.io.files import check_distinct
+from segkit.io.geopackage import check_target, replace_layers, write_layer, write_styles
 from segkit.io.paths import PathLike
-from segkit.io.vector import read_layer
 from segkit.labelling.forms import polygon_form
 from segkit.labelling.kappa import Agreement
 from segkit.labelling.merging import Differing, DoneWindow, compare_files, ground_area, merge_windows, read_done_windows
@@ -96,12 +95,9 @@ def labels(
     LabelError
         A polygon in a window that is done has no class, or an unknown one.
     """
-    target = check_output(output, overwrite=overwrite)
-    if target.suffix.lower() != ".gpkg":
-        raise UsageError(f"{target}: labels are written as a GeoPackage; give a file name that ends in .gpkg")
+    target = check_target(output, [LABELS], "labels are", overwrite=overwrite)
     if differing not in ("unlabelled", "first"):
         raise UsageError(f"differing is {differing!r}; use unlabelled or first")
-    check_layers(target, [LABELS])
     paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     if not paths:
         raise UsageError("no file of windows is given; give one that segkit suggest wrote")
@@ -186,15 +182,10 @@ def _write(target: Path, rows: Sequence[tuple[str, Any, DoneWindow]], crs: CRS |
     frame = geopandas.GeoDataFrame(
         table, geometry=[shape for _, shape, _ in rows], crs=None if crs is None else crs.to_wkt()
     )
-    with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
-        others = copy_without_layers(target, temporary, [LABELS])
+    with replace_layers(target, [LABELS], {LABELS: len(rows)}) as temporary:
         write_layer(temporary, LABELS, frame, geometry_type="Polygon")
         legend = [(row["name"], row["color"]) for row in task.legend]
         write_styles(temporary, {LABELS: ("classes", polygon_form(_names(task), legend))})
-        written = read_layer(temporary, LABELS).geometries
-        if written is None or len(written) != len(rows):
-            raise OutputError(f"{target}: could not be read back after writing; check the disk and try again")
-        verify_copy(temporary, [LABELS], others)
 
 
 def _describe_outside(files: Sequence[WorkFile]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
 from segkit.io.class_table import parse_color
-from segkit.io.qml import add_choices, add_editable, add_symbol, add_widget, clean_text, new_style, style_text
+from segkit.io.qml import add_categories, add_choices, add_editable, add_symbol, add_widget, new_style, style_text
 
 _CATEGORIES = "Fields|Forms|Symbology|Constraints"
 # Orange, green and grey are told apart by the colour-blind, too; no fill hides the imagery.
@@ -18,7 +18,7 @@ _FILL_ALPHA = 70  # of 255: imagery and overlapping polygons stay visible
 def window_form(statuses: Sequence[str]) -> str:
     """Return the QGIS style of windows: outlines coloured by status, and a form that fills in name and date."""
     root = new_style(_CATEGORIES)
-    symbols = _add_categories(root, "status", [(status, status) for status in statuses])
+    symbols = add_categories(root, "status", [(status, status) for status in statuses])
     for number, color in enumerate(_STATUS_COLORS[: len(statuses)]):
         _add_outline(symbols, str(number), color, "0,0,0,0", "no", "0.6")
     fields = SubElement(root, "fieldConfiguration")
@@ -47,7 +47,7 @@ def polygon_form(choices: Sequence[str], legend: Sequence[tuple[str, str]]) -> s
         Names and "#rrggbb" of classes; other choices are grey.
     """
     root = new_style(_CATEGORIES)
-    symbols = _add_categories(root, "class", [(name, name) for name in choices])
+    symbols = add_categories(root, "class", [(name, name) for name in choices])
     colors = dict(legend)
     for number, name in enumerate(choices):
         rgb = ",".join(map(str, parse_color(colors[name]) if name in colors else _OTHER_COLOR))
@@ -61,18 +61,6 @@ def polygon_form(choices: Sequence[str], legend: Sequence[tuple[str, str]]) -> s
     )  # fmt: skip
     SubElement(root, "layerGeometryType").text = "2"
     return style_text(root)
-
-
-def _add_categories(root: Element, field: str, values: Sequence[tuple[str, str]]) -> Element:
-    """Add a renderer with a symbol for each value of a field; returns the element of the symbols."""
-    renderer = SubElement(
-        root, "renderer-v2", type="categorizedSymbol", attr=field, symbollevels="0", enableorderby="0"
-    )
-    categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
-    for number, (value, label) in enumerate(values):
-        attributes = {"value": clean_text(value), "label": clean_text(label), "symbol": str(number)}
-        SubElement(categories, "category", attributes, render="true", type="string")
-    return symbols
 
 
 def _add_outline(symbols: Element, name: str, outline: str, fill: str, style: str, width: str) -> None:

@@ -37,9 +37,10 @@ def common_crs(grids: Sequence[Grid]) -> CRS | None:
     return CRS.from_string(_SEVERAL_CRS)
 
 
-def outline(grid: Grid, window: Window, crs: CRS | None) -> Any:
-    """Return a window of a grid as a polygon in a CRS."""
-    return reproject(apply_affine(np.array([window_polygon(window)]), grid.transform), grid.crs, crs)[0]
+def outline_windows(grid: Grid, windows: Sequence[Window], crs: CRS | None) -> NDArray[Any]:
+    """Return windows of a grid as polygons in a CRS."""
+    boxes = np.array([window_polygon(window) for window in windows], dtype=object)
+    return reproject(apply_affine(boxes, grid.transform), grid.crs, crs)
 
 
 def reproject(shapes: NDArray[Any], own: CRS | None, other: CRS | None) -> NDArray[Any]:

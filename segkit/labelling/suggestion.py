@@ -15,15 +15,15 @@ from segkit.data.pairing import pair_files
 from segkit.errors import UsageError
 from segkit.inference.scene_files import find_scenes
 from segkit.inference.uncertainty import DISAGREEMENT, check_measures
-from segkit.io.files import check_distinct, check_output
-from segkit.io.geopackage import check_layers
+from segkit.io.files import check_distinct
+from segkit.io.geopackage import check_target
 from segkit.io.paths import PathLike, list_files
 from segkit.io.scene import Scene
 from segkit.io.vector import layer_names
 from segkit.labelling.candidates import Candidates, choose_candidates, describe_candidates
 from segkit.labelling.known_ground import KnownGround, read_labelled, recipe_ground
 from segkit.labelling.lattice import BAND_STATISTICS
-from segkit.labelling.outlines import common_crs, outline, reproject
+from segkit.labelling.outlines import common_crs, outline_windows, reproject
 from segkit.labelling.work_file import LAYERS, TODO, class_choices, read_work_file, write_work_file
 from segkit.recipe.imagery import open_scene
 from segkit.recipe.schema import Recipe
@@ -205,18 +205,16 @@ def _check_target(output: PathLike, *, overwrite: bool) -> Path:
     UsageError
         It is no GeoPackage, or somebody has labelled in it.
     """
-    target = check_output(output, overwrite=overwrite)
-    if target.suffix.lower() != ".gpkg":
-        raise UsageError(f"{target}: windows are written as a GeoPackage; give a file name that ends in .gpkg")
-    if target.exists() and {*LAYERS} <= {*layer_names(target)}:
+    target = Path(output)
+    replaced = overwrite and target.suffix.lower() == ".gpkg" and target.exists()
+    if replaced and {*LAYERS} <= {*layer_names(target)}:
         started = sum(read_work_file(target).windows["status"] != TODO)
         if started:
             raise UsageError(
                 f"{target}: {started} of its windows are done or skipped, and would be lost; name another file, and "
                 "give this one as labelled"
             )
-    check_layers(target, LAYERS)
-    return target
+    return check_target(output, LAYERS, "windows are", overwrite=overwrite)
 
 
 def _refuse_model_options(**given: Any) -> None:
@@ -329,7 +327,7 @@ def _write(
 ) -> int:
     """Draw the chosen windows and their pre-labels, and write them; returns the number of pre-labels."""
     crs = common_crs([one.scene.grid for one, _ in chosen])
-    outlines = [outline(one.scene.grid, one.lattice.window(index), crs) for one, index in chosen]
+    outlines = [outline_windows(one.scene.grid, [one.lattice.window(index)], crs)[0] for one, index in chosen]
     names: list[str] = []
     shapes: list[Any] = []
     for scene in [] if measurer is None else dict.fromkeys(one.scene for one, _ in chosen):

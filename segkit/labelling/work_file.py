@@ -14,9 +14,9 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from segkit.errors import DataError, OutputError
-from segkit.io.files import as_output_error, atomic_write, require_file
-from segkit.io.geopackage import copy_without_layers, verify_copy, write_layer, write_styles
+from segkit.errors import DataError
+from segkit.io.files import require_file
+from segkit.io.geopackage import replace_layers, write_layer, write_styles
 from segkit.io.paths import PathLike
 from segkit.io.vector import layer_names, read_layer
 from segkit.labelling.forms import polygon_form, window_form
@@ -87,8 +87,8 @@ def write_work_file(
 
     form = windows[["id"]].assign(status=TODO, labeller=None, date=None, note=None)
     form = form.astype({"labeller": object, "note": object, "date": "datetime64[ms]"}).join(windows.drop(columns="id"))
-    with atomic_write(target) as temporary, as_output_error(target, RuntimeError):  # pyogrio's errors are RuntimeErrors
-        others = copy_without_layers(target, temporary, LAYERS)
+    counts = {WINDOWS: len(windows), POLYGONS: len(polygons)}
+    with replace_layers(target, LAYERS, counts) as temporary:
         for layer, table, shapes in ((WINDOWS, form, window_shapes), (POLYGONS, polygons, polygon_shapes)):
             frame = geopandas.GeoDataFrame(table, geometry=np.array(shapes, dtype=object), crs=crs)
             write_layer(temporary, layer, frame, geometry_type="Polygon")
@@ -102,10 +102,6 @@ def write_work_file(
                 POLYGONS: ("classes", polygon_form(class_choices(task), legend)),
             },
         )
-        written = [read_layer(temporary, layer).geometries for layer in (WINDOWS, POLYGONS)]
-        if [0 if one is None else len(one) for one in written] != [len(windows), len(polygons)]:
-            raise OutputError(f"{target}: could not be read back after writing; check the disk and try again")
-        verify_copy(temporary, LAYERS, others)
 
 
 def _declaration(task: Task) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from products import random_bands, write_item, write_safe
 from synthetic import recipe_for, segmenter, write_pair, write_raster
 
 from segkit import info
-from segkit.cli.output import to_json
 from segkit.errors import DataError, MissingFileError, UsageError
 from segkit.inference.predict import predict
 from segkit.io.mosaic import Mosaic
+from segkit.runtime.json_values import to_json
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from xml.etree.ElementTree import SubElement
 
 from segkit.io.class_table import MapClass, class_rgb
-from segkit.io.qml import add_symbol, clean_text, new_style, style_text
+from segkit.io.qml import add_categories, add_symbol, new_style, style_text
 
 
 def qml(classes: Iterable[MapClass], *, translucent: bool = False) -> str:
@@ -20,13 +20,9 @@ def qml(classes: Iterable[MapClass], *, translucent: bool = False) -> str:
         For polygons that overlap.
     """
     root = new_style()
-    renderer = SubElement(
-        root, "renderer-v2", type="categorizedSymbol", attr="class_id", symbollevels="0", enableorderby="0"
-    )
-    categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
-    for number, one in enumerate(classes):
-        attributes = {"value": str(one.value), "label": clean_text(one.name), "symbol": str(number)}
-        SubElement(categories, "category", attributes, render="true", type="long")
+    shown = list(classes)
+    symbols = add_categories(root, "class_id", [(str(one.value), one.name) for one in shown], "long")
+    for number, one in enumerate(shown):
         color = ",".join(map(str, class_rgb(one))) + ",255"
         # A thin outline of the same colour hides the gaps that antialiasing shows between neighbours.
         options = {"color": color, "style": "solid", "outline_color": color, "outline_width": "0.1"}

@@ -27,7 +27,7 @@ from segkit.vector.tracing.jit import compiled
 from segkit.vector.tracing.pixel_measures import PixelMeasures, frame_at, unmeasured_pixels
 from segkit.vector.tracing.right_angles import fit_outline, signed_area
 from segkit.vector.tracing.rings import Polygons
-from segkit.vector.tracing.runs import Runs, concatenate_runs, read_pixels
+from segkit.vector.tracing.runs import HeldRows, Runs, in_parts, read_pixels
 from segkit.vector.tracing.tracer import Tracer
 
 # Rows are held back for objects of this size; larger ones keep their outline.
@@ -75,9 +75,8 @@ class Regularizer:
         lines = MAX_OBJECT_PIXELS + 2 * _PART_ROWS + 2 * self._margin
         # One bit for each corner of the pixel grid, set in corridors; the line of corners n is in row n modulo lines.
         self._bits = np.zeros((lines, (grid.width + 64) // 64), dtype=np.uint64)
-        self._held: list[Runs] = []
+        self._held = HeldRows()
         self._waiting: list[Polygons] = []
-        self._passed = 0
         # For the tracer: corridors by line, and new outlines by where their arc ends.
         self._corridors: dict[int, NDArray[np.uint64]] = {}
         self._outlines: list[tuple[int, NDArray[np.float64]]] = []
@@ -90,16 +89,15 @@ class Regularizer:
         chosen
             Returns whether outlines of each class may change, bool (classes,).
         """
-        for whole in runs:
-            for start in range(0, whole.height, _PART_ROWS):
-                part = whole.lower(start).upper(min(_PART_ROWS, whole.height - start))
-                self._held.append(part)
-                seen = part.top + part.height
-                self._waiting.append(self._tracer.trace(part, chosen()))
-                if seen == self._height:
-                    self._waiting.append(self._tracer.finish(seen))
-                self._choose(seen, chosen())
-                yield from self._pass_on(seen)
+        for part in in_parts(runs, _PART_ROWS):
+            self._held.add(part)
+            seen = part.top + part.height
+            self._waiting.append(self._tracer.trace(part, chosen()))
+            if seen == self._height:
+                self._waiting.append(self._tracer.finish(seen))
+            self._choose(seen, chosen())
+            if (rows := self._held.release(self._finish_lines(seen))) is not None:
+                yield rows
 
     def take_outlines(self, top: int, bottom: int) -> NewOutlines:
         """Return the new outlines and corridors on the lines of corners from `top` up to `bottom`, once."""
@@ -127,7 +125,7 @@ class Regularizer:
         self._waiting = [waiting.take(ready, len(bottom))]
         if not ready:
             return
-        objects, runs = waiting.take(0, ready), concatenate_runs(self._held)
+        objects, runs = waiting.take(0, ready), self._held.all()
         end, start = np.empty(objects.ring.size, dtype=np.int64), np.zeros(objects.ring.size, dtype=np.int64)
         corners = np.empty(objects.vertices.shape)
         rings, right_angled = _choose_outlines(
@@ -141,24 +139,19 @@ class Regularizer:
         self._counts.right_angled += right_angled
         self._counts.kept += ready - right_angled
 
-    def _pass_on(self, seen: int) -> Iterator[Runs]:
-        """Yield the held rows that no corridor can reach any more."""
-        lines = rows = self._height + 1
+    def _finish_lines(self, seen: int) -> int:
+        """Keep the corridors on lines that no other can reach any more; returns the row up to which there are none."""
+        lines = self._height + 1
         if seen < self._height:
             first, bottom = _extent(self._waiting[0])
             open_row = max(self._tracer.first_open_row(seen), seen - MAX_OBJECT_PIXELS)
-            lines = rows = int(min([open_row, *first[bottom - first <= MAX_OBJECT_PIXELS]])) - self._margin
-        for line in range(self._passed, lines):
+            lines = int(min([open_row, *first[bottom - first <= MAX_OBJECT_PIXELS]])) - self._margin
+        for line in range(self._held.passed, lines):
             row = self._bits[line % len(self._bits)]
             if row.any():
                 self._corridors[line] = row.copy()
                 row[:] = 0
-        rows = min(rows, self._height)
-        if rows > self._passed:
-            held = concatenate_runs(self._held)
-            count = rows - self._passed
-            self._passed, self._held = rows, [held.lower(count)] if count < held.height else []
-            yield held.upper(count)
+        return min(lines, self._height)
 
 
 def _extent(polygons: Polygons) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

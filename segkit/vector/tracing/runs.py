@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,38 @@ def concatenate_runs(several: Sequence[Runs]) -> Runs:
     first, class_index = (np.concatenate([getattr(one, name) for one in several]) for name in ("first", "class_index"))
     row = np.concatenate(([0], np.cumsum(counts)))
     return Runs(several[0].top, row, first, class_index, several[0].width)
+
+
+def in_parts(runs: Iterable[Runs], rows: int) -> Iterator[Runs]:
+    """Yield the same rows in parts of at most `rows`."""
+    for whole in runs:
+        for start in range(0, whole.height, rows):
+            yield whole.lower(start).upper(min(rows, whole.height - start))
+
+
+class HeldRows:
+    """Consecutive rows that are held back until something in them is decided."""
+
+    def __init__(self) -> None:
+        self._held: list[Runs] = []
+        self.passed = 0  # rows that were released
+
+    def add(self, runs: Runs) -> None:
+        """Hold the next rows."""
+        self._held.append(runs)
+
+    def all(self) -> Runs:
+        """Return all held rows; at least one must be held."""
+        return concatenate_runs(self._held)
+
+    def release(self, rows: int) -> Runs | None:
+        """Return the held rows up to row `rows` of the map, and hold them no longer; None if there are none."""
+        count = rows - self.passed
+        if count <= 0:
+            return None
+        held = self.all()
+        self.passed, self._held = rows, [held.lower(count)] if count < held.height else []
+        return held.upper(count)
 
 
 class Codes:

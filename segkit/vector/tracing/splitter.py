@@ -22,7 +22,7 @@ from segkit.io.quantities import Quantity
 from segkit.vector.tracing.jit import compiled
 from segkit.vector.tracing.pixel_measures import PixelMeasures, area_at, frame_at, unmeasured_pixels
 from segkit.vector.tracing.rings import Polygons
-from segkit.vector.tracing.runs import Runs, concatenate_runs, read_pixels
+from segkit.vector.tracing.runs import HeldRows, Runs, in_parts, read_pixels
 from segkit.vector.tracing.tracer import Tracer
 from segkit.vector.tracing.watershed import (
     COLOURS,
@@ -82,8 +82,7 @@ class Splitter:
         a, b, _, d, e, _ = grid.transform[:6]
         self._flat = (a * a + d * d, a * b + d * e, b * b + e * e)
         self._depth, self._min_size = depth, min_size
-        self._held: list[Runs] = []
-        self._passed = 0
+        self._held = HeldRows()
         # Start, end and class index of changed pixels, in the flattened pixels of the map.
         self._changes: NDArray[np.int64] = np.empty((0, 3), dtype=np.int64)
 
@@ -95,24 +94,22 @@ class Splitter:
         kinds
             Returns int32 (classes,): `SPLIT`, `BOUNDARY`, or 0 for other classes.
         """
-        for whole in runs:
-            for start in range(0, whole.height, _PART_ROWS):
-                part = whole.lower(start).upper(min(_PART_ROWS, whole.height - start))
-                self._held.append(part)
-                seen, kind = part.top + part.height, np.append(kinds(), np.int32(_NEITHER))
-                # Pixels of one area get the same class index; boundaries belong to areas of all classes.
-                area = np.where(kind == _NEITHER, -1, 0 if self._depth is None else np.arange(kind.size))
-                traced = _recoded(part, area.astype(np.int32)[part.class_index])
-                self._split(self._tracer.trace(traced, np.ones(kind.size, dtype=bool)), kind)
-                if seen == self._height:
-                    self._split(self._tracer.finish(seen), kind)
-                yield from self._pass_on(seen)
+        for part in in_parts(runs, _PART_ROWS):
+            self._held.add(part)
+            seen, kind = part.top + part.height, np.append(kinds(), np.int32(_NEITHER))
+            # Pixels of one area get the same class index; boundaries belong to areas of all classes.
+            area = np.where(kind == _NEITHER, -1, 0 if self._depth is None else np.arange(kind.size))
+            traced = _recoded(part, area.astype(np.int32)[part.class_index])
+            self._split(self._tracer.trace(traced, np.ones(kind.size, dtype=bool)), kind)
+            if seen == self._height:
+                self._split(self._tracer.finish(seen), kind)
+            yield from self._pass_on(seen)
 
     def _split(self, areas: Polygons, kind: NDArray[np.int32]) -> None:
         """Split areas that are complete, and remember the changed pixels."""
         if not len(areas.class_index):
             return
-        runs = concatenate_runs(self._held)
+        runs = self._held.all()
         most = int(areas.pixels[areas.pixels <= MAX_AREA_PIXELS**2].sum())
         changes = np.empty((most, 3), dtype=np.int64)  # allocated memory that is never written to is free
         depth, min_size = self._depth or Quantity(-1.0, pixels=True), self._min_size or Quantity(0.0, pixels=True)
@@ -130,13 +127,11 @@ class Splitter:
         rows = self._height
         if seen < self._height:
             rows = max(self._tracer.first_open_row(seen), seen - MAX_AREA_PIXELS)
-        if rows <= self._passed:
+        passed = self._held.release(rows)
+        if passed is None:
             return
-        held, count = concatenate_runs(self._held), rows - self._passed
-        self._passed, self._held = rows, [held.lower(count)] if count < held.height else []
         here = self._changes[:, 0] < rows * self._width
         changes, self._changes = self._changes[here], self._changes[~here]
-        passed = held.upper(count)
         class_index = np.where(passed.class_index < 0, passed.class_index, passed.class_index * COLOURS)
         yield _changed(_recoded(passed, class_index), changes[np.argsort(changes[:, 0])])
 
