@@ -63,6 +63,13 @@ class Allocation(StrEnum):
     NEYMAN = "neyman"
 
 
+class SplitCriterion(StrEnum):
+    """By what touching objects are split."""
+
+    SHAPE = "shape"
+    PROBABILITIES = "probabilities"
+
+
 class Attribute(StrEnum):
     """Attributes of polygons that are added on request; see `segkit.vector.batch.ATTRIBUTES`."""
 
@@ -163,9 +170,17 @@ Split = Annotated[
     list[str] | None,
     typer.Option("--split", metavar="CLASS", help="Separate touching objects of this class. Repeatable."),
 ]
+SplitBy = Annotated[
+    SplitCriterion | None,
+    typer.Option("--split-by", help="Split where objects are narrow, or where --probabilities fall. [default: shape]"),
+]
 SplitDepth = Annotated[
     str | None,
-    typer.Option("--split-depth", metavar="LENGTH", help="Narrowing at which objects are split: 2m. [default: 1.5px]"),
+    typer.Option(
+        "--split-depth",
+        metavar="DEPTH",
+        help="How much an object narrows, or its probability falls, where it is split: 2m, 0.2. [default: 1.5px, 0.1]",
+    ),
 ]
 BoundaryClass = Annotated[
     str | None,

@@ -73,6 +73,7 @@ def vectorize(
     protect: Sequence[str | int] = (),
     regularize: Sequence[str | int] = (),
     split: Sequence[str | int] = (),
+    split_by: str | None = None,
     split_depth: str | None = None,
     boundary_class: str | int | None = None,
     max_area: str | None = None,
@@ -118,6 +119,7 @@ def vectorize(
         protect=protect,
         regularize=regularize,
         split=split,
+        split_by=split_by,
         split_depth=split_depth,
         boundary_class=boundary_class,
     )
@@ -193,6 +195,7 @@ def polygons(
     protect: Sequence[str | int] = (),
     regularize: Sequence[str | int] = (),
     split: Sequence[str | int] = (),
+    split_by: str | None = None,
     split_depth: str | None = None,
     boundary_class: str | int | None = None,
     max_area: str | None = None,
@@ -240,15 +243,21 @@ def polygons(
         those with more than one region around them or another border in the way, and those longer than 1024 pixels keep
         their ordinary outline.
     split
-        Names or values of classes of which touching objects become several polygons. They are split where they are
-        narrow: by a watershed of the distance to their outline, after `min_area` and `fill_holes`. Objects below
-        `min_area` are not split off. Areas that are longer or wider than 1024 pixels are not split.
+        Names or values of classes of which touching objects become several polygons, by a watershed after `min_area`
+        and `fill_holes`. Objects below `min_area` are not split off. Areas that are longer or wider than 1024 pixels
+        are not split.
+    split_by
+        "shape" (the default): objects are split where they are narrow, by the distance to their outline.
+        "probabilities": where the probability of their class falls, smoothed with a standard deviation of 1 pixel;
+        needs `probabilities`.
     split_depth
-        Distance ("1.5px", the default, or "2m"): an object is split off if its largest distance to the outline is at
-        least so much above that at the place where it touches the next one. Higher values split less.
+        An object is split off if its largest distance to the outline is at least so much above that at the place where
+        it touches the next one: "1.5px" (the default) or "2m". By probabilities: the same with the probability, from 0
+        to 1; 0.1 by default. Higher values split less.
     boundary_class
         Name or value of a class of boundaries between objects. They are then the connected pixels of their class, and
-        each boundary pixel connected with an object becomes part of the nearest one. Not with `split_depth`.
+        each boundary pixel connected with an object becomes part of the nearest one. Not with `split_by` and
+        `split_depth`.
     max_area
         Larger polygons are left out, not merged, and their neighbours do not change. The limit is compared with
         `area_ha`, or in pixels with `pixels`, after all of the above and before `dissolve`.
@@ -285,7 +294,7 @@ def polygons(
         `probabilities` is not on the map's grid, or a polygon has no coordinates in `to_crs`.
     UsageError
         The map does not have one of the `classes`; a size or distance has no unit, or is in metres but the map has no
-        CRS; `min_confidence` is given without `probabilities`; or an attribute is unknown.
+        CRS; `min_confidence` or `split_by` needs `probabilities` that are not given; or an attribute is unknown.
     """
     import pandas as pd
 
@@ -303,6 +312,7 @@ def polygons(
         protect=protect,
         regularize=regularize,
         split=split,
+        split_by=split_by,
         split_depth=split_depth,
         boundary_class=boundary_class,
     )

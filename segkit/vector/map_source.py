@@ -227,7 +227,7 @@ def open_map(
             where = "" if grid.georeferenced else "; coordinates are pixels as in QGIS: x = column, y = -row"
             warnings.warn(f"{map_path}: area_ha and perim_m are empty: {error}{where}", stacklevel=5)
             pixel_measures, has_areas = unmeasured_pixels(), False
-        options.check(has_areas=has_areas)
+        options.check(has_areas=has_areas, has_probabilities=confidence is not None)
         wanted.check(has_areas=has_areas)
         source = MapSource(dataset, grid, legend, selection, pixel_measures, confidence, options, wanted)
         if confidence is not None:

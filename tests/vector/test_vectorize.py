@@ -152,6 +152,27 @@ def test_touching_objects_become_polygons_of_their_class(tmp_path):
     assert (summary.areas_split, summary.objects_split, summary.polygons["tree"]) == (1, 2, 2)
 
 
+def test_objects_are_split_where_their_probability_falls(tmp_path):
+    """Only those of selected classes; in columns that are read in several parts."""
+    rows, columns = np.indices((20, 2400))
+    codes = np.where((rows > 2) & (rows < 14), 1 + columns // 800, 0).astype(np.uint8)
+    names = ("forest", "water", "field")
+    legend = [BACKGROUND, *({"name": name, "value": k, "color": "#000000"} for k, name in enumerate(names, 1))]
+    path = write_raster(tmp_path / "m.tif", codes, legend=legend, blockysize=16)
+    dips = np.abs((columns + 37) % 160 - 80) < 3  # one in each 160 pixels
+    sure = np.stack([np.where((codes == k) & ~dips, 250, 150 * (codes == k)) for k in (1, 2, 3)]).astype(np.uint8)
+    sure[1, :, 1000:1400] = 255  # no fall is known there
+    sure_path = write_raster(tmp_path / "p.tif", sure, names=names, scale=1 / 254, nodata=255, blockysize=4)
+    options = {"probabilities": sure_path, "split": names, "split_by": "probabilities"}
+    frame = polygons(path, **options)
+    assert frame["class"].value_counts().to_dict() == {"forest": 6, "water": 3, "field": 6}
+    assert shapely.coverage_is_valid(frame.geometry.to_numpy())
+    assert frame["pixels"].sum() == np.count_nonzero(codes)
+    assert len(polygons(path, **options, split_depth="0.5")) == 3
+    assert len(polygons(path, **options, classes=["field"])) == 6
+    assert polygons(path, **options | {"split": ["field"]})["class"].value_counts()["forest"] == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -160,6 +181,11 @@ def test_touching_objects_become_polygons_of_their_class(tmp_path):
         ({"split": [1], "split_depth": "1"}, "split_depth 1: has no unit"),
         ({"split": [1], "split_depth": "0px"}, "split_depth 0px: must be above 0"),
         ({"split": [1], "split_depth": "1px", "boundary_class": 2}, "leave one out"),
+        ({"split": [1], "split_by": "shape", "boundary_class": 2}, "split_by and boundary_class"),
+        ({"split": [1], "split_by": "size"}, "split_by size: must be shape or probabilities"),
+        ({"split": [1], "split_by": "probabilities"}, "split_by probabilities: give the probabilities"),
+        ({"split": [1], "split_by": "probabilities", "split_depth": "1px"}, "a number above 0 and below 1"),
+        ({"split": [1], "split_by": "probabilities", "split_depth": "1"}, "a number above 0 and below 1"),
         ({"split": [1], "boundary_class": "forest"}, "is split itself"),
         ({"split": ["house"]}, "no class house"),
     ],

@@ -50,6 +50,16 @@ class Confidence:
         """Raise a DataError if a class has no band."""
         self._bands(one)
 
+    def read(self, one: MapClass, window: Window) -> NDArray[np.float64]:
+        """Return the probabilities of a class in a window, float64 (rows, columns); NaN where there are no data."""
+        highest = np.full(int(window.height * window.width), np.nan)
+        for band in self._bands(one):
+            values, nodata = self._read(band, window)
+            scale, offset = self._dataset.scales[band - 1], self._dataset.offsets[band - 1]
+            np.fmax(highest, np.where(values == nodata, np.nan, values * scale + offset), out=highest)
+        has_band = one.name in self._dataset.descriptions
+        return (highest if has_band else 1 - highest).reshape(int(window.height), int(window.width))
+
     def along(
         self,
         runs: Iterable[Runs],
@@ -106,12 +116,7 @@ class Confidence:
                 scale, offset = self._dataset.scales[bands[0] - 1], self._dataset.offsets[bands[0] - 1]
                 total = total * scale + count * offset
             else:
-                highest = np.full(int(window.height * window.width), np.nan)
-                for band in bands:
-                    values, nodata = self._read(band, window)
-                    scale, offset = self._dataset.scales[band - 1], self._dataset.offsets[band - 1]
-                    np.fmax(highest, np.where(values == nodata, np.nan, values * scale + offset), out=highest)
-                _sum_up(1 - highest, _NO_VALUE, starts[selected], lengths[selected], total, count)
+                _sum_up(self.read(one, window).ravel(), _NO_VALUE, starts[selected], lengths[selected], total, count)
             found.total[selected], found.count[selected] = total, count
         return found
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
+from rasterio.windows import Window
 
 from segkit.errors import UsageError
 from segkit.io import quantities
@@ -32,7 +33,7 @@ from segkit.vector.tracing.regularize import OutlineCounts, Regularizer
 from segkit.vector.tracing.rings import Polygons
 from segkit.vector.tracing.runs import Codes, Runs, plain_nodata, read_runs
 from segkit.vector.tracing.sieve import Sieve
-from segkit.vector.tracing.splitter import SplitCounts, Splitter
+from segkit.vector.tracing.splitter import ReadProbabilities, SplitCounts, Splitter
 from segkit.vector.tracing.tracer import Tracer
 from segkit.vector.tracing.watershed import COLOURS
 
@@ -47,6 +48,7 @@ _CM2_PER_M2 = 10_000
 _SIDE_SCALE = 1000
 # Less also splits single objects with rough outlines (figures in docs/vectorize.md).
 _DEFAULT_SPLIT_DEPTH = "1.5px"
+_DEFAULT_SPLIT_FALL = "0.1"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class VectorizeOptions:
     split
         Names or values of classes whose touching objects become separate polygons.
     split_depth
-        By how much an object narrows where it is split; None with a boundary class.
+        By how much an object narrows where it is split; a number: by how much its probability falls there; None with a
+        boundary class.
     boundary_class
         Name or value of the class of boundaries between objects.
     """
@@ -82,7 +85,7 @@ class VectorizeOptions:
     protect: tuple[str, ...] = ()
     regularize: tuple[str, ...] = ()
     split: tuple[str, ...] = ()
-    split_depth: Quantity | None = None
+    split_depth: Quantity | float | None = None
     boundary_class: str | None = None
 
     @classmethod
@@ -96,6 +99,7 @@ class VectorizeOptions:
         protect: Sequence[str | int] = (),
         regularize: Sequence[str | int] = (),
         split: Sequence[str | int] = (),
+        split_by: str | None = None,
         split_depth: str | None = None,
         boundary_class: str | int | None = None,
     ) -> VectorizeOptions:
@@ -115,34 +119,56 @@ class VectorizeOptions:
             tuple(map(str, protect)),
             tuple(map(str, regularize)),
             tuple(map(str, split)),
-            _split_depth(split_depth, boundary, split),
+            _split_depth(split_by, split_depth, boundary, split),
             boundary,
         )
 
-    def check(self, *, has_areas: bool) -> None:
-        """Raise a UsageError if a value is in metres or hectares and the map's pixels have no true areas."""
+    def check(self, *, has_areas: bool, has_probabilities: bool = False) -> None:
+        """Raise a UsageError if a value is in metres or hectares and the map's pixels have no true areas.
+
+        Or if objects are to be split by probabilities, and there are none.
+        """
+        if isinstance(self.split_depth, float) and not has_probabilities:
+            raise UsageError("split_by probabilities: give the probabilities that were written with the map")
         for name in ("min_area", "fill_holes", "simplify", "split_depth"):
-            quantity: Quantity | None = getattr(self, name)
-            if quantity is not None and not quantity.pixels and not has_areas:
+            quantity = getattr(self, name)
+            if isinstance(quantity, Quantity) and not quantity.pixels and not has_areas:
                 raise UsageError(
                     f"{name}: the map has no CRS to measure areas or lengths in; give pixels, such as 12px"
                 )
 
 
-def _split_depth(text: str | None, boundary: str | None, split: Sequence[str | int]) -> Quantity | None:
+def _split_depth(
+    by: str | None, text: str | None, boundary: str | None, split: Sequence[str | int]
+) -> Quantity | float | None:
+    given = {"split_by": by, "split_depth": text, "boundary_class": boundary}
+    options = [name for name, value in given.items() if value is not None]
     if not split:
-        if text is not None or boundary is not None:
-            option = "boundary_class" if text is None else "split_depth"
-            raise UsageError(f"{option}: no class is split; give the classes, too (split)")
+        if options:
+            raise UsageError(f"{options[0]}: no class is split; give the classes, too (split)")
         return None
     if boundary is not None:
-        if text is not None:
-            raise UsageError("split_depth and boundary_class: objects are split by one or the other; leave one out")
+        if len(options) > 1:
+            raise UsageError(f"{options[0]} and boundary_class: objects are split by one or the other; leave one out")
         return None
+    if by not in (None, "shape", "probabilities"):
+        raise UsageError(f"split_by {by}: must be shape or probabilities")
+    if by == "probabilities":
+        return _parse_fall(_DEFAULT_SPLIT_FALL if text is None else text)
     depth = quantities.parse_length(_DEFAULT_SPLIT_DEPTH if text is None else text, "split_depth")
     if depth.number <= 0:
         raise UsageError(f"split_depth {text}: must be above 0")
     return depth
+
+
+def _parse_fall(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (number := float(text)) < 1:
+            return number
+    raise UsageError(
+        f"split_depth {text}: with split_by probabilities, it is how far the probability falls between two objects: "
+        "a number above 0 and below 1, such as 0.1"
+    )
 
 
 @dataclass
@@ -240,7 +266,12 @@ def trace_band(
         if options.split:
             colours = COLOURS
             splitter = Splitter(
-                grid, pixel_measures, options.split_depth, options.min_area, split_counts or SplitCounts()
+                grid,
+                pixel_measures,
+                options.split_depth,
+                options.min_area,
+                split_counts or SplitCounts(),
+                _reader(confidence, band_classes) if isinstance(options.split_depth, float) else None,
             )
             passed = splitter.sift(passed, lambda: np.array(band_classes.split_kinds, dtype=np.int32))
         if options.regularize:
@@ -258,6 +289,14 @@ def trace_band(
         )
         for polygons in _batches(_trace_parts(tracer, parts, band_classes, grid.height, colours)):
             yield replace(polygons, class_index=polygons.class_index // colours)
+
+
+def _reader(confidence: Confidence | None, band_classes: BandClasses) -> ReadProbabilities:
+    def read(class_index: int, window: Window) -> NDArray[np.float64] | None:
+        one = band_classes.classes[class_index]
+        return None if confidence is None or one is None else confidence.read(one, window)
+
+    return read
 
 
 def sieve_band(

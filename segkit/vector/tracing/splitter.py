@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from segkit.io.grid import Grid
 from segkit.io.quantities import Quantity
@@ -33,6 +34,7 @@ from segkit.vector.tracing.watershed import (
     measure_distance,
     merge_small_parts,
     number_parts,
+    smooth,
 )
 
 # Rows are held back for areas of this size; larger ones are not split.
@@ -41,6 +43,9 @@ MAX_AREA_PIXELS = 1024
 _PART_ROWS = 256
 # What a class is: neither, split, or the boundary between objects.
 _NEITHER, SPLIT, BOUNDARY = range(3)
+
+# Returns the probabilities of the class with this index in a window, float64 (rows, columns); None if it is not needed.
+ReadProbabilities = Callable[[int, Window], NDArray[np.float64] | None]
 
 
 @dataclass
@@ -58,22 +63,26 @@ class Splitter:
     Parameters
     ----------
     depth
-        Objects are split where they are narrow: each has a maximum of the distance to the outline that is at least so
-        much higher than the place where it touches the next one. None with a boundary class: objects are then the
-        connected pixels of a class, and each boundary pixel becomes part of the nearest one.
+        A length: objects are split where they are narrow. Each has a maximum of the distance to the outline that is at
+        least so much higher than the place where it touches the next one. A number: the same with the smoothed
+        probability of the class. None with a boundary class: objects are then the connected pixels of a class, and each
+        boundary pixel becomes part of the nearest one.
     min_size
         Parts that would be smaller stay with a neighbour.
     counts
         Updated with each area.
+    read_probabilities
+        Needed with a depth that is a number. Areas of classes for which it returns None are not split.
     """
 
     def __init__(
         self,
         grid: Grid,
         pixel_measures: PixelMeasures,
-        depth: Quantity | None,
+        depth: Quantity | float | None,
         min_size: Quantity | None,
         counts: SplitCounts,
+        read_probabilities: ReadProbabilities | None = None,
     ) -> None:
         self._width, self._height = grid.width, grid.height
         self._counts = counts
@@ -81,7 +90,7 @@ class Splitter:
         self._measures = pixel_measures
         a, b, _, d, e, _ = grid.transform[:6]
         self._flat = (a * a + d * d, a * b + d * e, b * b + e * e)
-        self._depth, self._min_size = depth, min_size
+        self._depth, self._min_size, self._read_probabilities = depth, min_size, read_probabilities
         self._held = HeldRows()
         # Start, end and class index of changed pixels, in the flattened pixels of the map.
         self._changes: NDArray[np.int64] = np.empty((0, 3), dtype=np.int64)
@@ -110,17 +119,45 @@ class Splitter:
         if not len(areas.class_index):
             return
         runs = self._held.all()
-        most = int(areas.pixels[areas.pixels <= MAX_AREA_PIXELS**2].sum())
-        changes = np.empty((most, 3), dtype=np.int64)  # allocated memory that is never written to is free
-        depth, min_size = self._depth or Quantity(-1.0, pixels=True), self._min_size or Quantity(0.0, pixels=True)
-        changed, split, objects, too_large = _split_areas(
-            areas.vertices, areas.ring, areas.polygon, runs.row, runs.first, runs.class_index, runs.top, runs.width,
-            kind, depth.number, depth.pixels, min_size.number, min_size.pixels, self._measures, self._flat, changes,
-        )  # fmt: skip
-        self._counts.areas += split
-        self._counts.objects += objects
-        self._counts.too_large += too_large
-        self._changes = np.concatenate((self._changes, changes[:changed]))
+        depth, min_size = self._depth, self._min_size or Quantity(0.0, pixels=True)
+        if not isinstance(depth, Quantity):
+            depth = Quantity(-1.0 if depth is None else depth, pixels=True)
+        for chosen, level, left, upper in self._groups(areas):
+            most = int(areas.pixels[chosen & (areas.pixels <= MAX_AREA_PIXELS**2)].sum())
+            changes = np.empty((most, 3), dtype=np.int64)  # allocated memory that is never written to is free
+            changed, split, objects, too_large = _split_areas(
+                areas.vertices, areas.ring, areas.polygon, np.flatnonzero(chosen),
+                runs.row, runs.first, runs.class_index, runs.top, runs.width, kind,
+                level, left, upper, depth.number, depth.pixels, min_size.number, min_size.pixels,
+                self._measures, self._flat, changes,
+            )  # fmt: skip
+            self._counts.areas += split
+            self._counts.objects += objects
+            self._counts.too_large += too_large
+            self._changes = np.concatenate((self._changes, changes[:changed]))
+
+    def _groups(self, areas: Polygons) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64], int, int]]:
+        """Yield areas, bool (areas,), with the probabilities of their class from a left and upper pixel on.
+
+        Without probabilities, all areas are one group. With them, areas of one class that begin within the same
+        `MAX_AREA_PIXELS` columns are read at once; large ones are left to the last group, which is only counted.
+        """
+        everything = np.ones(len(areas.class_index), dtype=bool)
+        if self._read_probabilities is None:
+            yield everything, np.empty((0, 0)), 0, 0
+            return
+        first = areas.ring[areas.polygon[:-1]]
+        upper_left, lower_right = (of.reduceat(areas.vertices, first).astype(int) for of in (np.minimum, np.maximum))
+        large = (lower_right - upper_left).max(axis=1) > MAX_AREA_PIXELS
+        group = np.stack((areas.class_index, upper_left[:, 0] // MAX_AREA_PIXELS))
+        for class_index, column in np.unique(group[:, ~large], axis=1).T.tolist():
+            chosen = ~large & (group == [[class_index], [column]]).all(axis=0)
+            (left, upper), (right, lower) = upper_left[chosen].min(axis=0), lower_right[chosen].max(axis=0)
+            window = Window(int(left), int(upper), int(right - left), int(lower - upper))
+            level = self._read_probabilities(class_index, window)
+            if level is not None:
+                yield chosen, level, int(left), int(upper)
+        yield large, np.empty((0, 0)), 0, 0
 
     def _pass_on(self, seen: int) -> Iterator[Runs]:
         """Yield the held rows that no incomplete area reaches."""
@@ -161,15 +198,17 @@ def _changed(runs: Runs, changes: NDArray[np.int64]) -> Runs:
 
 @compiled
 def _split_areas(
-    vertices, ring, polygon, row, first, class_index, top, width, kind, depth, depth_in_pixels, min_size, in_pixels,
+    vertices, ring, polygon, chosen, row, first, class_index, top, width, kind,
+    level, level_left, level_upper, depth, depth_in_pixels, min_size, in_pixels,
     pixel_measures, flat, changes,
 ):  # fmt: skip
     """Split areas; return the numbers of changes, of areas that were split, of their objects, and of large areas.
 
-    A negative depth means that boundary pixels are given to the objects beside them.
+    A negative depth means that boundary pixels are given to the objects beside them; probabilities (`level`, if not
+    empty), that objects are split by these and not by their shape.
     """
     changed = areas = objects = too_large = 0
-    for k in range(polygon.size - 1):
+    for k in chosen:
         x, y = (
             vertices[ring[polygon[k]] : ring[polygon[k] + 1], 0],
             vertices[ring[polygon[k]] : ring[polygon[k] + 1], 1],
@@ -187,7 +226,14 @@ def _split_areas(
             part = _objects_around_boundaries(codes, start, kind, h, w)
         else:
             inside = _connected(codes.ravel(), start, rows, columns)
-            part = divide(measure_distance(inside, h, w), depth if depth_in_pixels else depth / side)
+            if level.size == 0:
+                height, least = measure_distance(inside, h, w), depth if depth_in_pixels else depth / side
+            else:
+                height, least = (
+                    smooth(_cut(level, left - level_left, upper - level_upper, rows, columns), inside),
+                    depth,
+                )
+            part = divide(height, least)
             if number_parts(part) > 1 and min_size > 0:
                 merge_small_parts(part, _sizes(part, left, upper, pixel_measures, in_pixels), min_size)
         count = number_parts(part)
@@ -197,6 +243,14 @@ def _split_areas(
         if count > 1 or depth < 0:
             changed = _list_changes(part, codes, kind, colour_parts(part, count), left, upper, width, changes, changed)
     return changed, areas, objects, too_large
+
+
+@compiled
+def _cut(level, left, upper, rows, columns):
+    """Return a window of values with a margin of NaN, from a pixel before the values on."""
+    values = np.full((rows, columns), np.nan)
+    values[1:-1, 1:-1] = level[upper + 1 : upper + rows - 1, left + 1 : left + columns - 1]
+    return values
 
 
 @compiled

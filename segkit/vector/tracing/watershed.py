@@ -13,6 +13,8 @@ from segkit.vector.tracing.union_find import PARENT, root
 
 # Parts that touch form a planar graph, for which six colours are always enough (see `colour_parts`).
 COLOURS = 6
+# Farther pixels have no weight in `smooth`.
+_SMOOTH_RADIUS = 3
 
 
 @compiled
@@ -67,8 +69,42 @@ def measure_distance(inside, height, width):
 
 
 @compiled
-def divide(distance, depth):
-    """Divide the pixels with a positive distance into one part for each maximum of at least this depth.
+def smooth(values, inside):
+    """Return 1 plus the mean of the values around each pixel inside, with Gaussian weights (deviation 1 pixel).
+
+    Only pixels inside that have a value count, so that neither the outline nor gaps in the data lower the result.
+
+    Parameters
+    ----------
+    values
+        float64 (rows, columns) from 0 to 1; NaN where there is none.
+    inside
+        bool (rows, columns), false in the margin.
+
+    Returns
+    -------
+    float64 (rows, columns): 0 where not inside; 2 where there is no value near, so that nothing falls there.
+    """
+    weight = np.exp(-0.5 * np.arange(_SMOOTH_RADIUS + 1.0) ** 2)
+    known = inside & (values == values)
+    total, share = np.where(known, values, 0.0), known.astype(np.float64)
+    for _ in range(2):
+        total, share = _weigh_rows(total, weight).T.copy(), _weigh_rows(share, weight).T.copy()
+    return np.where(inside, np.where(share > 0, 1 + total / share, 2.0), 0.0)
+
+
+@compiled
+def _weigh_rows(values, weight):
+    result = values * weight[0]
+    for k in range(1, min(weight.size, values.shape[1])):
+        result[:, k:] += weight[k] * values[:, :-k]
+        result[:, :-k] += weight[k] * values[:, k:]
+    return result
+
+
+@compiled
+def divide(height, depth):
+    """Divide the pixels of positive height into one part for each maximum of at least this depth.
 
     The depth of a maximum is how far one must descend from it on the way to a higher one (its dynamics; Grimaud 1992,
     Proc. SPIE 1769). Pixels are added from the highest one downwards. Where parts meet, the lower one is kept if its
@@ -76,10 +112,10 @@ def divide(distance, depth):
 
     Returns
     -------
-    int32 (rows, columns): numbers of parts, of which some are not used; 0 where the distance is 0.
+    int32 (rows, columns): numbers of parts, of which some are not used; 0 where the height is 0.
     """
-    columns = distance.shape[1]
-    level = distance.ravel()
+    columns = height.shape[1]
+    level = height.ravel()
     inside = np.flatnonzero(level)
     part = np.zeros(level.size, dtype=np.int32)
     basin, peak = np.zeros((inside.size + 1, PARENT + 1), dtype=np.int32), np.zeros(inside.size + 1)
@@ -104,7 +140,7 @@ def divide(distance, depth):
         part[p] = own
     for p in inside:
         part[p] = root(basin, part[p])
-    return part.reshape(distance.shape)
+    return part.reshape(height.shape)
 
 
 @compiled

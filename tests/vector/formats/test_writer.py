@@ -651,7 +651,7 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
         "classes": ["a", "b"], "background": True, "class_names": Path("n.csv"), "probabilities": Path("p.tif"),
         "to_crs": "EPSG:4326", "overwrite": True, "show_progress": True,
         "max_area": "9ha", "min_confidence": 0.5, "attributes": ["centroid", "compactness"],
-        "regularize": ["a", "b"], "split": ["b"], "split_depth": "2m", "boundary_class": "edge",
+        "regularize": ["a", "b"], "split": ["b"], "split_by": "shape", "split_depth": "2m", "boundary_class": "edge",
     }  # fmt: skip
     assert asked.keys() | {"map_path", "output"} == inspect.signature(vector.vectorize).parameters.keys()
     given = []
@@ -661,7 +661,7 @@ def test_every_option_of_the_command_reaches_the_library(monkeypatch, capsys):
         "segkit vectorize m.tif out.gpkg --min-area 1ha --fill-holes 2px --simplify 3m --smooth --dissolve --protect a "
         "--classes a --classes b --background --class-names n.csv --probabilities p.tif --to-crs EPSG:4326 --overwrite "
         "--max-area 9ha --min-confidence 0.5 --attributes centroid --attributes compactness "
-        "--regularize a --regularize b --split b --split-depth 2m --boundary-class edge"
+        "--regularize a --regularize b --split b --split-by shape --split-depth 2m --boundary-class edge"
     )
     monkeypatch.setattr(sys, "argv", line.split())
     with pytest.raises(SystemExit) as end:

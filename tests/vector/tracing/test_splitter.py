@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from segkit.vector.geometry import to_shapely
 from segkit.vector.tracing.splitter import MAX_AREA_PIXELS, SplitCounts
+from segkit.vector.tracing.watershed import smooth
 
 BOUNDARY = 2
 HOW = [{}, {"simplify": "1.5px"}, {"simplify": "3px", "smooth": True, "regularize": (1,)}, {"min_area": "5px"}]
@@ -44,21 +45,21 @@ def crowds(draw):
     return codes
 
 
-def count_maxima(inside, depth):
-    """Return the number of maxima of the distance to the outline that are higher than `depth` (h-maxima)."""
-    distance = ndimage.distance_transform_edt(np.pad(inside, 1))
-    high = distance - depth
+def count_maxima(inside, depth, level=None):
+    """Return the number of maxima higher than `depth` of the distance to the outline, or of another level."""
+    level = ndimage.distance_transform_edt(np.pad(inside, 1)) if level is None else np.pad(level * inside, 1)
+    high = level - depth
     while True:  # reconstruction by dilation
-        higher = np.minimum(ndimage.grey_dilation(high, footprint=ndimage.generate_binary_structure(2, 1)), distance)
+        higher = np.minimum(ndimage.grey_dilation(high, footprint=ndimage.generate_binary_structure(2, 1)), level)
         if (higher == high).all():
             break
         high = higher
     high = np.where(np.pad(inside, 1), high, -np.inf)
     found = 0
-    for level in np.unique(high[np.pad(inside, 1)]):
-        plateaus, count = ndimage.label(high == level)
-        around = ndimage.grey_dilation(high, footprint=ndimage.generate_binary_structure(2, 1))
-        found += sum((around[plateaus == k] <= level).all() for k in range(1, count + 1))
+    around = ndimage.grey_dilation(high, footprint=ndimage.generate_binary_structure(2, 1))
+    for value in np.unique(high[np.pad(inside, 1)]):
+        plateaus, count = ndimage.label(high == value)
+        found += sum((around[plateaus == k] <= value).all() for k in range(1, count + 1))
     return found
 
 
@@ -66,7 +67,7 @@ def check(codes, classes=(1,), **how):
     """State what must hold of a map with split objects; return the result, counts, and the same without splitting."""
     counts = SplitCounts()
     result = polygons, own = traced(codes, split=classes, split_counts=counts, **how)
-    whole, whole_codes = traced(codes, **{k: v for k, v in how.items() if k not in ("split_depth", "boundary_class")})
+    whole, whole_codes = traced(codes, **{k: v for k, v in how.items() if not k.startswith(("split", "boundary"))})
     built = to_shapely(polygons)
     assert shapely.is_valid(built).all()
     assert shapely.coverage_is_valid(built)
@@ -92,6 +93,38 @@ def test_blocks_do_not_change_the_result(codes, how, block, by_boundary):
     how = how | ({"boundary_class": BOUNDARY} if by_boundary else {"split_depth": "0.6px"})
     result, _, _ = check(codes, **how)
     assert same_polygons(result, traced(codes, split=(1,), block=block, **how))
+
+
+class Probabilities:
+    """In place of a file: the same values for each class."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def read(self, one, window):
+        return self.values[window.toslices()]
+
+    def along(self, passed, classes, advance, *, colours):
+        return ((part, None) for part in passed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    crowds() | maps(14),
+    st.integers(0, 999),
+    st.sampled_from([0.03, 0.11]),
+    st.tuples(st.integers(1, 9), st.integers(1, 60)),
+)
+def test_there_is_a_polygon_for_each_maximum_of_the_probability(codes, seed, depth, block):
+    values = ndimage.gaussian_filter(np.random.default_rng(seed).random(codes.shape), 1)
+    how = {"split_by": "probabilities", "split_depth": str(depth), "confidence": Probabilities(values)}
+    (polygons, own), _, _ = check(codes, **how)
+    regions, inside = labels(codes), to_shapely(polygons)[own == 1]
+    areas = [np.pad(regions == number, 1) for number in np.unique(regions[codes == 1])]
+    levels = [smooth(np.pad(values, 1), area)[1:-1, 1:-1] for area in areas]
+    expected = sum(count_maxima(area[1:-1, 1:-1], depth, level) for area, level in zip(areas, levels, strict=True))
+    assert len(inside) == expected
+    assert same_polygons((polygons, own), traced(codes, split=(1,), block=block, **how))
 
 
 def test_discs_that_touch_are_counted():

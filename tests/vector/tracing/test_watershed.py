@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segkit.vector.tracing.watershed import COLOURS, colour_parts, find_contacts, measure_distance, number_parts
+from segkit.vector.tracing.watershed import (
+    COLOURS,
+    colour_parts,
+    find_contacts,
+    measure_distance,
+    number_parts,
+    smooth,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -33,3 +40,20 @@ def test_distances_are_those_of_scipy(sides):
     inside[[0, -1]] = inside[:, [0, -1]] = False
     expected = ndimage.distance_transform_edt(inside, sampling=sides)
     np.testing.assert_allclose(measure_distance(inside, *sides), expected)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (3, 40), (4, 3)])
+def test_smooth_values_are_gaussian_means_of_the_known_ones_inside(shape):
+    random = np.random.default_rng(2)
+    inside, values = random.random(shape) < 0.6, random.random(shape)
+    inside[[0, -1]] = inside[:, [0, -1]] = False
+    values[random.random(shape) < 0.3] = np.nan
+    if shape[0] == 40:
+        values[:20, :20] = np.nan
+    known = inside & ~np.isnan(values)
+    filtered = [
+        ndimage.gaussian_filter(image, 1, mode="constant", radius=3)
+        for image in (np.where(known, values, 0), known * 1.0)
+    ]
+    mean = np.divide(*filtered, out=np.ones(shape), where=filtered[1] > 1e-9)
+    np.testing.assert_allclose(smooth(values, inside), np.where(inside, 1 + mean, 0), atol=1e-6)
