@@ -160,7 +160,9 @@ def test_objects_are_split_where_their_probability_falls(tmp_path):
     legend = [BACKGROUND, *({"name": name, "value": k, "color": "#000000"} for k, name in enumerate(names, 1))]
     path = write_raster(tmp_path / "m.tif", codes, legend=legend, blockysize=16)
     dips = np.abs((columns + 37) % 160 - 80) < 3  # one in each 160 pixels
-    sure = np.stack([np.where((codes == k) & ~dips, 250, 150 * (codes == k)) for k in (1, 2, 3)]).astype(np.uint8)
+    elsewhere = np.roll(dips, 70, axis=1)  # of no effect: where another class is
+    sure = [np.where(codes == k, np.where(dips, 150, 250), np.where(elsewhere, 0, 99)) for k in (1, 2, 3)]
+    sure = np.stack(sure).astype(np.uint8)
     sure[1, :, 1000:1400] = 255  # no fall is known there
     sure_path = write_raster(tmp_path / "p.tif", sure, names=names, scale=1 / 254, nodata=255, blockysize=4)
     options = {"probabilities": sure_path, "split": names, "split_by": "probabilities"}
