@@ -217,7 +217,7 @@ def _describe_windows(windows: Sequence[DoneWindow], task: Task, unit: str) -> I
 
 def _describe_differences(agreement: Sequence[Agreement], differing: Differing, unit: str) -> Iterator[str]:
     for one in agreement:
-        if one.differing > 0:
+        if one.differing > _MIN_SHARE * one.area:
             result = "unlabelled" if differing == "unlabelled" else f"labelled as in {one.one}"
             yield (
                 f"{one.one} and {one.other} differ on {_format_area(one.differing, unit)} of "
