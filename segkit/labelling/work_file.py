@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from segkit.errors import DataError, UsageError
+from segkit.io.features import value_text
 from segkit.io.files import require_file
 from segkit.io.geopackage import replace_layers, write_layer, write_styles
 from segkit.io.paths import PathLike
@@ -160,7 +161,7 @@ def read_work_file(path: PathLike) -> WorkFile:
         kinds = ["feature without a shape" if one is None or one.is_empty else one.geom_type for one in geometries]
         if other := [kind for kind in kinds if "Polygon" not in kind]:
             raise DataError(f"{file}: layer {layer!r} holds a {other[0]}; only polygons are possible; remove it")
-    names = [_text(value) for value in drawn.attributes["class"]]
+    names = [value_text(value) or None for value in drawn.attributes["class"]]
     classes = np.array(names, dtype=object)[present]
     drawn_shapes = reproject(shapes[present], drawn.crs, found.crs)
     return WorkFile(file, task, found.crs, windows.reset_index(drop=True), classes, drawn_shapes)
@@ -179,7 +180,7 @@ def _read_task(file: Path) -> Task:
 
 def _statuses(file: Path, windows: pandas.DataFrame) -> list[str]:
     """Return the status of each window; an empty one is `TODO`."""
-    found = [(_text(value) or TODO).strip() for value in windows["status"]]
+    found = [value_text(value) or TODO for value in windows["status"]]
     for number, status in zip(windows["id"], found, strict=True):
         if status not in STATUS:
             raise DataError(f"{file}: window {number} has status {status!r}; it must be {', '.join(STATUS)}")
@@ -192,12 +193,7 @@ def _numbers(file: Path, windows: pandas.DataFrame) -> dict[str, Any]:
     for field, values in found.items():
         if wrong := windows[field][~(values >= 1)].tolist():
             raise DataError(
-                f"{file}: a window has {field} {_text(wrong[0]) or 'empty'}; windows keep the numbers that segkit "
+                f"{file}: a window has {field} {value_text(wrong[0]) or 'empty'}; windows keep the numbers that segkit "
                 "suggest wrote, and none are added; remove it"
             )
     return {field: values.astype(int) for field, values in found.items()}
-
-
-def _text(value: Any) -> str | None:
-    """Return a value as text; None if it is missing or blank."""
-    return None if value is None or value != value or not str(value).strip() else str(value)

@@ -68,16 +68,15 @@ def test_qgis_finds_forms_with_the_choices(tmp_path, task):
 
 
 def test_changes_that_a_gis_makes_are_read(tmp_path):
-    """Multipolygons with Z, another CRS of one layer, numbers as text; names keep their spaces."""
-    task = Task("binary", (LandCoverClass(" wet", 1),))
-    file = write(tmp_path / "todo.gpkg", task, name=" wet")
+    """Multipolygons with Z, another CRS of one layer, numbers as text and text as numbers."""
+    file = write(tmp_path / "todo.gpkg", Task("binary", (LandCoverClass(" 7", 1),)), name="7")
     windows, polygons = read(file, "windows"), read(file, "polygons")
     shapes = shapely.force_3d(shapely.multipolygons(windows.geometry.to_numpy()[:, None]), 5.0)
     replace(file, "windows", windows.assign(rows="16", cols="16").set_geometry(shapes, crs=windows.crs))
-    replace(file, "polygons", polygons.to_crs(4326))
+    replace(file, "polygons", polygons.to_crs(4326).assign(**{"class": 7.0}))
     found = read_work_file(file)
     assert found.windows[["id", "rows", "cols"]].to_numpy().tolist() == [[1, 16, 16], [2, 16, 16]]
-    assert found.classes.tolist() == [" wet"]
+    assert found.classes.tolist() == [found.task.classes[0].name] == ["7"]
     assert shapely.symmetric_difference(found.shapes[0], box(0, 0, 80, 160)).area < 1e-3
 
 
