@@ -132,13 +132,14 @@ class Folds:
 
     def _make_model(self, fold: Fold, found: Examination, *, show_progress: bool) -> Segmenter:
         if fold.model is not None:
-            _check_same_labels(fold, found)
+            _check_same_labels(fold.model.parent, found, "train the folds again, or leave out --run")
             return load(fold.model)
         if show_progress:
             print(f"{fold.name}: training {fold.recipe.model.architecture}", file=sys.stderr, flush=True)
         if fold.plan is None:
             return _fit(fold.recipe, found)
         run_trial(fold.plan, overwrite=self._overwrite, show_progress=show_progress)
+        _check_same_labels(fold.plan.folder, found, "train it again (--overwrite)")
         return load(fold.plan.folder / MODEL)
 
     def _examine(self, fold: Fold, *, show_progress: bool) -> Examination:
@@ -275,18 +276,17 @@ def _read_run(recipe: Recipe, run: Path) -> list[Fold]:
     return folds
 
 
-def _check_same_labels(fold: Fold, found: Examination) -> None:
+def _check_same_labels(run: Path, found: Examination, advice: str) -> None:
     """Raise a DataError if a fold has other labels than when its model was scored: it may have seen those of its part.
 
     Folds are drawn by the labels, so with other labels another part would be predicted.
     """
-    assert fold.model is not None
     assert found.validation_counts is not None
-    matrix = json.loads((fold.model.parent / METRICS).read_text()).get("confusion", {}).get("matrix", [])
+    matrix = json.loads((run / METRICS).read_text()).get("confusion", {}).get("matrix", [])
     if matrix and _row_sums(matrix) != found.validation_counts.ravel().tolist():
         raise DataError(
-            f"{fold.model.parent}: the labels have changed since this fold was trained, so its model may have seen "
-            "some of those that it would check; train the folds again, or leave out --run"
+            f"{run}: the labels have changed since this fold was trained, so its model may have seen some of those "
+            f"that it would check; {advice}"
         )
 
 

@@ -16,6 +16,7 @@ from segkit.errors import GridError
 from segkit.io.cover import PixelRegion
 from segkit.io.grid import lattice_windows
 from segkit.io.mosaic_dataset import MosaicDataset
+from segkit.io.product_band import ProductFile
 from segkit.io.raster import open_raster
 from segkit.io.region import Region
 from segkit.io.scene import Scene
@@ -281,14 +282,21 @@ def sample_pixels(scene: Scene, region: Region | None = None) -> list[NDArray[np
 
 
 def _declared(scene: Scene) -> tuple[list[str], list[tuple[float, float]]]:
-    """Return the data types, and the pairs of scale and offset, that the files of a scene declare."""
+    """Return the data types, and the pairs of scale and offset, that the files of a scene declare.
+
+    Of products whose values are scaled, the pairs are those of their metadata.
+    """
     dtypes: list[str] = []
     scaling: list[tuple[float, float]] = []
     for path in scene.paths:
         with open_raster(path, vrt=scene.vrt) as dataset:
             for part in dataset.layout.tiles if isinstance(dataset, MosaicDataset) else [dataset]:
                 dtypes += part.dtypes
-                scaling += zip(part.scales, part.offsets, strict=True)
+                pairs = list(zip(part.scales, part.offsets, strict=True))
+                if scene.scaled and isinstance(path, ProductFile):
+                    declared = [path.declared(dataset, number, scaled=True) for number in dataset.indexes]
+                    pairs = [pair for pair in declared if pair is not None]
+                scaling += pairs
     return list(dict.fromkeys(dtypes)), list(dict.fromkeys(scaling))
 
 

@@ -26,6 +26,7 @@ _ABSOLUTE = re.compile(r"[/~]|[A-Za-z]:[\\/]|\\\\|file:", re.ASCII)
 # For Deepness: window and overlap in pixels, as predict has them at most for a window of this size.
 _DEEPNESS_TILE, _MAX_OVERLAP = 512, 160
 _PROJECTION_STRETCH = 0.002
+_MAX_FLOAT32 = 3.4028235e38  # larger numbers round to infinity
 _ONE_RESOLUTION = 1.1  # ratio of the largest to the smallest pixel of training scenes that count as the same
 
 
@@ -120,6 +121,8 @@ def list_nodata(model: AnyModel) -> tuple[float, ...]:
 def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]]:
     """Return stored values in the units of training, one number for each band; NaN for computed bands and layers.
 
+    Also NaN beyond float32, where values of the input are infinite, which is no data anyhow.
+
     Raises
     ------
     UsageError
@@ -134,12 +137,10 @@ def convert_nodata(model: AnyModel, values: Sequence[float]) -> list[list[float]
         )
     scale, offset = factors or ([], [])
     stored = count_stored_bands(model)
+    converted = [[value * factor + shift for factor, shift in zip(scale, offset, strict=True)] for value in values]
     return [
-        [
-            value * factor + shift if band < stored else math.nan
-            for band, (factor, shift) in enumerate(zip(scale, offset, strict=True))
-        ]
-        for value in values
+        [one if band < stored and abs(one) <= _MAX_FLOAT32 else math.nan for band, one in enumerate(row)]
+        for row in converted
     ]
 
 

@@ -57,7 +57,7 @@ class Features:
         fields = [str(name) for name in self.attributes]
         if field not in fields:
             raise DataError(f"{self.path}: has no field {field!r}; its fields are {', '.join(fields) or 'none'}")
-        return tuple(_text(value) for value in self.attributes[field].to_numpy())
+        return tuple(value_text(value) for value in self.attributes[field].to_numpy())
 
     def require_crs_as(self, grid: Grid) -> None:
         """Raise a GridError if only one of the features and a grid has a CRS."""
@@ -114,7 +114,8 @@ def require_types(features: Features, types: Sequence[shapely.GeometryType], rul
         )
 
 
-def _text(value: Any) -> str | None:
+def value_text(value: Any) -> str | None:
+    """Return a value of a field as text, as in a recipe: 1.0 is "1", null is None; spaces around it do not count."""
     if value is None or value != value:
         return None
     return str(int(value)) if isinstance(value, float | np.floating) and value.is_integer() else str(value).strip()

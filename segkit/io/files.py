@@ -27,7 +27,8 @@ _lock_descriptors: set[int] = set()
 _TEMPORARY_SUFFIX_BYTES = len("..bands.12345678.part")
 _SHAPEFILE_SUFFIXES = (".shp", ".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".shp.xml")
 # Side files that are written, read or removed with a file: suffixes that are appended to its name.
-_SIDE_SUFFIXES = {".gpkg": ("-wal", "-shm", "-journal"), ".tif": (".aux.xml", ".ovr", ".msk")}
+_LOG_SUFFIXES = ("-wal", "-shm", "-journal")  # of a database
+_SIDE_SUFFIXES = {".gpkg": _LOG_SUFFIXES, ".tif": (".aux.xml", ".ovr", ".msk")}
 _SIDE_SUFFIXES[".tiff"] = _SIDE_SUFFIXES[".tif"]
 _ADVICE = {
     errno.ENOSPC: "free some space, or write to another disk",
@@ -267,7 +268,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
 
     The temporary folder is next to `path`, on the same file system, so each move is a rename; files are synced before.
     The block should verify what it wrote. If it raises, nothing under the final name changes. Side files (the set of a
-    shapefile) are moved, too; the named file is moved last, so that it never exists without them.
+    shapefile) are moved, too; the named file is moved last, so that it never exists without them. Logs of a GeoPackage
+    that is replaced, which are there while QGIS shows it, are removed: they would be applied to the new one.
 
     Raises
     ------
@@ -285,6 +287,8 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
             fsync(file)
         for file in written:
             file.replace(final.parent / file.name)
+        for ending in _LOG_SUFFIXES if final.suffix.lower() == ".gpkg" else ():
+            final.with_name(final.name + ending).unlink(missing_ok=True)
         fsync(final.parent)
 
 

@@ -117,7 +117,8 @@ def labels(
     area = dict.fromkeys(_names(task), 0.0)
     for name, shape, one in rows:
         area[name] += shape.area * one.scale
-    labelled = sum(part.labelled.area * one.scale for one, part in merged)
+    ground = ground_area(done)
+    unlabelled = ground - sum(part.labelled.area * one.scale for one, part in merged)
     unit = "px" if crs is None else "ha"
     notes = (*_describe_outside(read), *_describe_windows(done, task, unit))
     return LabelCollection(
@@ -125,7 +126,7 @@ def labels(
         counts,
         area,
         unit,
-        max(ground_area(done) - labelled, 0.0),
+        unlabelled if unlabelled > _MIN_SHARE * ground else 0.0,
         agreement,
         (*notes, *_describe_differences(agreement, differing, unit)),
         {"path": str(target), "field": "class", "outside_polygons": "ignore"},
@@ -207,7 +208,8 @@ def _describe_windows(windows: Sequence[DoneWindow], task: Task, unit: str) -> I
     for path in dict.fromkeys(one.path for one in windows):
         mine = [one for one in windows if one.path == path]
         for key, text in texts.items():
-            found = [(one.id, getattr(one.labels, key) * one.scale) for one in mine if getattr(one.labels, key) > 0]
+            areas = [(one, getattr(one.labels, key)) for one in mine]
+            found = [(one.id, area * one.scale) for one, area in areas if area > _MIN_SHARE * one.outline.area]
             if found:
                 where = f"{path}, window {list_some([number for number, _ in found], 8)}"
                 yield f"{where}: {text.format(_format_area(sum(area for _, area in found), unit))}"
@@ -217,7 +219,7 @@ def _describe_windows(windows: Sequence[DoneWindow], task: Task, unit: str) -> I
 
 def _describe_differences(agreement: Sequence[Agreement], differing: Differing, unit: str) -> Iterator[str]:
     for one in agreement:
-        if one.differing > 0:
+        if one.differing > _MIN_SHARE * one.area:
             result = "unlabelled" if differing == "unlabelled" else f"labelled as in {one.one}"
             yield (
                 f"{one.one} and {one.other} differ on {_format_area(one.differing, unit)} of "

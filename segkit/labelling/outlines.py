@@ -18,6 +18,7 @@ from segkit.io.grid import Grid, crs_name
 from segkit.io.polygons import apply_affine
 
 _SEVERAL_CRS = "EPSG:4326"
+_HALF_CIRCLE = 180  # degrees; what is wider in longitude was torn apart
 
 
 def common_crs(grids: Sequence[Grid]) -> CRS | None:
@@ -44,8 +45,21 @@ def outline_windows(grid: Grid, windows: Sequence[Window], crs: CRS | None) -> N
 
 
 def reproject(shapes: NDArray[Any], own: CRS | None, other: CRS | None) -> NDArray[Any]:
-    """Return shapes in another CRS; vertices that neighbours share stay shared, since only vertices are moved."""
+    """Return shapes in another CRS; vertices that neighbours share stay shared, since only vertices are moved.
+
+    Raises
+    ------
+    UsageError
+        One has no outline in longitude and latitude: it reaches over the antimeridian.
+    """
     if own is None or other is None or own == other:
         return shapes
     transformer = pyproj.Transformer.from_crs(own.to_wkt(), other.to_wkt(), always_xy=True)
-    return np.asarray(shapely.transform(shapes, transformer.transform, interleaved=False), dtype=object)
+    moved = np.asarray(shapely.transform(shapes, transformer.transform, interleaved=False), dtype=object)
+    left, _, right, _ = shapely.bounds(moved).reshape(-1, 4).T
+    if other.is_geographic and (right - left > _HALF_CIRCLE).any():
+        raise UsageError(
+            f"a window or polygon in {crs_name(own)} reaches over the antimeridian, so it has no outline in longitude "
+            "and latitude, in which scenes of several CRSs are written; give those of one CRS at a time"
+        )
+    return moved

@@ -81,8 +81,8 @@ def partition(window: Any, classes: NDArray[Any], shapes: NDArray[Any], task: Ta
         wide, narrow = _split_by_width(shared, pixel)
         wide_gaps, narrow_gaps = _split_by_width(rest, pixel)
         overlaps, slivers = wide.area, narrow.area + narrow_gaps.area
-        gaps = 0.0 if task.background else wide_gaps.area
-        doubtful = union([shared, narrow_gaps if task.background else rest])
+        gaps = 0.0 if task.allows_no_class else wide_gaps.area
+        doubtful = union([shared, narrow_gaps if task.allows_no_class else rest])
         labelled = shapely.difference(labelled, doubtful)
     labelled = polygonal(labelled)
     present = {one.name: clip(found[one.name], labelled) for one in task.classes}

@@ -271,6 +271,7 @@ def _task(rule: Recipe | None, measurer: Measurer | None) -> Task:
     if rule is None or measurer is None:
         found = rule.task if rule is not None else measurer.task if measurer is not None else None
         assert found is not None
+        class_choices(found)  # an error about names
         return found
     choices = class_choices(rule.task)
     missing = [one.name for one in measurer.task.classes if one.name not in choices]

@@ -14,12 +14,14 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from segkit.errors import DataError
+from segkit.errors import DataError, UsageError
+from segkit.io.features import value_text
 from segkit.io.files import require_file
 from segkit.io.geopackage import replace_layers, write_layer, write_styles
 from segkit.io.paths import PathLike
 from segkit.io.vector import layer_names, read_layer
 from segkit.labelling.forms import polygon_form, window_form
+from segkit.labelling.outlines import reproject
 from segkit.task import BACKGROUND, LandCoverClass, Task
 
 LAYERS = WINDOWS, POLYGONS, TASK = "windows", "polygons", "task"
@@ -55,8 +57,18 @@ class WorkFile:
 
 
 def class_choices(task: Task) -> list[str]:
-    """Return the classes that the form of polygons offers, and `UNLABELLED`."""
+    """Return the classes that the form of polygons offers, and `UNLABELLED`.
+
+    Raises
+    ------
+    UsageError
+        A class has that name.
+    """
     names = [one.name for one in task.classes]
+    if UNLABELLED in names:
+        raise UsageError(
+            f"a class is called {UNLABELLED!r}, which in files of windows means ground without labels; rename it"
+        )
     return [*names, *([BACKGROUND] if task.background else []), UNLABELLED]
 
 
@@ -139,16 +151,20 @@ def read_work_file(path: PathLike) -> WorkFile:
     for layer, table, fields in ((WINDOWS, windows, _WINDOW_FIELDS), (POLYGONS, drawn.attributes, ("class",))):
         if lost := [field for field in fields if field not in table]:
             raise DataError(f"{file}: layer {layer!r} has no field {lost[0]!r}; restore it from the suggested file")
-    windows = windows.assign(shape=found.geometries, status=_statuses(file, windows))
+    if (found.crs is None) != (drawn.crs is None):
+        raise DataError(f"{file}: one of its layers {WINDOWS!r} and {POLYGONS!r} has lost its CRS; assign it again")
+    windows = windows.assign(shape=found.geometries, status=_statuses(file, windows), **_numbers(file, windows))
     windows["labeller"] = windows.get("labeller")
     shapes = np.array([] if drawn.geometries is None else drawn.geometries, dtype=object)
     present = ~(shapely.is_missing(shapes) | shapely.is_empty(shapes))
     for layer, geometries in ((WINDOWS, windows["shape"].to_numpy()), (POLYGONS, shapes[present])):
-        if other := [one.geom_type for one in geometries if one is None or "Polygon" not in one.geom_type]:
+        kinds = ["feature without a shape" if one is None or one.is_empty else one.geom_type for one in geometries]
+        if other := [kind for kind in kinds if "Polygon" not in kind]:
             raise DataError(f"{file}: layer {layer!r} holds a {other[0]}; only polygons are possible; remove it")
-    names = [_text(value) for value in drawn.attributes["class"]]
+    names = [value_text(value) or None for value in drawn.attributes["class"]]
     classes = np.array(names, dtype=object)[present]
-    return WorkFile(file, task, found.crs, windows.reset_index(drop=True), classes, shapes[present])
+    drawn_shapes = reproject(shapes[present], drawn.crs, found.crs)
+    return WorkFile(file, task, found.crs, windows.reset_index(drop=True), classes, drawn_shapes)
 
 
 def _read_task(file: Path) -> Task:
@@ -164,12 +180,20 @@ def _read_task(file: Path) -> Task:
 
 def _statuses(file: Path, windows: pandas.DataFrame) -> list[str]:
     """Return the status of each window; an empty one is `TODO`."""
-    found = [_text(value) or TODO for value in windows["status"]]
+    found = [value_text(value) or TODO for value in windows["status"]]
     for number, status in zip(windows["id"], found, strict=True):
         if status not in STATUS:
             raise DataError(f"{file}: window {number} has status {status!r}; it must be {', '.join(STATUS)}")
     return found
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None or value != value or not str(value).strip() else str(value).strip()
+def _numbers(file: Path, windows: pandas.DataFrame) -> dict[str, Any]:
+    """Return number and size of each window; windows that are added in a GIS lack them."""
+    found = {field: pandas.to_numeric(windows[field], errors="coerce") for field in ("id", "rows", "cols")}
+    for field, values in found.items():
+        if wrong := windows[field][~(values >= 1)].tolist():
+            raise DataError(
+                f"{file}: a window has {field} {value_text(wrong[0]) or 'empty'}; windows keep the numbers that segkit "
+                "suggest wrote, and none are added; remove it"
+            )
+    return {field: values.astype(int) for field, values in found.items()}

@@ -33,7 +33,7 @@ class LandCoverClass:
     Parameters
     ----------
     name
-        Shown in maps, layers and metrics.
+        Shown in maps, layers and metrics; spaces around it are removed, since values of fields are read without them.
     value
         Its code in label rasters and in the map, 0 to 65534.
     color
@@ -55,7 +55,8 @@ class LandCoverClass:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
+        object.__setattr__(self, "name", self.name.strip())
+        if not self.name:
             raise TaskError("a class has an empty name; give each class a name")
         if not 0 <= self.value <= MAX_VALUE:
             raise TaskError(f"class {self.name!r} has value {self.value}; values are integers from 0 to {MAX_VALUE}")

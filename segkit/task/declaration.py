@@ -79,8 +79,12 @@ class TaskDeclaration:
                     f"class {one.name!r} and background both have the value {one.value}; "
                     f"set task.background_value to the code of background{without}"
                 )
-            if self.background and one.name == BACKGROUND:
-                raise TaskError("'background' is listed as a class, but the task adds it by itself; remove it")
+            if self.allows_no_class and one.name == BACKGROUND:
+                advice = "remove it" if self.background else "give the class another name"
+                raise TaskError(
+                    "'background' is listed as a class, but means ground in no class, which the task has by itself; "
+                    + advice
+                )
 
     def _check_combination(self) -> None:
         if self.type == "multilabel" and self.head == "softmax":

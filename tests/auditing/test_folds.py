@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import rasterio
@@ -97,8 +99,14 @@ def test_a_classical_recipe_has_no_network(planted, tmp_path):
 
 
 def test_networks_are_trained_in_folders_without_choosing_by_validation(planted, tmp_path, monkeypatch):
-    plans = []
-    monkeypatch.setattr("segkit.auditing.folds.run_trial", lambda plan, **_: plans.append(plan))
+    plans, matrices = [], []
+
+    def run_trial(plan, **_):
+        plans.append(plan)
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        (plan.folder / "metrics.json").write_text(json.dumps({"confusion": {"matrix": matrices}}))
+
+    monkeypatch.setattr("segkit.auditing.folds.run_trial", run_trial)
     monkeypatch.setattr("segkit.auditing.folds.load", lambda path: None)
     monkeypatch.setattr("segkit.auditing.folds.ModelPredictor", lambda model: model)
     raw = planted.recipe.to_dict()
@@ -110,3 +118,6 @@ def test_networks_are_trained_in_folders_without_choosing_by_validation(planted,
         assert plan.recipe.train.checkpoint == "last"
         assert not plan.recipe.train.calibrate
         assert plan.recipe.model.architecture == "unet"
+    matrices[:] = np.eye(4, dtype=int).tolist()  # of an earlier, interrupted audit of other labels
+    with pytest.raises(DataError, match=r"fold0of2: the labels have changed since .* \(--overwrite\)"):
+        list(open_all(Recipe.from_dict(raw), tmp_path, folds=2, learner="network").predictions(show_progress=False))

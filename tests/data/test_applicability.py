@@ -7,6 +7,7 @@ import rasterio
 import shapely
 from affine import Affine
 from places import UTM
+from products import random_bands, write_safe
 from synthetic import recipe_for, segmenter, write_pair
 
 from segkit.data import applicability
@@ -89,6 +90,13 @@ def test_a_declared_offset_and_another_resolution_are_named(folder, training):
     for factor, found in ((0.5, True), (1.2, False), (1.3, True)):
         scene = changed(folder, transform=transform @ Affine.scale(factor), crs=crs)
         assert any("m wide, in training" in text for text in compare_scene(training, scene).findings) == found
+
+
+@pytest.mark.parametrize(("baseline", "offset"), [("05.11", -0.1), ("02.14", 0.0)])
+def test_scaled_products_declare_what_their_metadata_say(tmp_path, baseline, offset):
+    product = write_safe(tmp_path, random_bands(["B02", "B03"]), baseline=baseline)
+    facts = applicability._SceneFacts.read(Scene.from_files(product, scaled=True))
+    assert facts.scaling == ((1e-4, pytest.approx(offset)),)
 
 
 def test_pixels_are_sampled_where_there_are_data(tmp_path, folder):

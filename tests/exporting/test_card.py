@@ -48,6 +48,14 @@ def test_deepness_decides_like_the_task(tmp_path, task):
     assert [len(each) for each in names] == [output.shape[1] for output in outputs]
 
 
+def test_no_data_beyond_float32_is_infinite_in_the_input(tmp_path):
+    """The lowest number of float64, which other programs write, would be infinite, to which all are as near."""
+    lowest = [[np.finfo(kind).min] for kind in (np.float64, np.float32)]
+    found = [convert_nodata(a_model(tmp_path), one)[0] for one in lowest]
+    assert np.isnan(found[0]).all()
+    np.testing.assert_array_equal(found[1], lowest[1] * 3)
+
+
 @pytest.mark.parametrize("units", [{}, {"scale": 0.5, "offset": -1000.0}, {"scale": (1e-4, 2e-4, 3e-4)}])
 def test_deepness_converts_stored_values_to_the_units_of_training(tmp_path, units):
     model = a_model(tmp_path, **units)

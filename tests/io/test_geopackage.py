@@ -5,6 +5,7 @@ from contextlib import closing
 
 import geopandas
 import numpy as np
+import pandas
 import pyogrio
 import pytest
 import rasterio
@@ -14,7 +15,7 @@ from rasterio.transform import from_origin
 from segkit import vectorize
 from segkit.assess.design import design
 from segkit.errors import OutputError, OutputExistsError, UsageError
-from segkit.io.geopackage import copy_without_layers, verify_copy
+from segkit.io.geopackage import copy_without_layers, replace_layers, verify_copy, write_layer
 
 STYLE = "INSERT INTO layer_styles (f_table_name, styleName, styleQML, useAsDefault) VALUES (?, ?, ?, 1)"
 
@@ -106,6 +107,24 @@ def test_what_a_write_ahead_log_holds_is_kept(project, map_):
         vectorize(map_, project, overwrite=True)
     assert ask(project, "SELECT name FROM qgis_projects") == [("latest",)]
     assert not project.with_suffix(".gpkg-wal").exists()
+
+
+def test_a_file_that_qgis_shows_is_replaced_with_its_log(tmp_path):
+    """QGIS keeps a write-ahead log beside a file that it shows, which would be applied to the new file."""
+    path = tmp_path / "labels.gpkg"
+    frame = geopandas.GeoDataFrame({"class": ["forest"]}, geometry=[shapely.box(0, 0, 1, 1)], crs=4326)
+    with replace_layers(path, ["labels"], {"labels": 1}) as part:
+        write_layer(part, "labels", frame)
+    with closing(sqlite3.connect(path)) as shown:
+        shown.execute("PRAGMA journal_mode = WAL")
+        shown.execute("CREATE TABLE notes (note TEXT)")
+        shown.commit()
+        with replace_layers(path, ["labels"], {"labels": 2}) as part:
+            write_layer(part, "labels", geopandas.GeoDataFrame(pandas.concat([frame, frame]), crs=4326))
+        assert [file.name for file in tmp_path.iterdir()] == ["labels.gpkg"]
+        assert ask(path, "PRAGMA integrity_check") == [("ok",)]
+        assert len(geopandas.read_file(path, layer="labels")) == 2
+        assert ask(path, "SELECT count(*) FROM notes") == [(0,)]
 
 
 def test_the_sample_is_drawn_into_a_project(project, map_, tmp_path):

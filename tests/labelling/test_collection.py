@@ -132,6 +132,17 @@ def edit(path, layer, function):
     replace(path, layer, table)
 
 
+def test_rounding_of_another_crs_is_neither_a_difference_nor_unlabelled(scenes, suggested, tmp_path):
+    label(suggested, truth(scenes, "a"))
+    ben = Path(shutil.copy(suggested, tmp_path / "ben.gpkg"))
+    for layer in ("windows", "polygons"):
+        replace(ben, layer, read(ben, layer).to_crs(4326))
+    made = segkit.labels([suggested, ben], tmp_path / "labels.gpkg")
+    assert made.agreement[0].kappa["cleared"] == pytest.approx(1)
+    assert made.unlabelled == 0
+    assert made.notes == ()
+
+
 def test_two_people_are_merged_and_compared(scenes, suggested, tmp_path):
     ben = Path(shutil.copy(suggested, tmp_path / "ben.gpkg"))
     label(suggested, truth(scenes, "a"))

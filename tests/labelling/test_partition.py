@@ -22,8 +22,11 @@ def said(kind, *polygons, **options):
     return partition(WINDOW, np.array(names, dtype=object), np.array(shapes, dtype=object), task(kind, **options), 1.0)
 
 
-def test_what_no_polygon_covers_is_background():
-    found = said("binary", ("water", box(-5, 0, 5, 20)))
+@pytest.mark.parametrize(
+    "one", [task("binary"), Task("multilabel", (LandCoverClass("water", 1),))], ids=["binary", "one overlapping class"]
+)
+def test_what_no_polygon_covers_is_background(one):
+    found = partition(WINDOW, np.array(["water"], dtype=object), np.array([box(-5, 0, 5, 20)]), one, 1.0)
     assert found.labelled.equals(WINDOW)
     assert found.present["water"].equals(box(0, 0, 5, 20))
     assert found.absent().equals(box(5, 0, 20, 20))

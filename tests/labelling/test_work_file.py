@@ -6,11 +6,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas
 import pytest
+import shapely
 from labelling import read, replace
 from rasterio.crs import CRS
 from shapely import box
 
-from segkit.errors import DataError
+from segkit.errors import DataError, UsageError
 from segkit.labelling.work_file import class_choices, read_work_file, write_work_file
 from segkit.task import LandCoverClass, Task
 
@@ -19,11 +20,11 @@ FOREST = Task("multiclass", (LandCoverClass("forest", 1), LandCoverClass("wet & 
 LAYERS = Task("multilabel", (LandCoverClass("forest", 1), LandCoverClass("flooded", 2)))
 
 
-def write(path, task=FOREST):
+def write(path, task=FOREST, name="forest"):
     places = {"scene": ["a", "b"], "row": [0, 16], "col": [0, 0], "rows": 16, "cols": 16, "uncertain": [0.5, np.nan]}
     windows = pandas.DataFrame({"id": [1, 2], **places})
     outlines = [box(0, 0, 160, 160), box(0, 160, 160, 320)]
-    polygons = pandas.DataFrame({"class": ["forest"]}, dtype=object)
+    polygons = pandas.DataFrame({"class": [name]}, dtype=object)
     write_work_file(path, task, CRS_, windows, outlines, polygons, [box(0, 0, 80, 160)])
     return path
 
@@ -66,6 +67,24 @@ def test_qgis_finds_forms_with_the_choices(tmp_path, task):
     assert "@user_full_name" in defaults["labeller"]
 
 
+def test_changes_that_a_gis_makes_are_read(tmp_path):
+    """Multipolygons with Z, another CRS of one layer, numbers as text and text as numbers."""
+    file = write(tmp_path / "todo.gpkg", Task("binary", (LandCoverClass(" 7", 1),)), name="7")
+    windows, polygons = read(file, "windows"), read(file, "polygons")
+    shapes = shapely.force_3d(shapely.multipolygons(windows.geometry.to_numpy()[:, None]), 5.0)
+    replace(file, "windows", windows.assign(rows="16", cols="16").set_geometry(shapes, crs=windows.crs))
+    replace(file, "polygons", polygons.to_crs(4326).assign(**{"class": 7.0}))
+    found = read_work_file(file)
+    assert found.windows[["id", "rows", "cols"]].to_numpy().tolist() == [[1, 16, 16], [2, 16, 16]]
+    assert found.classes.tolist() == [found.task.classes[0].name] == ["7"]
+    assert shapely.symmetric_difference(found.shapes[0], box(0, 0, 80, 160)).area < 1e-3
+
+
+def test_a_class_may_not_have_the_name_of_unlabelled_ground(tmp_path):
+    with pytest.raises(UsageError, match="called 'unlabelled'"):
+        write(tmp_path / "todo.gpkg", Task("binary", (LandCoverClass("unlabelled", 1),)))
+
+
 def drop(layer):
     def edit(file):
         with sqlite3.connect(file) as database:
@@ -95,6 +114,9 @@ def as_points(file):
         (without("windows", "status"), "layer 'windows' has no field 'status'"),
         (without("polygons", "class"), "layer 'polygons' has no field 'class'"),
         (as_points, "layer 'polygons' holds a Point"),
+        (change("windows", geometry=None), "layer 'windows' holds a feature without a shape"),
+        (change("windows", id=[1, None]), "a window has id empty; .* none are added"),
+        (change("windows", rows=["16", "x"]), "a window has rows x"),
     ],
 )
 def test_what_cannot_be_read_back_is_named(file, edit, message):

@@ -216,6 +216,7 @@ def test_thresholds_are_stored_in_the_classes(task):
         (("binary", (A,), None, None, 1), "class 'a' and background both have the value 1"),
         (("binary", (A,), None, None, 70_000), "background_value is 70000"),
         (("multiclass", (A, LandCoverClass(BACKGROUND, 2))), "'background' is listed as a class"),
+        (("multilabel", (A, LandCoverClass(BACKGROUND, 2))), "'background' is listed as a class.* another name"),
         (("multiclass", (A, B3)), "class 'b' has a threshold, but this task takes the highest probability"),
         (("multiclass", (A, B3), "sigmoid", False), "class 'b' has a threshold"),
         (("multiclass", (A, B), None, None, 0, [["a", "b"]]), "are for overlapping classes"),

@@ -82,9 +82,7 @@ FORMATS = {
         siblings=(".dbf", ".shx", ".prj", ".cpg"),
         companions=(".prj", ".qix", ".sbn", ".sbx", ".shp.xml"),
     ),
-    ".gpkg": Format(
-        geopackage_sink, inspect_geopackage, has_layers=True, companions=(".gpkg-wal", ".gpkg-shm", ".gpkg-journal")
-    ),
+    ".gpkg": Format(geopackage_sink, inspect_geopackage, has_layers=True),
     ".parquet": Format(geoparquet_sink, inspect_geoparquet),
     ".fgb": Format(flatgeobuf_sink, inspect_flatgeobuf),
     ".geojson": Format(geojson_sink, inspect_ogr, lonlat_only=True),
