@@ -440,25 +440,28 @@ class _Totals:
         in a stratum without a point at which `part_on_map` or `rest_on_map` is true.
         """
         weights = np.array([[stratum.hectares] for stratum in self._strata])
-        shares = [self._shares(values, on_map) for values, on_map in ((part, part_on_map), (rest, rest_on_map))]
-        return np.stack(ratio_interval(weights, *shares), axis=-1)
+        shares = self._shares(np.hstack([part, rest]), np.hstack([part_on_map, rest_on_map]))
+        return np.stack(ratio_interval(weights, *shares.split(part.shape[1])), axis=-1)
 
     def _shares(self, indicators: NDArray[np.bool_], on_map: NDArray[np.bool_]) -> Shares:
         """Return the share of each stratum in which indicators (rows, C) are true, with limits."""
-        found = []
-        for stratum in self._strata:
-            number, true = self._number[stratum.rows], indicators[stratum.rows]
-            n, share = number.sum(), (number * stratum.weights) @ true / number.sum()
-            # All pixels alike have no variance: the sample size is that of unequal weights (Kish 1965).
-            alike = np.isin(number @ true, (0, n))
-            share = np.where(alike, np.rint(share), share)
-            squares = number @ (stratum.weights[:, None] * (true - share)) ** 2
-            variance = squares / (n - 1) / n if n > 1 else squares
-            by_weights = n**2 / (number @ stratum.weights**2)
-            # Otherwise that of a binomial share with the same variance.
-            trials = np.where(alike, by_weights, 1 + share * (1 - share) / np.where(alike, 1, variance))
-            found.append(stratum_shares(share, trials, stratum.not_sampled).where(on_map[stratum.rows].any(axis=0)))
-        return Shares(*(np.stack([getattr(one, key) for one in found]) for key in ("value", "low", "high")))
+        value, trials = np.transpose([self._sample_size(stratum, indicators) for stratum in self._strata], (1, 0, 2))
+        possible = np.stack([on_map[stratum.rows].any(axis=0) for stratum in self._strata])
+        not_sampled = np.array([[stratum.not_sampled] for stratum in self._strata])
+        return stratum_shares(value, trials, not_sampled).where(possible)
+
+    def _sample_size(self, stratum: _StratumSample, indicators: NDArray[np.bool_]) -> tuple[_FloatArray, _FloatArray]:
+        """Return the shares of a stratum (C) in which indicators are true, and their effective sample sizes."""
+        number, true = self._number[stratum.rows], indicators[stratum.rows]
+        n = number.sum()
+        share = (number * stratum.weights) @ true / n
+        # Points that are all alike have no variance: their number, less what unequal weights cost (Kish 1965).
+        alike = np.isin(number @ true, (0, n))
+        share = np.where(alike, np.rint(share), share)
+        by_weights = n**2 / (number @ stratum.weights**2)
+        # Otherwise that of a binomial share with the same variance.
+        variance = number @ (stratum.weights[:, None] * (true - share)) ** 2 / max(n - 1, 1) / n
+        return share, np.where(alike, by_weights, 1 + share * (1 - share) / np.where(alike, 1, variance))
 
 
 def _join_names(names: Mapping[Any, Any]) -> str:

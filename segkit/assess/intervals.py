@@ -17,12 +17,12 @@ These intervals have three steps:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _TAIL = 0.025  # probability on each side of a 95 % interval
-_BISECTIONS = 60  # halvings of [0, 1]: to the precision of float64
 
 _FloatArray = NDArray[np.float64]
 
@@ -57,9 +57,12 @@ class Shares:
 
     def where(self, possible: NDArray[np.bool_]) -> Shares:
         """Return the shares with the limits equal to the value where nothing but the value is possible."""
-        return Shares(
-            self.value, np.where(possible, self.low, self.value), np.where(possible, self.high, self.value)
-        )
+        return Shares(self.value, np.where(possible, self.low, self.value), np.where(possible, self.high, self.value))
+
+    def split(self, column: int) -> tuple[Shares, Shares]:
+        """Return the columns before `column`, and the others."""
+        parts = [np.split(each, [column], axis=-1) for each in (self.value, self.low, self.high)]
+        return Shares(*(one for one, _ in parts)), Shares(*(other for _, other in parts))
 
 
 def binomial_interval(successes: ArrayLike, trials: ArrayLike) -> tuple[_FloatArray, _FloatArray]:
@@ -76,25 +79,31 @@ def binomial_interval(successes: ArrayLike, trials: ArrayLike) -> tuple[_FloatAr
         x and n, arrays that broadcast; 0 <= x <= n, n > 0.
     """
     x, n = np.broadcast_arrays(np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64))
-    return _lower_limit(x, n), 1 - _lower_limit(n - x, n)
+    pairs = list(zip(x.ravel().tolist(), n.ravel().tolist(), strict=True))
+    low, from_one = (
+        np.array([_lower_limit(one, n) for one, n in each]).reshape(x.shape)
+        for each in (pairs, [(n - one, n) for one, n in pairs])
+    )
+    return low, 1 - from_one
 
 
-def _lower_limit(x: _FloatArray, n: _FloatArray) -> _FloatArray:
-    """Return the lower mid-P limit by bisection, 0 without successes."""
+@lru_cache(maxsize=10_000)
+def _lower_limit(x: float, n: float) -> float:
+    """Return the lower mid-P limit; most strata of many classes have the same counts, so these are remembered."""
+    from scipy.optimize import brentq
     from scipy.special import betainc
 
-    some, failures = np.maximum(x, np.finfo(np.float64).tiny), n - x
-    has_failures = failures > 0
-    low, high = np.zeros(x.shape), np.where(x > 0, np.where(n > 0, x / n, 0), 0)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        more = np.where(has_failures, betainc(x + 1, np.where(has_failures, failures, 1), middle), 0)
-        too_low = (betainc(some, failures + 1, middle) + more) / 2 < _TAIL
-        low, high = np.where(too_low, middle, low), np.where(too_low, high, middle)
-    return low
+    if x <= 0:
+        return 0.0
+
+    def excess(p: float) -> float:
+        more = betainc(x + 1, n - x, p) if x < n else 0.0
+        return float((betainc(x, n - x + 1, p) + more) / 2 - _TAIL)
+
+    return float(brentq(excess, 0, x / n, xtol=1e-15))
 
 
-def stratum_shares(value: _FloatArray, trials: _FloatArray, not_sampled: float = 1.0) -> Shares:
+def stratum_shares(value: _FloatArray, trials: _FloatArray, not_sampled: ArrayLike = 1.0) -> Shares:
     """Return shares with their limits.
 
     Parameters
@@ -102,14 +111,12 @@ def stratum_shares(value: _FloatArray, trials: _FloatArray, not_sampled: float =
     value, trials
         Observed shares, and numbers of points or effective sample sizes.
     not_sampled
-        Share of the stratum's pixels that was not sampled: the finite-population correction, which multiplies variances
-        by it, multiplies the distances of the limits by its square root.
+        Share of each stratum's pixels that was not sampled: the finite-population correction. It multiplies variances
+        by this share, and the distances of the limits by its square root.
     """
     low, high = binomial_interval(value * trials, trials)
     factor = np.sqrt(not_sampled)
-    return Shares(
-        value, value - factor * np.maximum(value - low, 0), value + factor * np.maximum(high - value, 0)
-    )
+    return Shares(value, value - factor * np.maximum(value - low, 0), value + factor * np.maximum(high - value, 0))
 
 
 def ratio_interval(weights: _FloatArray, part: Shares, rest: Shares) -> tuple[_FloatArray, _FloatArray]:
@@ -157,9 +164,10 @@ def _smaller_odds(
 ) -> _FloatArray:
     """Return the lower limit of the odds n / o: the root at which n - t o is not negative; infinite if o must be 0."""
     square = weights**2
-    a = o**2 - (square * do**2).sum(axis=-2)
-    b = n * o - (square * correlation * dn * do).sum(axis=-2)
-    c = np.maximum(n**2 - (square * dn**2).sum(axis=-2), 0)
+    n_square, o_square, both = ((square * each).sum(axis=-2) for each in (dn**2, do**2, correlation * dn * do))
+    c = np.maximum(n**2 - n_square, 0)
+    # (n o - both)^2 - (o^2 - o_square) c, without the terms that cancel.
+    root = np.sqrt(np.maximum(n**2 * o_square + o**2 * n_square - 2 * n * o * both + both**2 - n_square * o_square, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
-        odds = c / (b + np.sqrt(np.maximum(b**2 - a * c, 0)))
+        odds = c / (n * o - both + root)
     return np.where(c > 0, odds, 0.0)
