@@ -282,7 +282,9 @@ def _check_same_labels(fold: Fold, found: Examination) -> None:
     """
     assert fold.model is not None
     assert found.validation_counts is not None
-    matrix = json.loads((fold.model.parent / METRICS).read_text()).get("confusion", {}).get("matrix", [])
+    matrix = (
+        json.loads((fold.model.parent / METRICS).read_text(encoding="utf-8")).get("confusion", {}).get("matrix", [])
+    )
     if matrix and _row_sums(matrix) != found.validation_counts.ravel().tolist():
         raise DataError(
             f"{fold.model.parent}: the labels have changed since this fold was trained, so its model may have seen "

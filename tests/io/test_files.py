@@ -19,6 +19,7 @@ from segkit.io.files import (
     describe_error,
     describe_obstacle,
     escape_formula,
+    fsync,
     lock_folder,
     private_folder,
     remove_atomically,
@@ -442,3 +443,28 @@ def test_a_private_folder_is_the_users_alone(tmp_path, monkeypatch):
     folder.unlink()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     assert private_folder() is None
+
+
+def test_windows_waits_for_files_only(tmp_path, monkeypatch):
+    """It opens no folders, and refuses to wait for a file that is opened for reading."""
+    real, flags_of = os.open, {}
+
+    def windows_open(path, flags, *arguments):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = real(path, flags, *arguments)
+        flags_of[descriptor] = flags
+        return descriptor
+
+    def windows_fsync(descriptor):
+        if not flags_of[descriptor] & os.O_RDWR:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (tmp_path / "a").write_text("content")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    fsync(tmp_path / "a")
+    fsync(tmp_path)
+    assert len(flags_of) == 1
+    assert (tmp_path / "a").read_text() == "content"
