@@ -154,3 +154,25 @@ def test_the_walks_of_contributing_name_what_exists():
     assert len(found) > 8
     for name, path in found:
         assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b", source[path]), (name, path)
+
+
+def system_encoded(source):
+    """Lines that read or write text in the encoding of the system, which on Windows is not UTF-8."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        name, called = getattr(node.func, "attr", getattr(node.func, "id", "")), ast.unparse(node.func)
+        texts = [one.value for one in node.args[:2] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        opens_text = any(re.fullmatch("[rwax+t]+", text) for text in texts) or "newline" in {
+            keyword.arg for keyword in node.keywords
+        }
+        if name in {"read_text", "write_text"} or (name == "open" and opens_text and called != "rasterio.open"):
+            yield node.lineno
+
+
+def test_text_files_are_utf_8_on_every_system():
+    reads = "a.read_text()\nopen('b.txt', 'w')\na.open('w', newline='')\na.write_text('b')"
+    assert list(system_encoded(reads)) == [1, 2, 3, 4]
+    assert not list(system_encoded("a.read_text(encoding='utf-8')\nopen('b.txt', 'rb')\nrasterio.open(a, 'w')"))
+    found = [f"{file}:{line}" for file in HOUSE.rglob("*.py") for line in system_encoded(file.read_text("utf-8"))]
+    assert not found, "give encoding='utf-8'"

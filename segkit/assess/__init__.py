@@ -1,7 +1,8 @@
 """Accuracy assessment: a stratified random sample of a map, and areas and accuracies estimated from it.
 
 `sampling` allocates and draws points, `design` and `points` write them for an interpreter, `estimation` holds the
-estimator, `sample` applies it to files, `export` writes results. Estimators and sampling designs go here.
+estimator, `intervals` its confidence intervals, `sample` applies it to files, `export` writes results. Estimators and
+sampling designs go here.
 """
 
 from segkit.assess.design import Design, design

@@ -1,4 +1,4 @@
-"""Estimate accuracy and area from a stratified random sample, with standard errors.
+"""Estimate accuracy and area from a stratified random sample, with standard errors and confidence intervals.
 
 Every estimate is a total over the map, or a ratio of two totals, of an indicator that is observed at the sample points:
 "the reference class is forest", "map and reference agree". So one estimator covers all. If the strata are the map's
@@ -18,6 +18,7 @@ import numpy as np
 import pandas
 from numpy.typing import ArrayLike, NDArray
 
+from segkit.assess.intervals import Intervals, Shares, ratio_interval, stratum_shares
 from segkit.errors import DataError
 from segkit.evaluation.metrics import disagreement
 from segkit.runtime.deprecation import renamed_attribute, renamed_keywords
@@ -33,7 +34,8 @@ class Estimate:
 
     Estimates that are undefined are NaN: the user's accuracy of a class without samples on the map, the producer's
     accuracy of a class without samples in the reference, and every standard error that depends on a stratum with one
-    sample.
+    sample. `intervals` are the confidence intervals to report. The half-widths of the textbook (`area_ci`, `users_ci`,
+    ...: 1.96 standard errors) are beside them; they cover too little if few points decide.
 
     Parameters
     ----------
@@ -53,6 +55,8 @@ class Estimate:
         User's accuracy: share of the mapped area of a class that is correct. 1 - commission error.
     producers, producers_se
         Producer's accuracy: share of the reference area of a class that is mapped as this class. 1 - omission error.
+    intervals
+        95 % confidence intervals of area, overall, users and producers, see `segkit.assess.intervals`.
     unlabelled
         Number of points without a reference class; they are not used.
     """
@@ -69,39 +73,44 @@ class Estimate:
     users_se: _FloatArray
     producers: _FloatArray
     producers_se: _FloatArray
+    intervals: Intervals
     unlabelled: int = 0
 
     unfilled = renamed_attribute("unfilled", "unlabelled")
 
     @property
     def area_ci(self) -> _FloatArray:
-        """Half-width of the 95 % confidence interval of each area: area - area_ci to area + area_ci."""
+        """Half-width of the textbook 95 % interval of each area: area - area_ci to area + area_ci."""
         return Z95 * self.area_se
 
     @property
     def overall_ci(self) -> float:
-        """Half-width of the 95 % confidence interval."""
+        """Half-width of the textbook 95 % interval."""
         return Z95 * self.overall_se
 
     @property
     def users_ci(self) -> _FloatArray:
-        """Half-widths of the 95 % confidence intervals."""
+        """Half-widths of the textbook 95 % intervals."""
         return Z95 * self.users_se
 
     @property
     def producers_ci(self) -> _FloatArray:
-        """Half-widths of the 95 % confidence intervals."""
+        """Half-widths of the textbook 95 % intervals."""
         return Z95 * self.producers_se
 
     def table(self) -> pandas.DataFrame:
-        """Return one row per class: areas and accuracies with standard errors and half-widths of 95 % intervals."""
+        """Return one row per class: areas and accuracies, each with standard error and 95 % intervals.
+
+        ``_low95`` and ``_high95`` are the limits of `intervals`, ``_ci95`` is the half-width of the textbook interval.
+        """
         columns: dict[str, Any] = {"class": self.classes, "mapped_ha": self.mapped_area}
-        for name, value, error in (
-            ("area_ha", self.area, self.area_se),
-            ("users", self.users, self.users_se),
-            ("producers", self.producers, self.producers_se),
+        for name, value, error, interval in (
+            ("area_ha", self.area, self.area_se, self.intervals.area),
+            ("users", self.users, self.users_se, self.intervals.users),
+            ("producers", self.producers, self.producers_se, self.intervals.producers),
         ):
             columns |= {name: value, f"{name}_se": error, f"{name}_ci95": Z95 * error}
+            columns |= {f"{name}_low95": interval[:, 0], f"{name}_high95": interval[:, 1]}
         return pandas.DataFrame(columns | {"map_samples": self.counts.sum(1), "ref_samples": self.counts.sum(0)})
 
     def summary(self) -> dict[str, Any]:
@@ -112,6 +121,8 @@ class Estimate:
             "overall_accuracy": _none_if_undefined(self.overall),
             "overall_accuracy_se": _none_if_undefined(self.overall_se),
             "overall_accuracy_ci95": _none_if_undefined(self.overall_ci),
+            "overall_accuracy_low95": _none_if_undefined(float(self.intervals.overall[0])),
+            "overall_accuracy_high95": _none_if_undefined(float(self.intervals.overall[1])),
             "quantity_disagreement": _none_if_undefined(quantity),
             "allocation_disagreement": _none_if_undefined(allocation),
             "samples": int(self.counts.sum()),
@@ -298,13 +309,20 @@ def _estimate(
     totals = _Totals(sample, strata)
     size = len(names)
     mapped, true = (sample[column].to_numpy()[:, None] == np.arange(size) for column in ("map", "reference"))
-    agreed = mapped & true
+    agreed, everywhere = mapped & true, np.ones_like(mapped)
+    correct = agreed.any(axis=1, keepdims=True)
     area, area_se = totals(true)
-    overall, overall_se = totals.ratio(agreed.any(axis=1, keepdims=True), np.ones((len(sample), 1)))
+    overall, overall_se = totals.ratio(correct, everywhere[:, :1])
     # A stratum with one map class has no variance in the user's accuracy of the other classes.
     on_map = [[stratum.map_class in (None, index) for index in range(size)] for stratum in strata]
     users, users_se = totals.ratio(agreed, mapped, varies=np.array(on_map))
     producers, producers_se = totals.ratio(agreed, true)
+    intervals = Intervals(
+        totals.hectares * totals.interval(true, ~true, everywhere, everywhere),
+        totals.interval(correct, ~correct, everywhere[:, :1], everywhere[:, :1])[0],
+        totals.interval(agreed, mapped & ~true, mapped, mapped),
+        totals.interval(agreed, true & ~mapped, mapped, ~mapped),
+    )
     pairs = (mapped[:, :, None] & true[:, None, :]).reshape(len(sample), -1)
     counts = sample["number"].to_numpy() @ pairs
     return Estimate(
@@ -314,7 +332,7 @@ def _estimate(
         area, area_se, mapped_area,
         float(overall[0]), float(overall_se[0]),
         users, users_se, producers, producers_se,
-        unlabelled,
+        intervals, unlabelled,
     )  # fmt: skip
 
 
@@ -408,6 +426,42 @@ class _Totals:
         ratio = self(numerator)[0] / total
         residual = numerator - denominator * np.nan_to_num(ratio)
         return ratio, self(residual, varies)[1] / total
+
+    def interval(
+        self,
+        part: NDArray[np.bool_],
+        rest: NDArray[np.bool_],
+        part_on_map: NDArray[np.bool_],
+        rest_on_map: NDArray[np.bool_],
+    ) -> _FloatArray:
+        """Return the 95 % intervals (C, 2) of part / (part + rest), two totals that exclude each other.
+
+        The columns of the arrays (rows, C) are indicators. Where the map excludes an indicator, it is 0 by definition:
+        in a stratum without a point at which `part_on_map` or `rest_on_map` is true.
+        """
+        weights = np.array([[stratum.hectares] for stratum in self._strata])
+        shares = self._shares(np.hstack([part, rest]), np.hstack([part_on_map, rest_on_map]))
+        return np.stack(ratio_interval(weights, *shares.split(part.shape[1])), axis=-1)
+
+    def _shares(self, indicators: NDArray[np.bool_], on_map: NDArray[np.bool_]) -> Shares:
+        """Return the share of each stratum in which indicators (rows, C) are true, with limits."""
+        value, trials = np.transpose([self._sample_size(stratum, indicators) for stratum in self._strata], (1, 0, 2))
+        possible = np.stack([on_map[stratum.rows].any(axis=0) for stratum in self._strata])
+        not_sampled = np.array([[stratum.not_sampled] for stratum in self._strata])
+        return stratum_shares(value, trials, not_sampled).where(possible)
+
+    def _sample_size(self, stratum: _StratumSample, indicators: NDArray[np.bool_]) -> tuple[_FloatArray, _FloatArray]:
+        """Return the shares of a stratum (C) in which indicators are true, and their effective sample sizes."""
+        number, true = self._number[stratum.rows], indicators[stratum.rows]
+        n = number.sum()
+        share = (number * stratum.weights) @ true / n
+        # Points that are all alike have no variance: their number, less what unequal weights cost (Kish 1965).
+        alike = np.isin(number @ true, (0, n))
+        share = np.where(alike, np.rint(share), share)
+        by_weights = n**2 / (number @ stratum.weights**2)
+        # Otherwise that of a binomial share with the same variance.
+        variance = number @ (stratum.weights[:, None] * (true - share)) ** 2 / max(n - 1, 1) / n
+        return share, np.where(alike, by_weights, 1 + share * (1 - share) / np.where(alike, 1, variance))
 
 
 def _join_names(names: Mapping[Any, Any]) -> str:

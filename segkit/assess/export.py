@@ -38,7 +38,7 @@ def check_estimate_output(output: PathLike, *, overwrite: bool) -> Path:
 
 
 def _write_json(estimate: Estimate, path: Path) -> None:
-    path.write_text(json.dumps(estimate.summary(), indent=2))
+    path.write_text(json.dumps(estimate.summary(), indent=2), encoding="utf-8")
 
 
 def _write_csv(estimate: Estimate, path: Path) -> None:

@@ -282,7 +282,7 @@ def _check_same_labels(run: Path, found: Examination, advice: str) -> None:
     Folds are drawn by the labels, so with other labels another part would be predicted.
     """
     assert found.validation_counts is not None
-    matrix = json.loads((run / METRICS).read_text()).get("confusion", {}).get("matrix", [])
+    matrix = json.loads((run / METRICS).read_text(encoding="utf-8")).get("confusion", {}).get("matrix", [])
     if matrix and _row_sums(matrix) != found.validation_counts.ravel().tolist():
         raise DataError(
             f"{run}: the labels have changed since this fold was trained, so its model may have seen some of those "

@@ -146,7 +146,7 @@ def audit(
         write_layer(layer, findings, [scene.grid for scene in scenes])
         draw_findings(picture, findings[:pictures], scenes, base.task, rendering)
         with atomic_write(summary) as part_file:
-            part_file.write_text(json.dumps(to_json(result.summary()), indent=2))
+            part_file.write_text(json.dumps(to_json(result.summary()), indent=2), encoding="utf-8")
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -143,28 +143,29 @@ def assess_estimate(
         finite_population_correction=finite,
     )
 
-    def number(value: float, half: float, digits: int) -> str:
-        if value != value:
+    def number(values: dict[str, Any], key: str, digits: int) -> str:
+        if values[key] is None:
             return "-"
-        return f"{value:,.{digits}f}" + (f" ± {half:,.{digits}f}" if half == half else " ± ?")
+        value, low, high = (f"{values[name]:,.{digits}f}" for name in (key, f"{key}_low95", f"{key}_high95"))
+        return f"{value} ({low} to {high})"
 
-    table = found.table()
+    summary = found.summary()
     rows = [
         (
-            row["class"],
-            f"{row['mapped_ha']:,.2f}",
-            number(row["area_ha"], row["area_ha_ci95"], 2),
-            number(row["users"], row["users_ci95"], 3),
-            number(row["producers"], row["producers_ci95"], 3),
-            str(row["map_samples"]),
-            str(row["ref_samples"]),
+            name,
+            f"{values['mapped_ha']:,.2f}",
+            number(values, "area_ha", 2),
+            number(values, "users", 3),
+            number(values, "producers", 3),
+            str(values["map_samples"]),
+            str(values["ref_samples"]),
         )
-        for row in table.to_dict("records")
+        for name, values in summary["per_class"].items()
     ]
     print_table(("class", "mapped ha", "area ha", "user's", "producer's", "n map", "n ref"), rows)
-    print(f"\noverall accuracy {number(found.overall, found.overall_ci, 4)}   (± half of a 95 % interval)")
+    print(f"\noverall accuracy {number(summary, 'overall_accuracy', 4)}   (in brackets: 95 % confidence intervals)")
     if found.unlabelled:
         print(f"{found.unlabelled} points have no ref_class and are not used")
     for target in targets:
         print(write_estimate(found, target, overwrite=overwrite))
-    emit({**found.summary(), "unlabelled": found.unlabelled, "paths": targets})
+    emit({**summary, "unlabelled": found.unlabelled, "paths": targets})

@@ -199,7 +199,7 @@ class Cache:
                 arrays = part / "arrays"
                 arrays.mkdir()
                 write(arrays)
-                (arrays / _CHECKSUMS).write_text(json.dumps(_checksums(arrays, key)))
+                (arrays / _CHECKSUMS).write_text(json.dumps(_checksums(arrays, key)), encoding="utf-8")
                 for file in (*arrays.iterdir(), arrays):
                     fsync(file)
                 try:

@@ -128,7 +128,7 @@ def demo(
     root.mkdir(exist_ok=True)
     landscape = make_landscape(root / "landscape", width=width, height=height)
     recipe_file = root / f"{task}.yaml"
-    recipe_file.write_text(yaml.safe_dump(_RECIPES[task](), sort_keys=False))
+    recipe_file.write_text(yaml.safe_dump(_RECIPES[task](), sort_keys=False), encoding="utf-8")
     recipe = Recipe.load(recipe_file, overrides)
     run = train(recipe, root / task, overwrite=True, show_progress=show_progress)
 
@@ -144,7 +144,7 @@ def demo(
     discriminant = fit_baseline(load(run.model), training, Statistics.from_areas(training, recipe.task).counts)
     heldout = full_areas(open_samples(DatasetSource(images=images, labels=labels), recipe.data, recipe.task).samples)
     baseline = score_areas(ModelPredictor(discriminant), heldout)
-    (root / task / "baseline.json").write_text(json.dumps(baseline, indent=2))
+    (root / task / "baseline.json").write_text(json.dumps(baseline, indent=2), encoding="utf-8")
     picture = root / f"{task}.png"
     _draw(picture, recipe, heldout[0], map_, layer, _RGB_BANDS[task])
     page = root / f"{task}.html"

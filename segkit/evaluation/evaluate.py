@@ -164,7 +164,7 @@ def evaluate(
     )
     if target is not None:
         with atomic_write(target) as part:
-            part.write_text(json.dumps(result, indent=2))
+            part.write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
 
 

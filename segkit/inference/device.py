@@ -92,7 +92,7 @@ def available_memory(device: torch.device, root: Path = Path("/")) -> int:
 def _cgroup_memory(root: Path) -> Iterator[int]:
     """Yield the free memory of each control group of this process, and of their parents."""
     membership = root / "proc/self/cgroup"
-    for line in membership.read_text().splitlines() if membership.exists() else ():
+    for line in membership.read_text(encoding="utf-8").splitlines() if membership.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -101,8 +101,10 @@ def _cgroup_memory(root: Path) -> Iterator[int]:
         # In a container the path may be that of the host, and the group is mounted at the base.
         for group in (folder, *folder.parents):
             with suppress(OSError, ValueError):  # there is no such file, or it holds "max"
-                left = int((group / limit).read_text()) - int((group / used).read_text())
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                left = int((group / limit).read_text(encoding="utf-8")) - int(
+                    (group / used).read_text(encoding="utf-8")
+                )
+                stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
                 # Cached files count as used, but their memory is released when it is needed.
                 yield left + sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
             if group == root / base:

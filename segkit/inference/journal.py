@@ -177,7 +177,9 @@ class Journal:
             for path in sorted(entry.folder.iterdir()):
                 fsync(path)
                 files[path.name] = _file_checksum(path)
-            (entry.folder / _RECORD).write_text(_add_checksum({"key": self._key, "files": files, "data": data}))
+            (entry.folder / _RECORD).write_text(
+                _add_checksum({"key": self._key, "files": files, "data": data}), encoding="utf-8"
+            )
             fsync(entry.folder / _RECORD)
             fsync(entry.folder)
             try:
@@ -260,7 +262,7 @@ class Journal:
         for band in self._bands():
             remove_atomically(band)
         with atomic_write(self._folder / _REQUEST) as path:
-            path.write_text(_add_checksum({"request": self._request, "plan": plan}))
+            path.write_text(_add_checksum({"request": self._request, "plan": plan}), encoding="utf-8")
         self._plan = _to_json_value(plan)
 
     def _remove_if_empty(self) -> None:

@@ -424,8 +424,14 @@ def _temporary_path(parent: Path, name: str) -> Path:
 
 
 def fsync(path: Path) -> None:
-    """Wait until the content of a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the content of a file, or the entries of a folder, are on the disk.
+
+    Windows opens no folders, and waits only for files that may be written.
+    """
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -127,5 +127,5 @@ def baseline_scores(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float 
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """Read a run's log.csv: one dict per epoch."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +26,12 @@ from segkit.plots.style import (
     row_height,
 )
 from segkit.plots.text import (
+    format_estimate,
     format_hectares,
     format_percent,
     format_score,
     format_short,
-    format_with_error,
+    interval_of,
     nan_if_none,
     wrap_name,
 )
@@ -57,14 +58,13 @@ def estimated_areas(estimate_summary: Mapping[str, Any]) -> Figure:
     )
     texts = []
     for key, label, y, style in bars:
-        values, half_widths = ([nan_if_none(row.get(name)) for row in classes] for name in (key, f"{key}_ci95"))
+        values = [nan_if_none(row.get(key)) for row in classes]
         handles.append(upper.barh(y, np.nan_to_num(values), 0.36, label=label, linewidth=0, **style))
-        draw_intervals(upper, y, _intervals(values, half_widths))
-        # The mapped area has no interval.
-        texts += [
-            format_hectares(value) if key == "mapped_ha" else format_with_error(format_hectares, value, half)
-            for value, half in zip(values, half_widths, strict=True)
-        ]
+        if key == "mapped_ha":  # has no interval
+            texts += [format_hectares(value) for value in values]
+        else:
+            draw_intervals(upper, y, [interval_of(row, key) for row in classes])
+            texts += [format_estimate(format_hectares, row, key) for row in classes]
     draw_text_columns(upper, np.concatenate([above, below]), {"hectares": texts})
     upper.set_xlim(left=0)
     upper.xaxis.set_major_formatter(lambda value, _: format_short(value))
@@ -73,27 +73,21 @@ def estimated_areas(estimate_summary: Mapping[str, Any]) -> Figure:
         ("users", "user's accuracy", above, "o", RED),
         ("producers", "producer's accuracy", below, "s", "#00664b"),
     ):
-        values, half_widths = ([nan_if_none(row.get(name)) for row in classes] for name in (key, f"{key}_ci95"))
+        values = [nan_if_none(row.get(key)) for row in classes]
         handles += lower.plot(values, y, marker, color=color, label=label, zorder=4, clip_on=False)
-        draw_intervals(lower, y, _intervals(values, half_widths), color)
-        texts += [format_with_error(format_score, *pair) for pair in zip(values, half_widths, strict=True)]
+        draw_intervals(lower, y, [interval_of(row, key) for row in classes], color)
+        texts += [format_estimate(format_score, row, key) for row in classes]
     draw_text_columns(lower, np.concatenate([above, below]), {"accuracy": texts})
-    overall, error = (nan_if_none(estimate_summary.get(key)) for key in ("overall_accuracy", "overall_accuracy_ci95"))
+    overall = nan_if_none(estimate_summary["overall_accuracy"])
     lower.axvline(overall, color="#666666", linestyle=":", linewidth=1.2, zorder=1)
     lower.set(xlim=(0, 1), xlabel="accuracy (dotted: overall)")
     upper.set(xlabel="hectares")
     for ax in (upper, lower):
         label_rows(ax, names)
-    add_title(
-        figure,
-        f"overall accuracy {format_with_error(format_score, overall, error)}, {estimate_summary['samples']:,} samples",
-    )
+    accuracy = format_estimate(format_score, estimate_summary, "overall_accuracy")
+    add_title(figure, f"overall accuracy {accuracy}, {estimate_summary['samples']:,} samples")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return freeze_layout(figure)
-
-
-def _intervals(values: Sequence[float], half_widths: Sequence[float]) -> list[tuple[float, float]]:
-    return [(value - half, value + half) for value, half in zip(values, half_widths, strict=True)]
 
 
 @chart_style()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -56,16 +56,32 @@ def format_score(value: float | None) -> str:
     return UNDEFINED if math.isnan(score) else f"{score:.3f}"
 
 
-def format_with_error(form: Callable[[float | None], str], value: float | None, error: float | None) -> str:
-    """Format a value and the half-width of its interval: "0.912 ± 0.034", "0.912 ± ?" if only the value is defined."""
-    value, error = nan_if_none(value), nan_if_none(error)
+def interval_of(summary: Mapping[str, float | None], key: str) -> tuple[float, float]:
+    """Return the 95 % interval of an estimate in a summary of `segkit.assess`; NaN if undefined.
+
+    Results of earlier versions have only the half-width of the textbook interval.
+    """
+    if f"{key}_low95" in summary:
+        low, high = (nan_if_none(summary.get(f"{key}_{end}95")) for end in ("low", "high"))
+        return low, high
+    value, half = nan_if_none(summary.get(key)), nan_if_none(summary.get(f"{key}_ci95"))
+    return value - half, value + half
+
+
+def format_estimate(form: Callable[[float | None], str], summary: Mapping[str, float | None], key: str) -> str:
+    """Format a value and its interval: "0.912 (0.861 to 0.948)", "0.912 (?)" if only the value is defined."""
+    value, (low, high) = nan_if_none(summary.get(key)), interval_of(summary, key)
     if math.isnan(value):
         return UNDEFINED
-    if math.isnan(error):
-        return f"{form(value)} ± ?"
-    if form is format_hectares and abs(value) >= _MIN_ABBREVIATED_HECTARES:
-        return f"{format_short(value)} ± {format_short(error)}"  # both in millions
-    return f"{form(value)} ± {form(error)}"
+    if math.isnan(low + high):
+        return f"{form(value)} (?)"
+    if form is format_hectares and abs(high) >= _MIN_ABBREVIATED_HECTARES:
+        form = _format_millions  # all in the same unit
+    return f"{form(value)} ({form(low)} to {form(high)})"
+
+
+def _format_millions(value: float | None) -> str:
+    return f"{nan_if_none(value) / 1e6:.3g} M"
 
 
 def format_percent(share: float | None) -> str:

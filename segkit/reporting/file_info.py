@@ -223,7 +223,7 @@ def _folder(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     return found if isinstance(found, dict) else {}

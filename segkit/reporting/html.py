@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segkit.plots.images import display_name
 from segkit.plots.style import to_svg, write_png
-from segkit.plots.text import UNDEFINED, format_hectares, format_score, format_with_error
+from segkit.plots.text import UNDEFINED, format_estimate, format_hectares, format_score
 from segkit.reporting.viewer import PixelState, SceneLayers, bokeh_scripts, render_viewer
 from segkit.runtime.version import VERSION
 
@@ -97,8 +97,8 @@ def render_page(
         "score": format_score,
         "distance": lambda value: UNDEFINED if value is None else f"{value:.1f}",
         "hectares": format_hectares,
-        "score_with_error": lambda value, error: format_with_error(format_score, value, error),
-        "hectares_with_error": lambda value, error: format_with_error(format_hectares, value, error),
+        "score_estimate": lambda row, key: format_estimate(format_score, row, key),
+        "hectares_estimate": lambda row, key: format_estimate(format_hectares, row, key),
         "display_name": display_name,
         "svg": lambda figure: Markup(to_svg(figure)),  # noqa: S704
         "data_uri": _data_uri,

@@ -31,7 +31,7 @@ from segkit.models.run_folder import LOG, METRICS, MODEL, baseline_scores, read_
 from segkit.models.segmenter import Segmenter, load
 from segkit.plots import area_bars, charts, distance_chart, style, training_curves
 from segkit.plots.images import colorize, display_name, plot_panels
-from segkit.plots.text import format_score, format_with_error
+from segkit.plots.text import format_estimate, format_score
 from segkit.recipe.features import full_name
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.schema import Data, Recipe
@@ -185,14 +185,12 @@ class ReportBuilder:
     def add_estimate(self, title: str, estimate_summary: Mapping[str, Any]) -> None:
         """Add a result of ``segkit assess estimate``."""
         self._start("estimated areas", title)
-        accuracy = format_with_error(
-            format_score, estimate_summary["overall_accuracy"], estimate_summary["overall_accuracy_ci95"]
-        )
+        accuracy = format_estimate(format_score, estimate_summary, "overall_accuracy")
         caption = "Mapped and estimated areas, and accuracies, with 95 % confidence intervals."
         self.sections.append(
             Section(
                 f"Estimated areas: {title}",
-                "Estimated from a random reference sample; ± is the half-width of the 95 % confidence interval.",
+                "Estimated from a random reference sample; the 95 % confidence intervals are in brackets.",
                 facts={"overall accuracy": accuracy, "samples": f"{estimate_summary['samples']:,}"},
                 areas=estimate_summary,
                 charts=[Chart(f"{_slug(title)}-areas", area_bars.estimated_areas(estimate_summary), caption)],

@@ -100,7 +100,7 @@ class EpochLog(Callback):
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["seconds"] = time.monotonic() - self._started
         rows = [old for old in read_log(self._path) if old["epoch"] < epoch] if self._path.exists() else []
-        with atomic_write(self._path) as part, part.open("w", newline="") as file:
+        with atomic_write(self._path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
             writer.writeheader()
             writer.writerows({name: f"{value:.8g}" for name, value in each.items()} for each in (*rows, row))

@@ -30,7 +30,7 @@ def write_comparison(result: Comparison) -> None:
     """Write compare.png, compare.csv and, last, compare.json."""
     with atomic_write(result.picture) as part:
         draw_comparison(result, part)
-    with atomic_write(result.folder / "compare.csv") as part, part.open("w", newline="") as file:
+    with atomic_write(result.folder / "compare.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["variant", "trials", *(f"{key}{end}" for key in MEASURES for end in ("", "_spread"))])
         for row in result.rows:
@@ -49,7 +49,9 @@ def write_comparison(result: Comparison) -> None:
     ]
     agreement = {"labels": [row.variant for row in result.rows], "matrix": result.agreement}
     with atomic_write(result.folder / "compare.json") as part:
-        part.write_text(json.dumps({"variants": variants, "agreement": agreement, "trials": trials}, indent=2))
+        part.write_text(
+            json.dumps({"variants": variants, "agreement": agreement, "trials": trials}, indent=2), encoding="utf-8"
+        )
 
 
 @font_fallback()

@@ -242,7 +242,7 @@ def _plan_folds(base: Recipe, folder: Path, folds: int) -> list[TrialPlan]:
 
 def _write(result: CrossValidation) -> None:
     """Write folds.csv and, last, folds.json."""
-    with atomic_write(result.folder / "folds.csv") as part, part.open("w", newline="") as file:
+    with atomic_write(result.folder / "folds.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["fold", *result.measures])
         for name, row in result.rows:
@@ -264,4 +264,4 @@ def _write(result: CrossValidation) -> None:
         "scenes": result.scenes,
     }
     with atomic_write(result.folder / "folds.json") as part:
-        part.write_text(json.dumps(stored, indent=2))
+        part.write_text(json.dumps(stored, indent=2), encoding="utf-8")

@@ -105,7 +105,7 @@ def write_results(
         segmenter.metrics["epochs"] = asdict(epochs)
         _write_curves(folder, epochs.kept, segmenter.metrics["mean_iou"], show_progress=show_progress)
     with atomic_write(folder / METRICS) as part:
-        part.write_text(json.dumps(segmenter.metrics, indent=2))
+        part.write_text(json.dumps(segmenter.metrics, indent=2), encoding="utf-8")
     if validation:
         draw_worst_windows(predictor, validation, folder / WORST)
     segmenter.save(folder / MODEL)

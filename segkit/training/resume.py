@@ -185,7 +185,7 @@ def prepare_run_folder(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     for old in () if resume else (*(folder / LAST).parent.glob("*.ckpt"), folder / LOG, *curves):
         old.unlink(missing_ok=True)
     with atomic_write(folder / RECIPE) as part:
-        part.write_text(recipe_text(recipe))
+        part.write_text(recipe_text(recipe), encoding="utf-8")
 
 
 def restore_start(segmenter: Segmenter, checkpoint: Mapping[str, Any]) -> None:

@@ -57,8 +57,12 @@ def run_trial(plan: TrialPlan, *, overwrite: bool, show_progress: bool) -> Trial
         plan.folder.parent.mkdir(parents=True, exist_ok=True)
         with _measure_time(times_file, resume=resume), _explain_interruption():
             train(plan.recipe, plan.folder, resume=resume, overwrite=True, force=True, show_progress=show_progress)
-    times = json.loads(times_file.read_text()) if times_file.is_file() else {"seconds": None, "cpu_seconds": None}
-    metrics = json.loads((plan.folder / METRICS).read_text())
+    times = (
+        json.loads(times_file.read_text(encoding="utf-8"))
+        if times_file.is_file()
+        else {"seconds": None, "cpu_seconds": None}
+    )
+    metrics = json.loads((plan.folder / METRICS).read_text(encoding="utf-8"))
     return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **times)
 
 
@@ -78,7 +82,7 @@ def _measure_time(file: Path, *, resume: bool) -> Iterator[None]:
     """Write the time of the block to a JSON file, plus the time before an interruption; no file if that is unknown."""
     before = {"seconds": 0.0, "cpu_seconds": 0.0}
     if resume:
-        before = json.loads(file.read_text()) if file.is_file() else {}
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     file.unlink(missing_ok=True)  # a killed process leaves no file
     clock, cpu = time.monotonic(), sum(os.times()[:4])
     try:
@@ -87,4 +91,4 @@ def _measure_time(file: Path, *, resume: bool) -> Iterator[None]:
         if before and file.parent.is_dir():
             elapsed = {"seconds": time.monotonic() - clock, "cpu_seconds": sum(os.times()[:4]) - cpu}
             with atomic_write(file) as part:
-                part.write_text(json.dumps({key: before[key] + elapsed[key] for key in elapsed}))
+                part.write_text(json.dumps({key: before[key] + elapsed[key] for key in elapsed}), encoding="utf-8")

@@ -1,4 +1,5 @@
 import errno
+import importlib.util
 import os
 import signal
 import subprocess
@@ -6,10 +7,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from killing import alone, forked, killed_at_every_step, names, unix
 
+import segkit
 from segkit.errors import MissingFileError, OutputError, OutputExistsError, UsageError
 from segkit.io.files import (
     as_output_error,
@@ -19,6 +22,7 @@ from segkit.io.files import (
     describe_error,
     describe_obstacle,
     escape_formula,
+    fsync,
     lock_folder,
     private_folder,
     remove_atomically,
@@ -442,3 +446,58 @@ def test_a_private_folder_is_the_users_alone(tmp_path, monkeypatch):
     folder.unlink()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     assert private_folder() is None
+
+
+def test_windows_waits_for_files_only(tmp_path, monkeypatch):
+    """It opens no folders, and refuses to wait for a file that is opened for reading."""
+    real, flags_of = os.open, {}
+
+    def windows_open(path, flags, *arguments):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        descriptor = real(path, flags, *arguments)
+        flags_of[descriptor] = flags
+        return descriptor
+
+    def windows_fsync(descriptor):
+        if not flags_of[descriptor] & os.O_RDWR:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (tmp_path / "a").write_text("content")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "open", windows_open)
+    monkeypatch.setattr(os, "fsync", windows_fsync)
+    fsync(tmp_path / "a")
+    fsync(tmp_path)
+    assert len(flags_of) == 1
+    assert (tmp_path / "a").read_text() == "content"
+
+
+@pytest.mark.parametrize("name", ["io/files", "io/mosaic_dataset", "inference/summary"])
+def test_modules_load_without_what_only_unix_has(tmp_path, monkeypatch, name):
+    """As on Windows; the modules get another name, so those in use stay as they are."""
+    importlib.import_module(f"segkit.{name.replace('/', '.')}")  # with other libraries, which are of this system
+    for module in ("fcntl", "resource", "pwd", "grp"):
+        monkeypatch.setitem(sys.modules, module, None)  # an import fails
+    for function in ("fork", "getuid", "pathconf", "register_at_fork", "sched_getaffinity", "setpriority", "sysconf"):
+        monkeypatch.delattr(os, function, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    where = Path(segkit.__file__).parent / f"{name}.py"
+    spec = importlib.util.spec_from_file_location("on_windows", where)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "on_windows", module)
+    spec.loader.exec_module(module)
+    if name == "io/files":
+        with module.temporary_folder(tmp_path, "work") as folder, module.lock_folder(folder) as locked:
+            assert not locked
+        with module.atomic_write(tmp_path / "a") as part:
+            part.write_text("content")
+        assert names(tmp_path) == {"a"}
+        assert module.private_folder() is None
+        assert module.describe_obstacle(tmp_path) == ""
+    if name == "io/mosaic_dataset":
+        assert module._open_files_limit() > 2
+    if name == "inference/summary":
+        memory = mock.Mock(**{"Process.return_value.memory_info.return_value.peak_wset": 5})
+        monkeypatch.setattr(module, "psutil", memory)
+        assert module.peak_memory() == 5

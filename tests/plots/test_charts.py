@@ -365,10 +365,10 @@ def test_areas_and_accuracies_are_those_of_the_estimate():
         drawn, expected = spans(ax), []
         for row, name in enumerate(rows):
             for key in keys:
-                value, half = rows[name][key], rows[name][f"{key}_ci95"]
-                if value is not None and half is not None:
+                low, high = (rows[name][f"{key}_{end}95"] for end in ("low", "high"))
+                if rows[name][key] is not None:
                     shift = -0.2 if key == "users" else 0.2
-                    assert drawn.pop(round(row + shift, 6)) == pytest.approx((value - half, value + half))
+                    assert drawn.pop(round(row + shift, 6)) == pytest.approx((low, high))
                     expected.append(name)
         assert not drawn
         assert expected
@@ -378,18 +378,29 @@ def test_areas_and_accuracies_are_those_of_the_estimate():
     assert rows["c"]["producers"] is None
     assert rows_of(lower)[0][-1] == "-"
     assert rows_of(upper)[0][0] == "10"
-    assert re.fullmatch(r"[\d.]+ M ± [\d.]+ M", rows_of(upper)[0][1])
-    overall = scores["overall_accuracy"]
-    assert (
-        f"overall accuracy {overall:.3f} ± {scores['overall_accuracy_ci95']:.3f}, {scores['samples']} samples"
-        in texts(figure)
-    )
+    assert re.fullmatch(r"[\d.]+ M \([\d.]+ M to [\d.]+ M\)", rows_of(upper)[0][1])
+    overall, low, high = (scores[f"overall_accuracy{end}"] for end in ("", "_low95", "_high95"))
+    assert f"overall accuracy {overall:.3f} ({low:.3f} to {high:.3f}), {scores['samples']} samples" in texts(figure)
     assert any(list(each.get_xdata()) == [overall, overall] for each in lower.lines)
+
+
+def test_an_estimate_of_an_earlier_version_has_the_textbook_interval():
+    scores = sample(["a", "b"])
+    for row in (scores, *scores["per_class"].values()):
+        for key in [key for key in row if key.endswith(("_low95", "_high95"))]:
+            del row[key]
+    overall, half = scores["overall_accuracy"], scores["overall_accuracy_ci95"]
+    figure = area_bars.estimated_areas(scores)
+    assert f"{overall:.3f} ({overall - half:.3f} to {overall + half:.3f})" in " ".join(texts(figure))
+    value, half = scores["per_class"]["a"]["area_ha"], scores["per_class"]["a"]["area_ha_ci95"]
+    assert spans(figure.axes[0])[0.2] == pytest.approx((value - half, value + half))
+    scores["overall_accuracy_ci95"] = None
+    assert f"overall accuracy {overall:.3f} (?)" in " ".join(texts(area_bars.estimated_areas(scores)))
 
 
 def test_an_estimate_without_numbers_is_drawn():
     scores = sample(["a", "b"])
-    scores |= dict.fromkeys(("overall_accuracy", "overall_accuracy_ci95"))
+    scores |= dict.fromkeys(key for key in scores if key.startswith("overall_accuracy"))
     scores["per_class"] = {name: dict.fromkeys(row) for name, row in scores["per_class"].items()}
     figure = area_bars.estimated_areas(scores)
     style.to_svg(figure)

@@ -18,6 +18,7 @@ import segkit
 from segkit.assess import estimate, write_estimate
 from segkit.cli import app as cli
 from segkit.errors import DataError, GridError, MissingFileError, OutputExistsError, UsageError
+from segkit.plots.text import format_hectares
 from segkit.reporting.report import report
 from segkit.reporting.sections import ReportBuilder, _saved_epoch
 
@@ -197,15 +198,21 @@ def test_scores_of_before_have_no_distance(made, tmp_path):
 def test_areas_with_their_intervals(made, tmp_path):
     page = Page(report([made / "areas.json"], tmp_path / "areas.html").path)
     row = json.loads((made / "areas.json").read_text())["per_class"][MARKUP]
-    assert f"{row['area_ha']:.0f} ± {row['area_ha_ci95']:.1f}" in page.text
-    assert f"{row['users']:.3f} ± {row['users_ci95']:.3f}" in page.text
+    assert f"{row['users']:.3f} ({row['users_low95']:.3f} to {row['users_high95']:.3f})" in page.text
+    area, low, high = (format_hectares(row[f"area_ha{end}"]) for end in ("", "_low95", "_high95"))
+    assert f"{area} ({low} to {high})" in page.text
 
 
 def test_undefined_intervals(tmp_path):
-    found = estimate([[9, 0], [0, 1]], [90.0, 10.0])  # one sample has no variance
-    write_estimate(found, tmp_path / "areas.json")
+    found = estimate([[9, 0], [0, 1]], [90.0, 10.0]).summary()  # one sample has no variance
+    (tmp_path / "areas.json").write_text(json.dumps(found))
     page = Page(report(tmp_path / "areas.json", tmp_path / "areas.html").path)
-    assert "± ?" in page.text
+    assert "1.000 (0.050 to 1.000)" in page.text
+    for row in found["per_class"].values():  # as earlier versions wrote it
+        del row["users_low95"], row["users_high95"]
+    (tmp_path / "areas.json").write_text(json.dumps(found))
+    page = Page(report(tmp_path / "areas.json", tmp_path / "areas.html", overwrite=True).path)
+    assert "1.000 (?)" in page.text
     assert "nan" not in page.text.lower()
 
 
