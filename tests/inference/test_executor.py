@@ -32,7 +32,7 @@ from segkit.inference import settings as choice
 from segkit.inference import tasks
 from segkit.inference import tiling as plan
 from segkit.inference.predict import predict
-from segkit.inference.runner import OutOfMemoryError
+from segkit.inference.runner_base import OutOfMemoryError
 from segkit.inference.tasks import FindFinished, InspectScene, MergeSeam, PredictBand, WorkerContext, WorkerInputs
 
 RASTERS = ("map", "probabilities", "confidence")
