@@ -130,3 +130,8 @@ class ScenesError(SegkitError):
     def __init__(self, message: str, summaries: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.summaries = list(summaries)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

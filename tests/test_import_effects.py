@@ -80,6 +80,16 @@ def test_imports_leave_gdals_cache_as_it_was(after_imports):
 
 def test_a_check_of_training_data_and_a_network_load_neither_lightning_nor_numba():
     """These take seconds to import; errors of a recipe or of the data should not wait for them."""
-    script = "import sys, segkit.training.train, segkit.inference.predict, segkit.inference.runner\n"
+    script = "import sys, segkit.training.train, segkit.inference.predict, segkit.inference.torch_runner\n"
     script += "print({'lightning', 'numba', 'scipy', 'segmentation_models_pytorch', 'pandas'} & set(sys.modules))"
+    assert output(script) == "set()\n"
+
+
+def test_predicting_an_exported_model_loads_no_torch():
+    modules = (
+        "cli.app", "inference.executor", "inference.forecasting", "inference.in_memory", "inference.runner",
+        "inference.scene_job", "inference.streaming", "models.graph_model", "reporting.file_info",
+    )  # fmt: skip
+    script = "import sys\n" + "".join(f"import segkit.{module}\n" for module in modules)
+    script += "print({'torch', 'safetensors', 'lightning', 'segmentation_models_pytorch'} & set(sys.modules))"
     assert output(script) == "set()\n"

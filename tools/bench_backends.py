@@ -30,12 +30,13 @@ from rasterio.windows import Window
 
 from segkit.exporting.write import export
 from segkit.inference.in_memory import predict_in_memory
-from segkit.inference.runner import Runner
+from segkit.inference.runner import open_runner
 from segkit.inference.scene_files import find_scenes
 from segkit.inference.summary import peak_memory
 from segkit.io.scene import Tile
 from segkit.models.ensemble import load_model
 from segkit.models.segmenter import Segmenter
+from segkit.task.array_library import to_numpy
 
 # Name, backend, precision, and whether the file is quantised.
 ROWS = (
@@ -74,8 +75,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     model: Any = load_model(arguments.int8 if quantized else arguments.model)
     tiles = read_scenes(model, find_scenes(arguments.scenes, vrt=False)[:JUDGED])
     before = peak_memory() or 0
-    runner = Runner(model, torch.device("cpu"), precision, backend=backend)
-    probabilities = [runner([tile]).numpy()[0] for tile in tiles]
+    runner = open_runner(model, torch.device("cpu"), precision, backend=backend)
+    probabilities = [to_numpy(runner([tile]))[0] for tile in tiles]
     np.savez(
         arguments.result, *(np.where(tile.valid, one, np.nan) for one, tile in zip(probabilities, tiles, strict=True))
     )

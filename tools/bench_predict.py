@@ -33,7 +33,7 @@ from segkit.inference import tiling as plan
 from segkit.inference.blending import predict_blocks
 from segkit.inference.device import pick_device, pick_precision
 from segkit.inference.predict import predict
-from segkit.inference.runner import Runner
+from segkit.inference.runner import open_runner
 from segkit.inference.settings import BLEND_WIDTH, OVERLAP, TILE, PredictOptions, resolve_settings
 from segkit.inference.summary import peak_memory
 from segkit.inference.tiling import Tiling, plan_tiling
@@ -230,7 +230,7 @@ def seams(options: argparse.Namespace) -> None:
 def _probabilities(
     model: Segmenter, scene: Scene, tiling: Tiling, device: torch.device, precision: str
 ) -> tuple[Tensor, Tensor]:
-    runner = Runner(model, device, precision)
+    runner = open_runner(model, device, precision)
     found = torch.zeros(model.task.channels, *scene.grid.shape)
     valid = torch.zeros(scene.grid.shape, dtype=torch.bool)
     for block in predict_blocks(runner, scene, tiling, batch=1):

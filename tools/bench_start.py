@@ -25,7 +25,7 @@ import psutil
 
 # The function with which the work of a command starts: module, class or None, name.
 WORK = {
-    "predict": ("segkit.inference.runner", "Runner", "__call__"),
+    "predict": ("segkit.inference.runner_base", "Runner", "__call__"),
     "train": ("segkit.training.module", "TrainingModule", "training_step"),
     "vectorize": ("segkit.vector.tracing.runs", None, "_read_codes"),
 }

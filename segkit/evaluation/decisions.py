@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea
 from segkit.errors import DataError, suggest
 from segkit.inference.blending import Block, predict_blocks
-from segkit.inference.device import pick_device
-from segkit.inference.runner import Runner
+from segkit.inference.runner import open_runner
+from segkit.inference.runner_base import Runner
 from segkit.inference.settings import PredictOptions, ResolvedSettings, default_batch_size, resolve_settings
 from segkit.io.class_table import Legend
 from segkit.io.cover import PixelRegion
@@ -24,8 +25,10 @@ from segkit.io.paths import PathLike
 from segkit.io.raster import open_raster
 from segkit.io.remote import as_path
 from segkit.models.calibration import Calibration
+from segkit.models.graph_model import GraphModel
 from segkit.models.segmenter import Segmenter
 from segkit.task import LandCoverClass, Task
+from segkit.task.array_library import to_numpy
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
@@ -80,9 +83,9 @@ class ModelPredictor:
 
     def __init__(self, segmenter: AnyModel, options: PredictOptions | None = None) -> None:
         self.segmenter, self._options = segmenter, options or PredictOptions()
-        self._device = pick_device(self._options.device)
+        self._device = self._options.pick_device(segmenter)
         self._optimized: AnyModel | None = None  # in fp32
-        self._prepared: tuple[ResolvedSettings, Runner] | None = None
+        self._prepared: tuple[ResolvedSettings, Runner[Any]] | None = None
 
     @property
     def task(self) -> Task:
@@ -101,23 +104,23 @@ class ModelPredictor:
         for block, truth in self.blocks(area, windows):
             probabilities = block.probabilities
             decided = task.decide(probabilities[None])
-            confidence = task.confidence(probabilities[None], decided)[0].cpu().numpy()
-            yield PredictedProbabilities(
-                block.window, decided[0].cpu().numpy(), truth, block.valid, confidence, probabilities.cpu().numpy()
-            )
+            confidence = task.confidence(probabilities[None], decided)[0]
+            arrays = {"decided": decided[0], "confidence": confidence, "probabilities": probabilities}
+            found = {name: to_numpy(one) for name, one in arrays.items()}
+            yield PredictedProbabilities(block.window, truth=truth, valid=block.valid, **found)
 
-    def prepare(self, area: LabelledArea) -> tuple[ResolvedSettings, Runner]:
+    def prepare(self, area: LabelledArea) -> tuple[ResolvedSettings, Runner[Any]]:
         """Choose the settings by an area and prepare the network, if this has not been done yet."""
         if self._prepared is None:
             if self._optimized is None:
                 _ = self.segmenter.receptive_field  # measured once, not in each copy
                 converted = self._options.backend not in (None, "torch") or self.segmenter.backend != "torch"
-                self._optimized = (
-                    self.segmenter if converted else self.segmenter.optimized_for_inference(self._device, "fp32")
-                )
+                self._optimized = self.segmenter
+                if not converted and not isinstance(self.segmenter, GraphModel):
+                    self._optimized = self.segmenter.optimized_for_inference(torch.device(str(self._device)), "fp32")
             settings = resolve_settings(self._optimized, area.sample.scene, self._options, area.region)
             tta = settings.tta is not None
-            runner = Runner(self._optimized, self._device, settings.precision, backend=settings.backend, tta=tta)
+            runner = open_runner(self._optimized, self._device, settings.precision, backend=settings.backend, tta=tta)
             self._prepared = settings, runner
         return self._prepared
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segkit.models.graph_export import PACKAGES, write_onnx
+from segkit.models.graph_export import write_onnx
 from segkit.models.graph_outputs import CARD_KEY
-from segkit.models.graph_runtime import Graph, open_graph
+from segkit.models.graph_runtime import EXPORT_PACKAGES, Graph, open_graph
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,6 @@ def _open_pt2(path: Path) -> Graph:
 
 
 FORMATS = {
-    ".onnx": ExportFormat(write_onnx, _open_onnx, (*PACKAGES, "onnxruntime"), any_size=True),
+    ".onnx": ExportFormat(write_onnx, _open_onnx, (*EXPORT_PACKAGES, "onnxruntime"), any_size=True),
     ".pt2": ExportFormat(_write_pt2, _open_pt2, (), any_size=False),
 }

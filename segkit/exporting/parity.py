@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.errors import ModelFileError
-from segkit.inference.runner import Runner
+from segkit.inference.torch_runner import TorchRunner
 from segkit.io.paths import PathLike
 from segkit.io.scene import Tile
 from segkit.models.ensemble import members
@@ -128,7 +128,7 @@ def _difference(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def _reference(model: AnyModel, *, decide: bool) -> Graph:
     """Return what predicts as segkit does, with the outputs of the graph."""
-    runner, task, stored = Runner(model, torch.device("cpu"), "fp32"), model.task, count_stored_bands(model)
+    runner, task, stored = TorchRunner(model, torch.device("cpu"), "fp32"), model.task, count_stored_bands(model)
 
     def run(pixels: NDArray[np.float32]) -> list[NDArray[Any]]:
         valid = np.logical_or.reduce(np.isfinite(pixels[:, :stored]), axis=1)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.errors import ModelFileError, UsageError
-from segkit.inference.runner import Runner
 from segkit.inference.scene_files import find_scenes
+from segkit.inference.torch_runner import TorchRunner
 from segkit.io.files import atomic_write
 from segkit.io.paths import PathLike
 from segkit.io.scene import Scene, Tile
@@ -211,7 +211,7 @@ def _quiet_logging() -> Iterator[None]:
 
 def _judge(model: AnyModel, path: Path, tiles: CalibrationTiles) -> Quantization:
     """Compare the classes of a graph with those of the model in fp32, on the held-out tiles, in each runtime."""
-    task, reference = model.task, Runner(model, torch.device("cpu"), "fp32")
+    task, reference = model.task, TorchRunner(model, torch.device("cpu"), "fp32")
     threads = torch.get_num_threads()
     graphs = {name: open_graph(path, name, threads=threads) for name in RUNTIMES if is_installed(name)}
     counts = {name: _Counts(len(task.scored_categories)) for name in graphs}

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segkit.errors import ModelFileError, SegkitError, UsageError
+from segkit.errors import ModelFileError, SegkitError, UsageError, first_line
 from segkit.exporting.card import convert_nodata, deepness_keys, list_nodata, make_card
 from segkit.exporting.formats import FORMATS
 from segkit.exporting.parity import Parity, check_parity
@@ -21,7 +21,6 @@ from segkit.models.ensemble import load_model, with_imagery
 from segkit.models.graph import ExportedGraph, check_exportable
 from segkit.models.graph_export import trace, write_metadata
 from segkit.models.graph_outputs import CARD_KEY, tensor_names
-from segkit.models.network import first_line
 from segkit.runtime.progress import progress
 
 if TYPE_CHECKING:

@@ -7,20 +7,20 @@ from contextlib import closing
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.inference.bands import decide_blocks
 from segkit.inference.blending import predict_blocks
 from segkit.inference.outputs import OutputRequest, compute_outputs
-from segkit.inference.runner import Runner
+from segkit.inference.runner_base import Runner
 from segkit.inference.summary import ClassTally
 from segkit.inference.tiling import Band, Tiling
 from segkit.io.grid import Grid
 from segkit.io.region import Region
 from segkit.io.scene import Scene
 from segkit.task import Task
+from segkit.task.array_library import as_array, to_numpy
 
 
 class OutputSink(Protocol):
@@ -63,7 +63,7 @@ class OutputArrays:
 
 def predict_into(
     sink: OutputSink,
-    runner: Runner,
+    runner: Runner[Any],
     scene: Scene,
     tiling: Tiling,
     outputs: Sequence[OutputRequest],
@@ -99,7 +99,7 @@ def predict_into(
                 if block.part != "bottom":
                     advance(block.valid.size / 1e6)
         if above is not None and len(shared.top[0]):
-            _decide_seam(sink, runner.task, above + shared.top, band.spans[0].start, outputs)
+            _decide_seam(sink, runner, above + shared.top, band.spans[0].start, outputs)
         above = shared.bottom
 
 
@@ -120,10 +120,16 @@ class _SharedRows:
 
 
 def _decide_seam(
-    sink: OutputSink, task: Task, probabilities: NDArray[np.float32], row: int, outputs: Sequence[OutputRequest]
+    sink: OutputSink,
+    runner: Runner[Any],
+    probabilities: NDArray[np.float32],
+    row: int,
+    outputs: Sequence[OutputRequest],
 ) -> None:
     valid = ~np.isnan(probabilities[0])
     if valid.any():
-        found = compute_outputs(task, torch.from_numpy(np.nan_to_num(probabilities)), outputs)
+        found = compute_outputs(
+            runner.task, as_array(np.nan_to_num(probabilities), by_torch=runner.backend == "torch"), outputs
+        )
         window = Window(0, row, probabilities.shape[2], probabilities.shape[1])
-        sink.write({name: one.numpy() for name, one in found.items()}, valid, window)
+        sink.write({name: to_numpy(one) for name, one in found.items()}, valid, window)

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.inference.blending import Block, BlockPart, fetch_async, predict_blocks
 from segkit.inference.outputs import OutputRequest, compute_outputs
-from segkit.inference.runner import Runner
+from segkit.inference.runner_base import Runner
 from segkit.inference.summary import ClassTally
 from segkit.inference.tiling import Band, Tiling
 from segkit.io.cog import MapProfile, MapWriter, open_strip_writer
@@ -31,13 +30,14 @@ from segkit.io.scene import Scene
 from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import background_writer
 from segkit.task import Task
+from segkit.task.array_library import as_array, library_of, like, to_numpy
 
 # Columns of a seam that are merged at a time, and rows of a block that are written at a time.
 _SEAM_CHUNK_COLUMNS, _WRITE_CHUNK_ROWS = 4096, 256
 
 
 def predict_band(
-    runner: Runner,
+    runner: Runner[Any],
     scene: Scene,
     tiling: Tiling,
     band: Band,
@@ -114,6 +114,8 @@ def merge_seam(
     rows: int,
     folder: Path,
     outputs: Sequence[OutputRequest],
+    *,
+    by_torch: bool = True,
 ) -> dict[str, Any]:
     """Decide the rows that two bands share, and write them to files in `folder`, one per blended raster output.
 
@@ -123,6 +125,8 @@ def merge_seam(
         Shared probabilities: "bottom.tif" of the upper band, "top.tif" of the lower one.
     grid
         Grid of the scene; the seam has `rows` rows from `row` on.
+    by_torch
+        Whether torch computes the outputs, as it did for the bands; else numpy.
 
     Returns
     -------
@@ -140,9 +144,9 @@ def merge_seam(
             probabilities = read_window(bottom, bottom.indexes, window) + read_window(top, top.indexes, window)
             valid = ~np.isnan(probabilities[0])
             if valid.any():
-                arrays = compute_outputs(task, torch.from_numpy(np.nan_to_num(probabilities)), outputs)
+                arrays = compute_outputs(task, as_array(np.nan_to_num(probabilities), by_torch=by_torch), outputs)
                 scene_window = Window(column, row, window.width, rows)
-                out.write({name: array.numpy() for name, array in arrays.items()}, valid, scene_window)
+                out.write({name: to_numpy(array) for name, array in arrays.items()}, valid, scene_window)
     return out.tally.counts()
 
 
@@ -226,11 +230,11 @@ def decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[Output
     with closing(blocks):
         for block in blocks:
             if block.part == "body":
-                tensors = compute_outputs(task, block.probabilities, outputs) if block.valid.any() else {}
+                arrays = compute_outputs(task, block.probabilities, outputs) if block.valid.any() else {}
             else:
-                valid = torch.from_numpy(np.ascontiguousarray(block.valid)).to(block.probabilities.device)
-                tensors = {"share": block.probabilities.where(valid, block.probabilities.new_tensor(float("nan")))}
-            decided = DecidedBlock(block.window, block.valid, block.part, block.dissimilarity, fetch_async(tensors))
+                valid = like(block.valid, block.probabilities)
+                arrays = {"share": library_of(block.probabilities).where(valid, block.probabilities, float("nan"))}
+            decided = DecidedBlock(block.window, block.valid, block.part, block.dissimilarity, fetch_async(arrays))
             waiting.append(decided)
             # Keep one block back: a GPU gets its next windows before the host waits for this block.
             if len(waiting) > 1:
@@ -238,7 +242,7 @@ def decide_blocks(task: Task, blocks: Generator[Block], outputs: Sequence[Output
     yield from waiting
 
 
-def _strip_profile(runner: Runner) -> MapProfile:
+def _strip_profile(runner: Runner[Any]) -> MapProfile:
     return MapProfile(np.dtype("float32"), float("nan"), runner.channel_names, {})
 
 

@@ -13,21 +13,23 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from torch import Tensor
 
 from segkit.errors import suggest
-from segkit.inference.runner import NonFiniteLogitsError, Runner
+from segkit.inference.runner_base import NonFiniteLogitsError, Runner
 from segkit.inference.tiling import Band, Span, Tiling, blend_weights
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
 from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import prefetch
+from segkit.task.array_library import library_of, to_numpy, without_gradients
+
+if TYPE_CHECKING:
+    from segkit.task.array_library import Array
 
 T = TypeVar("T")
 BlockPart = Literal["body", "top", "bottom"]
@@ -43,7 +45,7 @@ class Block:
     window
         In pixels of the scene.
     probabilities
-        float32 (C, H, W), 0 to 1, all channels of the runner, on its device; undefined if `valid` is false.
+        float32 (C, H, W), 0 to 1, all channels of the runner, as it returns them; undefined if `valid` is false.
     valid
         bool (H, W): pixels that have data and are in the region.
     part
@@ -55,14 +57,14 @@ class Block:
     """
 
     window: Window
-    probabilities: Tensor
+    probabilities: Any
     valid: NDArray[np.bool_]
     part: BlockPart = "body"
     dissimilarity: NDArray[np.float32] | None = None
 
 
 def predict_blocks(
-    runner: Runner,
+    runner: Runner[Any],
     scene: Scene,
     tiling: Tiling,
     band: Band | None = None,
@@ -100,8 +102,8 @@ def predict_blocks(
         While iterating: a window does not fit into the memory of the device.
     """
     band = band or tiling.single_band
-    dissimilarity = None if index is None else functools.partial(index.of_pixels, threads=torch.get_num_threads())
-    blender = _Blender(runner.channels, tiling, band, runner.device)
+    dissimilarity = None if index is None else functools.partial(index.of_pixels, threads=runner.threads)
+    blender = _Blender(runner, tiling, band)
     # The threads of a network on a CPU wait for each other, so one that shares its core slows down all.
     reading = prefetch(
         _read_windows(scene, tiling, band, region, dissimilarity, batch),
@@ -116,11 +118,11 @@ def predict_blocks(
 
 
 def _predict_group(
-    runner: Runner, blender: _Blender, finite: _FiniteCheck, group: Sequence[_ReadWindow]
+    runner: Runner[Any], blender: _Blender, finite: _FiniteCheck, group: Sequence[_ReadWindow]
 ) -> Generator[Block]:
     """Predict and blend a batch of windows; its tiles are freed before the next batch."""
     with_data = [one for one in group if one.tile is not None]
-    computed: Iterator[Tensor] = iter(())
+    computed: Iterator[Any] = iter(())
     if with_data:
         probabilities = runner([one.tile for one in group if one.tile is not None])
         finite.add(with_data, probabilities)
@@ -133,12 +135,12 @@ def _predict_group(
 class _FiniteCheck:
     """Raises an error if the network gives NaN or infinite values for a window."""
 
-    def __init__(self, runner: Runner, scene: Scene, *, late: bool) -> None:
+    def __init__(self, runner: Runner[Any], scene: Scene, *, late: bool) -> None:
         self._runner, self._scene = runner, scene
         self._left = int(late and runner.device.type == "cuda")
         self._waiting: deque[tuple[Sequence[_ReadWindow], Callable[[], dict[str, NDArray[Any]]]]] = deque()
 
-    def add(self, windows: Sequence[_ReadWindow], probabilities: Tensor) -> None:
+    def add(self, windows: Sequence[_ReadWindow], probabilities: Array) -> None:
         """Add the probabilities of windows with data, and check them, or the ones before if checks may be late.
 
         Raises
@@ -179,15 +181,17 @@ class _FiniteCheck:
         )
 
 
-def fetch_async(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, NDArray[Any]]]:
+def fetch_async(arrays: Mapping[str, Any]) -> Callable[[], dict[str, NDArray[Any]]]:
     """Start copying tensors to main memory; the returned function waits for them and returns arrays."""
-    device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+    device = next((one.device for one in arrays.values() if getattr(one, "is_cuda", False)), None)
     if device is None:  # an Apple GPU copies at once
-        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-        return lambda: arrays
+        found = {name: to_numpy(one) for name, one in arrays.items()}
+        return lambda: found
+    import torch
+
     copies = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        for name, tensor in tensors.items()
+        for name, tensor in arrays.items()
     }
     finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
     finished.record(torch.cuda.current_stream(device))  # by default that of the first device
@@ -249,25 +253,29 @@ def _read_windows(
 class _Blender:
     """Blends each window with those above and to the left, and keeps what the following windows need."""
 
-    def __init__(self, channels: int, tiling: Tiling, band: Band, device: torch.device) -> None:
+    def __init__(self, runner: Runner[Any], tiling: Tiling, band: Band) -> None:
         self._band = band
-        self._row_weights = torch.from_numpy(blend_weights(tiling.rows.blend_width)).to(device)[:, None]
-        self._column_weights = torch.from_numpy(blend_weights(tiling.columns.blend_width)).to(device)
-        self._zero = torch.zeros((channels, 1, 1), device=device)
+        self._row_weights = runner.from_numpy(blend_weights(tiling.rows.blend_width))[:, None]
+        self._column_weights = runner.from_numpy(blend_weights(tiling.columns.blend_width))
+        self._zero = runner.from_numpy(np.zeros((runner.channels, 1, 1), dtype=np.float32))
         # Kept for the window to the right, by row of windows, and for the one below, by column of windows.
-        self._left: dict[int, Tensor] = {}
-        self._above: dict[int, Tensor] = {}
+        self._left: dict[int, Any] = {}
+        self._above: dict[int, Any] = {}
 
-    @torch.inference_mode()
-    def add(self, window: _ReadWindow, probabilities: Tensor | None) -> list[Block]:
+    def add(self, window: _ReadWindow, probabilities: Array | None) -> list[Block]:
         """Add the probabilities (C, H, W) of a window, which are overwritten, and return the blocks that it completes.
 
         None stands for a window without valid pixels. The pixels that it shares with neighbours are not valid either.
         """
+        with without_gradients(self._zero):
+            return self._add(window, probabilities)
+
+    def _add(self, window: _ReadWindow, probabilities: Array | None) -> list[Block]:
         row, column = window.row, window.column
         left, above = self._left.pop(row.origin, None), self._above.pop(column.origin, None)
         if probabilities is None:
-            blended = self._zero.expand(-1, row.finished_stop - row.start, column.finished_stop - column.start)
+            shape = len(self._zero), row.finished_stop - row.start, column.finished_stop - column.start
+            blended: Any = library_of(self._zero).broadcast_to(self._zero, shape)
             below = None
         else:
             blended = _crop_to_spans(probabilities, row, column)
@@ -276,7 +284,7 @@ class _Blender:
             if right is not None:
                 self._left[row.origin] = right
 
-        def block(top: int, bottom: int, values: Tensor, part: BlockPart = "body") -> Block:
+        def block(top: int, bottom: int, values: Array, part: BlockPart = "body") -> Block:
             place = _window(row.start + top, row.start + bottom, column.start, column.finished_stop)
             valid = window.valid[top:bottom, : column.finished_stop - column.start]
             index = None if part == "bottom" or window.dissimilarity is None else window.dissimilarity[top:bottom]
@@ -294,17 +302,21 @@ class _Blender:
         return blocks
 
 
-def _blend_axis(
-    values: Tensor, axis: int, span: Span, weights: Tensor, kept: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _blend_axis(values: Any, axis: int, span: Span, weights: Any, kept: Any | None) -> tuple[Any, Any | None]:
     """Add what was kept of the previous window; return the finished pixels, and what to keep for the next window."""
     if span.blend_before:
-        start = values.narrow(axis, 0, span.blend_before).mul_(weights)
+        start = _part(values, axis, 0, span.blend_before)
+        start *= weights
         if kept is not None:
-            start.add_(kept)
+            start += kept
     finished = span.finished_stop - span.start
-    to_keep = values.narrow(axis, finished, span.blend_after) * (1 - weights) if span.blend_after else None
-    return values.narrow(axis, 0, finished), to_keep
+    to_keep = _part(values, axis, finished, span.blend_after) * (1 - weights) if span.blend_after else None
+    return _part(values, axis, 0, finished), to_keep
+
+
+def _part(values: Any, axis: int, start: int, length: int) -> Any:
+    """Return a view of a part of an axis."""
+    return values[(slice(None),) * axis + (slice(start, start + length),)]
 
 
 def _crop_to_spans(array: T, row: Span, column: Span) -> T:

@@ -24,6 +24,7 @@ from uuid import uuid4
 import torch
 
 from segkit.errors import ClusterError, SegkitError, UsageError
+from segkit.inference.device import set_default_threads
 
 if TYPE_CHECKING:
     from distributed import Client, Future, WorkerPlugin
@@ -264,6 +265,7 @@ def _run_task(task: Callable[[], Any], threads: int | None) -> Any:
     from dask.system import CPU_COUNT
 
     torch.set_num_threads(threads or CPU_COUNT)  # Dask's own default is one
+    set_default_threads(threads or CPU_COUNT)
     try:
         return task()
     except SegkitError as error:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 from rasterio.windows import Window
 
-from segkit.inference.device import pick_device
+from segkit.inference.device import Device
 from segkit.inference.outputs import OutputRequest, needs_model_entropies
 from segkit.inference.predict import prepare
-from segkit.inference.runner import Runner, bytes_per_pixel
+from segkit.inference.runner import bytes_per_pixel, open_runner
 from segkit.inference.settings import PredictOptions, ResolvedSettings, default_batch_size, resolve_settings
 from segkit.inference.tiling import Tiling
 from segkit.io.paths import PathLike
 from segkit.io.region import PolygonRegion, Region
 from segkit.io.scene import Scene
+from segkit.task.array_library import to_numpy
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
@@ -107,7 +107,7 @@ def _forecast_scene(
     SegkitError
         As `segkit.predict`.
     """
-    device = pick_device(options.device)
+    device = options.pick_device(model)
     settings = resolve_settings(model, scene, options, region, outputs=outputs)
     tiling = settings.tiling(scene.grid, model.stride)
     batch = options.batch_size or default_batch_size(model, settings, tiling, device, outputs)
@@ -150,14 +150,14 @@ def _time_windows(
     scene: Scene,
     windows: Sequence[Window],
     settings: ResolvedSettings,
-    device: torch.device,
+    device: Device,
     outputs: Sequence[OutputRequest],
 ) -> float:
     """Return the seconds for one window: reading and network, after a first batch that warms up."""
     if not windows:
         return 0.0
     entropies = needs_model_entropies(outputs)
-    runner = Runner(
+    runner = open_runner(
         model,
         device,
         settings.precision,
@@ -174,7 +174,7 @@ def _time_windows(
             if number == 1:
                 started = time.perf_counter()
             tiles = [reader.read(window).padded(tiling.rows.length, tiling.columns.length) for window in chosen]
-            runner(tiles).cpu()
+            to_numpy(runner(tiles))
             count += len(tiles) * (number > 0)
             if number and time.perf_counter() - started > _MIN_TIMED_S:
                 break

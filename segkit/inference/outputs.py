@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from segkit.inference.uncertainty import DISAGREEMENT, UNCERTAINTY_MEASURES, com
 from segkit.io.class_table import OUTPUT_TAG
 from segkit.io.cog import MapProfile
 from segkit.task import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from segkit.task.array_library import A, cast, without_gradients
 
 # Probabilities are stored as round(254 p).
 PROBABILITY_STEPS, NO_PROBABILITY = 254, 255
@@ -31,16 +29,17 @@ class RasterOutput:
         Function of (task, names of measures, tags) that returns the profile.
     compute
         Function of (task, channels (C, H, W) of a `Runner`, decided targets (T, H, W), names of measures) that returns
-        an integer tensor (bands, H, W) on the same device; None if the targets are sufficient.
+        integers (bands, H, W), a tensor on the device of the channels or an array as they are; None if the targets are
+        sufficient.
     values
-        Function of (task, that tensor or the targets as an array, valid (H, W)) that returns the stored values.
+        Function of (task, these or the targets as an array, valid (H, W)) that returns the stored values.
     from_pixels
         Whether it is computed from the pixels of the scene alone (`Block.dissimilarity`), without the network. Such
         values need no blending, so each row band writes its shared rows at the top, too.
     """
 
     profile: Callable[[Task, Sequence[str], Mapping[str, str]], MapProfile]
-    compute: Callable[[Task, Tensor, Tensor, Sequence[str]], Tensor] | None
+    compute: Callable[[Task, Any, Any, Sequence[str]], Any] | None
     values: Callable[[Task, NDArray[Any], NDArray[np.bool_]], NDArray[Any]]
     from_pixels: bool = False
 
@@ -79,17 +78,15 @@ def needs_model_entropies(outputs: Sequence[OutputRequest]) -> bool:
     return any(DISAGREEMENT in one.measures for one in outputs)
 
 
-def compute_outputs(task: Task, channels: Tensor, outputs: Sequence[OutputRequest]) -> dict[str, Tensor]:
+def compute_outputs(task: Task, channels: A, outputs: Sequence[OutputRequest]) -> dict[str, A]:
     """Return the decided "targets", and by name the raster outputs that are computed from channels of a `Runner`."""
-    import torch
-
-    with torch.inference_mode():
+    with without_gradients(channels):
         targets = task.decide(channels[None, : task.channels])[0]
-        tensors = {"targets": targets}
+        arrays = {"targets": targets}
         for one in outputs:
             if compute := one.output.compute:
-                tensors[one.name] = compute(task, channels, targets, one.measures)
-        return tensors
+                arrays[one.name] = compute(task, channels, targets, one.measures)
+        return arrays
 
 
 def _map_profile(task: Task, _: Sequence[str], tags: Mapping[str, str]) -> MapProfile:
@@ -107,8 +104,8 @@ def _uncertainty_profile(_: Task, measures: Sequence[str], tags: Mapping[str, st
     return _probability_profile(tuple(one.band_name for one in found), {**tags, "segkit_uncertainty": meaning})
 
 
-def _to_bytes(probabilities: Tensor) -> Tensor:
-    return (probabilities * PROBABILITY_STEPS).round().byte()
+def _to_bytes(probabilities: A) -> A:
+    return cast((probabilities * PROBABILITY_STEPS).round(), "uint8")
 
 
 def _fill_nodata(_: Task, probabilities: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:

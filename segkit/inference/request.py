@@ -56,11 +56,10 @@ def describe_request(
     imagery
         Keys of the recipe that are given for these scenes.
     """
-    from segkit.inference.device import pick_device
     from segkit.io.region import aoi_fingerprint
 
     # For an executor the device is resolved, and this machine may not have it.
-    device = pick_device("auto").type if options.device == "auto" else options.device.partition(":")[0]
+    device = options.pick_device(network).type if options.device == "auto" else options.device.partition(":")[0]
     request = asdict(options) | {"device": device, "backend": options.backend or network.backend}
     del request["batch_size"]
     return request | {

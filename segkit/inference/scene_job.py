@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from segkit.inference.executor import SceneJob, results_or_raise
 from segkit.inference.journal import Journal
 from segkit.inference.outputs import OutputRequest
-from segkit.inference.runner import CompilationError, OutOfMemoryError
+from segkit.inference.runner_base import CompilationError, OutOfMemoryError
 from segkit.inference.settings import PredictOptions, ResolvedSettings
 from segkit.inference.summary import Summary, describe_counts, peak_memory, sum_counts
 from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSeam, PredictBand
@@ -97,7 +97,7 @@ def predict_scene(
                 warnings.warn(text, stacklevel=2)
                 plan = asdict(settings)
         seams = [
-            MergeSeam(name, journal, len(bands) + upper.index, upper, lower, scene.grid, outputs)
+            MergeSeam(name, journal, len(bands) + upper.index, upper, lower, scene.grid, outputs, settings.backend)
             for upper, lower in pairwise(bands)
             if lower.spans[0].blend_before
         ]

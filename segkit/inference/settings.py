@@ -8,28 +8,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rasterio.windows import Window
 
 from segkit.errors import ModelFileError, SegkitError, UsageError, suggest
-from segkit.inference.device import available_memory, pick_device, pick_precision
+from segkit.inference.device import CPU, Device, available_memory, pick_device, pick_precision
 from segkit.inference.runner import (
     AMPLE_BYTES_PER_PIXEL,
-    CompilationError,
-    OutOfMemoryError,
-    Runner,
     bytes_per_pixel,
-    can_compile,
-    operations_per_pixel,
+    open_runner,
     precision_agreement,
     time_forward,
 )
+from segkit.inference.runner_base import CompilationError, OutOfMemoryError
 from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
 from segkit.models.backends import AUTO, candidate_backends, check_backend, is_quantized, possible_precisions
-from segkit.models.ensemble import members
+from segkit.models.ensemble import members, torch_members
 
 if TYPE_CHECKING:
     from segkit.inference.outputs import OutputRequest
@@ -96,9 +92,13 @@ class PredictOptions:
             An option is out of range, or not possible with the network or another option.
         """
         _check_backend(self, model)
-        if self.device == "mps" and any(one.is_classical or one.pixel_branch is not None for one in members(model)):
+        if self.device == "mps" and any(
+            one.is_classical or one.pixel_branch is not None for one in torch_members(model)
+        ):
             raise UsageError("classical learners compute in float64, which mps does not; compute on the CPU")
-        pick_precision(self.precision, pick_device(self.device))
+        device = self.pick_device(model)
+        if self.precision != "auto":
+            pick_precision(self.precision, device)
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
         if self.tta not in (None, "d4"):
@@ -106,6 +106,17 @@ class PredictOptions:
         if self.exact:
             _check_exact(self, model)
         _resolve_windows(self, model)
+
+    def pick_device(self, model: AnyModel) -> Device:
+        """Return the device: that of torch, or `CPU` for a runtime of graphs, which needs no torch.
+
+        Raises
+        ------
+        UsageError
+            See `segkit.inference.device.pick_device`.
+        """
+        by_torch = model.backend == "torch" and self.backend in (None, "torch", AUTO)
+        return pick_device(self.device) if by_torch else CPU
 
 
 @dataclass(frozen=True)
@@ -217,7 +228,7 @@ def resolve_settings(
     """
     model.check_scene(scene)
     options.check(model)
-    device = pick_device(options.device)
+    device = options.pick_device(model)
     tile, overlap, ramp, fixed = _resolve_windows(options, model)
     settings = ResolvedSettings(tile, overlap, ramp, fixed, "fp32", None, options.tta, compiled=False)
     meter = _Meter(model, scene, settings, device, region, {} if measured is None else measured)
@@ -239,7 +250,7 @@ class _Meter:
         model: AnyModel,
         scene: Scene,
         settings: ResolvedSettings,
-        device: torch.device,
+        device: Device,
         region: Region | None,
         measured: Measurements,
     ) -> None:
@@ -266,7 +277,7 @@ class _Meter:
             settings = replace(self._settings, fixed=True)  # whole windows
             tiles = _read_sample_tiles(self._scene, settings, self._tiling, self._region)
             tile = next(tiles, None) or _flat_tile(self.model.bands, rows, columns)
-            return time_forward(Runner(self.model, self.device, precision, backend=backend), tile)
+            return time_forward(open_runner(self.model, self.device, precision, backend=backend), tile)
 
         found = self._once("seconds", backend, precision, measure)
         assert found is not None
@@ -342,23 +353,21 @@ def _flat_tile(bands: int, rows: int, columns: int) -> Tile:
     return Tile(np.zeros((bands, rows, columns), dtype=np.float32), np.ones((rows, columns), dtype=bool))
 
 
-def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, device: torch.device) -> bool:
+def _should_compile(model: AnyModel, scene: Scene, settings: ResolvedSettings, device: Device) -> bool:
     tiling = settings.tiling(scene.grid, model.stride)
     pixels = tiling.pixel_cost * scene.grid.height * scene.grid.width * (8 if settings.tta else 1)
-    return (
-        not model.is_classical
-        and settings.backend == "torch"
-        and pixels >= _MIN_COMPILED_PIXELS
-        and operations_per_pixel(model) >= _MIN_COMPILED_OPERATIONS
-        and can_compile(device)
-    )
+    if model.is_classical or settings.backend != "torch" or pixels < _MIN_COMPILED_PIXELS:
+        return False
+    from segkit.inference.torch_runner import can_compile, operations_per_pixel
+
+    return operations_per_pixel(model) >= _MIN_COMPILED_OPERATIONS and can_compile(device)
 
 
 def default_batch_size(
     model: AnyModel,
     settings: ResolvedSettings,
     tiling: Tiling,
-    device: torch.device,
+    device: Device,
     outputs: Sequence[OutputRequest] = (),
 ) -> int:
     """Return the number of windows per forward pass that fits into a GPU, or keeps a CPU busy."""
@@ -379,15 +388,18 @@ def _check_backend(options: PredictOptions, model: AnyModel) -> None:
             f"precision {options.precision} was asked for, but the model computes in int8; leave it out, or predict "
             "with the model file (.safetensors)"
         )
-    if backend == AUTO:
+    if backend != AUTO:
+        check_backend(model, backend)
+    elif model.backend == "torch":
         return
-    check_backend(model, backend)
+    else:
+        backend = model.backend
     if backend != "torch" and options.device not in ("auto", "cpu"):
         raise UsageError(
             f"device {options.device} was asked for, but {backend} computes on the CPU; leave it out, or predict with "
             "torch and the model file (.safetensors)"
         )
-    if options.precision == "bf16" and "bf16" not in possible_precisions(model, backend):
+    if options.precision == "bf16" and options.backend != AUTO and "bf16" not in possible_precisions(model, backend):
         raise UsageError(_no_precision("bf16", backend))
 
 

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from segkit.inference.arrays import OutputSink, predict_into
-from segkit.inference.device import pick_device
 from segkit.inference.outputs import OutputRequest
-from segkit.inference.runner import CompilationError, OutOfMemoryError
+from segkit.inference.runner_base import CompilationError, OutOfMemoryError
 from segkit.inference.settings import PredictOptions, ResolvedSettings
 from segkit.inference.tasks import WorkerContext, choose_settings, torch_threads
 from segkit.io.region import Region
@@ -42,7 +41,7 @@ def stream_scene(
         Of the warning about a second try.
     """
     settings = choose_settings(context, scene, options, outputs)
-    device = pick_device(options.device)
+    device = options.pick_device(context.model)
     while True:
         assert settings.batch is not None
         tiling = settings.tiling(scene.grid, context.model.stride)
@@ -50,7 +49,7 @@ def stream_scene(
         sink = make_sink()
         try:
             with (
-                torch_threads(settings.threads),
+                torch_threads(settings),
                 progress(scene.name, megapixels, "Mpx", show=context.show_progress) as advance,
             ):
                 predict_into(

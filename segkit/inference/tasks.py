@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rasterio.windows import Window
 
 from segkit.errors import DataError, ModelFileError
 from segkit.inference.bands import merge_seam, predict_band
-from segkit.inference.device import pick_device, pick_precision
+from segkit.inference.device import Device, default_threads, pick_precision
 from segkit.inference.journal import Journal
 from segkit.inference.outputs import OutputRequest, needs_model_entropies
-from segkit.inference.runner import Runner
+from segkit.inference.runner import open_runner
+from segkit.inference.runner_base import Runner
 from segkit.inference.settings import (
     Measurements,
     PredictOptions,
@@ -63,7 +63,7 @@ class WorkerContext:
         self._polygons = polygons
         self._region: tuple[Grid, PolygonRegion] | None = None
         self._index: ApplicabilityIndex | None = None
-        self._runner: tuple[object, Runner] | None = None
+        self._runner: tuple[object, Runner[Any]] | None = None
 
     def region(self, grid: Grid) -> PolygonRegion | None:
         """Return the area of interest on a grid; the last one is cached."""
@@ -82,11 +82,11 @@ class WorkerContext:
 
     def runner(
         self,
-        device: torch.device,
+        device: Device,
         settings: ResolvedSettings,
         scene: object,
         outputs: Sequence[OutputRequest] = (),
-    ) -> Runner:
+    ) -> Runner[Any]:
         """Return the optimised network for some outputs; the last one is cached."""
         entropies = needs_model_entropies(outputs)
         # Torch limits the number of window sizes for which it compiles a network, so compile for each scene.
@@ -94,17 +94,19 @@ class WorkerContext:
             device,
             settings.backend,
             settings.precision,
+            settings.threads if settings.backend != "torch" else None,
             settings.tta,
             entropies,
             scene if settings.compiled else None,
         )
         if self._runner is None or self._runner[0] != key:
             self._runner = None  # frees its memory first
-            runner = Runner(
+            runner = open_runner(
                 self.model,
                 device,
                 settings.precision,
                 backend=settings.backend,
+                threads=settings.threads,
                 tta=settings.tta is not None,
                 compiled=settings.compiled,
                 model_entropies=entropies,
@@ -202,7 +204,7 @@ class CheckOptions(WorkItem):
     def __call__(self, context: WorkerContext, advance: Advance) -> PredictOptions:
         """See `Options.check`."""
         self.options.check(context.model)
-        return replace(self.options, device=str(pick_device(self.options.device)))
+        return replace(self.options, device=str(self.options.pick_device(context.model)))
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,8 @@ def choose_settings(
     plan: Mapping[str, Any] | None = None,
 ) -> ResolvedSettings:
     """Return the settings of a scene, with batch size and threads of this machine; `plan` are those of before."""
-    model, device = context.model, pick_device(options.device)
+    model = context.model
+    device = options.pick_device(model)
     if plan:
         settings = ResolvedSettings(**plan)
     else:
@@ -246,7 +249,7 @@ def choose_settings(
         tiling = settings.tiling(scene.grid, model.stride)
         settings = replace(settings, batch=default_batch_size(model, settings, tiling, device, outputs))
     if settings.threads is None and device.type == "cpu":
-        settings = replace(settings, threads=torch.get_num_threads())
+        settings = replace(settings, threads=_count_threads(settings.backend))
     return settings
 
 
@@ -304,11 +307,11 @@ class PredictBand(WorkItem):
         """Return the counts of the band."""
         if (counts := self.journal.load_band(self.band.index)) is not None:
             return counts
-        device = pick_device(self.options.device)
+        device = self.options.pick_device(context.model)
         if self.settings.precision == "bf16":
             pick_precision("bf16", device)  # it was chosen on another machine, and may be missing here
         assert self.settings.batch is not None
-        with torch_threads(self.settings.threads), self.journal.write_band(self.band.index) as entry:
+        with torch_threads(self.settings), self.journal.write_band(self.band.index) as entry:
             entry.data = predict_band(
                 context.runner(device, self.settings, self.scene, self.outputs),
                 self.scene,
@@ -334,6 +337,7 @@ class MergeSeam(WorkItem):
     lower: Band
     grid: Grid
     outputs: tuple[OutputRequest, ...]
+    backend: str = "torch"
 
     @property
     def description(self) -> str:
@@ -355,6 +359,7 @@ class MergeSeam(WorkItem):
                 first.blend_before,
                 entry.folder,
                 self.outputs,
+                by_torch=self.backend == "torch",
             )
         return entry.data
 
@@ -400,14 +405,27 @@ class Vectorize(WorkItem):
             )
 
 
+def _count_threads(backend: str) -> int:
+    if backend != "torch":
+        return default_threads()
+    import torch
+
+    return torch.get_num_threads()
+
+
 @contextmanager
-def torch_threads(number: int | None) -> Iterator[None]:
-    """Set the number of torch's threads during the block."""
-    before = torch.get_num_threads()
-    if number is None or number == before:
+def torch_threads(settings: ResolvedSettings) -> Iterator[None]:
+    """Set the number of torch's threads to that of the settings during the block, if torch computes."""
+    if settings.backend != "torch" or settings.threads is None:
         yield
         return
-    torch.set_num_threads(number)
+    import torch
+
+    before = torch.get_num_threads()
+    if settings.threads == before:
+        yield
+        return
+    torch.set_num_threads(settings.threads)
     try:
         yield
     finally:

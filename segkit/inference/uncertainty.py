@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from segkit.errors import UsageError
 from segkit.task import Task
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from segkit.task.array_library import A, concatenate, library_of
 
 DISAGREEMENT = "disagreement"
 _CHUNK_PIXELS = 2**18  # computed at a time, which limits the memory of intermediate results
@@ -31,29 +29,35 @@ class UncertaintyMeasure:
     formula
         For the metadata.
     compute
-        Function of (task, channels (C, H, W) of a `Runner`) that returns float32 (T, H, W), 0 to 1, for each target.
+        Function of (task, channels (C, H, W) of a `Runner`) that returns float32 (T, H, W), 0 to 1, for each target:
+        a tensor of a tensor, an array of an array.
     """
 
     band_name: str
     formula: str
-    compute: Callable[[Task, Tensor], Tensor]
+    compute: Callable[[Task, Any], Any]
 
 
-def _entropy(task: Task, channels: Tensor) -> Tensor:
-    return task.entropy(channels[None, : task.channels])[0]
+def _entropy(task: Task, channels: A) -> A:
+    entropy: A = task.entropy(channels[None, : task.channels])[0]
+    return entropy
 
 
-def _one_minus_margin(task: Task, channels: Tensor) -> Tensor:
+def _one_minus_margin(task: Task, channels: A) -> A:
+    library = library_of(channels)
     shares = task.category_probabilities(channels[None, : task.channels])[0]
-    first, second = shares[:, 0], shares.new_zeros(())
-    for share in shares.unbind(dim=1)[1:]:
-        first, second = first.maximum(share), first.minimum(share).maximum(second)
-    return 1 - (first - second)
+    first, second = shares[:, 0], library.zeros_like(shares[:, 0])
+    for category in range(1, shares.shape[1]):
+        share = shares[:, category]
+        first, second = library.maximum(first, share), library.maximum(library.minimum(first, share), second)
+    margin: A = first - second
+    return 1 - margin
 
 
-def _disagreement(task: Task, channels: Tensor) -> Tensor:
+def _disagreement(task: Task, channels: A) -> A:
     # Rounding, and the division of one-vs-rest probabilities by their sum, may make the difference negative.
-    return (_entropy(task, channels) - channels[task.channels :]).clamp(min=0)
+    difference: A = _entropy(task, channels) - channels[task.channels :]
+    return difference.clip(0)
 
 
 UNCERTAINTY_MEASURES: dict[str, UncertaintyMeasure] = {
@@ -91,7 +95,7 @@ def check_measures(measures: str | Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def compute_measures(task: Task, channels: Tensor, measures: Sequence[str]) -> Tensor:
+def compute_measures(task: Task, channels: A, measures: Sequence[str]) -> A:
     """Return measures of uncertainty, float32 (measures, H, W), 0 to 1; of overlapping classes the largest.
 
     Parameters
@@ -100,11 +104,12 @@ def compute_measures(task: Task, channels: Tensor, measures: Sequence[str]) -> T
         (C, H, W): the probabilities of the task's channels; for disagreement followed by the mean entropy of each
         target, see `Runner`.
     """
-    import torch
-
+    library = library_of(channels)
     rows = max(1, _CHUNK_PIXELS // channels.shape[2])
     parts = []
     for top in range(0, channels.shape[1], rows):
         chunk = channels[:, top : top + rows]
-        parts.append(torch.stack([UNCERTAINTY_MEASURES[name].compute(task, chunk).amax(dim=0) for name in measures]))
-    return torch.cat(parts, dim=1)
+        found = [UNCERTAINTY_MEASURES[name].compute(task, chunk) for name in measures]
+        largest: A = library.stack([library.amax(one, 0) for one in found])
+        parts.append(largest)
+    return concatenate(parts)

@@ -26,13 +26,13 @@ from segkit.io.grid import Grid
 from segkit.io.scene import Scene
 from segkit.labelling.lattice import BAND_STATISTICS, Lattice
 from segkit.models.ensemble import members
+from segkit.models.segmenter import Segmenter
 from segkit.task import Task
 from segkit.vector import polygons as trace_polygons
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-    from segkit.models.segmenter import Segmenter
 
 _EMBEDDED_AT_ONCE = 8  # windows
 
@@ -102,7 +102,7 @@ class Measurer:
     def _network(self) -> Segmenter | None:
         """A network of the model whose features describe windows of any size; None if there is none."""
         for one in members(self.context.model):
-            if not one.is_classical and one.backend == "torch" and one.fixed_window_size is None:
+            if isinstance(one, Segmenter) and not one.is_classical and one.fixed_window_size is None:
                 return copy.deepcopy(one).eval().to(pick_device(self.options.device))
         return None
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segkit.errors import UsageError
 from segkit.models.ensemble import members
 from segkit.models.training_pixels import DissimilarityIndex, TrainingPixels
+from segkit.task.array_library import to_numpy
 
 if TYPE_CHECKING:
     from segkit.models.ensemble import AnyModel
@@ -63,7 +64,7 @@ class ApplicabilityIndex:
                     "leave applicability out"
                 )
         found = [one.training_pixels for one in models if one.training_pixels is not None]
-        return cls(found, [one.mean.flatten().cpu().numpy() for one in models])
+        return cls(found, [to_numpy(one.mean.flatten()) for one in models])
 
     @property
     def tags(self) -> dict[str, str]:

@@ -8,39 +8,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
-
-from segkit.errors import ModelFileError, UsageError, suggest
+from segkit.errors import ModelFileError, UsageError, first_line, suggest
 from segkit.models.ensemble import members
-from segkit.models.graph import ExportedGraph, check_exportable
-from segkit.models.graph_export import PACKAGES, trace, write_onnx
 from segkit.models.graph_model import GraphModel
 from segkit.models.graph_outputs import tensor_names
-from segkit.models.graph_runtime import RUNTIMES, is_installed, require_runtime
+from segkit.models.graph_runtime import EXPORT_PACKAGES, RUNTIMES, is_installed, require_runtime
 from segkit.models.model_file import GLOBAL
-from segkit.models.network import first_line
-from segkit.models.segmenter import Segmenter
 
 if TYPE_CHECKING:
-    from segkit.models.ensemble import AnyModel
+    from segkit.models.ensemble import AnyModel, OneModel
+    from segkit.models.segmenter import Segmenter
 
 BACKENDS = ("torch", *RUNTIMES)
 AUTO = "auto"
 
 
-def prepare_model(model: Segmenter, device: torch.device, precision: str, backend: str) -> Segmenter:
-    """Return a copy of a model that a backend computes; a model of torch is converted for the others.
+def open_graph_model(model: OneModel, backend: str, precision: str, threads: int) -> GraphModel:
+    """Return a copy of a model that a runtime of graphs computes; a model of torch is converted.
 
     Raises
     ------
     UsageError
         A graph cannot hold the model.
     ModelFileError
-        It cannot be converted, or the backend cannot run it.
+        It cannot be converted, or the runtime cannot run it.
     """
-    if backend == "torch":
-        return model.optimized_for_inference(device, precision)
-    return (model if isinstance(model, GraphModel) else _convert(model)).opened(backend, precision)
+    graph = model if isinstance(model, GraphModel) else _convert(model)
+    return graph.opened(backend, precision, threads)
 
 
 _converted: dict[str, GraphModel] = {}  # by fingerprint
@@ -50,10 +44,13 @@ _folder: TemporaryDirectory[str] | None = None  # of the converted models of thi
 def _convert(model: Segmenter) -> GraphModel:
     """Return a model as a graph in a temporary file, which is written once in a process."""
     global _folder
+    from segkit.models.graph import ExportedGraph, check_exportable
+    from segkit.models.graph_export import trace, write_onnx
+
     fingerprint = model.fingerprint()
     if fingerprint not in _converted:
         check_exportable(model)
-        for package in PACKAGES:
+        for package in EXPORT_PACKAGES:
             import_module(package)
         _folder = _folder or TemporaryDirectory(prefix="segkit_")
         path = Path(_folder.name) / f"{fingerprint[:16]}.onnx"
@@ -75,7 +72,7 @@ def _convert(model: Segmenter) -> GraphModel:
             stride=model.stride,
             window_size=model.fixed_window_size,
         )
-        _converted[fingerprint] = graph.eval()
+        _converted[fingerprint] = graph
     return _converted[fingerprint]
 
 
@@ -116,8 +113,10 @@ def check_backend(model: AnyModel, backend: str) -> None:
     require_runtime(backend)
     for one in members(model):
         if not isinstance(one, GraphModel):
+            from segkit.models.graph import check_exportable
+
             check_exportable(one)
-            for package in PACKAGES:
+            for package in EXPORT_PACKAGES:
                 import_module(package)
 
 
@@ -133,6 +132,6 @@ def candidate_backends(model: AnyModel, *, convert: bool) -> list[str]:
     if model.backend != "torch":
         return [model.backend, *(name for name in installed if name != model.backend)]
     found = ["torch"]
-    if convert and not model.is_classical and all(find_spec(package) is not None for package in PACKAGES):
+    if convert and not model.is_classical and all(find_spec(package) is not None for package in EXPORT_PACKAGES):
         found += installed
     return found

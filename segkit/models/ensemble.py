@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     import torch
 
     from segkit.io.scene import Scene
+    from segkit.models.graph_model import GraphModel
     from segkit.models.segmenter import Segmenter
     from segkit.recipe.schema import Recipe
     from segkit.task import Task
 
-    AnyModel: TypeAlias = "Segmenter | Ensemble"
+    OneModel: TypeAlias = "Segmenter | GraphModel"
+    AnyModel: TypeAlias = "OneModel | Ensemble"
 
 
 class Ensemble(Described):
@@ -49,12 +51,12 @@ class Ensemble(Described):
         they read these, or in the fixed sizes of their windows.
     """
 
-    def __init__(self, models: Sequence[Segmenter]) -> None:
+    def __init__(self, models: Sequence[OneModel]) -> None:
         by_fingerprint = {one.fingerprint(): one for one in models}
         if len(by_fingerprint) < len(models):
             raise UsageError(f"{', '.join(_names(models))}: two of these are the same model; give each model once")
         self.fingerprints: tuple[str, ...] = tuple(sorted(by_fingerprint))
-        self.members: tuple[Segmenter, ...] = tuple(by_fingerprint[each] for each in self.fingerprints)
+        self.members: tuple[OneModel, ...] = tuple(by_fingerprint[each] for each in self.fingerprints)
         # Bands of a scene are found by the names of this model. Others may lack names, but not have different ones.
         named = next((one for one in models if distinct_parts(one.band_names)), models[0])
         for other in models:
@@ -125,16 +127,22 @@ class Ensemble(Described):
         """Return an ensemble of faster copies; see `Segmenter.optimized_for_inference`."""
         copied = object.__new__(Ensemble)
         copied.__dict__ |= self.__dict__
-        copied.members = tuple(one.optimized_for_inference(device, precision) for one in self.members)
+        copied.members = tuple(one.optimized_for_inference(device, precision) for one in torch_members(self))
         return copied
 
 
-def members(model: AnyModel) -> tuple[Segmenter, ...]:
+def members(model: AnyModel) -> tuple[OneModel, ...]:
     """Return the models of an ensemble, or the single model."""
     return model.members if isinstance(model, Ensemble) else (model,)
 
 
-def naming_member(model: AnyModel) -> Segmenter:
+def torch_members(model: AnyModel) -> tuple[Segmenter, ...]:
+    """Return the models of a model whose backend is torch: none of them is a graph."""
+    assert model.backend == "torch"
+    return cast("tuple[Segmenter, ...]", members(model))
+
+
+def naming_member(model: AnyModel) -> OneModel:
     """Return the model of an ensemble by whose names bands are found, or the single model."""
     return model.members[model._named] if isinstance(model, Ensemble) else model
 
@@ -187,11 +195,14 @@ def load_model(model: AnyModel | PathLike | Sequence[AnyModel | PathLike]) -> An
     return found[0] if len(found) == 1 else Ensemble(found)
 
 
-def _load(file: Path) -> Segmenter:
-    from segkit.models.graph_model import load_onnx
+def _load(file: Path) -> OneModel:
+    if file.suffix.lower() == ".onnx":
+        from segkit.models.graph_model import load_onnx
+
+        return load_onnx(file)
     from segkit.models.segmenter import load
 
-    return load_onnx(file) if file.suffix.lower() == ".onnx" else load(file)
+    return load(file)
 
 
 def model_files(models: Iterable[PathLike]) -> list[Path]:
@@ -240,13 +251,13 @@ def list_model_files(model: AnyModel) -> list[str]:
     return [str(one.path.absolute()) for one in members(model) if one.path is not None]
 
 
-def _names(models: Sequence[Segmenter]) -> list[str]:
+def _names(models: Sequence[OneModel]) -> list[str]:
     """Return the file names of models, with their folders if there are several."""
     parts = -2 if len(models) > 1 else -1
     return ["a model in memory" if one.path is None else "/".join(one.path.parts[parts:]) for one in models]
 
 
-def _check_compatible(first: Segmenter, other: Segmenter) -> None:
+def _check_compatible(first: OneModel, other: OneModel) -> None:
     """Raise a UsageError if probabilities of two models cannot be averaged."""
     theirs = _facts(other)
     for what, one in _facts(first).items():
@@ -265,7 +276,7 @@ def _check_compatible(first: Segmenter, other: Segmenter) -> None:
         )
 
 
-def _facts(model: Segmenter) -> dict[str, Any]:
+def _facts(model: OneModel) -> dict[str, Any]:
     """Return what must be equal in all models of an ensemble, by its name in messages."""
     task, data = model.task, model.recipe.data
     return {

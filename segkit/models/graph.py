@@ -13,13 +13,13 @@ from segkit.errors import UsageError
 from segkit.io.scene import names_in_files
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.classical.learner import Linear
-from segkit.models.ensemble import members
+from segkit.models.ensemble import members, torch_members
 from segkit.models.graph_outputs import split_outputs
 from segkit.models.segmenter import Segmenter
 from segkit.task import Task
 
 if TYPE_CHECKING:
-    from segkit.models.ensemble import AnyModel
+    from segkit.models.ensemble import AnyModel, OneModel
 
 # Other programs scale values before they pass them on, which changes the last bits. Integers of 16 bits differ by more.
 SAME_VALUE = 2e-6  # relative
@@ -46,7 +46,8 @@ class ExportedGraph(nn.Module):
         super().__init__()
         self.task: Task = model.task
         self.models = nn.ModuleList(
-            copy.deepcopy(one).cpu().float().eval().to(memory_format=torch.contiguous_format) for one in members(model)
+            copy.deepcopy(one).cpu().float().eval().to(memory_format=torch.contiguous_format)
+            for one in torch_members(model)
         )
         self.decide, self.stored = decide, count_stored_bands(model)
         self.register_buffer("nodata", torch.tensor(nodata, dtype=torch.float32).view(-1, model.bands, 1, 1))
@@ -82,6 +83,7 @@ def check_exportable(model: AnyModel) -> None:
     for one in members(model):
         if one.backend != "torch":
             raise UsageError(f"{_name(one)}: is exported already; give the model file (.safetensors)")
+        assert isinstance(one, Segmenter)
         learner = one.network.learners[0] if isinstance(one.network, PixelClassifier) else None
         if learner is not None and not isinstance(learner, Linear):
             raise UsageError(
@@ -90,5 +92,5 @@ def check_exportable(model: AnyModel) -> None:
             )
 
 
-def _name(model: Segmenter) -> str:
+def _name(model: OneModel) -> str:
     return str(model.path or model.recipe.name)

@@ -14,7 +14,6 @@ from torch.fx.experimental import _config
 from segkit.models.graph_outputs import CARD_KEY
 from segkit.models.graph_runtime import INPUT
 
-PACKAGES = ("onnx", "onnxscript")  # that `write_onnx` needs besides torch
 _OPSET, _IR_VERSION = 18, 8  # that onnxruntime reads since 1.14 (2023)
 _AXES = {0: "batch", 2: "height", 3: "width"}
 

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from segkit.errors import ModelFileError
+from segkit.errors import ModelFileError, first_line
 from segkit.io.paths import PathLike
 from segkit.models.graph_outputs import CARD_FORMAT, CARD_KEY, join_outputs, output_names
 from segkit.models.graph_runtime import Graph, default_runtime, open_graph
+from segkit.models.model_base import ModelBase, deviations
 from segkit.models.model_file import GLOBAL, Header, parse_header
-from segkit.models.network import first_line
 from segkit.models.onnx_file import read_onnx_metadata
-from segkit.models.segmenter import Segmenter
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 from segkit.task import Task
 
 _DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-_SMALLEST = 1e-7  # probability; the logit of 0 would be infinite
 
 
-class GraphModel(Segmenter):
+class GraphModel(ModelBase):
     """A model whose network, with all that is around it, is the graph of an ONNX file; it computes on the CPU.
 
-    Of several models that were exported as one, recipe, normalisation and training pixels are those of the first one.
+    It needs no torch. Of several models that were exported as one, recipe, normalisation and training pixels are those
+    of the first one.
 
     Parameters
     ----------
@@ -51,36 +51,38 @@ class GraphModel(Segmenter):
         quantization: dict[str, Any] | None = None,
     ) -> None:
         recipe = Recipe.from_dict(header.recipe).model_copy(update={"task": task})
-        super().__init__(recipe, header.mean, header.std, header.band_names, pretrained=False)
-        self.network, self.pixel_branch = nn.Identity(), None  # the graph has them
+        super().__init__(recipe, header.mean, header.std, header.band_names)
+        self.mean, self.std = (
+            np.array(values, dtype=np.float32).reshape(1, -1, 1, 1)
+            for values in (header.mean, deviations(header.mean, header.std))
+        )
         self.stride, self._window_size = stride, window_size
         self.metrics, self.path = header.metrics, path
         self.training_pixels, self.training_scenes = header.training_pixels, header.training_scenes
         self.quantization = quantization
-        self._receptive_field, self._fingerprint = receptive_field, fingerprint
+        self._header, self._receptive_field, self._fingerprint = header, receptive_field, fingerprint
         self._graph: Graph | None = None
 
-    def probabilities(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Return the probabilities of the graph, float32 (N, channels, H, W); the arguments are those of `forward`."""
+    def probabilities(self, pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the probabilities of the graph, float32 (N, channels, H, W).
+
+        Parameters
+        ----------
+        pixels
+            float32 (N, C, H, W) in the units of training; NaN where a band has no data.
+        valid
+            bool (N, H, W).
+        """
         assert self._graph is not None
-        outputs = self._graph(pixels.masked_fill(~valid[:, None], torch.nan).cpu().numpy())
+        outputs = self._graph(np.where(valid[:, None], pixels, np.float32(np.nan)))
         count, (height, width) = len(pixels), pixels.shape[-2:]
         expected = [(count, len(names), height, width) for names in output_names(self.task)]
         if [output.shape for output in outputs] != expected:
             raise ModelFileError(f"{self.path}: its outputs are not those of its card, so the file was changed")
-        return join_outputs(self.task, [torch.from_numpy(output) for output in outputs])
+        return join_outputs(self.task, outputs)
 
-    def forward(self, pixels: Tensor, valid: Tensor) -> Tensor:
-        """Return logits that give the probabilities of the graph; see `Segmenter.forward`."""
-        probabilities = self.probabilities(pixels, valid)
-        return self.task.logits(probabilities.clamp(_SMALLEST, 1 - _SMALLEST)).to(pixels.device)
-
-    def optimized_for_inference(self, device: torch.device, precision: str) -> GraphModel:
-        """Return a copy that computes, in its default backend."""
-        return self.opened(self.backend, precision)
-
-    def opened(self, backend: str, precision: str) -> GraphModel:
-        """Return a copy that computes, with as many threads as torch has.
+    def opened(self, backend: str, precision: str, threads: int) -> GraphModel:
+        """Return a copy that computes.
 
         Raises
         ------
@@ -89,7 +91,7 @@ class GraphModel(Segmenter):
         """
         assert self.path is not None
         found = copy.copy(self)
-        found._graph = open_graph(self.path, backend, precision, torch.get_num_threads())
+        found._graph = open_graph(self.path, backend, precision, threads)
         return found
 
     @property
@@ -107,13 +109,14 @@ class GraphModel(Segmenter):
         """See `Segmenter.fixed_window_size`."""
         return self._window_size if self.receptive_field is None else None
 
+    @property
+    def header(self) -> Header:
+        """The header of the first model, with the task of all."""
+        return replace(self._header, recipe=self.recipe.to_dict(), output_classes=None)
+
     def fingerprint(self) -> str:
         """Return a hash of the file."""
         return self._fingerprint
-
-    def save(self, path: PathLike) -> None:
-        """Refuse; a graph cannot become a model file again."""
-        raise ModelFileError(f"{self.path}: is a graph (ONNX), which cannot be saved as a model file")
 
 
 def load_onnx(path: PathLike) -> GraphModel:
@@ -141,7 +144,7 @@ def load_onnx(path: PathLike) -> GraphModel:
             stride=_positive(card["stride"]),
             window_size=None if card["window_size"] is None else _positive(card["window_size"]),
             quantization=card.get("quantization"),
-        ).eval()
+        )
     except ModelFileError:
         raise
     except _DAMAGED as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from segkit.task import Task
+from segkit.task.array_library import A, concatenate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CARD_KEY = "segkit"  # of the metadata
 CARD_FORMAT = 1
@@ -40,21 +42,22 @@ def split_outputs(task: Task, probabilities: Tensor) -> tuple[Tensor, ...]:
     background get a channel for background before them: 1 - the highest probability.
     """
     if task.n_targets > 1:
-        return torch.split(probabilities, 1, dim=1)
+        channels: tuple[Tensor, ...] = probabilities.split(1, dim=1)  # type: ignore[no-untyped-call]
+        return channels
     if task.type == "binary":
         return (probabilities[:, -1:],)
     if _lacks_background(task):
-        return (torch.cat([1 - probabilities.amax(dim=1, keepdim=True), probabilities], dim=1),)
+        return (concatenate([1 - probabilities.amax(dim=1, keepdim=True), probabilities]),)
     return (probabilities,)
 
 
-def join_outputs(task: Task, outputs: Sequence[Tensor]) -> Tensor:
+def join_outputs(task: Task, outputs: Sequence[A]) -> A:
     """Return probabilities (N, C, H, W) as the task has them; the inverse of `split_outputs`."""
     if task.type == "binary" and task.is_softmax:
-        return torch.cat([1 - outputs[0], outputs[0]], dim=1)
+        return concatenate([1 - outputs[0], outputs[0]])
     if task.n_targets == 1 and _lacks_background(task):
         return outputs[0][:, 1:]
-    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1)
+    return outputs[0] if len(outputs) == 1 else concatenate(outputs)
 
 
 def _lacks_background(task: Task) -> bool:

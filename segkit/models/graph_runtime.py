@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from segkit.errors import ModelFileError
 
 INPUT = "pixels"  # of a graph
+EXPORT_PACKAGES = ("onnx", "onnxscript")  # that writing a graph needs besides torch
 Graph = Callable[[NDArray[np.float32]], list[NDArray[Any]]]  # from pixels (N, C, H, W) to outputs
 _NO_MEMORY = ("alloc", "memory")  # in messages of runtimes
 
@@ -88,6 +90,16 @@ def require_runtime(backend: str) -> None:
         It is not installed.
     """
     import_module(RUNTIMES[backend].package)
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Whether a runtime that is installed and knows bf16 finds that this CPU computes in it."""
+    if not is_installed("openvino"):
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _cannot_run(path: Path, backend: str, error: Exception) -> ModelFileError:

@@ -8,17 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
-from segkit.errors import ModelFileError
+from segkit.errors import ModelFileError, first_line
 from segkit.io.files import require_file
 from segkit.io.paths import PathLike
 from segkit.models.calibration import Calibration
-from segkit.models.network import first_line
+from segkit.models.initial_weights import InitialWeights
 from segkit.models.output_classes import OutputClasses
 from segkit.models.training_pixels import TrainingPixels
 from segkit.models.training_scenes import TrainingScenes
-from segkit.models.weights import InitialWeights
 from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
@@ -90,7 +87,9 @@ class Header:
 
 def count_weights(path: PathLike) -> int:
     """Return the number of trained numbers in a model file, without reading them."""
-    with safe_open(path, framework="pt") as stored:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as stored:
         names = [name for name in stored.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118
         return sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
 
@@ -106,8 +105,10 @@ def read_header(path: PathLike) -> Header:
     file = require_file(path, "model file")
     if file.is_dir():
         raise ModelFileError(f"{file} is a folder; name the model file in it (model.safetensors)")
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(file, framework="pt") as stored:
+        with safe_open(file, framework="np") as stored:
             text = (stored.metadata() or {}).get(HEADER_KEY)
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{file}: not a model file (.safetensors), or damaged: {error}") from error

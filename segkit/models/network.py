@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from segkit.errors import RecipeError
+from segkit.errors import RecipeError, first_line
 from segkit.recipe.features import CLASSICAL
 from segkit.recipe.messages import suggest_name
 from segkit.recipe.schema import Model
@@ -89,11 +89,6 @@ def check_published(model: Model) -> None:
             f"model.encoder_weights: there are no published weights {model.encoder_weights} of the encoder "
             f"{model.encoder}; name a local file, or another encoder, or use null"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @torch.no_grad()

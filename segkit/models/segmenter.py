@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -17,34 +16,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segkit.errors import DataError, ModelFileError
-from segkit.io.band_choice import suggest_stack
+from segkit.errors import ModelFileError, first_line
 from segkit.io.files import atomic_write
 from segkit.io.paths import PathLike
 from segkit.io.remote import redact
-from segkit.io.scene import Scene
 from segkit.models.calibration import Calibration
 from segkit.models.classical.classifier import PixelClassifier
-from segkit.models.description import class_colors, describe_model
+from segkit.models.initial_weights import InitialWeights
+from segkit.models.model_base import ModelBase, deviations
 from segkit.models.model_file import HEADER_KEY, Header, read_header
-from segkit.models.network import describe_non_finite, first_line, make_network
+from segkit.models.network import describe_non_finite, make_network
 from segkit.models.output_classes import OutputClasses
 from segkit.models.prepare import Autocast, fold_batch_norm
 from segkit.models.receptive_field import measure_receptive_field, try_forward
-from segkit.models.training_pixels import TrainingPixels
-from segkit.models.training_scenes import TrainingScenes
-from segkit.models.weights import InitialWeights, load_encoder_weights
-from segkit.recipe.imagery import Imagery, open_scene
+from segkit.models.weights import load_encoder_weights
 from segkit.recipe.schema import Model, Recipe
-from segkit.runtime.tables import Described, list_some
 from segkit.runtime.version import VERSION
 from segkit.task import Task
 
-_MAX_LISTED_BANDS = 8  # in a message
 _MIN_PROBABILITY = 1e-7  # of a mean of two; the logit of 0 would be infinite
 
 
-class Segmenter(Described, nn.Module):
+class Segmenter(ModelBase, nn.Module):
     """Network, or classical learner in its place, that maps pixels in the units of the files to logits.
 
     Parameters
@@ -73,7 +66,6 @@ class Segmenter(Described, nn.Module):
     std: Tensor
     _scale: Tensor
     _shift: Tensor
-    backend = "torch"  # what runs the network
 
     def __init__(
         self,
@@ -84,38 +76,21 @@ class Segmenter(Described, nn.Module):
         *,
         pretrained: bool = True,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-        self.recipe = recipe
-        self.task = recipe.task
-        self.imagery: Imagery = recipe.data  # how scenes are read; see `segkit.models.ensemble.with_imagery`
-        self.band_names = tuple(band_names)
-        self.bands = len(mean)
-        for what, values in (("mean", mean), ("standard deviation", std)):
-            for band, value in zip(self.band_names, values, strict=False):
-                if not math.isfinite(value):
-                    raise DataError(
-                        f"the {what} of band {band} is {value}; normalisation needs a finite number, check the imagery"
-                    )
-        self.metrics: dict[str, Any] = {}
-        self.path: Path | None = None
+        ModelBase.__init__(self, recipe, mean, std, band_names)
         self.output_classes: OutputClasses | None = None
         self._trained_recipe = recipe  # with the task of the network, if `output_classes` has another one
         self._stored_recipe: tuple[Recipe | None, dict[str, Any]] = None, {}  # as loaded, and as it is in the file
         self._receptive_field: int | Literal["global"] | None = None
         self.calibration: Calibration | None = None
-        self.training_pixels: TrainingPixels | None = None
-        self.training_scenes: TrainingScenes | None = None
         for name, value in (("_scale", 1.0), ("_shift", 0.0)):
             self.register_buffer(name, torch.full((1, self.task.channels, 1, 1), value), persistent=False)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        eps = torch.finfo(torch.float32).eps
-        divisor = [
-            deviation if deviation > eps * abs(middle) else 1.0 for middle, deviation in zip(mean, std, strict=True)
-        ]
-        self.register_buffer("std", torch.tensor(divisor, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer(
+            "std", torch.tensor(deviations(mean, std), dtype=torch.float32).view(1, -1, 1, 1), persistent=False
+        )
         self.network: nn.Module
-        self.stride: int
         self.initial_weights: InitialWeights | None = None
         if recipe.model.is_classical:
             self.network, self.stride = PixelClassifier(recipe, self.mean, self.std, self.band_names), 1
@@ -285,28 +260,6 @@ class Segmenter(Described, nn.Module):
             prepared._input_dtype = torch.bfloat16 if pure else None
         return prepared.to(device)
 
-    def open_scene(self, paths: PathLike | Sequence[PathLike], *, vrt: bool = False) -> Scene:
-        """Open a scene with the bands, units, no data and resampling that the model was trained with.
-
-        Bands that have the names of the training bands, or names that mean the same, are found by name, so their order
-        in the files does not matter (`segkit.io.band_names.match_bands`).
-
-        Parameters
-        ----------
-        paths, vrt
-            As for `Scene.from_files`.
-
-        Raises
-        ------
-        ModelFileError
-            The number of bands is not the model's.
-        DataError
-            The units were in a table of the training scenes.
-        """
-        scene = open_scene(paths, self.imagery, trained=self.band_names, vrt=vrt)
-        self.check_scene(scene)
-        return scene
-
     def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
         """Set one threshold per class, here and in the recipe of the model file; None changes nothing."""
         if thresholds is not None:
@@ -333,18 +286,6 @@ class Segmenter(Described, nn.Module):
             self.calibration = calibration
             for buffer, values in ((self._scale, calibration.scale), (self._shift, calibration.shift)):
                 buffer.copy_(torch.tensor(values).view(1, -1, 1, 1))
-
-    def check_scene(self, scene: Scene) -> None:
-        """Raise a ModelFileError if the scene's number of bands is not the model's."""
-        if len(scene.bands) != self.bands:
-            alpha = ", ".join(str(band.place) for band in scene.alpha_masks)
-            masks = f" (without band {alpha}, which is alpha, a mask)" if alpha else ""
-            raise ModelFileError(
-                f"{scene.paths[0]}: has {len(scene.bands)} band{'s' * (len(scene.bands) > 1)}{masks}, the model "
-                f"{self.path or self.recipe.name} was trained on {self.bands} "
-                f"({list_some(self.band_names, _MAX_LISTED_BANDS)}); give a scene with these, in this order"
-                + suggest_stack(scene.paths)
-            )
 
     def fingerprint(self) -> str:
         """Return a hash of recipe, normalisation, weights and calibration."""
@@ -379,9 +320,6 @@ class Segmenter(Described, nn.Module):
             initial_weights=self.initial_weights,
             output_classes=self.output_classes,
         )
-
-    def _describe(self) -> tuple[str, list[tuple[str, str]], dict[str, str]]:
-        return f"model {self.recipe.name}", describe_model(self.header, self.path), class_colors(self.task)
 
     def save(self, path: PathLike) -> None:
         """Write the model file; an existing file is replaced only by a complete one.

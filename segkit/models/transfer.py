@@ -12,9 +12,10 @@ from segkit.errors import ModelFileError, RecipeError
 from segkit.io.band_names import are_named
 from segkit.io.paths import PathLike
 from segkit.models.band_mapping import BandMapping, match_names, match_order
+from segkit.models.initial_weights import InitialWeights
 from segkit.models.model_file import read_header
 from segkit.models.segmenter import Segmenter, load
-from segkit.models.weights import InitialWeights, describe_number, find_axes
+from segkit.models.weights import describe_number, find_axes
 from segkit.recipe.schema import Recipe
 from segkit.recipe.yaml import resolve_paths
 from segkit.task import LandCoverClass, Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from segkit.errors import ModelFileError, RecipeError
+from segkit.errors import ModelFileError, RecipeError, first_line
 from segkit.io.files import require_file
 from segkit.models.band_mapping import BandMapping, match_names, match_order, repeat_inputs
-from segkit.models.network import check_published, describe_non_finite, first_line, is_published, make_network
+from segkit.models.initial_weights import InitialWeights
+from segkit.models.network import check_published, describe_non_finite, is_published, make_network
 from segkit.recipe.schema import Model
 
 # Keys under which files keep their weights. Of DINO's two networks the teacher, the average, is the one to use.
@@ -27,34 +28,6 @@ _COPIES = re.compile(r"encoder_k|momentum|target")
 # (SeCo, many others) name them by number.
 _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _PUBLISHED_BANDS = ("red", "green", "blue")
-
-
-@dataclass(frozen=True)
-class InitialWeights:
-    """Where the weights came from that a training started from; kept in the model file.
-
-    Parameters
-    ----------
-    source
-        Path of the file, or the name of published weights.
-    fingerprint
-        Hash of the content: `Segmenter.fingerprint` of a model, SHA-256 of another file; None of published weights.
-    summary
-        What was taken and what was not: the number of tensors, the first layer and so on.
-    """
-
-    source: str
-    fingerprint: str | None
-    summary: tuple[str, ...]
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> InitialWeights:
-        """Return what a model file holds."""
-        return cls(stored["source"], stored["fingerprint"], tuple(stored["summary"]))
-
-    def render(self) -> str:
-        """Return the summary as text, with a line for each part."""
-        return "\n  ".join((f"weights from {self.source}", *self.summary))
 
 
 def load_encoder_weights(network: nn.Module, model: Model, band_names: Sequence[str]) -> InitialWeights | None:

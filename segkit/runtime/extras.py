@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _EXTRAS = {
-    "predict": ("psutil", "torch", "torchvision", "segmentation_models_pytorch", "timm", "safetensors"),
+    "runtime": ("onnxruntime",),
+    "predict": ("torch", "torchvision", "segmentation_models_pytorch", "timm", "safetensors"),
     "train": ("albumentations", "cv2", "lightning", "sklearn"),
     "report": ("bokeh", "jinja2", "markupsafe", "PIL"),
     "cluster": ("dask", "distributed", "toolz"),
@@ -11,7 +12,7 @@ _EXTRAS = {
     "excel": ("openpyxl",),
     "tensorboard": ("tensorboard",),
     "xarray": ("rioxarray", "xarray"),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "onnx": ("onnx", "onnxscript"),
     "openvino": ("openvino",),
 }
 EXTRA_OF_PACKAGE = {package: extra for extra, packages in _EXTRAS.items() for package in packages}

@@ -1,6 +1,7 @@
 """From logits to decisions: activation, likelihood, label smoothing, decision, confidence, entropy.
 
-Tensors are torch's. This module does not import torch until a method needs it: its caller has it loaded.
+Tensors are torch's. What follows from probabilities is the same code for numpy's arrays (`array_library`). This module
+does not import torch until a method needs it: its caller has it loaded.
 """
 
 from __future__ import annotations
@@ -9,6 +10,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from segkit.task.array_library import (
+    A,
+    cast,
+    concatenate,
+    entropy_terms,
+    highest_channel,
+    library_of,
+    per_channel,
+    take_channels,
+    where,
+)
 from segkit.task.declaration import IGNORE, TaskDeclaration
 
 if TYPE_CHECKING:
@@ -113,7 +125,7 @@ class Head(TaskDeclaration):
         terms = -torch.cat([log_sigmoid(logits), log_sigmoid(-logits)], dim=1)
         return terms, torch.cat([target * weight, valid * (1 - target)], dim=1)
 
-    def decide(self, probabilities: Tensor) -> Tensor:
+    def decide(self, probabilities: A) -> A:
         """Decide the category of each target.
 
         Parameters
@@ -128,16 +140,17 @@ class Head(TaskDeclaration):
         thresholds = self.thresholds
         if thresholds is None:
             first = self.channel_categories[0][1]
-            # max() finds the same index as argmax() in a sixth of the time on a CPU.
-            return (probabilities.max(dim=1, keepdim=True).indices + first).short()
+            return cast(highest_channel(probabilities) + first, "int16")
+        library = library_of(probabilities)
         p = probabilities[:, -len(thresholds) :]  # the classes; a softmax over two has background first
-        reached = p >= p.new_tensor(thresholds).view(1, -1, 1, 1)
+        reached = p >= per_channel(thresholds, p)
         if self.n_targets > 1:
-            return reached.short()
-        best = p.where(reached, -p.new_ones(())).max(dim=1, keepdim=True).indices + 1
-        return (best * reached.any(dim=1, keepdim=True)).short()
+            return cast(reached, "int16")
+        best: A = highest_channel(library.where(reached, p, -1.0)) + 1
+        some: A = library.any(reached, 1, keepdims=True)
+        return cast(best * some, "int16")
 
-    def confidence(self, probabilities: Tensor, decided: Tensor) -> Tensor:
+    def confidence(self, probabilities: A, decided: A) -> A:
         """Return the probability of the decided category, float32 (N, T, H, W).
 
         If the head has no channel for a category (background of a sigmoid head, "absent" of a multilabel target), its
@@ -151,14 +164,14 @@ class Head(TaskDeclaration):
             What `decide` returned, (N, T, H, W).
         """
         if self.head == "softmax":
-            return probabilities.gather(1, decided.long())
+            return take_channels(probabilities, decided)
         if self.n_targets > 1:
-            return probabilities.where(decided == 1, 1 - probabilities)
+            return where(decided == 1, probabilities, 1 - probabilities)
         first = self.channel_categories[0][1]
-        of_class = probabilities.gather(1, (decided.long() - first).clamp(min=0))
-        return of_class.where(decided >= first, 1 - probabilities.amax(dim=1, keepdim=True))
+        of_class = take_channels(probabilities, (decided - first).clip(0))
+        return where(decided >= first, of_class, 1 - _highest(probabilities))
 
-    def category_probabilities(self, probabilities: Tensor) -> Tensor:
+    def category_probabilities(self, probabilities: A) -> A:
         """Return the probability of each category of each target; they sum to 1 over the categories of a target.
 
         A category without a channel has one minus the highest probability of the target's channels, as in `confidence`.
@@ -173,21 +186,24 @@ class Head(TaskDeclaration):
         -------
         float32 (N, T, K, H, W)
         """
-        import torch
-
+        library = library_of(probabilities)
+        shares: A
         # Weights of blending sum to 1 but for rounding, so a probability may exceed 1 a little.
         if self.type == "multilabel":
-            return torch.stack([(1 - probabilities).clamp(min=0), probabilities], dim=2)
+            shares = library.stack([(1 - probabilities).clip(0), probabilities], 2)
+            return shares
         if self.head == "softmax":
             return probabilities[:, None]
         if self.background:
-            none = (1 - probabilities.amax(dim=1, keepdim=True)).clamp(min=0)
-            probabilities = torch.cat([none, probabilities], dim=1)
-        total = probabilities.sum(dim=1, keepdim=True)
+            none = (1 - _highest(probabilities)).clip(0)
+            probabilities = concatenate([none, probabilities])
+        total = library.sum(probabilities, 1, keepdims=True)
         # Without background all channels may be 0; then no category is more probable than another.
-        return torch.where(total > 0, probabilities / total, 1 / probabilities.shape[1])[:, None]
+        known = total > 0
+        shares = library.where(known, probabilities / library.where(known, total, 1.0), 1 / probabilities.shape[1])
+        return shares[:, None]
 
-    def entropy(self, probabilities: Tensor) -> Tensor:
+    def entropy(self, probabilities: A) -> A:
         """Return the entropy of the categories of each target, divided by that of equally probable categories.
 
         Parameters
@@ -199,8 +215,12 @@ class Head(TaskDeclaration):
         -------
         float32 (N, T, H, W), 0 (one category is certain) to 1 (all are equally probable)
         """
-        import torch
-
         shares = self.category_probabilities(probabilities)
-        nats: Tensor = torch.special.entr(shares).sum(dim=2)
+        nats: A = library_of(shares).sum(entropy_terms(shares), 2)
         return nats / math.log(shares.shape[2])
+
+
+def _highest(probabilities: A) -> A:
+    """Return the largest value over axis 1, (N, 1, H, W)."""
+    highest: A = library_of(probabilities).amax(probabilities, 1, keepdims=True)
+    return highest

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from segkit.data.area import LabelledArea
-from segkit.errors import DataError, UsageError
+from segkit.errors import DataError, UsageError, first_line
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.classical.estimators import ESTIMATORS, make_estimator, misfit
 from segkit.models.classical.learner import ABSENT
 from segkit.models.classical.trees import Boosting
-from segkit.models.network import first_line
 from segkit.models.training_pixels import evenly_spaced
 from segkit.recipe.schema import Recipe
 from segkit.training.discriminant import MAX_PIXELS, LinearDiscriminant

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from segkit.errors import OutputExistsError, RecipeError, TrainingError, UsageError, suggest
+from segkit.errors import OutputExistsError, RecipeError, TrainingError, UsageError, first_line, suggest
 from segkit.io.files import atomic_write, check_folder
 from segkit.io.paths import PathLike
-from segkit.models.network import first_line
+from segkit.models.initial_weights import InitialWeights
 from segkit.models.run_folder import (
     CHANGEABLE,
     LAST,
@@ -26,7 +26,6 @@ from segkit.models.run_folder import (
     recipe_text,
 )
 from segkit.models.segmenter import Segmenter
-from segkit.models.weights import InitialWeights
 from segkit.recipe.messages import shorten
 from segkit.recipe.renamed import is_stored
 from segkit.recipe.schema import Recipe

@@ -15,9 +15,9 @@ from segkit.inference import bands as band_module
 from segkit.inference import tiling as plan
 from segkit.inference.bands import merge_seam, predict_band
 from segkit.inference.outputs import OutputRequest
-from segkit.inference.runner import Runner
 from segkit.inference.summary import sum_counts
 from segkit.inference.tiling import plan_tiling
+from segkit.inference.torch_runner import TorchRunner
 from segkit.io.scene import Scene
 from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.models.training_pixels import TrainingPixels
@@ -57,7 +57,7 @@ def index_of(bands=2, seed=0):
 
 def worked(model, scene, tiling, folder, *, order=None, region=None, batch=2):
     """Do bands, by default from the top, then the seams; returns each product whole, and the counts of each part."""
-    runner, bands = Runner(model, torch.device("cpu"), "fp32", model_entropies=True), tiling.bands
+    runner, bands = TorchRunner(model, torch.device("cpu"), "fp32", model_entropies=True), tiling.bands
     counts, parts, index = [], {}, index_of()
     for band in order or bands:
         own = folder / f"band{band.index}"
@@ -171,7 +171,7 @@ def test_progress_is_the_rows_of_the_band(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_MIN_BAND_PIXELS", 1)
     scene, model, steps = Scene.from_files(write_scene(tmp_path / "scene.tif")), Network(), []
     tiling = plan_tiling(scene.grid, 32, 8, 8)
-    runner = Runner(model, torch.device("cpu"), "fp32")
+    runner = TorchRunner(model, torch.device("cpu"), "fp32")
     for band in tiling.bands:
         predict_band(runner, scene, tiling, band, tmp_path, PLAIN, batch=1, advance=steps.append)
     assert sum(steps) == pytest.approx(70 * 90 / 1e6)
@@ -182,6 +182,6 @@ def test_a_damaged_scene_is_reported(tmp_path):
     scene = Scene.from_files(path)
     path.write_bytes(path.read_bytes()[:700])
     tiling = plan_tiling(scene.grid, 32, 8, 8)
-    runner = Runner(Network(), torch.device("cpu"), "fp32")
+    runner = TorchRunner(Network(), torch.device("cpu"), "fp32")
     with pytest.raises(RasterError, match=r"scene\.tif"):
         predict_band(runner, scene, tiling, tiling.single_band, tmp_path, PLAIN, batch=1)

@@ -16,8 +16,9 @@ from segkit.inference import device
 from segkit.inference import tiling as plan
 from segkit.inference.blending import predict_blocks
 from segkit.inference.device import pick_device, pick_precision
-from segkit.inference.runner import NonFiniteLogitsError, Runner
+from segkit.inference.runner_base import NonFiniteLogitsError
 from segkit.inference.tiling import plan_tiling
+from segkit.inference.torch_runner import TorchRunner
 from segkit.io.grid import Grid
 from segkit.io.scene import Tile
 from segkit.task import LandCoverClass, Task
@@ -99,7 +100,7 @@ def whole(model, scene):
 
 def blocks(model, scene, *, tile=1024, overlap=128, ramp=None, batch=1, region=None, bands=None):
     """All blocks of a scene, in one band or in those that `bands` names."""
-    runner = Runner(model, torch.device("cpu"), "fp32")
+    runner = TorchRunner(model, torch.device("cpu"), "fp32")
     tiling = plan_tiling(scene.grid, tile, overlap, model.stride, blend_width=ramp)
     for band in bands(tiling) if bands else [tiling.single_band]:
         yield from predict_blocks(runner, scene, tiling, band, batch=batch, region=region)
@@ -313,7 +314,7 @@ def test_a_window_without_finite_logits_is_refused_by_name(batch, precision, adv
     scene.paths = ["scene.tif"]
     scene.pixels[0, 37, 66], scene.pixels[1, 38, 60] = 7, -3
     tiling = plan_tiling(scene.grid, 32, 0, 8)
-    runner = Runner(Spoilt(8), torch.device("cpu"), precision)
+    runner = TorchRunner(Spoilt(8), torch.device("cpu"), precision)
     finished = []
     with pytest.raises(NonFiniteLogitsError) as messages:
         finished.extend(predict_blocks(runner, scene, tiling, batch=batch))

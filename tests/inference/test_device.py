@@ -10,8 +10,8 @@ from torch import Tensor
 from segkit.errors import UsageError
 from segkit.inference.blending import fetch_async
 from segkit.inference.device import available_memory, pick_device, pick_precision
-from segkit.inference.runner import can_compile
 from segkit.inference.settings import PredictOptions
+from segkit.inference.torch_runner import can_compile
 
 
 @pytest.fixture

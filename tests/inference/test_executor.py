@@ -32,7 +32,7 @@ from segkit.inference import settings as choice
 from segkit.inference import tasks
 from segkit.inference import tiling as plan
 from segkit.inference.predict import predict
-from segkit.inference.runner import OutOfMemoryError
+from segkit.inference.runner_base import OutOfMemoryError
 from segkit.inference.tasks import FindFinished, InspectScene, MergeSeam, PredictBand, WorkerContext, WorkerInputs
 
 RASTERS = ("map", "probabilities", "confidence")
@@ -233,7 +233,7 @@ def test_work_goes_on_with_and_without_an_executor(folder, first):
         [summary] = mapped(folder, "found")
     else:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tasks, "merge_seam", lambda *_: 1 / 0)
+            patch.setattr(tasks, "merge_seam", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 mapped(folder, "found")
         [summary] = mapped(folder, "found", executor=Executor())

@@ -28,7 +28,7 @@ from predicting import (
 from rasterio.vrt import WarpedVRT
 
 from segkit.errors import DataError, GridError, ModelFileError, UsageError
-from segkit.inference import runner, tiling
+from segkit.inference import runner_base, tiling
 from segkit.inference.in_memory import predict_in_memory
 from segkit.inference.predict import predict
 from segkit.recipe.imagery import Imagery
@@ -334,15 +334,15 @@ def test_memory_that_runs_out_makes_windows_smaller(scene, monkeypatch):
     options = FAST | {"tile": 512, "overlap": 8}
     model = Network()
     expected = predict(model, read(scene), **options).map
-    original, failed = runner.Runner.__call__, []
+    original, failed = runner_base.Runner.__call__, []
 
     def fail_once(self, tiles):
         if not failed:
             failed.append(True)
-            raise runner.OutOfMemoryError("no memory")
+            raise runner_base.OutOfMemoryError("no memory")
         return original(self, tiles)
 
-    monkeypatch.setattr(runner.Runner, "__call__", fail_once)
+    monkeypatch.setattr(runner_base.Runner, "__call__", fail_once)
     with pytest.warns(UserWarning, match="no memory; continuing with tile 256"):
         found = predict(model, read(scene), **options)
     assert found.choice.tile == 256

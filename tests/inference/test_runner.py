@@ -12,14 +12,11 @@ from torch.nn import functional
 from segkit.inference.device import available_memory
 from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner import (
-    CompilationError,
-    OutOfMemoryError,
-    Runner,
     bytes_per_pixel,
-    can_compile,
-    operations_per_pixel,
     precision_agreement,
 )
+from segkit.inference.runner_base import CompilationError, OutOfMemoryError
+from segkit.inference.torch_runner import TorchRunner, can_compile, operations_per_pixel
 from segkit.io.scene import Tile
 from segkit.task import LandCoverClass, Task
 
@@ -69,7 +66,7 @@ def expected(tile, logits=mixed, task=TASK):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_runner_gives_each_tile_its_probabilities(count):
     model = Model(mixed)
-    runner = Runner(model, CPU, "fp32")
+    runner = TorchRunner(model, CPU, "fp32")
     given = tiles(count)
     for tile in given:
         tile.pixels.setflags(write=False)
@@ -87,7 +84,7 @@ def test_a_runner_runs_a_segmenter(tmp_path):
     pixels = np.full((3, 40, 24), np.nan, dtype=np.float32)
     pixels[:, 4:] = np.random.default_rng(0).normal(500, 50, (3, 36, 24))
     tile = Tile(pixels, ~np.isnan(pixels[0]))
-    found = Runner(model, CPU, "fp32")([tile])[0]
+    found = TorchRunner(model, CPU, "fp32")([tile])[0]
     torch.testing.assert_close(found, expected(tile, model, model.task), atol=1e-3, rtol=0)
 
 
@@ -113,7 +110,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_that_remembered(lacking
             lacking(pixels)
         return mixed(pixels, valid)
 
-    runner = Runner(Model(scarce), CPU, "fp32")
+    runner = TorchRunner(Model(scarce), CPU, "fp32")
     given = tiles(9)
     for _ in range(2):
         found = runner(given)
@@ -125,7 +122,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_that_remembered(lacking
 
 @pytest.mark.parametrize("lacking", SCARCE.values(), ids=SCARCE)
 def test_one_tile_that_memory_does_not_hold_is_reported(lacking):
-    runner = Runner(Model(lambda pixels, valid, precision: lacking(pixels)), CPU, "fp32")
+    runner = TorchRunner(Model(lambda pixels, valid, precision: lacking(pixels)), CPU, "fp32")
     with pytest.raises(
         OutOfMemoryError,
         match=r"a window of 12 x 20 pixels does not fit into the memory of the cpu; pass a smaller --tile",
@@ -142,7 +139,7 @@ def test_what_a_failed_attempt_held_is_free_before_the_next():
         held.extend(weakref.ref(tensor) for tensor in (pixels, large))
         return pixels.new_empty(2**56)
 
-    runner = Runner(Model(scarce), CPU, "fp32")
+    runner = TorchRunner(Model(scarce), CPU, "fp32")
     with pytest.raises(OutOfMemoryError) as caught:
         runner(tiles(4))
     assert len(held) == 2 * 3
@@ -150,7 +147,7 @@ def test_what_a_failed_attempt_held_is_free_before_the_next():
 
 
 def test_other_errors_of_the_network_are_not_of_memory():
-    runner = Runner(Model(lambda pixels, *_: pixels.reshape(7)), CPU, "fp32")
+    runner = TorchRunner(Model(lambda pixels, *_: pixels.reshape(7)), CPU, "fp32")
     with pytest.raises(RuntimeError, match="shape '\\[7\\]' is invalid"):
         runner(tiles(4))
 
@@ -167,7 +164,7 @@ SYMMETRIES = [
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (12, 20)])
 def test_augmented_probabilities_turn_with_the_tile(height, width):
     tile = tiles(1, height, width)[0]
-    runner = Runner(Model(mixed), CPU, "fp32", tta=True)
+    runner = TorchRunner(Model(mixed), CPU, "fp32", tta=True)
     found = runner([tile])[0].numpy()
     for turn in SYMMETRIES:
         turned = runner([Tile(turn(tile.pixels), turn(tile.valid))])[0].numpy()
@@ -184,7 +181,7 @@ def test_augmentation_is_a_mean_over_eight_looks():
         looks.append(torch.linspace(0, len(looks), 3).view(1, 3, 1, 1).expand(1, 3, *pixels.shape[-2:]))
         return looks[-1]
 
-    found = Runner(Model(blind), CPU, "fp32", tta=True)(tiles(1))
+    found = TorchRunner(Model(blind), CPU, "fp32", tta=True)(tiles(1))
     assert len(looks) == 8
     mean = torch.stack([look[0, :, 0, 0].softmax(dim=0) for look in looks]).mean(dim=0)
     torch.testing.assert_close(found, mean.view(1, 3, 1, 1).expand(found.shape))
@@ -278,7 +275,7 @@ def test_a_compiled_network_says_the_same(tmp_path):
     # The fewest layers that a U-Net can have: each takes a second to compile.
     model = segmenter(tmp_path, options={"encoder_depth": 1, "decoder_channels": [8]})
     tile = Tile(np.random.default_rng(0).random((model.bands, 64, 64), dtype=np.float32), np.ones((64, 64), dtype=bool))
-    plain, compiled = Runner(model, CPU, "fp32"), Runner(model, CPU, "fp32", compiled=True)
+    plain, compiled = TorchRunner(model, CPU, "fp32"), TorchRunner(model, CPU, "fp32", compiled=True)
     if not can_compile(CPU):
         with pytest.raises(CompilationError):
             compiled([tile])
@@ -298,7 +295,7 @@ def test_where_compiling_fails_it_is_reported(tmp_path, monkeypatch):
     model = segmenter(tmp_path)
     tile = Tile(np.zeros((model.bands, 32, 32), dtype=np.float32), np.ones((32, 32), dtype=bool))
     with pytest.raises(CompilationError):
-        Runner(model, CPU, "fp32", compiled=True)([tile])
+        TorchRunner(model, CPU, "fp32", compiled=True)([tile])
 
 
 def machine(folder, files):
@@ -364,7 +361,7 @@ def test_a_tile_with_a_logit_that_is_not_finite_has_no_probability_at_all(kind, 
         logits[1, -1, 3, 5] = value
         return logits
 
-    found = Runner(Model(spoilt, TASKS[kind]), CPU, "fp32", tta=tta)(given)
+    found = TorchRunner(Model(spoilt, TASKS[kind]), CPU, "fp32", tta=tta)(given)
     assert found[1].isnan().all()
     assert found[[0, 2]].isfinite().all()
 

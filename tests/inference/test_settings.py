@@ -14,14 +14,16 @@ from predicting import FAST, Network, expected, read, write_scene
 from torch import nn
 
 from segkit.errors import SegkitError, UsageError
-from segkit.inference import device, tasks
+from segkit.inference import device, tasks, torch_runner
 from segkit.inference import settings as choice
 from segkit.inference import tiling as plan
 from segkit.inference.blending import predict_blocks
 from segkit.inference.outputs import OutputRequest
 from segkit.inference.predict import predict
-from segkit.inference.runner import OutOfMemoryError, Runner, bytes_per_pixel
+from segkit.inference.runner import bytes_per_pixel
+from segkit.inference.runner_base import OutOfMemoryError
 from segkit.inference.settings import OVERLAP, TILE, PredictOptions, ResolvedSettings, resolve_settings
+from segkit.inference.torch_runner import TorchRunner
 from segkit.io.scene import Scene
 from segkit.task import LandCoverClass, Task
 
@@ -72,7 +74,7 @@ def tiled(model, scene, options):
     made = resolve_settings(model, scene, options)
     tiling = made.tiling(scene.grid, model.stride)
     found = np.full((model.task.channels, *scene.grid.shape), np.nan, dtype=np.float32)
-    for block in predict_blocks(Runner(model, CPU, made.precision), scene, tiling, batch=1):
+    for block in predict_blocks(TorchRunner(model, CPU, made.precision), scene, tiling, batch=1):
         rows, columns = block.window.toslices()
         found[:, rows, columns] = block.probabilities.numpy()
     return found
@@ -371,14 +373,14 @@ def test_options_that_are_not_known_are_refused():
 @pytest.mark.parametrize("possible", [True, False])
 def test_large_scenes_are_compiled_for_where_that_is_possible(tmp_path, monkeypatch, possible):
     scene, model = Scene.from_files(write_scene(tmp_path / "scene.tif")), Network()
-    monkeypatch.setattr(choice, "can_compile", lambda device: possible)
+    monkeypatch.setattr(torch_runner, "can_compile", lambda device: possible)
     options = PredictOptions(tile=32, overlap=8, device="cpu", precision="fp32")
-    monkeypatch.setattr(choice, "operations_per_pixel", lambda model: choice._MIN_COMPILED_OPERATIONS)
+    monkeypatch.setattr(torch_runner, "operations_per_pixel", lambda model: choice._MIN_COMPILED_OPERATIONS)
     assert not resolve_settings(model, scene, options).compiled
     monkeypatch.setattr(choice, "_MIN_COMPILED_PIXELS", 70 * 90)
     assert resolve_settings(model, scene, options).compiled == possible
     with monkeypatch.context() as patch:
-        patch.setattr(choice, "operations_per_pixel", lambda model: choice._MIN_COMPILED_OPERATIONS - 1)
+        patch.setattr(torch_runner, "operations_per_pixel", lambda model: choice._MIN_COMPILED_OPERATIONS - 1)
         assert not resolve_settings(model, scene, options).compiled
     assert not resolve_settings(model, scene, replace(options, exact=True, tile=None)).compiled
 

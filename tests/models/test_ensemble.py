@@ -15,7 +15,8 @@ from segkit.errors import MissingFileError, ModelFileError, OutputExistsError, S
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference import tiling
 from segkit.inference.predict import predict
-from segkit.inference.runner import Runner, bytes_per_pixel, operations_per_pixel
+from segkit.inference.runner import bytes_per_pixel
+from segkit.inference.torch_runner import TorchRunner, operations_per_pixel
 from segkit.io.scene import Scene, Tile
 from segkit.models.calibration import Calibration
 from segkit.models.ensemble import Ensemble, load_model, members, model_files, with_imagery
@@ -117,7 +118,7 @@ def test_test_time_augmentation_is_averaged_over_models_too(made):
     random = np.random.default_rng(0)
     tile = Tile(random.normal(550, 50, (3, 32, 32)).astype(np.float32), np.ones((32, 32), bool))
     models = [load(file) for file in files(made["binary"], "xy")]
-    runners = [Runner(one, CPU, "fp32", tta=True) for one in (*models, Ensemble(models))]
+    runners = [TorchRunner(one, CPU, "fp32", tta=True) for one in (*models, Ensemble(models))]
     first, second, both = (runner([tile]) for runner in runners)
     torch.testing.assert_close(both, (first + second) / 2)
 
@@ -125,7 +126,7 @@ def test_test_time_augmentation_is_averaged_over_models_too(made):
 def passes_of(folder, name, tile, tta):
     """Oracle: the probabilities of one model, the mean of turned passes if `tta`, (C, H, W)."""
     model = load(folder / f"{name}.safetensors")
-    return Runner(model, CPU, "fp32", tta=tta)([tile])[0]
+    return TorchRunner(model, CPU, "fp32", tta=tta)([tile])[0]
 
 
 @pytest.mark.parametrize("tta", [False, True])
@@ -134,7 +135,7 @@ def test_the_entropies_are_those_of_each_model(made, tta):
     random = np.random.default_rng(0)
     tile = Tile(random.normal(550, 50, (3, 32, 32)).astype(np.float32), np.ones((32, 32), bool))
     models = Ensemble([load(file) for file in files(folder, "xyz")])
-    plain, runner = (Runner(models, CPU, "fp32", tta=tta, model_entropies=more) for more in (False, True))
+    plain, runner = (TorchRunner(models, CPU, "fp32", tta=tta, model_entropies=more) for more in (False, True))
     found = runner([tile])[0]
     assert runner.channel_names == ("background", "water", "forest", "mean entropy of class")
     assert (runner.channels, plain.channels) == (4, 3)

@@ -10,9 +10,9 @@ from synthetic import TASKS, segmenter, write_pair
 
 from segkit import info
 from segkit.errors import MissingFileError, ModelFileError, OutputExistsError, UsageError
+from segkit.models.initial_weights import InitialWeights
 from segkit.models.model_file import read_header
 from segkit.models.stac_model import describe_model_item, find_model_item, model_name, write_model_item
-from segkit.models.weights import InitialWeights
 from segkit.recipe.schema import Recipe
 
 

@@ -3,13 +3,20 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+from exported import classical, write_graph
 from house import modules
 from maps import write_map
 from places import ROOT
+from predicting import with_training_pixels, write_scene
+from runtime_prediction import KINDS, predict_all
 
+from segkit.inference import tasks
+from segkit.inference.bands import predict_band
 from segkit.runtime.extras import EXTRA_OF_PACKAGE, describe_missing_package
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -17,12 +24,23 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LIGHT = """
 import sys
 from segkit.runtime.extras import EXTRA_OF_PACKAGE
+missing = set(EXTRA_OF_PACKAGE) - {"PIL"}  # matplotlib installs it
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in set(EXTRA_OF_PACKAGE) - {"PIL"}:  # matplotlib installs it
+        if name.partition(".")[0] in missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 """
+# A user who installed the extra `runtime`, and goes on with a prediction that was interrupted.
+RUNTIME = (
+    LIGHT
+    + """
+missing -= {package for package, extra in EXTRA_OF_PACKAGE.items() if extra == "runtime"}
+import segkit
+from runtime_prediction import predict_all
+print(predict_all("without"), segkit.info("m.onnx").kind)
+"""
+)
 
 
 def names(requirements):
@@ -50,9 +68,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_pinned():
     assert declared | set().union(*extras.values()) - {"landcover-segkit"} <= pinned
 
 
-def run_light(code, *arguments, folder):
+def run_light(code, *arguments, folder, before=LIGHT):
     return subprocess.run(
-        [sys.executable, "-c", LIGHT + code, *map(str, arguments)], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", before + code, *map(str, arguments)], cwd=folder, capture_output=True, text=True
     )
 
 
@@ -95,6 +113,54 @@ main()
     assert done.returncode == 1
     assert re.fullmatch(rf"(segkit: loading libraries \.\.\.\n)?segkit: this needs \w+, {re.escape(line)}", done.stderr)
     assert re.fullmatch(r'segkit\.train: this needs \w+, .*"landcover-segkit\[\w+\]"\n', done.stdout)
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """A folder, which is the current one, with an ONNX file and two scenes."""
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    write_graph("m.onnx", with_training_pixels(classical(tmp_path, "multiclass")))
+    for seed, name in enumerate(("s.tif", "t.tif")):
+        write_scene(tmp_path / name, bands=3, seed=seed)
+    return tmp_path
+
+
+def test_an_exported_model_predicts_without_torch(exported, monkeypatch):
+    """All outputs are those of a process with torch, to the last bit; it goes on with what that process began."""
+    assert predict_all("with") == [0, 0]
+    bands = []
+
+    def interrupted(*arguments, **options):
+        bands.append(predict_band(*arguments, **options))
+        if len(bands) == 2:
+            raise KeyboardInterrupt
+        return bands[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "predict_band", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict_all("without")
+    done = run_light("", folder=exported, before=RUNTIME)
+    assert (done.returncode, done.stdout) == (0, "[1, 0] exported model\n"), done.stderr
+    files = sorted(path.relative_to("with") for path in Path("with").rglob("*.tif"))
+    assert len(files) == 2 * (len(KINDS) + 1)
+    for file in files:
+        with rasterio.open("with" / file) as one, rasterio.open("without" / file) as other:
+            np.testing.assert_array_equal(other.read(), one.read())
+            assert (one.dtypes, one.descriptions, one.scales) == (other.dtypes, other.descriptions, other.scales)
+            different = {key for key in one.tags() | other.tags() if one.tags().get(key) != other.tags().get(key)}
+            assert different <= {"segkit_date"}
+
+
+def test_what_predicts_without_torch_is_named(exported):
+    command = "from segkit.cli import main\nmain()\n"
+    done = run_light(command, "predict", "m.onnx", "s.tif", "-o", "map.tif", folder=exported)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        'onnxruntime, which is not installed; install the extra: pip install "landcover-segkit[runtime]"\n'
+    )
 
 
 @pytest.mark.parametrize("name", ["numpy", "segkit.nothing", None])

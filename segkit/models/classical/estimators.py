@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.errors import RecipeError
-from segkit.models.network import first_line
+from segkit.errors import RecipeError, first_line
 from segkit.recipe.schema import Model
 
 # Arguments that segkit sets or does not support.
