@@ -26,6 +26,7 @@ from segkit.auditing.layer import check_crs, write_layer
 from segkit.auditing.outlines import Outline, trace_doubts
 from segkit.auditing.registration import LabelShift, ShiftEstimator
 from segkit.auditing.results import (
+    FILES,
     Audit,
     Finding,
     SceneAudit,
@@ -55,8 +56,6 @@ from segkit.recipe.schema import Recipe
 from segkit.runtime.json_values import to_json
 from segkit.runtime.progress import progress
 from segkit.task import Task
-
-FILES = "audit.gpkg", "audit.png", "audit.json"
 
 
 def audit(
