@@ -41,6 +41,7 @@ def learning_curve(labelled: Sequence[int | None], scores: Sequence[Mapping[str,
     ax.set(ylabel="score", xlabel="labelled pixels" if known else "round")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     if known:
+        ax.set_xlim(0, 1.04 * max(1, *places))
         ax.xaxis.set_major_formatter(lambda value, _: format_short(value))
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.grid()

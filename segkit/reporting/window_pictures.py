@@ -43,10 +43,11 @@ def draw_work_windows(file: WorkFile, rows: Sequence[dict[str, Any]], scenes: Se
     """
     from matplotlib.figure import Figure
 
-    height = -(-len(rows) // _PER_ROW)
-    size = _PER_ROW * _SIDE_INCHES, height * (_SIDE_INCHES + _TEXT_INCHES) + 0.6
+    width = min(len(rows), _PER_ROW)
+    height = -(-len(rows) // width)
+    size = width * _SIDE_INCHES, height * (_SIDE_INCHES + _TEXT_INCHES) + 0.6
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(height, _PER_ROW, squeeze=False)
+    axes = figure.subplots(height, width, squeeze=False)
     imagery = [_find_imagery(row, file, scenes) for row in rows]
     renderings = {id(scene): _rendering(scene, imagery) for scene, _ in filter(None, imagery)}
     tree = shapely.STRtree(file.shapes)
@@ -63,9 +64,10 @@ def draw_work_windows(file: WorkFile, rows: Sequence[dict[str, Any]], scenes: Se
                 shapes = _draw_image(ax, file, found, renderings[id(found[0])], shapes)
             _draw_polygons(ax, file, file.classes[near], shapes)
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)  # they would cover outlines at the edge of the window
             name = shorten_name(str(row.get("scene") or ""), _SIDE_INCHES - 0.6)
             ax.set_title(f"{row['id']}  {name}\n{row['status']}", fontsize=8, loc="left")
-        figure.legend(handles=_legend(file), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+        figure.legend(handles=_legend(file), loc="outside lower center", ncols=1 + width, frameon=False, fontsize=8)
     return figure, sum(found is None for found in imagery)
 
 
@@ -131,7 +133,7 @@ def _draw_polygons(ax: Axes, file: WorkFile, names: NDArray[Any], shapes: NDArra
                     Outline(np.asarray(ring.coords)[:, :2], closed=True) for ring in (part.exterior, *part.interiors)
                 ]
                 outline = Outline.make_compound_path(*rings)
-                ax.add_patch(PathPatch(outline, facecolor=f"{color}40", edgecolor=color, lw=1.0))
+                ax.add_patch(PathPatch(outline, facecolor=f"{color}40", edgecolor=color, lw=1.2, clip_on=False))
 
 
 def _legend(file: WorkFile) -> list[Any]:
