@@ -14,7 +14,7 @@ import pandas
 
 from segkit.auditing.layer import LAYER, STATUSES
 from segkit.auditing.results import FILES, KINDS
-from segkit.errors import DataError, GridError, UsageError
+from segkit.errors import DataError, GridError, UsageError, suggest
 from segkit.evaluation.evaluate import evaluate
 from segkit.inference.settings import PredictOptions
 from segkit.io.files import require_file
@@ -33,7 +33,7 @@ from segkit.reporting.window_pictures import draw_work_windows
 
 OWN_SCORES = (
     "Each model scored on the validation areas of its own run. The scores are comparable if these are the same areas; "
-    "name labels that were kept apart (--images and --labels) to score all models on them."
+    "all models are scored alike if images and labels that were kept apart are given with the runs."
 )
 _MAX_WINDOWS, _MAX_PICTURES, _MAX_FINDINGS = 40, 12, 20  # in a table, in a picture, in a table
 _STATUS_TEXTS = {TODO: "to do", DONE: "done", SKIP: "skipped"}
@@ -63,8 +63,8 @@ def read_rounds(folders: Sequence[Path]) -> list[Round]:
     ]
     if all(one.scores.get("overall_accuracy") is None for one in rounds):
         raise UsageError(
-            f"{', '.join(map(str, folders))}: trained without validation, so no scores show how they differ; give "
-            "labels that were kept apart (--images and --labels)"
+            f"{', '.join(map(str, folders))}: trained without validation, so no scores show how they differ"
+            + suggest("give images and labels that were kept apart (--images and --labels)")
         )
     return rounds
 
@@ -136,7 +136,7 @@ def windows_section(path: Path, scenes: Sequence[Scene], name: str) -> Section:
     if shown:
         figure, missing = draw_work_windows(file, shown, scenes)
         of_all = "All windows" if len(shown) == len(rows) else f"The first {len(shown)} of {len(rows):,} windows"
-        note = f" No imagery for {missing} of them: name their scenes (--images)." if missing else ""
+        note = f" No imagery was given for {missing} of them." if missing else ""
         pictures = [Chart(name, figure, f"{of_all} with their polygons: pre-labels, or what was drawn.{note}")]
     heads = ("window", "scene", "status", "labeller", "uncertainty", "size", "note")
     cells = [

@@ -21,7 +21,7 @@ from segkit.io.scene import Scene
 from segkit.labelling.work_file import read_work_file
 from segkit.models.model_file import read_header
 from segkit.recipe.schema import Recipe
-from segkit.reporting.label_loop import Round, rounds_section
+from segkit.reporting.label_loop import Round, rounds_section, windows_section
 from segkit.reporting.report import report
 from segkit.reporting.window_pictures import draw_work_windows
 
@@ -85,6 +85,8 @@ def test_rounds_windows_and_audit_in_one_report(loop, tmp_path):
         labelled = read_header(model).metrics["labelled_pixels"]
         row = f'<th scope="row">{1 + (name == "second")}</th><td>{loop / name}</td><td>{labelled:,}</td>'
         assert f"{row}<td>{scores['overall_accuracy']:.3f}</td><td>{scores['mean_iou']:.3f}</td>" in page
+    assert f"Run folder: {loop / 'second'}" in page
+    assert f"Run folder: {loop / 'first'}" not in page
     assert "0 to do, 3 done, 0 skipped" in page
     assert "2 to do, 1 done, 0 skipped" in page
     assert "<i>ann</i> (3)" in page
@@ -99,7 +101,7 @@ def test_rounds_windows_and_audit_in_one_report(loop, tmp_path):
     assert names[0] == "rounds"
     sheet = next(path for path in made.pictures if path.stem.startswith("audit-"))
     np.testing.assert_array_equal(Image.open(sheet), Image.open(loop / "audit" / "audit.png").convert("RGB"))
-    assert page.count("No imagery for 3 of them: name their scenes (--images).</figcaption>") == 2  # these are of b
+    assert page.count("No imagery was given for 3 of them.</figcaption>") == 2  # these are of b
 
 
 def test_windows_are_drawn_over_their_own_imagery(loop):
@@ -121,6 +123,15 @@ def test_windows_are_drawn_over_their_own_imagery(loop):
     moved = file.windows.assign(shape=shapely.transform(file.windows["shape"].to_numpy(), lambda xy: xy + 40))
     _, missing = draw_work_windows(file, moved.to_dict("records"), [scene])
     assert missing == len(rows)
+
+
+def test_windows_come_in_the_order_of_their_use(loop, tmp_path):
+    """Somebody's program may have stored them in another one."""
+    path = shutil.copy(loop / "next.gpkg", tmp_path / "next.gpkg")
+    replace(path, "windows", read(path, "windows").iloc[::-1])
+    section = windows_section(path, [], "windows")
+    assert [row[0] for row in section.tables[0].rows] == ["1", "2", "3"]
+    assert [ax.get_title(loc="left")[0] for ax in section.pictures[0].figure.axes] == ["1", "2", "3"]
 
 
 def test_runs_without_scores_need_labels(loop, tmp_path):
