@@ -84,8 +84,8 @@ def landscape_sides(folder: Path, seed: int) -> tuple[dict[str, Any], Pairs, Pai
     """Make a sample landscape; returns the task, the part in which windows are chosen, and the held-out part."""
     files = make_landscape(folder, seed=seed)
     classes = [{"name": cover.name.lower(), "value": int(cover)} for cover in LandCover if cover is not LandCover.OTHER]
-    sides = [[(side.scene_2024, side.landcover)] for side in (files.train, files.heldout)]
-    return {"type": "multiclass", "classes": classes}, *sides
+    pool, test = ([(side.scene_2024, side.landcover)] for side in (files.train, files.heldout))
+    return {"type": "multiclass", "classes": classes}, pool, test
 
 
 def as_source(pairs: Pairs) -> dict[str, Any]:

@@ -38,6 +38,7 @@ OWN_SCORES = (
 _MAX_WINDOWS, _MAX_PICTURES, _MAX_FINDINGS = 40, 12, 20  # in a table, in a picture, in a table
 _STATUS_TEXTS = {TODO: "to do", DONE: "done", SKIP: "skipped"}
 _NOT_CHECKED = "not checked"
+_ERROR_KEYS = {"pixels", "share", "interval", "into"}
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in ("learner", "folds", "scenes", "label_error") if key not in found]
-    except (OSError, ValueError, TypeError) as error:
+        missing += [] if missing else [key for one in found["label_error"].values() for key in _ERROR_KEYS - one.keys()]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); repeat the audit") from error
     if missing:
         raise DataError(f"{path}: has no {missing[0]}, so it is no result of an audit; give the folder of segkit audit")
@@ -231,7 +233,7 @@ def _findings(table: pandas.DataFrame) -> Table:
 
 
 def _errors(errors: Mapping[str, Any]) -> Table:
-    rows = []
+    rows: list[Sequence[str]] = []
     for name, one in errors.items():
         low, high = one["interval"] or (None, None)
         interval = UNDEFINED if low is None else f"{format_percent(low)} to {format_percent(high)}"

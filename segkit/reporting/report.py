@@ -110,8 +110,13 @@ def report(
     pngs = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
     check_distinct([target, *pngs], read)
     width, size = parse_length(boundary_width, "boundary width"), parse_area(min_object_area, "minimum object area")
-    of_map = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--class-names": class_names}
-    of_map["--ignore"] = ignore or None
+    of_map = {
+        "--images": images,
+        "--labels": labels,
+        "--probabilities": probabilities,
+        "--class-names": class_names,
+        "--ignore": ignore or None,
+    }
     of_loop = {"--images"} if inputs.windows else set()
     of_loop |= {"--images", "--labels"} if len(inputs.runs) > 1 and labels is not None else set()
     extra = [option for option, value in of_map.items() if value is not None and option not in of_loop]
