@@ -398,7 +398,7 @@ def vectorize(
 @app.command(
     epilog=examples(
         "segkit report trained map.tif --images scene.tif -o report.html",
-        "segkit report next.gpkg --images scene.tif -o windows.html",
+        "segkit report first second start.gpkg next.gpkg --images scene.tif --labels kept_apart.tif -o loop.html",
     )
 )
 def report(
