@@ -2,9 +2,10 @@
 
     .venv/bin/python tools/bench_active_learning.py --data ../shared/data/amazon                    # a few minutes
     .venv/bin/python tools/bench_active_learning.py --data ../shared/data/amazon --learner network  # hours on a CPU
+    .venv/bin/python tools/bench_active_learning.py --data landscape --size 64 --learner lda        # a few minutes
 
 A third of the scenes, another one for each seed, is held out for the scores; windows are chosen in the others alone.
-Strategies:
+Of the sample landscape, another one for each seed, the held-out part is. Strategies:
 
     random        windows drawn at random
     uncertainty   the first windows at random, then those with the highest mean entropy
@@ -31,6 +32,8 @@ import rasterio
 from segkit.data.area import full_areas
 from segkit.data.areas import open_areas
 from segkit.data.pairing import open_samples
+from segkit.demo.landscape.canvas import LandCover
+from segkit.demo.landscape.scene import make_landscape
 from segkit.evaluation.decisions import ModelPredictor
 from segkit.evaluation.evaluate import score_areas
 from segkit.inference.settings import PredictOptions
@@ -63,21 +66,46 @@ UNLABELLED = 255
 WITHIN = 0.5  # points of accuracy
 
 
+LANDSCAPE = Path("landscape")
+Pairs = list[tuple[Path, Path]]  # image and labels
+
+
+def split_scenes(data: Path, seed: int) -> tuple[Pairs, Pairs]:
+    """Return the scenes of a folder in which windows are chosen, and those that are held out."""
+    images = sorted((data / "images").glob("*.tif"))
+    shuffled = np.random.default_rng(1000 + seed).permutation(len(images))
+    pairs = [(images[number], data / "labels" / images[number].name) for number in range(len(images))]
+    held_out = {int(each) for each in shuffled[: len(images) // 3]}
+    pool = [pair for number, pair in enumerate(pairs) if number not in held_out]
+    return pool, [pairs[number] for number in sorted(held_out)]
+
+
+def landscape_sides(folder: Path, seed: int) -> tuple[dict[str, Any], Pairs, Pairs]:
+    """Make a sample landscape; returns the task, the part in which windows are chosen, and the held-out part."""
+    files = make_landscape(folder, seed=seed)
+    classes = [{"name": cover.name.lower(), "value": int(cover)} for cover in LandCover if cover is not LandCover.OTHER]
+    pool, test = ([(side.scene_2024, side.landcover)] for side in (files.train, files.heldout))
+    return {"type": "multiclass", "classes": classes}, pool, test
+
+
+def as_source(pairs: Pairs) -> dict[str, Any]:
+    """Return images and labels as `data.train` of a recipe has them."""
+    return {"images": [[str(image)] for image, _ in pairs], "labels": [str(labels) for _, labels in pairs]}
+
+
 class Field:
     """Scenes, of which some are held out, and a labeller who knows the truth."""
 
     def __init__(self, data: Path, learner: str, size: int, seed: int, folder: Path) -> None:
         self._folder, self._seed, self._learner = folder, seed, learner
-        images = sorted((data / "images").glob("*.tif"))
-        shuffled = np.random.default_rng(1000 + seed).permutation(len(images))
-        held_out = {int(each) for each in shuffled[: len(images) // 3]}
-        self._images = {
-            side: [str(image) for number, image in enumerate(images) if (number in held_out) == (side == "test")]
-            for side in ("pool", "test")
-        }
-        self._labels = data / "labels"
-        self.everything = self._recipe({"images": self._images["pool"], "labels": str(self._labels)})
-        source = DatasetSource(images=tuple(self._images["test"]), labels=str(self._labels))
+        if data == LANDSCAPE:
+            self._task, pool, test = landscape_sides(folder / "landscape", seed)
+        else:
+            self._task = {"type": "binary", "classes": [{"name": "deforestation", "value": 1}]}
+            pool, test = split_scenes(data, seed)
+        self._labels = {image.name: labels for image, labels in pool}
+        self.everything = self._recipe(as_source(pool))
+        source = DatasetSource.model_validate(as_source(test))
         self._test = full_areas(open_samples(source, self.everything.data, self.everything.task).samples)
         scenes = [area.sample.scene for area in open_areas(self.everything)[0]]
         self.windows = [
@@ -88,8 +116,8 @@ class Field:
         return Recipe.from_dict(
             {
                 "name": "active",
-                "task": {"type": "binary", "classes": [{"name": "deforestation", "value": 1}]},
-                "data": {"train": source, "val": None, "bands": [1, 2, 3], "ignore": [UNLABELLED]},
+                "task": self._task,
+                "data": {"train": source, "val": None, "ignore": [UNLABELLED]},
                 "model": LEARNERS[self._learner],
                 "train": {"seed": self._seed} | (NETWORK_STEPS if self._learner == "network" else {}),
             }
@@ -111,7 +139,7 @@ class Field:
         """Write labels of the chosen windows, (scene, window), and return a recipe that trains on them."""
         out = self._folder / "labels"
         out.mkdir(exist_ok=True)
-        images = []
+        images: Pairs = []
         for old in out.iterdir():
             old.unlink()
         for number, one in enumerate(self.windows):
@@ -119,7 +147,7 @@ class Field:
             if not mine:
                 continue
             image = one.scene.paths[0]
-            with rasterio.open(self._labels / image.name) as dataset:
+            with rasterio.open(self._labels[image.name]) as dataset:
                 truth, profile = dataset.read(), dataset.profile
             labels = np.full_like(truth, UNLABELLED)
             for window in mine:
@@ -127,8 +155,8 @@ class Field:
                 labels[part] = truth[part]
             with rasterio.open(out / image.name, "w", **profile) as dataset:
                 dataset.write(labels)
-            images.append(str(image))
-        return self._recipe({"images": images, "labels": str(out)})
+            images.append((image, out / image.name))
+        return self._recipe(as_source(images))
 
     def score(self, recipe: Recipe) -> tuple[float, Path]:
         """Train, and return the accuracy on the scenes that are held out, in percent, and the model file."""
@@ -175,7 +203,7 @@ def measure(options: argparse.Namespace) -> None:
 
             if (options.learner, "all", seed, field.total) not in done:
                 keep("all", field.total, field.score(field.everything)[0])
-            for strategy in STRATEGIES:
+            for strategy in options.strategies:
                 if (options.learner, strategy, seed, options.step * options.rounds) in done:
                     continue
                 chosen: set[tuple[int, int]] = set()
@@ -205,21 +233,23 @@ def render(lines: list[dict[str, Any]], learner: str) -> str:
     rows = [["strategy", *(f"{shares[count]:.1%}" for count in counts), f"within {WITHIN} from"]]
     rows.append(["---"] * len(rows[0]))
     for strategy in STRATEGIES:
-        means = [float(np.mean([*below[strategy, count].values()])) for count in counts]
-        enough = [all(mean <= WITHIN for mean in means[at:]) for at in range(len(means))]
-        first = f"{shares[counts[enough.index(True)]]:.1%}" if any(enough) else "-"
-        rows.append([strategy, *(f"{mean:.2f}" for mean in means), first])
+        measured = [count for count in counts if below[strategy, count]]
+        means = {count: float(np.mean([*below[strategy, count].values()])) for count in measured}
+        enough = [count for count in measured if all(means[more] <= WITHIN for more in measured if more >= count)]
+        first = f"{shares[enough[0]]:.1%}" if enough else "-"
+        rows.append([strategy, *(f"{means[count]:.2f}" if count in means else "" for count in counts), first])
     average = f"all labels: {np.mean([*best.values()]):.2f} % overall accuracy, mean over {len(best)} seeds"
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", average])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set, with images and labels")
+    parser.add_argument("--data", type=Path, required=True, help="folder of images and labels, or: landscape")
     parser.add_argument("--learner", choices=LEARNERS, default="forest")
     parser.add_argument("--size", type=int, default=128, help="side of a window in pixels")
     parser.add_argument("--step", type=int, default=4, help="windows that are labelled in a round")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("active_learning.jsonl"))
     options = parser.parse_args()

@@ -14,7 +14,7 @@ from segkit.errors import GridError
 from segkit.io import geopackage
 from segkit.io.files import atomic_write
 from segkit.io.grid import Grid, crs_name
-from segkit.io.qml import add_categories, add_choices, add_editable, add_symbol, new_style, style_text
+from segkit.io.qml import NULL_CHOICE, add_categories, add_choices, add_editable, add_symbol, new_style, style_text
 from segkit.vector.reproject import Projection, crs_of
 
 LAYER = "audit"
@@ -78,7 +78,7 @@ def _style() -> str:
         outline |= {"outline_width": "0.6", "outline_width_unit": "MM", "color": f"{_COLORS[kind]},0"}
         add_symbol(symbols, "fill", str(number), "SimpleFill", outline)
     fields = SubElement(root, "fieldConfiguration")
-    add_choices(fields, "status", {"not checked": "", **{status: status for status in STATUSES}})
+    add_choices(fields, "status", {"not checked": NULL_CHOICE, **{status: status for status in STATUSES}})
     add_editable(root, dict.fromkeys(("id", *Finding.columns()), False) | {"status": True, "comment": True})
     SubElement(root, "layerGeometryType").text = "2"
     return style_text(root)

@@ -15,6 +15,7 @@ from segkit.auditing.registration import LabelShift
 from segkit.runtime.tables import format_table
 from segkit.task import Task
 
+FILES = "audit.gpkg", "audit.png", "audit.json"  # in the folder of an audit
 KINDS = {
     "swapped": "two classes are swapped in the scene",
     "shifted": "the labels of the scene lie beside their image",

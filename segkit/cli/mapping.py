@@ -401,11 +401,17 @@ def vectorize(
 @app.command(
     epilog=examples(
         "segkit report trained map.tif --images scene.tif -o report.html",
+        "segkit report first second start.gpkg next.gpkg --images scene.tif --labels kept_apart.tif -o loop.html",
     )
 )
 def report(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="RUN|MAP|SCORES...", help="Run folder, map (.tif), scores or areas (.json).")
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Run folder (several: rounds of labelling), map (.tif), scores or areas (.json), windows of suggest "
+            "(.gpkg), folder of audit.",
+        ),
     ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Report (.html).")] = None,
     png: Annotated[
@@ -413,11 +419,17 @@ def report(
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(parser=as_path, help="Imagery of the map. Repeatable: files of its bands or dates."),
+        typer.Option(
+            parser=as_path,
+            help="Imagery of the map; repeatable: files of its bands or dates. Without a map: scenes of windows, or of "
+            "--labels.",
+        ),
     ] = None,
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
-    labels: Annotated[Path | None, typer.Option(parser=as_path, help="Labels of the map, to score it.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(parser=as_path, help="Labels to score the map, or without a map several runs.")
+    ] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
     set_labels: SetLabels = None,
@@ -461,10 +473,16 @@ def report(
 
 
 def _join_maps(sources: list[Path], overlap: MosaicOverlap | None) -> list[Path]:
-    """Return the sources of a report, with all maps as one mosaic: rasters, globs, and folders that are no run."""
+    """Return the sources of a report, with all maps as one mosaic: rasters, globs, and folders of no run or audit."""
+    from segkit.auditing.results import FILES
     from segkit.models.run_folder import METRICS
 
-    others = [path for path in sources if path.suffix.lower() == ".json" or (path / METRICS).exists()]
+    of_folders = METRICS, *FILES
+    others = [
+        path
+        for path in sources
+        if path.suffix.lower() in (".json", ".gpkg") or any((path / name).exists() for name in of_folders)
+    ]
     maps = [path for path in sources if path not in others]
     return [*others, one_raster(maps, overlap, mosaic=True, what="map")] if maps else others
 

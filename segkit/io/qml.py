@@ -15,6 +15,7 @@ _MARK = f"{STYLE_MARK}\n"
 _QGIS_VERSION = "3.22.0"
 # Characters that XML 1.0 does not allow, not even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+NULL_CHOICE = "{2839923C-8B7D-419E-B84B-CA2FE9B80EC7}"  # of `add_choices`: no value (QGIS: QgsValueMapFieldFormatter)
 
 
 def clean_text(text: str) -> str:

@@ -7,8 +7,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from segkit.io.paths import PathLike
 from segkit.plots.images import display_name
 from segkit.plots.style import to_svg, write_png
 from segkit.plots.text import UNDEFINED, format_estimate, format_hectares, format_score
@@ -17,6 +18,7 @@ from segkit.runtime.version import VERSION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 _IMAGE_DPI = 100
 _WEBP_QUALITY_PERCENT = 88
@@ -41,11 +43,32 @@ _OTHER_SCORES = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its file name (without extension) and its caption, which is also the text for screen readers."""
+    """A figure with its file name (without extension) and its caption, which is also the text for screen readers.
+
+    Wide pictures may be images.
+    """
 
     name: str
-    figure: Figure
+    figure: Figure | Image
     caption: str
+
+    def write_png(self, file: PathLike | IO[bytes], dpi: float = 200) -> None:
+        """Write it as a PNG; an existing file is replaced."""
+        from matplotlib.figure import Figure
+
+        if isinstance(self.figure, Figure):
+            write_png(self.figure, file, dpi)
+        else:
+            self.figure.save(file, "PNG")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts, the first of each row its heading."""
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,8 @@ class Section:
         {term: description}.
     scores
         An evaluation, shown as tables.
+    tables
+        Shown above the pictures.
     worst_scenes
         Rows of the evaluation's ``scenes``, shown as a table.
     areas
@@ -78,6 +103,7 @@ class Section:
     intro: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, Any] | None = None
+    tables: Sequence[Table] = ()
     worst_scenes: Sequence[Mapping[str, Any]] = ()
     areas: Mapping[str, Any] | None = None
     charts: Sequence[Chart] = ()
@@ -117,11 +143,11 @@ def render_page(
     )
 
 
-def _data_uri(figure: Figure) -> str:
+def _data_uri(picture: Chart) -> str:
     """Return a figure that is mostly imagery as the data URI of a WebP."""
     from PIL import Image
 
     png, webp = io.BytesIO(), io.BytesIO()
-    write_png(figure, png, dpi=_IMAGE_DPI)
+    picture.write_png(png, _IMAGE_DPI)
     Image.open(png).convert("RGB").save(webp, "WEBP", quality=_WEBP_QUALITY_PERCENT, method=4)
     return f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segkit.auditing.results import FILES
 from segkit.errors import DataError, UsageError, suggest
 from segkit.io.files import require_file
 from segkit.io.paths import FileSet, PathLike
 from segkit.io.remote import as_path
+from segkit.io.vector import layer_names
+from segkit.labelling.work_file import LAYERS
 from segkit.models.run_folder import METRICS, MODEL
 
 _RASTERS = (".tif", ".tiff")
@@ -30,20 +33,26 @@ class ReportInputs:
 
     Parameters
     ----------
-    run
-        A run folder.
+    runs
+        Run folders: one, or the rounds of the label loop in their order.
     map
         A map.
     evaluations
         Results of `segkit.evaluate`.
     estimates
         Results of ``segkit assess estimate``.
+    windows
+        Files of windows to label.
+    audits
+        Folders of `segkit.audit`.
     """
 
-    run: Path | None
+    runs: tuple[Path, ...]
     map: Path | None
     evaluations: tuple[JsonResult, ...]
     estimates: tuple[JsonResult, ...]
+    windows: tuple[Path, ...]
+    audits: tuple[Path, ...]
 
     @classmethod
     def from_paths(cls, paths: list[PathLike]) -> ReportInputs:
@@ -56,15 +65,21 @@ class ReportInputs:
         DataError
             A folder is not a run folder, or a file holds no scores.
         UsageError
-            There are no paths, more than one run or map, or a file of another kind.
+            There are no paths, more than one map, a run that is given twice, or a file of another kind.
         """
         runs: list[Path] = []
         maps: list[Path] = []
         evaluations: list[JsonResult] = []
         estimates: list[JsonResult] = []
+        windows: list[Path] = []
+        audits: list[Path] = []
         for path in map(as_path, paths):
             if isinstance(path, FileSet):
                 maps.append(require_file(path, "map"))
+            elif _is_audit(path):
+                audits.append(path)
+            elif path.suffix.lower() == ".gpkg":
+                windows.append(_require_windows(path))
             elif path.is_dir():
                 runs.append(_require_run(path))
             elif path.suffix.lower() in _RASTERS:
@@ -75,17 +90,33 @@ class ReportInputs:
             else:
                 require_file(path, "source")
                 raise UsageError(
-                    f"{path}: not a source of a report; give run folders, maps (.tif), or results (.json) of segkit "
-                    "evaluate and segkit assess estimate"
+                    f"{path}: not a source of a report; give folders of segkit train and segkit audit, maps (.tif), "
+                    "files of segkit suggest (.gpkg), or results (.json) of segkit evaluate and segkit assess estimate"
                 )
         if not paths:
             raise UsageError("nothing to report; give a run folder, a map, or a file of scores")
-        for kind, several in (("run", runs), ("map", maps)):
-            if len(several) > 1:
-                listed = ", ".join(map(str, several))
-                raise UsageError(f"a report shows one {kind}, not {len(several)} ({listed}); write one report for each")
-        run, map_ = runs[0] if runs else None, maps[0] if maps else None
-        return cls(run, map_, tuple(evaluations), tuple(estimates))
+        if len(maps) > 1:
+            listed = ", ".join(map(str, maps))
+            raise UsageError(f"a report shows one map, not {len(maps)} ({listed}); write one report for each")
+        for several in (runs, windows, audits):
+            for number, path in enumerate(several):
+                if any(path.samefile(one) for one in several[:number]):
+                    raise UsageError(f"{path}: is given twice; give each source once")
+        return cls(
+            tuple(runs), maps[0] if maps else None, tuple(evaluations), tuple(estimates), tuple(windows), tuple(audits)
+        )
+
+
+def _is_audit(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in FILES)
+
+
+def _require_windows(path: Path) -> Path:
+    names = layer_names(require_file(path, "file of windows"))
+    if missing := [name for name in LAYERS if name not in names]:
+        advice = suggest("give a file of segkit suggest", "of an audit, its folder")
+        raise UsageError(f"{path}: has no layer {missing[0]!r}, so it is no file of windows to label{advice}")
+    return path
 
 
 def _require_run(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from segkit.io.remote import as_path
 from segkit.runtime.deprecation import renamed_keywords
 
 if TYPE_CHECKING:
+    from segkit.io.scene import Scene
     from segkit.recipe.label_source import LabelSource
 
 __all__ = ["Report", "report"]
@@ -63,8 +64,9 @@ def report(
     ----------
     sources
         One or more of: a run folder, whose model is evaluated on its validation areas; a map (.tif, or a
-        `segkit.Mosaic` of maps that are one); a result of
-        `segkit.evaluate` (.json); a result of ``segkit assess estimate`` (.json). At most one run and one map.
+        `segkit.Mosaic` of maps that are one), at most one; a result of `segkit.evaluate` (.json); a result of
+        ``segkit assess estimate`` (.json); a file of `segkit.suggest` (.gpkg); a folder of `segkit.audit`. Several
+        runs are the rounds of the label loop in their order; the last is shown in full.
     output
         The page (.html).
     png
@@ -72,7 +74,8 @@ def report(
     images, labels, probabilities, class_names, ignore
         Files that belong to the map: imagery (one or more files whose bands are stacked), labels, a raster of
         probabilities with a band per class, and a CSV file of class names. `ignore`: label codes of unlabelled pixels.
-        With labels the map is scored.
+        With labels the map is scored. Without a map, `images` are the scenes of windows to label, and with
+        `labels` those on which the models of several runs are scored.
     boundary_width, min_object_area
         Boundary width and minimum object size, as for `segkit.evaluate`.
     device, precision
@@ -88,6 +91,7 @@ def report(
     paths = [sources] if isinstance(sources, (str, Path)) or not isinstance(sources, Sequence) else list(sources)
     target, folder = _outputs(output, png, overwrite=overwrite)
 
+    from segkit.auditing.results import FILES
     from segkit.inference.settings import PredictOptions
     from segkit.io.quantities import parse_area, parse_length
     from segkit.reporting.html import render_page
@@ -98,27 +102,45 @@ def report(
     files = [
         as_path(path) for path in (*paths, *_as_list(images), *_as_list(labels), probabilities, class_names) if path
     ]
-    if inputs.run is not None:
-        files += _files_of_run(inputs.run)
+    for run in inputs.runs:
+        files += _files_of_run(run)
+    files += [folder / name for folder in inputs.audits for name in FILES]
     # The PNGs' names depend on the results, so none may have the name of an input.
     read = [file for path in files for file in list_files(path)]
     pngs = [] if folder is None else [folder / path.name for path in read if path.suffix.lower() == ".png"]
     check_distinct([target, *pngs], read)
     width, size = parse_length(boundary_width, "boundary width"), parse_area(min_object_area, "minimum object area")
-    of_map = {"--images": images, "--labels": labels, "--probabilities": probabilities, "--class-names": class_names}
-    if inputs.map is None and (extra := [option for option, value in of_map.items() if value is not None]):
+    of_map = {
+        "--images": images,
+        "--labels": labels,
+        "--probabilities": probabilities,
+        "--class-names": class_names,
+        "--ignore": ignore or None,
+    }
+    of_loop = {"--images"} if inputs.windows else set()
+    of_loop |= {"--images", "--labels"} if len(inputs.runs) > 1 and labels is not None else set()
+    extra = [option for option, value in of_map.items() if value is not None and option not in of_loop]
+    if inputs.map is None and extra:
         raise UsageError(f"{', '.join(extra)}: only for a map, and no map is given; give a map (.tif) or leave it out")
+    if inputs.map is None and labels is not None and images is None:
+        raise UsageError("--labels: which runs are scored on needs their imagery; add --images")
     with TemporaryDirectory(prefix="segkit-report-") as temporary_folder:
         options = PredictOptions(device=device, precision=precision)
         builder = ReportBuilder(Path(temporary_folder), width, size, options, show_progress=show_progress)
-        if inputs.run is not None:
-            builder.add_run(inputs.run)
+        if len(inputs.runs) > 1:
+            builder.add_rounds(inputs.runs, *((images, labels) if inputs.map is None else (None, None)))
+        for run in inputs.runs[-1:]:
+            builder.add_run(run)
         if inputs.map is not None:
             builder.add_map(inputs.map, images, labels, probabilities, class_names, ignore)
         for result in inputs.evaluations:
             builder.add_scores(result.title, result.content)
         for result in inputs.estimates:
             builder.add_estimate(result.title, result.content)
+        for path in inputs.windows:
+            builder.add_windows(path, None if images is None else _scenes(images, stacked=inputs.map is not None))
+        for audited in inputs.audits:
+            builder.add_audit(audited)
         pictures = () if folder is None else builder.write_pngs(folder)
         if target is not None:
             today = datetime.now(UTC)
@@ -141,6 +163,16 @@ def _files_of_run(run: Path) -> list[Path]:
     with suppress(SegkitError):  # a missing scene is reported later
         files += recipe_files(recipe)
     return files
+
+
+def _scenes(images: PathLike | Sequence[PathLike], *, stacked: bool) -> list[Scene]:
+    """Return the bands that are shown of the imagery of a map, which is one scene, or of several scenes."""
+    from segkit.inference.scene_files import find_scenes
+    from segkit.io.scene import Scene
+    from segkit.reporting.map_views import select_display_bands
+
+    found = [images] if stacked else find_scenes(images, vrt=True)
+    return [select_display_bands(Scene.from_files(files, vrt=None))[0] for files in found]
 
 
 def _as_list(paths: PathLike | Sequence[PathLike] | LabelSource | None) -> Sequence[PathLike]:

@@ -29,7 +29,7 @@ from segkit.io.remote import as_path
 from segkit.io.scene import Scene
 from segkit.models.run_folder import LOG, METRICS, MODEL, baseline_scores, read_log
 from segkit.models.segmenter import Segmenter, load
-from segkit.plots import area_bars, charts, distance_chart, style, training_curves
+from segkit.plots import area_bars, charts, distance_chart, training_curves
 from segkit.plots.images import colorize, display_name, plot_panels
 from segkit.plots.text import format_estimate, format_score
 from segkit.recipe.features import full_name
@@ -38,6 +38,14 @@ from segkit.recipe.schema import Data, Recipe
 from segkit.recipe.sources import DatasetSource
 from segkit.reporting.decision_maps import DecisionMapWriter
 from segkit.reporting.html import Chart, Section
+from segkit.reporting.label_loop import (
+    OWN_SCORES,
+    audit_section,
+    read_rounds,
+    rounds_section,
+    score_rounds,
+    windows_section,
+)
 from segkit.reporting.map_views import (
     Overview,
     PixelStates,
@@ -134,6 +142,31 @@ class ReportBuilder:
                 self._add_scene(report_map, overview, _VALIDATION_NOTE)
         self.sections.append(_training_section(folder, model, training, validation))
 
+    def add_rounds(
+        self,
+        folders: Sequence[Path],
+        images: PathLike | Sequence[PathLike] | None,
+        labels: PathLike | LabelSource | None,
+    ) -> None:
+        """Add the scores of runs that are rounds of the label loop: on labels, or those of their validation areas."""
+        self._kinds.append("rounds of labelling")
+        if images is None or labels is None:
+            rounds, intro = read_rounds(folders), OWN_SCORES
+        else:
+            rounds = score_rounds(folders, images, labels, self._options, show_progress=self._show)
+            intro = f"Each model scored on {', '.join(map(str, paths_as_text(labels)))}."
+        self.sections.append(rounds_section(rounds, intro))
+
+    def add_windows(self, path: Path, scenes: Sequence[Scene] | None) -> None:
+        """Add windows to label."""
+        self._start("windows to label", path.stem)
+        self.sections.append(windows_section(path, scenes or (), f"windows-{len(self.sections)}"))
+
+    def add_audit(self, folder: Path) -> None:
+        """Add the results of an audit."""
+        self._start("suspicious labels", folder.name)
+        self.sections.append(audit_section(folder, f"audit-{len(self.sections)}"))
+
     def add_map(
         self,
         path: Path,
@@ -205,7 +238,7 @@ class ReportBuilder:
             for chart in (*section.charts, *section.pictures):
                 written.append(folder / f"{chart.name}.png")
                 with atomic_write(written[-1]) as temporary:
-                    style.write_png(chart.figure, temporary)
+                    chart.write_png(temporary)
         for report_map, overview in self._maps:
             written.append(folder / f"map-{_slug(report_map.title)}.png")
             with atomic_write(written[-1]) as temporary:

@@ -93,6 +93,7 @@ def write_results(
     training, validation = examination.training, examination.validation
     predictor = ModelPredictor(segmenter, PredictOptions(device=accelerator))
     segmenter.metrics |= calibrate_and_score(predictor, validation, examination.distances)
+    segmenter.metrics.setdefault("labelled_pixels", int(statistics.counts.sum()))
     segmenter.training_pixels = describe_training_pixels(training)
     segmenter.training_scenes = examination.training_scenes
     if validation:

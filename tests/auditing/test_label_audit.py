@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -12,7 +13,7 @@ from rasterio.features import rasterize
 from synthetic import write_raster
 
 from segkit.auditing import label_audit
-from segkit.auditing.label_audit import audit
+from segkit.auditing.label_audit import _rank, audit
 from segkit.errors import GridError, OutputExistsError, SegkitError, UsageError
 from segkit.recipe.schema import Recipe
 
@@ -65,6 +66,19 @@ def test_swapped_classes_and_a_shift_are_found_in_their_scenes_and_come_first(re
     assert {(one.kind, one.scene) for one in result.findings[:2]} == {("swapped", "c"), ("shifted", "b")}
     assert not any(one.scene == "c" and one.label in ("water", "forest") for one in result.findings[2:])
     assert [one.rank for one in result.findings] == list(range(1, len(result.findings) + 1))
+    expected = [one.score * one.area_ha * (1 if one.confident else 0.25) for one in result.findings[2:]]
+    assert expected == sorted(expected, reverse=True)
+
+
+def test_regions_that_do_not_reach_the_threshold_count_a_quarter(result):
+    """Most of them are errors of the model; without a CRS, areas are pixels."""
+    one = next(one for one in result.findings if one.kind == "class")
+    cases = [(900, True, 0.5, 4.0), (500, False, 1.0, 7.0), (1900, False, 1.0, 9.0), (901, True, 0.5, np.nan)]
+    made = [
+        replace(one, pixels=pixels, confident=confident, score=score, area_ha=area)
+        for pixels, confident, score, area in cases
+    ]
+    assert [each.pixels for each in _rank(made)] == [901, 1900, 900, 500]
 
 
 def test_the_share_of_error_is_that_of_the_findings(result, planted):

@@ -263,7 +263,7 @@ def test_invalid_sources_are_errors(made, tmp_path):
         (tmp_path / "a.txt", UsageError, "not a source of a report"),
         (tmp_path / "broken.json", DataError, "not JSON"),
         (tmp_path / "other.json", DataError, "holds neither scores nor areas"),
-        ([made / "run", made / "run"], UsageError, "one run, not 2"),
+        ([made / "run", made / "run"], UsageError, "given twice"),
         ([made / "map.tif"] * 2, UsageError, "one map, not 2"),
     ):
         with pytest.raises(kind, match=said):

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from synthetic import place, read_whole, recipe_for, segmenter, write_pair, write_pairs, write_raster
 
-from segkit.data.area import full_areas
+from segkit.data.area import full_areas, read_tiles
 from segkit.data.areas import open_areas, with_fold
 from segkit.data.datasets import TrainDataset
 from segkit.data.pairing import open_samples
@@ -80,6 +80,8 @@ def test_a_run_holds_all_that_was_learned(runs, data, kind):
     assert [row["epoch"] for row in log] == [1, 2, 3]
     assert log[-1]["loss"] < log[0]["loss"]
     assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics == read_header(run.model).metrics
+    targets = [targets for _, targets, _ in read_tiles(open_areas(recipe)[0])]
+    assert run.metrics["labelled_pixels"] == sum(int((one != IGNORE).sum()) for one in targets)
 
 
 @pytest.mark.parametrize("kind", KINDS)
