@@ -183,6 +183,8 @@ def deepness_keys(model: AnyModel, *, tile: int | None) -> tuple[dict[str, Any],
     scale, offset = factors or ([1.0] * model.bands, [0.0] * model.bands)
     keys["standardization_mean"] = [-shift / (255 * factor) for factor, shift in zip(scale, offset, strict=True)]
     keys["standardization_std"] = [1 / (255 * factor) for factor in scale]
+    if derived := model.band_names[count_stored_bands(model) :]:
+        limits.append(f"it does not compute bands; add to the layer: {', '.join(derived)}")
     if (metres := _resolution(model)) is not None:
         keys["resolution"] = _nominal(100 * metres)
     else:

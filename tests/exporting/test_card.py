@@ -91,6 +91,14 @@ def test_the_card_says_what_the_model_file_says_without_paths(tmp_path):
     assert deepness_keys(model, tile=256)[0]["resolution"] == 3000
 
 
+def test_deepness_is_told_to_compute_no_bands(tmp_path):
+    model = a_model(tmp_path, indices=[{"name": "ratio", "formula": "red / green"}])
+    model.band_names = ("red", "green", "ratio")
+    keys, limits = deepness_keys(model, tile=256)
+    assert "it does not compute bands; add to the layer: ratio" in limits
+    assert [len(keys[f"standardization_{of}"]) for of in ("mean", "std")] == [3, 3]
+
+
 def test_the_first_model_of_an_ensemble_names_its_bands(tmp_path):
     """A prediction with the graph takes names and the order of bands from the first one."""
     models = [a_model(tmp_path) for _ in range(4)]
