@@ -24,6 +24,7 @@ from rasterio.crs import CRS
 
 from segkit.errors import DataError
 from segkit.io.files import require_file
+from segkit.io.grid import find_crs_problem
 
 if TYPE_CHECKING:
     import pandas
@@ -236,6 +237,8 @@ class _Dataset:
             crs = self._crs(layer) if geometries is not None else None
         except (ArrowException, shapely.errors.ShapelyError, OSError, ValueError, KeyError) as error:
             raise _unreadable_error(self._file) from error
+        if crs is not None and (problem := find_crs_problem(crs.to_wkt())):
+            raise DataError(f"{self._file}: its CRS cannot be used ({problem}); write the CRS into the file again")
         return Layer(crs, geometries, attributes)
 
     def _table(self, layer: int) -> pyarrow.Table:
