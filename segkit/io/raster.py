@@ -29,6 +29,7 @@ from segkit.errors import RasterError, suggest
 from segkit.io.block_cache import limit_block_cache, raise_block_cache_limit
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, find_crs_problem
+from segkit.io.limits import describe_excess
 from segkit.io.paths import FileSet, PathLike
 from segkit.io.remote import (
     Remote,
@@ -85,8 +86,8 @@ def open_raster(path: PathLike, *, vrt: bool | None = None) -> Iterator[DatasetR
     MissingFileError
         The file does not exist.
     RasterError
-        The file is not a raster that segkit reads, or is damaged; a side file may lead GDAL to read other files; or the
-        raster is georeferenced by ground control points only.
+        The file is not a raster that segkit reads, is damaged or too large (`segkit.io.limits`); a side file may lead
+        GDAL to read other files; or the raster is georeferenced by ground control points only.
     """
     limit_block_cache()
     file = as_path(path)
@@ -101,6 +102,8 @@ def open_raster(path: PathLike, *, vrt: bool | None = None) -> Iterator[DatasetR
     ) as dataset:
         if dataset.count == 0:
             raise RasterError(f"{file}: holds subdatasets but no bands; name one of them, or convert it")
+        if problem := describe_excess(dataset):
+            raise RasterError(f"{file}: {problem}")
         if dataset.transform.is_identity and dataset.gcps[0]:
             raise RasterError(f"{file}: georeferenced by ground control points only; warp it first (gdalwarp)")
         try:
@@ -304,7 +307,7 @@ def read_grid(dataset: Any) -> Grid:
     if isinstance(own := getattr(dataset, "grid", None), Grid):  # of an array
         return own
     transform = dataset.transform
-    if transform.is_degenerate or not np.isfinite(transform[:6]).all():
+    if transform.is_degenerate or not np.isfinite([*transform, *~transform]).all():
         raise RasterError(
             f"{dataset.name}: its pixels have no size or no place (transform {', '.join(map(str, transform[:6]))}); "
             "the file is damaged, or georeference it again: gdal_translate -a_ullr"
