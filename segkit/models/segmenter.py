@@ -91,12 +91,7 @@ class Segmenter(Described, nn.Module):
         self.imagery: Imagery = recipe.data  # how scenes are read; see `segkit.models.ensemble.with_imagery`
         self.band_names = tuple(band_names)
         self.bands = len(mean)
-        for what, values in (("mean", mean), ("standard deviation", std)):
-            for band, value in zip(self.band_names, values, strict=False):
-                if not math.isfinite(value):
-                    raise DataError(
-                        f"the {what} of band {band} is {value}; normalisation needs a finite number, check the imagery"
-                    )
+        _check_normalization(mean, std, band_names)
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
         self.output_classes: OutputClasses | None = None
@@ -411,6 +406,7 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     header = read_header(path)
     try:
         recipe = Recipe.from_dict(header.recipe)
+        _check_normalization(header.mean, header.std, header.band_names)
         if not _may_fit(Path(path), recipe, len(header.mean)):
             raise ModelFileError(_describe_misfit(path))
         segmenter = Segmenter(recipe, header.mean, header.std, header.band_names, pretrained=False)
@@ -437,6 +433,16 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _check_normalization(mean: Sequence[float], std: Sequence[float], band_names: Sequence[str]) -> None:
+    """Raise a DataError if a mean or a standard deviation is not a finite number."""
+    for what, values in (("mean", mean), ("standard deviation", std)):
+        for band, value in zip(band_names, values, strict=False):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the {what} of band {band} is {value}; normalisation needs a finite number, check the imagery"
+                )
 
 
 def _may_fit(path: Path, recipe: Recipe, bands: int) -> bool:

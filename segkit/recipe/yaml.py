@@ -34,7 +34,7 @@ class Yaml(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported; repeat the value", problem_mark=mark)
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if (tag := getattr(event, "tag", None)) not in (None, "!"):
             problem = f"tags ({tag.replace('tag:yaml.org,2002:', '!!')}) are not supported; write the value alone"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
