@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,18 @@ def read_features(path: str | Path, layer: str | None = None, *, option: str | N
     DataError
         The file is unreadable, or has several layers and no `layer` is given.
     """
-    facts = require_file(path, "vector file").stat()
-    return _read(Path(path), layer, option, (facts.st_mtime_ns, facts.st_size))
+    return _read(Path(path), layer, option, _stamp(require_file(path, "vector file")))
+
+
+def _stamp(file: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, time and size of a file and of those that are read with it: .dbf and .prj, a database's log."""
+    together = {file, *file.parent.glob(f"{glob.escape(file.stem)}.*")}
+    facts = [(each.name, each.stat()) for each in sorted(together) if each.is_file()]
+    return tuple((name, fact.st_mtime_ns, fact.st_size) for name, fact in facts)
 
 
 @functools.lru_cache(maxsize=8)  # one file serves many scenes
-def _read(path: Path, layer: str | None, option: str | None, stamp: tuple[int, int]) -> Features:
+def _read(path: Path, layer: str | None, option: str | None, stamp: tuple[tuple[str, int, int], ...]) -> Features:
     found = read_layer(path, layer, option=option)
     if found.geometries is None:
         raise DataError(f"{path}: layer {layer!r} is a table without geometries; give a layer with geometries")

@@ -14,6 +14,7 @@ import numpy as np
 import pyproj
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
@@ -230,6 +231,18 @@ def _to_cylinder(wkt: str, a: float, b: float, middle: int) -> pyproj.Transforme
     # Without a datum there is no datum shift: same ellipsoid, same latitudes.
     cylinder = pyproj.CRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
     return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(wkt), cylinder, always_xy=True)
+
+
+@functools.lru_cache(maxsize=64)
+def find_crs_problem(wkt: str) -> str | None:
+    """Return why coordinates in a CRS cannot be converted to degrees, as with damaged parameters; None if they can."""
+    try:
+        crs = pyproj.CRS.from_wkt(wkt)
+        if crs.geodetic_crs is not None:
+            pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    except ProjError as error:
+        return (str(error).strip().splitlines() or ["unknown"])[0]
+    return None
 
 
 def crs_name(crs: CRS | None) -> str:

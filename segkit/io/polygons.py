@@ -20,13 +20,14 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from segkit.errors import GridError
+from segkit.errors import DataError, GridError
 from segkit.io.features import Features, read_features, require_types
 from segkit.io.grid import Grid, crs_name, to_equal_area
 
 _POLYGON_TYPES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 # A straight edge becomes curved when it is reprojected; pieces of 1 km stay within centimetres of the true line.
 _MAX_EDGE_M, _MAX_EDGE_DEG = 1_000.0, 0.01
+_MAX_PIECES = 10**7  # of a polygon; the coast of Norway has 100,000 of 1 km
 _M2_PER_HA = 10_000
 _PIECES_PER_SIDE = 64  # of a square, when its area is computed in another projection
 
@@ -103,7 +104,7 @@ def project_to_grid(polygons: Polygons, grid: Grid) -> tuple[NDArray[Any], NDArr
     near = _boxes_intersecting(polygons.shapes, bounds)
     shapes = polygons.shapes[near]
     if polygons.crs is not None and to_grid is not None:
-        shapes = shapely.segmentize(_clip_to_surroundings(shapes, bounds), _max_edge(polygons.crs))
+        shapes = _segmentize(polygons.path, _clip_to_surroundings(shapes, bounds), _max_edge(polygons.crs))
         shapes = shapely.transform(shapes, to_grid.transform, interleaved=False)
     found = shapely.bounds(shapes[~shapely.is_empty(shapes)]).reshape(-1, 4)
     lost = int((~np.isfinite(found).all(axis=1)).sum())
@@ -132,9 +133,28 @@ def true_hectares(polygons: Polygons) -> NDArray[np.float64]:
     shapes = shapely.make_valid(polygons.shapes, method="structure", keep_collapsed=False)
     # Edges become curves, also short ones: at 80 degrees north an edge of 600 m is 5 cm away from a straight line.
     edges = np.minimum(_max_edge(polygons.crs), np.sqrt(shapely.area(shapes)) / _PIECES_PER_SIDE)
-    shapes = shapely.segmentize(shapes, np.where(edges > 0, edges, np.inf))
+    shapes = _segmentize(polygons.path, shapes, np.where(edges > 0, edges, np.inf))
     flat = [shapely.transform(each, partial(to_equal_area, polygons.crs), interleaved=False) for each in shapes]
     return np.asarray(shapely.area(np.array(flat, dtype=object)) / _M2_PER_HA, dtype=np.float64).reshape(-1)
+
+
+def _segmentize(path: Path, shapes: NDArray[Any], edges: NDArray[np.float64] | float) -> Any:
+    """Divide the edges of shapes into pieces of at most these lengths.
+
+    Raises
+    ------
+    DataError
+        One would have too many pieces, as with damaged coordinates.
+    """
+    pieces = shapely.length(shapes) / edges
+    if not (pieces <= _MAX_PIECES).all():
+        worst = shapely.bounds(shapes[np.argmax(np.nan_to_num(pieces, nan=np.inf))])
+        extent = ", ".join(f"{value:.6g}" for value in worst)
+        raise DataError(
+            f"{path}: a polygon reaches from {extent} (x, y, x, y), which are no coordinates in its CRS; correct the "
+            "CRS or the polygon"
+        )
+    return shapely.segmentize(shapes, edges)
 
 
 def _max_edge(crs: CRS | None) -> float:

@@ -28,7 +28,8 @@ from rasterio.windows import Window
 from segkit.errors import RasterError, suggest
 from segkit.io.block_cache import limit_block_cache, raise_block_cache_limit
 from segkit.io.files import require_file
-from segkit.io.grid import Grid
+from segkit.io.grid import Grid, find_crs_problem
+from segkit.io.limits import describe_excess
 from segkit.io.paths import FileSet, PathLike
 from segkit.io.remote import (
     Remote,
@@ -85,8 +86,8 @@ def open_raster(path: PathLike, *, vrt: bool | None = None) -> Iterator[DatasetR
     MissingFileError
         The file does not exist.
     RasterError
-        The file is not a raster that segkit reads, or is damaged; a side file may lead GDAL to read other files; or the
-        raster is georeferenced by ground control points only.
+        The file is not a raster that segkit reads, is damaged or too large (`segkit.io.limits`); a side file may lead
+        GDAL to read other files; or the raster is georeferenced by ground control points only.
     """
     limit_block_cache()
     file = as_path(path)
@@ -101,6 +102,8 @@ def open_raster(path: PathLike, *, vrt: bool | None = None) -> Iterator[DatasetR
     ) as dataset:
         if dataset.count == 0:
             raise RasterError(f"{file}: holds subdatasets but no bands; name one of them, or convert it")
+        if problem := describe_excess(dataset):
+            raise RasterError(f"{file}: {problem}")
         if dataset.transform.is_identity and dataset.gcps[0]:
             raise RasterError(f"{file}: georeferenced by ground control points only; warp it first (gdalwarp)")
         try:
@@ -295,9 +298,22 @@ def read_grid(dataset: Any) -> Grid:
     """Return the grid of an open raster.
 
     Without a georeference, the transform is the one with which QGIS shows it: x = column, y = -row.
+
+    Raises
+    ------
+    RasterError
+        Its transform or its CRS is damaged.
     """
     if isinstance(own := getattr(dataset, "grid", None), Grid):  # of an array
         return own
+    transform = dataset.transform
+    if transform.is_degenerate or not np.isfinite([*transform, *~transform]).all():
+        raise RasterError(
+            f"{dataset.name}: its pixels have no size or no place (transform {', '.join(map(str, transform[:6]))}); "
+            "the file is damaged, or georeference it again: gdal_translate -a_ullr"
+        )
+    if dataset.crs is not None and (problem := find_crs_problem(dataset.crs.to_wkt())):
+        raise RasterError(f"{dataset.name}: its CRS cannot be used ({problem}); assign it again: gdal_edit -a_srs")
     # GDAL distinguishes the identity transform from no transform; rasterio returns the identity for both.
     if dataset.transform.is_identity and vrt_description(dataset).find("GeoTransform") is None:
         return Grid(dataset.height, dataset.width, Affine.scale(1, -1), dataset.crs, georeferenced=False)

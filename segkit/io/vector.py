@@ -24,6 +24,7 @@ from rasterio.crs import CRS
 
 from segkit.errors import DataError
 from segkit.io.files import require_file
+from segkit.io.grid import find_crs_problem
 
 if TYPE_CHECKING:
     import pandas
@@ -57,7 +58,9 @@ _GEOPACKAGE_SQL = re.compile(
     r'|CREATE VIRTUAL TABLE (IF NOT EXISTS )?("([^"]|"")*"|\w+) USING (rtree|fts3|fts4|fts5)\s*\(',
     re.IGNORECASE,
 )
+_MAX_VIEW_STEPS = 10**8  # of SQLite, which takes some seconds for them
 _WKT = re.compile(r"[A-Z0-9_]+\[")
+_ODD_JSON = (AttributeError, RecursionError)  # what lists in the place of keys, and deep ones, raise
 _GDAL_OF_VECTOR, _CE_FAILURE, _WKB_NONE = 0x04, 3, 100
 _HTTP_RESULT_BYTES = 256  # more than a CPLHTTPResult
 _FETCH_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p, *[ctypes.c_void_p] * 6)
@@ -184,12 +187,29 @@ def _read_parquet(file: Path, layer: str | None, option: str | None) -> Layer:
         # PROJ would take other texts for file names.
         if any(isinstance(crs := one.get("crs"), str) and not _WKT.match(crs) for one in columns.values()):
             raise _unreadable_error(file)
+        _check_texts(file, parquet.read_table(file))
         frame = geopandas.read_parquet(file)
         crs = None if frame.crs is None else CRS.from_user_input(frame.crs.to_wkt())
         geometries = _force_2d(frame.geometry.to_numpy())
-    except (ArrowException, CRSError, ShapelyError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except (ArrowException, CRSError, ShapelyError, OSError, ValueError, KeyError, TypeError, *_ODD_JSON) as error:
         raise _unreadable_error(file) from error
     return Layer(crs, geometries, frame.drop(columns=frame.geometry.name))
+
+
+def _check_texts(file: Path, table: pyarrow.Table) -> None:
+    """Raise a DataError if a text is not UTF-8, which else would come up when it is used."""
+    from pyarrow import ArrowException
+
+    for name in table.column_names:
+        try:
+            table.column(name).validate(full=True)
+        except ArrowException as error:
+            raise DataError(
+                f"{file}: field {name!r} holds text that is not in the encoding that the file declares; of a "
+                "shapefile, correct or remove its .cpg; else the file is damaged"
+            ) from error
 
 
 def _force_2d(geometries: Any) -> NDArray[Any]:
@@ -236,6 +256,8 @@ class _Dataset:
             crs = self._crs(layer) if geometries is not None else None
         except (ArrowException, shapely.errors.ShapelyError, OSError, ValueError, KeyError) as error:
             raise _unreadable_error(self._file) from error
+        if crs is not None and (problem := find_crs_problem(crs.to_wkt())):
+            raise DataError(f"{self._file}: its CRS cannot be used ({problem}); write the CRS into the file again")
         return Layer(crs, geometries, attributes)
 
     def _table(self, layer: int) -> pyarrow.Table:
@@ -247,6 +269,7 @@ class _Dataset:
         if not gdal.OGR_L_GetArrowStream(layer, stream, _string_list(["INCLUDE_FID=NO"])):
             raise _unreadable_error(self._file)
         table = pa.RecordBatchReader._import_from_c(ctypes.addressof(stream)).read_all()
+        _check_texts(self._file, table)
         # If the file is damaged, some drivers end a layer early and report it only here. An unknown CRS is not damage.
         failed = gdal.CPLGetLastErrorType() >= _CE_FAILURE and not gdal.CPLGetLastErrorMsg().startswith(
             b"Cannot import "
@@ -342,11 +365,17 @@ def _gml_schema(file: Path) -> Path | None:
 
 
 def _check_geopackage(file: Path) -> None:
-    """Raise a DataError for a file that is not an SQLite database, and for virtual tables that read other files."""
+    """Raise a DataError for a file that is not an SQLite database, and for tables and views that are not harmless.
+
+    Virtual tables may read other files, and views may have rows without end.
+    """
     for mode in ("mode=ro", "immutable=1"):  # the second for a write-ahead log in a read-only folder
         try:
             with closing(sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)) as database:
-                rows = database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+                rows = database.execute("SELECT name, sql, type FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+                tables = [name for name, sql, _ in rows if not _GEOPACKAGE_SQL.match(str(sql))]
+                views = [name for name, _, kind in rows if kind == "view"] if not tables else []
+                endless = [name for name in views if not _is_bounded(database, name, file.stat().st_size)]
             break
         except sqlite3.OperationalError:
             continue
@@ -354,12 +383,29 @@ def _check_geopackage(file: Path) -> None:
             raise _unreadable_error(file) from error
     else:
         raise _unreadable_error(file)
-    for name, sql in rows:
-        if not _GEOPACKAGE_SQL.match(str(sql)):
-            raise DataError(
-                f"{file}: table {name!r} is a virtual table that may read other files; export the layer to a new "
-                "GeoPackage"
-            )
+    if tables:
+        raise DataError(
+            f"{file}: table {tables[0]!r} is a virtual table that may read other files; export the layer to a new "
+            "GeoPackage"
+        )
+    if endless:
+        raise DataError(
+            f"{file}: {endless[0]!r} is a view that cannot be read, or has more rows than fit in the file; export the "
+            "layer to a new GeoPackage"
+        )
+
+
+def _is_bounded(database: sqlite3.Connection, view: str, most: int) -> bool:
+    """Return whether SQLite alone can count the rows of a view in some seconds, and they are not more than `most`."""
+    quoted = view.replace('"', '""')
+    database.set_progress_handler(lambda: 1, _MAX_VIEW_STEPS)
+    try:
+        (rows,) = database.execute(f'SELECT count(*) FROM (SELECT * FROM "{quoted}" LIMIT {most + 1})').fetchone()  # noqa: S608
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        database.set_progress_handler(None, 0)
+    return int(rows) <= most
 
 
 def _string_list(texts: Sequence[str]) -> Any:

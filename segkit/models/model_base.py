@@ -54,12 +54,7 @@ class ModelBase(Described):
         self.imagery: Imagery = recipe.data  # how scenes are read; see `segkit.models.ensemble.with_imagery`
         self.band_names = tuple(band_names)
         self.bands = len(mean)
-        for what, values in (("mean", mean), ("standard deviation", std)):
-            for band, value in zip(self.band_names, values, strict=False):
-                if not math.isfinite(value):
-                    raise DataError(
-                        f"the {what} of band {band} is {value}; normalisation needs a finite number, check the imagery"
-                    )
+        check_normalization(mean, std, self.band_names)
         self.metrics: dict[str, Any] = {}
         self.path: Path | None = None
         self.training_pixels: TrainingPixels | None = None
@@ -131,3 +126,13 @@ def deviations(mean: Sequence[float], std: Sequence[float]) -> list[float]:
     """Return the standard deviation of each band by which it is divided: 1 of a constant band."""
     eps = np.finfo(np.float32).eps
     return [deviation if deviation > eps * abs(middle) else 1.0 for middle, deviation in zip(mean, std, strict=True)]
+
+
+def check_normalization(mean: Sequence[float], std: Sequence[float], band_names: Sequence[str]) -> None:
+    """Raise a DataError if a mean or a standard deviation is not a finite number."""
+    for what, values in (("mean", mean), ("standard deviation", std)):
+        for band, value in zip(band_names, values, strict=False):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the {what} of band {band} is {value}; normalisation needs a finite number, check the imagery"
+                )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from segkit.recipe.schema import Recipe
 from segkit.runtime.version import VERSION
 
 _FORMAT = 1  # version of the header; newer ones are refused
+_MAX_RADIUS = 10**6  # pixels of a receptive field
+SCORES = ("mean_iou", "macro_f1", "overall_accuracy")  # that a description of the model has
 HEADER_KEY = "segkit"  # key of the header in the safetensors metadata
 GLOBAL: Literal["global"] = "global"  # the receptive field is the whole window
 
@@ -81,17 +84,23 @@ class Header:
     def __post_init__(self) -> None:
         """Raise a ValueError if the receptive field is not valid."""
         radius = self.receptive_field
-        if not (radius in (None, GLOBAL) or (isinstance(radius, int) and radius >= 0)):
+        is_radius = isinstance(radius, int) and not isinstance(radius, bool) and 0 <= radius <= _MAX_RADIUS
+        if not (radius in (None, GLOBAL) or is_radius):
             raise ValueError(f"receptive_field is {radius!r}, not a number of pixels or {GLOBAL!r}")
 
 
 def count_weights(path: PathLike) -> int:
     """Return the number of trained numbers in a model file, without reading them."""
+    shapes = read_shapes(path)
+    return sum(math.prod(shapes[name]) for name in shapes if "running_" not in name and "num_batches" not in name)
+
+
+def read_shapes(path: PathLike) -> dict[str, list[int]]:
+    """Return {name: shape} of the weights in a model file, without reading them."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as stored:
-        names = [name for name in stored.keys() if "running_" not in name and "num_batches" not in name]  # noqa: SIM118
-        return sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
+        return {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
 
 
 def read_header(path: PathLike) -> Header:
@@ -123,7 +132,7 @@ def read_header(path: PathLike) -> Header:
         header_format = fields.get("format")
         if header_format == _FORMAT:
             return parse_header(fields)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{file}: its header is damaged: {first_line(error)}") from error
     raise ModelFileError(
         f"{file}: its header has format {header_format}, segkit {VERSION} reads format {_FORMAT}; update segkit"
@@ -135,9 +144,10 @@ def parse_header(fields: Mapping[str, Any]) -> Header:
 
     Raises
     ------
-    ValueError, TypeError, KeyError
+    ValueError, TypeError, KeyError, AttributeError
         It is damaged.
     """
+    _check_types(fields)
     parsed: dict[str, Any] = {name: tuple(fields[name]) for name in ("mean", "std", "band_names")}
     if fields.get("calibration") is not None:
         parsed["calibration"] = Calibration(**{key: tuple(values) for key, values in fields["calibration"].items()})
@@ -150,3 +160,26 @@ def parse_header(fields: Mapping[str, Any]) -> Header:
     if fields.get("output_classes") is not None:
         parsed["output_classes"] = OutputClasses.from_json(fields["output_classes"])
     return Header(**dict(fields) | parsed)
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """Raise a ValueError or KeyError if a part of a header is not what `Header` says."""
+    if unknown := fields.keys() - {one.name for one in dataclasses.fields(Header)}:
+        raise ValueError(f"it has the unknown key {min(unknown)!r}")
+    for name in ("recipe", "metrics", "versions"):
+        if not isinstance(fields[name], dict):
+            raise ValueError(f"{name} is {type(fields[name]).__name__}, not keys with values")  # noqa: TRY004 - of the file
+    sizes = set()
+    for name, kinds in (("mean", int | float), ("std", int | float), ("band_names", str)):
+        values = fields[name]
+        if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values) or not values:
+            raise ValueError(f"{name} is not a list of one {'name' if kinds is str else 'number'} per band")
+        sizes.add(len(values))
+    if len(sizes) > 1:
+        raise ValueError("mean, std and band_names are of different numbers of bands")
+    scores, per_class = fields["metrics"], fields["metrics"].get("per_class") or {}
+    if not isinstance(per_class, dict) or not all(isinstance(each, dict) for each in per_class.values()):
+        raise ValueError("metrics.per_class has no scores for each class")
+    of_classes = [value for each in per_class.values() for value in each.values()]
+    if not all(isinstance(value, int | float | None) for value in (*map(scores.get, SCORES), *of_classes)):
+        raise ValueError("a score in metrics is not a number")

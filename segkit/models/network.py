@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,14 @@ from segkit.runtime.garbage_collection import pause_collection
 
 # Options of architectures that are no options of a recipe.
 RESERVED_OPTIONS = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+# Arguments of timm with which it would read files, download, or build another network.
+_TIMM_OPTIONS = {
+    "cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "model_name", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "scriptable",
+}  # fmt: skip
+# Names with a source (hf-hub:, local-dir:) would be downloaded or read from a folder.
+_TIMM_NAME = re.compile(r"tu-\w[\w.]*")
+_MAX_OPTION = 8_192  # of a number in model.options: channels, sizes in pixels
 
 
 def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -> nn.Module:
@@ -39,15 +49,18 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
     if model.architecture not in architectures:
         near = suggest_name(model.architecture, [*sorted(architectures), *CLASSICAL])
         raise RecipeError(f"model.architecture: {model.architecture!r} is not known{near}")
-    if not model.encoder.startswith("tu-") and model.encoder not in smp.encoders.encoders:
+    if not _TIMM_NAME.fullmatch(model.encoder) and model.encoder not in smp.encoders.encoders:
         near = suggest_name(model.encoder, sorted(smp.encoders.encoders))
         raise RecipeError(f"model.encoder: {model.encoder!r} is not known{near} (or tu- and a timm name)")
     options = set(inspect.signature(architectures[model.architecture]).parameters) - RESERVED_OPTIONS
-    for option in model.options:
+    for option, value in model.options.items():
         # smp ignores unknown options silently. With timm encoders they are passed on to timm.
-        if option not in options and not model.encoder.startswith("tu-"):
+        is_timm = model.encoder.startswith("tu-") and option not in RESERVED_OPTIONS | _TIMM_OPTIONS
+        if option not in options and not is_timm:
             known = ", ".join(sorted(options))
             raise RecipeError(f"model.options.{option}: {model.architecture} has no such option; it has {known}")
+        if (largest := _largest(value)) > _MAX_OPTION:
+            raise RecipeError(f"model.options.{option}: {largest:g} is more than {_MAX_OPTION:,}, which fits no memory")
     weights = model.encoder_weights if pretrained else None
     published: str | bool | None = weights if is_published(weights) else None
     if published:
@@ -68,6 +81,12 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
         hint = "; without internet access, name a local file in model.encoder_weights" if published else ""
         raise RecipeError(f"model: {what} cannot be built: {first_line(error)}{hint}") from error
     return network
+
+
+def _largest(value: Any) -> float:
+    """Return the largest number in the value of an option; 0 without one."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return max((_largest(part) for part in parts), default=float(value) if isinstance(value, int | float) else 0.0)
 
 
 def is_published(weights: str | None) -> bool:

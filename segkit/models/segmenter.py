@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from segkit.errors import ModelFileError, first_line
+from segkit.errors import ModelFileError, RecipeError, first_line
 from segkit.io.files import atomic_write
 from segkit.io.paths import PathLike
 from segkit.io.remote import redact
 from segkit.models.calibration import Calibration
 from segkit.models.classical.classifier import PixelClassifier
 from segkit.models.initial_weights import InitialWeights
-from segkit.models.model_base import ModelBase, deviations
-from segkit.models.model_file import HEADER_KEY, Header, read_header
+from segkit.models.model_base import ModelBase, check_normalization, deviations
+from segkit.models.model_file import HEADER_KEY, Header, read_header, read_shapes
 from segkit.models.network import describe_non_finite, make_network
 from segkit.models.output_classes import OutputClasses
 from segkit.models.prepare import Autocast, fold_batch_norm
@@ -349,7 +349,12 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     header = read_header(path)
     try:
         recipe = Recipe.from_dict(header.recipe)
+        check_normalization(header.mean, header.std, header.band_names)
+        if not _may_fit(Path(path), recipe, len(header.mean)):
+            raise ModelFileError(_describe_misfit(path))
         segmenter = Segmenter(recipe, header.mean, header.std, header.band_names, pretrained=False)
+    except ModelFileError:
+        raise
     except ValueError as error:
         raise ModelFileError(f"{path}: this segkit cannot use its header: {first_line(error)}") from error
     weights = load_file(path)
@@ -358,11 +363,11 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     try:
         segmenter.load_state_dict(weights)
     except RuntimeError as error:
-        raise ModelFileError(
-            f"{path}: its weights do not fit its recipe, so the file was changed; train the model again"
-        ) from error
+        raise ModelFileError(_describe_misfit(path)) from error
     segmenter.metrics = header.metrics
     segmenter._receptive_field = header.receptive_field
+    if header.calibration is not None and len(header.calibration.scale) != recipe.task.channels:
+        raise ModelFileError(f"{path}: its calibration is of another number of channels; train the model again")
     segmenter.set_calibration(header.calibration)
     segmenter.training_pixels = header.training_pixels
     segmenter.training_scenes = header.training_scenes
@@ -371,6 +376,22 @@ def load(path: PathLike, device: str | torch.device = "cpu") -> Segmenter:
     segmenter.path = Path(path)
     segmenter._stored_recipe = recipe, header.recipe
     return segmenter.eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _may_fit(path: Path, recipe: Recipe, bands: int) -> bool:
+    """Return whether the network of a model file has the shapes of its weights, before memory is taken for it."""
+    if recipe.model.is_classical:
+        return True
+    try:
+        with torch.device("meta"):
+            planned = make_network(recipe.model, bands, recipe.task.channels, pretrained=False).state_dict()
+    except RecipeError:
+        return True  # some encoders compute with weights while they are built; other errors come again
+    return {f"network.{name}": list(one.shape) for name, one in planned.items()}.items() <= read_shapes(path).items()
+
+
+def _describe_misfit(path: PathLike) -> str:
+    return f"{path}: its weights do not fit its recipe, so the file was changed; train the model again"
 
 
 def _reflect_indices(size: int, padded: int, device: torch.device) -> Tensor:

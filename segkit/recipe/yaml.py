@@ -21,6 +21,7 @@ _PATHS = re.compile(
     r"data\.(train|val)\.(images(\.mosaic)?|table|labels(\.path)?(\.mosaic)?|polygons)|data\.layers\.[^.]+(\.path)?(\.mosaic)?"
     r"|model\.(encoder_weights|start_from)"
 )
+_MAX_BYTES = 10**7  # takes minutes to read
 
 
 class Yaml(yaml.SafeLoader):
@@ -29,10 +30,14 @@ class Yaml(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse aliases."""
+        """Refuse aliases, and tags, which turn texts into objects."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported; repeat the value", problem_mark=mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if (tag := getattr(event, "tag", None)) not in (None, "!"):
+            problem = f"tags ({tag.replace('tag:yaml.org,2002:', '!!')}) are not supported; write the value alone"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -62,8 +67,13 @@ def parse_yaml(text: str | bytes, source: str) -> Any:
     Raises
     ------
     RecipeError
-        It is not YAML in UTF-8 (or UTF-16), a key is given twice, or there is an alias.
+        It is not YAML in UTF-8 (or UTF-16), is too long, a key is given twice, or there is an alias or a tag.
     """
+    if len(text) > _MAX_BYTES:
+        raise RecipeError(
+            f"{source}: has {len(text) / 1e6:.0f} MB, at most {_MAX_BYTES // 10**6} are read; is it a recipe? List "
+            "many scenes in a table (data.train.table)"
+        )
     if isinstance(text, bytes) and not text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = text
         try:

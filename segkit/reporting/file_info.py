@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rasterio.io import DatasetReader
 
-from segkit.errors import DataError, GridError, SegkitError, UsageError, suggest
+from segkit.errors import DataError, GridError, RecipeError, SegkitError, UsageError, suggest
 from segkit.io.class_table import OUTPUT_TAG, Legend
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, crs_name
@@ -121,7 +121,11 @@ def _kind(file: Path) -> tuple[str, Callable[[Path], dict[str, Any]]]:
 def _model(file: Path) -> dict[str, Any]:
     from segkit.models.model_file import count_weights, read_header
 
-    return _header_facts(read_header(file)) | {"weights": count_weights(file), "size_bytes": file.stat().st_size}
+    try:
+        facts = _header_facts(read_header(file))
+    except RecipeError as error:
+        raise DataError(f"{file}: this segkit cannot use its header: {error}") from error
+    return facts | {"weights": count_weights(file), "size_bytes": file.stat().st_size}
 
 
 def _onnx(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -67,8 +68,8 @@ class TaskDeclaration:
         if self.type == "multiclass" and not self.background and len(self.classes) < 2:
             raise TaskError("a multiclass task without background needs at least two classes")
         for key in ("name", "value"):
-            found = [getattr(one, key) for one in self.classes]
-            for duplicate in sorted({one for one in found if found.count(one) > 1}):
+            found = Counter(getattr(one, key) for one in self.classes)
+            for duplicate in sorted(one for one, count in found.items() if count > 1):
                 raise TaskError(f"two classes have the {key} {duplicate!r}; each class needs its own")
         if not 0 <= self.background_value <= MAX_VALUE:
             raise TaskError(f"background_value is {self.background_value}; it must lie between 0 and {MAX_VALUE}")
