@@ -32,6 +32,7 @@ from segkit.cli import root
 from segkit.models.segmenter import load
 from segkit.recipe.features import CLASSICAL
 
+QUICKSTART = ROOT / "docs" / "index.md"  # whose commands other documents show, too
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY_MODEL = {"encoder": "tu-resnet10t", "options": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}}
 TINY_LEARNER = {"options": {"max_iter": 5}}
@@ -191,7 +192,7 @@ def keep_labels_apart(here: Path) -> None:
         dataset.write(np.where(codes == 1, 2, 1).astype(codes.dtype))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if one != QUICKSTART], ids=lambda path: path.name)
 def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = shutil.copytree(workplace, tmp_path / "here")
     monkeypatch.chdir(here)
@@ -218,6 +219,12 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
         if "filled.gpkg" in line and "design" in line:
             points = geopandas.read_file("filled.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")
+
+
+def test_commands_of_the_quickstart_run_elsewhere() -> None:
+    elsewhere = {line for document in DOCUMENTS if document != QUICKSTART for line in commands(document)}
+    assert commands(QUICKSTART)
+    assert set(commands(QUICKSTART)) <= elsewhere
 
 
 def test_examples_of_the_help_run(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

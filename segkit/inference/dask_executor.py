@@ -67,7 +67,9 @@ def connect(address: Any, *, insecure: bool = False, patience: float = 60.0) -> 
         import dask
         import distributed
     except ImportError:
-        raise UsageError('a cluster needs Dask, which is not installed: pip install "segkit[cluster]"') from None
+        raise UsageError(
+            'a cluster needs Dask, which is not installed: pip install "landcover-segkit[cluster]"'
+        ) from None
 
     with ExitStack() as stack:
         # Errors report what happens to workers and connections; Dask would also log it at length.

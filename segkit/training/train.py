@@ -216,7 +216,9 @@ def check_names(recipe: Recipe) -> None:
         try:
             import tensorboard  # type: ignore[import-untyped]  # noqa: F401
         except ImportError as error:
-            raise UsageError("train.tensorboard needs the extra: pip install 'segkit[tensorboard]'") from error
+            raise UsageError(
+                "train.tensorboard needs the extra: pip install 'landcover-segkit[tensorboard]'"
+            ) from error
 
 
 def _choose_hardware(recipe: Recipe) -> tuple[str, str]:
