@@ -254,6 +254,8 @@ class _Dataset:
                 table = table.remove_column(place)
             attributes = table.to_pandas() if table.num_columns else pandas.DataFrame(index=range(rows))
             crs = self._crs(layer) if geometries is not None else None
+        except DataError:
+            raise
         except (ArrowException, shapely.errors.ShapelyError, OSError, ValueError, KeyError) as error:
             raise _unreadable_error(self._file) from error
         if crs is not None and (problem := find_crs_problem(crs.to_wkt())):

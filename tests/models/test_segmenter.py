@@ -155,10 +155,7 @@ BROKEN = {
         "format 2, .* reads format 1; update segkit",
     ),
     "recipe": (lambda path, _, header, __: write(path, header | {"recipe": {}}), "cannot use its header: recipe: "),
-    "bands": (
-        lambda path, _, header, __: write(path, header | {"mean": [1]}),
-        "mean, std and band_names are of different numbers of bands",
-    ),
+    "bands": (lambda path, _, header, __: write(path, header | {"mean": [1]}), "of different numbers of bands"),
     "receptive_field": (
         lambda path, _, header, __: write(path, header | {"receptive_field": -1}),
         "its header is damaged: receptive_field is -1, ",
