@@ -173,6 +173,16 @@ def test_pixels_without_a_size_are_refused(write_raster, transform):
         read_grid(dataset)
 
 
+def test_a_crs_that_cannot_be_used_is_refused(tmp_path, write_raster):
+    write_raster("a.tif", np.ones((4, 4), np.uint8))
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        rasterio.shutil.copy(dataset, tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    (tmp_path / "a.vrt").write_text(text.replace("Transverse_Mercator", "Transvmrse_Mercator"))
+    with open_raster(tmp_path / "a.vrt", vrt=True) as dataset, pytest.raises(RasterError, match=r"a\.vrt: its CRS"):
+        read_grid(dataset)
+
+
 @pytest.mark.parametrize(
     "view",
     [
