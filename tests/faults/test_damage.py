@@ -7,7 +7,7 @@ from fault_cases import KINDS
 from faults import CHANGED, REFUSED, SAME, Case, call, damages, run_damaged, undamaged
 from places import SHARED
 
-CUTS, FLIPS = 2, 2
+CUTS, FLIPS = 1, 1
 ODD = sorted((SHARED / "odd").rglob("*.tif*")) if SHARED.is_dir() else []
 
 

@@ -489,7 +489,7 @@ def test_nobody_there_is_reported_in_one_line(options):
 
 def test_without_dask_a_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UsageError, match=r'pip install "segkit\[cluster\]"'), connect("local:2"):
+    with pytest.raises(UsageError, match=r'pip install "landcover-segkit\[cluster\]"'), connect("local:2"):
         raise AssertionError
 
 
