@@ -13,10 +13,10 @@ import rasterio
 import shapely
 import torch
 from fault_cases import zones
+from faults import call
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from synthetic import recipe_for, segmenter
-from test_damage import call
 
 from segkit.errors import DataError, ModelFileError, RasterError, RecipeError, TrainingError
 from segkit.io.features import read_features

@@ -122,10 +122,14 @@ class Splitter:
         depth, min_size = self._depth, self._min_size or Quantity(0.0, pixels=True)
         if not isinstance(depth, Quantity):
             depth = Quantity(-1.0 if depth is None else depth, pixels=True)
-        for chosen, level, left, upper in self._groups(areas):
-            most = int(areas.pixels[chosen & (areas.pixels <= MAX_AREA_PIXELS**2)].sum())
-            changes = np.empty((most, 3), dtype=np.int64)  # allocated memory that is never written to is free
-            changed, split, objects, too_large = _split_areas(
+        first = areas.ring[areas.polygon[:-1]]
+        upper_left, lower_right = (of.reduceat(areas.vertices, first).astype(int) for of in (np.minimum, np.maximum))
+        small = (lower_right - upper_left).max(axis=1) <= MAX_AREA_PIXELS
+        self._counts.too_large += int(np.count_nonzero(~small))
+        for chosen, level, left, upper in self._groups(areas.class_index, small, upper_left, lower_right):
+            # Allocated memory that is never written to is free.
+            changes = np.empty((int(areas.pixels[chosen].sum()), 3), dtype=np.int64)
+            changed, split, objects = _split_areas(
                 areas.vertices, areas.ring, areas.polygon, np.flatnonzero(chosen),
                 runs.row, runs.first, runs.class_index, runs.top, runs.width, kind,
                 level, left, upper, depth.number, depth.pixels, min_size.number, min_size.pixels,
@@ -133,31 +137,31 @@ class Splitter:
             )  # fmt: skip
             self._counts.areas += split
             self._counts.objects += objects
-            self._counts.too_large += too_large
             self._changes = np.concatenate((self._changes, changes[:changed]))
 
-    def _groups(self, areas: Polygons) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64], int, int]]:
-        """Yield areas, bool (areas,), with the probabilities of their class from a left and upper pixel on.
+    def _groups(
+        self,
+        class_index: NDArray[np.int32],
+        chosen: NDArray[np.bool_],
+        upper_left: NDArray[np.int64],
+        lower_right: NDArray[np.int64],
+    ) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.float64], int, int]]:
+        """Yield the chosen areas, bool (areas,), with the probabilities of their class from a left and upper pixel on.
 
-        Without probabilities, all areas are one group. With them, areas of one class that begin within the same
-        `MAX_AREA_PIXELS` columns are read at once; large ones are left to the last group, which is only counted.
+        Without probabilities, they are one group. With them, areas of one class that begin within the same
+        `MAX_AREA_PIXELS` columns are read at once.
         """
-        everything = np.ones(len(areas.class_index), dtype=bool)
         if self._read_probabilities is None:
-            yield everything, np.empty((0, 0)), 0, 0
+            yield chosen, np.empty((0, 0)), 0, 0
             return
-        first = areas.ring[areas.polygon[:-1]]
-        upper_left, lower_right = (of.reduceat(areas.vertices, first).astype(int) for of in (np.minimum, np.maximum))
-        large = (lower_right - upper_left).max(axis=1) > MAX_AREA_PIXELS
-        group = np.stack((areas.class_index, upper_left[:, 0] // MAX_AREA_PIXELS))
-        for class_index, column in np.unique(group[:, ~large], axis=1).T.tolist():
-            chosen = ~large & (group == [[class_index], [column]]).all(axis=0)
-            (left, upper), (right, lower) = upper_left[chosen].min(axis=0), lower_right[chosen].max(axis=0)
+        group = np.stack((class_index, upper_left[:, 0] // MAX_AREA_PIXELS))
+        for one in np.unique(group[:, chosen], axis=1).T:
+            members = chosen & (group == one[:, None]).all(axis=0)
+            (left, upper), (right, lower) = upper_left[members].min(axis=0), lower_right[members].max(axis=0)
             window = Window(int(left), int(upper), int(right - left), int(lower - upper))
-            level = self._read_probabilities(class_index, window)
+            level = self._read_probabilities(int(one[0]), window)
             if level is not None:
-                yield chosen, level, int(left), int(upper)
-        yield large, np.empty((0, 0)), 0, 0
+                yield members, level, int(left), int(upper)
 
     def _pass_on(self, seen: int) -> Iterator[Runs]:
         """Yield the held rows that no incomplete area reaches."""
@@ -202,12 +206,12 @@ def _split_areas(
     level, level_left, level_upper, depth, depth_in_pixels, min_size, in_pixels,
     pixel_measures, flat, changes,
 ):  # fmt: skip
-    """Split areas; return the numbers of changes, of areas that were split, of their objects, and of large areas.
+    """Split areas; return the numbers of changes, of areas that were split, and of their objects.
 
     A negative depth means that boundary pixels are given to the objects beside them; probabilities (`level`, if not
     empty), that objects are split by these and not by their shape.
     """
-    changed = areas = objects = too_large = 0
+    changed = areas = objects = 0
     for k in chosen:
         x, y = (
             vertices[ring[polygon[k]] : ring[polygon[k] + 1], 0],
@@ -215,9 +219,6 @@ def _split_areas(
         )
         left, upper = int(x.min()) - 1, int(y.min()) - 1
         columns, rows = int(x.max()) + 1 - left, int(y.max()) + 1 - upper
-        if max(columns, rows) - 2 > MAX_AREA_PIXELS:
-            too_large += 1
-            continue
         codes = read_pixels(row, first, class_index, top, width, left, upper, columns, rows)
         at = int(np.argmin(y * (width + 1.0) + x))
         start = (int(y[at]) - upper) * columns + int(x[at]) - left
@@ -242,7 +243,7 @@ def _split_areas(
             objects += count
         if count > 1 or depth < 0:
             changed = _list_changes(part, codes, kind, colour_parts(part, count), left, upper, width, changes, changed)
-    return changed, areas, objects, too_large
+    return changed, areas, objects
 
 
 @compiled
