@@ -33,7 +33,7 @@ from segkit.reporting.window_pictures import draw_work_windows
 
 OWN_SCORES = (
     "Each model scored on the validation areas of its own run. The scores are comparable if these are the same areas; "
-    "all models are scored alike if images and labels that were kept apart are given with the runs."
+    "all models are scored alike if held-out images and labels are given with the runs."
 )
 _MAX_WINDOWS, _MAX_PICTURES, _MAX_FINDINGS = 40, 12, 20  # in a table, in a picture, in a table
 _STATUS_TEXTS = {TODO: "to do", DONE: "done", SKIP: "skipped"}
@@ -65,7 +65,7 @@ def read_rounds(folders: Sequence[Path]) -> list[Round]:
     if all(one.scores.get("overall_accuracy") is None for one in rounds):
         raise UsageError(
             f"{', '.join(map(str, folders))}: trained without validation, so no scores show how they differ"
-            + suggest("give images and labels that were kept apart (--images and --labels)")
+            + suggest("give held-out images and labels (--images and --labels)")
         )
     return rounds
 
