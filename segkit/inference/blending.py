@@ -8,6 +8,7 @@ not on the size of the scene.
 from __future__ import annotations
 
 import functools
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
@@ -106,7 +108,7 @@ def predict_blocks(
     blender = _Blender(runner, tiling, band)
     # The threads of a network on a CPU wait for each other, so one that shares its core slows down all.
     reading = prefetch(
-        _read_windows(scene, tiling, band, region, dissimilarity, batch),
+        _read_windows(scene, tiling, band, region, dissimilarity, batch, runner.threads),
         depth=1,
         low_priority=runner.device.type == "cpu",
     )
@@ -219,11 +221,17 @@ class _ReadWindow:
 
 
 def _read_windows(
-    scene: Scene, tiling: Tiling, band: Band, region: Region | None, dissimilarity: _PixelIndex | None, batch: int
+    scene: Scene,
+    tiling: Tiling,
+    band: Band,
+    region: Region | None,
+    dissimilarity: _PixelIndex | None,
+    batch: int,
+    threads: int,
 ) -> Generator[list[_ReadWindow]]:
-    """Read the windows of a band, `batch` at a time."""
+    """Read the windows of a band, `batch` at a time; GDAL decodes their blocks with several threads."""
     rows, columns = tiling.rows, tiling.columns
-    with scene.open() as reader:
+    with rasterio.Env(GDAL_NUM_THREADS=os.environ.get("GDAL_NUM_THREADS", threads)), scene.open() as reader:
 
         def read(row: Span, column: Span) -> _ReadWindow:
             no_pixel = np.zeros((row.stop - row.start, column.stop - column.start), dtype=bool)

@@ -104,6 +104,8 @@ class TorchRunner(Runner[Tensor]):
     def _predict(self, model: Segmenter, pixels: Tensor, valid: Tensor) -> Tensor:
         logits = model(pixels, valid)
         finite = logits.sum(dim=(1, 2, 3)).isfinite()  # faster than testing each
+        # Channel by channel, softmax takes half the time that it takes in the layout of the network.
+        logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
         probabilities = self.task.probabilities(logits)
         # Testing on the host whether this is needed would wait for a GPU.
         if finite.device.type != "cpu" or not finite.all():

@@ -221,8 +221,10 @@ def build_cog(
     target = check_output(path, overwrite=overwrite)
     is_whole, window = window is None, window or grid.full_window
     mosaic = _mosaic_vrt(window, profile, strips, is_whole=is_whole)
-    # The creation option NUM_THREADS is for compression only; reading and overviews need GDAL_NUM_THREADS.
-    with atomic_write(target) as finished, rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
+    # The creation option NUM_THREADS is for compression only; reading and overviews need GDAL_NUM_THREADS. GDAL keeps
+    # the overviews in a file until it writes them; its default compression takes a quarter of the whole time.
+    options = {"GDAL_NUM_THREADS": "ALL_CPUS", "COG_TMP_COMPRESSION": "PACKBITS"}
+    with atomic_write(target) as finished, rasterio.Env(**options):
         with gdal_as_output_error(target), _open_vrt(mosaic, grid, profile) as dataset:
             rasterio.shutil.copy(
                 dataset,

@@ -158,8 +158,7 @@ class Grid:
         crs, _, _ = _require_ellipsoid(self.crs)
         row, column = window.row_off + window.height / 2, window.col_off + window.width / 2
         corners = [self.transform @ (column + right, row + below) for right, below in ((0, 0), (1, 0), (0, 1))]
-        to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-        x, y = to_degrees.transform([x for x, _ in corners], [y for _, y in corners])
+        x, y = _to_degrees(crs.to_wkt()).transform([x for x, _ in corners], [y for _, y in corners])
         geod = crs.get_geod()
         if geod is None or not np.isfinite([*x, *y]).all():
             raise GridError(f"{crs_name(self.crs)} has no place on the ground there")
@@ -209,7 +208,7 @@ def _require_ellipsoid(crs: CRS | None) -> tuple[pyproj.CRS, float, float]:
     """Return the CRS and the semi-axes of its ellipsoid in metres; raise a GridError if it has none."""
     if crs is None:
         raise GridError("without a CRS there are no true areas; assign one first (gdal_edit.py -a_srs)")
-    found = pyproj.CRS.from_wkt(crs.to_wkt())
+    found = _parse_crs(crs.to_wkt())
     if found.ellipsoid is None:
         raise GridError(f"the CRS {found.name} has no ellipsoid, which true areas need; warp to another CRS")
     return found, found.ellipsoid.semi_major_metre, found.ellipsoid.semi_minor_metre
@@ -220,17 +219,26 @@ def _middle_longitude(crs: pyproj.CRS, x: NDArray[np.float64], y: NDArray[np.flo
         return 0
     longitude = float(np.mean(x))
     if not crs.is_geographic:
-        longitude, _ = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(
-            longitude, np.mean(y)
-        )
+        longitude, _ = _to_degrees(crs.to_wkt()).transform(longitude, np.mean(y))
     return round(longitude) if np.isfinite(longitude) else 0
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_crs(wkt: str) -> pyproj.CRS:
+    return pyproj.CRS.from_wkt(wkt)
+
+
+@functools.lru_cache(maxsize=64)
+def _to_degrees(wkt: str) -> pyproj.Transformer:
+    crs = _parse_crs(wkt)
+    return pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
 
 
 @functools.lru_cache(maxsize=64)
 def _to_cylinder(wkt: str, a: float, b: float, middle: int) -> pyproj.Transformer:
     # Without a datum there is no datum shift: same ellipsoid, same latitudes.
     cylinder = pyproj.CRS.from_proj4(f"+proj=cea +lat_ts=0 +lon_0={middle} +a={a!r} +b={b!r} +units=m +no_defs")
-    return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(wkt), cylinder, always_xy=True)
+    return pyproj.Transformer.from_crs(_parse_crs(wkt), cylinder, always_xy=True)
 
 
 @functools.lru_cache(maxsize=64)
