@@ -14,7 +14,7 @@ Of the sample landscape, another one for each seed, the held-out part is. Strate
 The table has the mean over seeds of the overall accuracy, in points below that of a model of all labels (negative:
 above), by share of the area that is labelled; and the share from which each strategy stays within half a point.
 
-Results are kept in the file --out, one line per training; a second call measures only what is missing.
+Results are kept in the file --out, one line per training; a second call skips strategies and seeds that it finds there.
 """
 
 from __future__ import annotations
