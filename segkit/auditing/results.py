@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segkit.assess.intervals import cluster_interval
 from segkit.auditing.registration import LabelShift
 from segkit.runtime.tables import format_table
 from segkit.task import Task
@@ -23,8 +24,7 @@ KINDS = {
     "missing": "ground labelled background looks like a class",
     "part": "a part of a segment is of another class",
 }
-_MIN_SCENES = 10  # with fewer, parts of scenes are resampled
-_RESAMPLES, _PERCENTILES = 1000, (2.5, 97.5)
+_MIN_SCENES = 10  # with fewer, parts of scenes are compared
 _MAX_LISTED = 20  # rows of a table in the text
 
 
@@ -119,7 +119,7 @@ class ErrorShare:
     share
         None without any.
     interval
-        95 % interval of a bootstrap of scenes or of parts of them; None with fewer than two.
+        95 % interval, from how scenes or parts of them differ; None with fewer than two that have labels of the class.
     into
         {proposed class: share}, largest first.
     """
@@ -141,7 +141,7 @@ class Audit:
     errors
         By name of the label: a class, "background", or "no water" of overlapping classes.
     unit, units
-        What the intervals draw: "scene" or "block", and how many there are.
+        What the intervals compare: "scene" or "block", and how many there are.
     thresholds
         The mean self-confidence of each label (see `segkit.auditing.confident_learning`); None without labels.
     joint
@@ -203,8 +203,8 @@ class Audit:
         ]
         yield format_table(("  label", "pixels", "error", "95 % interval", "looks like"), shares, left=(0, 4))
         yield (
-            f"  error: share of the pixels that are confidently of another class. The interval is that of drawing "
-            f"other {self.unit}s ({self.units}); it does not cover errors of the model, which count as label errors"
+            "  error: share of the pixels that are confidently of another class. The interval follows from how "
+            f"{self.units} {self.unit}s differ; it does not cover errors of the model, which count as label errors"
         )
         if listed := self.findings[:_MAX_LISTED]:
             yield ""
@@ -244,10 +244,8 @@ def _describe_scene(scene: SceneAudit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def estimate_errors(
-    task: Task, parts: Sequence[NDArray[np.int64]], seed: int = 0
-) -> tuple[dict[str, ErrorShare], str, int]:
-    """Return the share of label error by label, what the intervals draw, and how many there are.
+def estimate_errors(task: Task, parts: Sequence[NDArray[np.int64]]) -> tuple[dict[str, ErrorShare], str, int]:
+    """Return the share of label error by label, what the intervals compare, and how many there are.
 
     Parameters
     ----------
@@ -258,36 +256,26 @@ def estimate_errors(
     units = np.stack([each.sum(axis=0) for each in parts]) if by_scene else np.concatenate(parts)
     units = units[units.any(axis=(1, 2, 3))]
     number = len(units)
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(number, np.full(number, 1 / max(number, 1)), size=_RESAMPLES) if number > 1 else None
     found = {}
     for target in range(task.n_targets):
         for category in range(len(task.categories)):
             rows = units[:, target, category]  # (units, K)
             name = category_name(task, target, category)
-            found[name] = _estimate_share(task, target, category, rows, drawn)
+            found[name] = _estimate_share(task, target, category, rows)
     return found, "scene" if by_scene else "block", number
 
 
-def _estimate_share(
-    task: Task, target: int, category: int, rows: NDArray[np.int64], drawn: NDArray[np.int64] | None
-) -> ErrorShare:
+def _estimate_share(task: Task, target: int, category: int, rows: NDArray[np.int64]) -> ErrorShare:
     total, wrong = rows.sum(axis=1), rows.sum(axis=1) - rows[:, category]
     pixels = int(total.sum())
     if not pixels:
         return ErrorShare(0, None, None, {})
-    interval = None
-    if drawn is not None:
-        totals = drawn @ total
-        shares = (drawn @ wrong)[totals > 0] / totals[totals > 0]
-        low, high = np.percentile(shares, _PERCENTILES).tolist()
-        interval = low, high
     others = {
         category_name(task, target, other): float(rows[:, other].sum() / pixels)
         for other in np.argsort(-rows.sum(axis=0), kind="stable").tolist()
         if other != category and rows[:, other].any()
     }
-    return ErrorShare(pixels, float(wrong.sum() / pixels), interval, others)
+    return ErrorShare(pixels, float(wrong.sum() / pixels), cluster_interval(wrong, total), others)
 
 
 def category_name(task: Task, target: int, category: int) -> str:

@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 
 from segkit.assess import Stratum, estimate, estimate_points
-from segkit.assess.intervals import Shares, binomial_interval, ratio_interval, stratum_shares
+from segkit.assess.intervals import Shares, binomial_interval, cluster_interval, ratio_interval, stratum_shares
 
 
 @pytest.mark.parametrize("n", [1, 7, 50])
@@ -170,3 +170,39 @@ def test_coverage_of_a_very_rare_class_is_not_too_low():
     assert 0.95 < area < 0.99
     assert 0.95 < producers < 0.99
     assert wald < 0.2
+
+
+def cluster_shares(random, clusters):
+    """Draw clusters of 50 to 4,000 pixels, of which 5 % are wrong on average, more or less in each cluster."""
+    whole = random.integers(50, 4000, clusters)
+    return random.binomial(whole, random.beta(0.05 * 20, 0.95 * 20, clusters)), whole
+
+
+def test_the_interval_of_clusters_covers_more_often_than_a_bootstrap():
+    random = np.random.default_rng(0)
+    covered = np.zeros(2)
+    for _ in range(300):
+        part, whole = cluster_shares(random, 10)
+        draws = random.multinomial(10, np.full(10, 0.1), size=200)
+        bootstrap = np.percentile(draws @ part / (draws @ whole), [2.5, 97.5])
+        covered += [low <= 0.05 <= high for low, high in (cluster_interval(part, whole), bootstrap)]
+    assert 0.85 < covered[0] / 300 < 0.98
+    assert covered[0] > covered[1] + 10
+
+
+def test_the_interval_of_clusters_without_an_error_has_a_width():
+    low, high = cluster_interval(np.zeros(30), np.full(30, 500))
+    assert low == 0
+    assert 0.1 < high < 0.11  # 1 - 0.05^(1/n) with a few trials less than clusters
+    assert cluster_interval([0, 0, 3], [0, 0, 9]) is None
+    _, wide = cluster_interval(np.zeros(3), np.full(3, 500))
+    assert wide > 0.8
+
+
+def test_clusters_of_single_trials_have_the_binomial_interval():
+    part = np.repeat([1, 0], [30, 970])
+    np.testing.assert_allclose(cluster_interval(part, np.ones(1000)), binomial_interval(30, 1000), rtol=2e-3)
+    part, whole = cluster_shares(np.random.default_rng(1), 20)
+    padded = np.pad(part, (0, 5)), np.pad(whole, (0, 5))
+    for other in (padded, (3 * part, 3 * whole)):
+        np.testing.assert_allclose(cluster_interval(*other), cluster_interval(part, whole), rtol=1e-9)
