@@ -106,11 +106,9 @@ def make_tiny(recipe: Path) -> None:
 def exported_model(line: str) -> str:
     """Return the model for a command of export.md: a learner is exported in a fraction of the time of a network.
 
-    Networks are exported here with fixed windows and to torch.export, in tests/exporting with free ones to ONNX.
+    Networks are exported here with fixed windows and in int8, in tests/exporting with free ones and to torch.export.
     """
-    return (
-        "second.safetensors" if any(one in line for one in ("--tile", ".pt2", "--quantize")) else "learner.safetensors"
-    )
+    return "second.safetensors" if any(one in line for one in ("--tile", "--quantize")) else "learner.safetensors"
 
 
 @pytest.fixture(scope="module")

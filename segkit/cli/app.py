@@ -6,6 +6,7 @@ the commands, so that ``segkit --help`` answers at once.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -124,7 +125,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     arguments = _with_new_names(arguments, options)
     try:
         with limit_suggestions(options):
-            return app(args=arguments, prog_name="segkit", standalone_mode=False) or 0
+            return _command()(args=arguments, prog_name="segkit", standalone_mode=False) or 0
     except (KeyboardInterrupt, Abort):
         return _INTERRUPTED
     except TyperException as error:
@@ -246,9 +247,15 @@ def _can_be_written(folder: Path) -> bool:
     return os.access(there, os.W_OK)
 
 
+@functools.cache
+def _command() -> Any:
+    """Return the whole command line; it is put together once, which takes a part of the time of `segkit --help`."""
+    return typer.main.get_command(app)
+
+
 def _options(arguments: Sequence[str]) -> set[str]:
     """Return the options of the command that the arguments name."""
-    command: Any = typer.main.get_command(app)
+    command = _command()
     for argument in arguments:
         command = getattr(command, "commands", {}).get(argument, command)
     return {option for parameter in command.params for option in parameter.opts}

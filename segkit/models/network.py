@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -81,6 +82,30 @@ def make_network(model: Model, bands: int, channels: int, *, pretrained: bool) -
         hint = "; without internet access, name a local file in model.encoder_weights" if published else ""
         raise RecipeError(f"model: {what} cannot be built: {first_line(error)}{hint}") from error
     return network
+
+
+@functools.lru_cache(maxsize=32)
+def network_shapes(model: str, bands: int, channels: int) -> dict[str, list[int]] | None:
+    """Return {name: shape} of the weights of a network, without memory for them; see `make_network`.
+
+    Half the time of loading a small model file would go into it, so it is computed once for networks of the same kind.
+
+    Parameters
+    ----------
+    model
+        The `Model` of a recipe as JSON.
+
+    Returns
+    -------
+    dict or None
+        None if the network cannot be built without memory: some encoders compute with their weights.
+    """
+    try:
+        with torch.device("meta"):
+            network = make_network(Model.model_validate_json(model), bands, channels, pretrained=False)
+    except RecipeError:
+        return None
+    return {name: list(one.shape) for name, one in network.state_dict().items()}
 
 
 def _largest(value: Any) -> float:

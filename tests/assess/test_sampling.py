@@ -26,6 +26,12 @@ def codes():
     return codes
 
 
+@pytest.fixture
+def pixels_of_one_size(monkeypatch):
+    """The areas of pixels are tested elsewhere, and take most of the time of a draw."""
+    monkeypatch.setattr(sampling, "point_hectares", lambda grid, rows, columns: [0.01] * len(rows))
+
+
 @given(st.data())
 def test_allocations_are_within_their_bounds(data):
     strata = data.draw(st.integers(1, 6))
@@ -67,6 +73,7 @@ def test_known_allocations():
 
 @pytest.mark.parametrize("profile", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 16}, {"blockysize": 1}])
 @pytest.mark.parametrize("strip", [1, 500, 10**7])
+@pytest.mark.usefixtures("pixels_of_one_size")
 def test_a_draw_does_not_depend_on_blocks(codes, tmp_path, monkeypatch, profile, strip):
     def drawn(name, **options):
         with open_class_map(write_map(tmp_path / name, codes, **options), buffer=("9", 25)) as source:
@@ -95,10 +102,9 @@ def draw_from(path, numbers, seed):
         return draw_sample(source, source.stratum_totals(), numbers, seed)
 
 
-def test_every_pixel_has_the_same_probability(codes, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("pixels_of_one_size")
+def test_every_pixel_has_the_same_probability(codes, tmp_path):
     """Counts over many draws are binomial: none is out of its bounds, and together they fit chi squared."""
-    # The areas of the pixels are tested elsewhere, and take most of the time of a draw.
-    monkeypatch.setattr(sampling, "point_hectares", lambda grid, rows, columns: [0.01] * len(rows))
     path, runs = write_map(tmp_path / "map.tif", codes[:20, :24]), 120
     seen = np.zeros((20, 24))
     with open_class_map(path) as source:

@@ -54,21 +54,35 @@ def commands():
     }
 
 
+def nodes(tree):
+    """Return all nodes of a syntax tree, from the root on, as `ast.walk` yields them."""
+    found = [tree]
+    for node in found:  # which grows
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if isinstance(value, ast.AST):
+                found.append(value)
+            elif isinstance(value, list):
+                found += [one for one in value if isinstance(one, ast.AST)]
+    return found
+
+
 class Module:
     """What the names of a module mean: a module, a definition, or another module's name."""
 
     def __init__(self, name, tree):
         self.name, self.tree, self.names, self.definitions = name, tree, {}, {}
-        inner = {id(node) for each in ast.walk(tree) if isinstance(each, FUNCTIONS) for node in ast.walk(each)}
-        for node in ast.walk(tree):
+        every = nodes(tree)
+        inner = {id(node) for each in every if isinstance(each, FUNCTIONS) for node in nodes(each)}
+        for node in every:
             if id(node) not in inner:
                 self.names |= imported(node)
         for node in tree.body:
-            for one in ast.walk(node) if isinstance(node, (ast.If, ast.Try)) else [node]:
+            for one in nodes(node) if isinstance(node, (ast.If, ast.Try)) else [node]:
                 if isinstance(one, (*FUNCTIONS, ast.ClassDef)):
                     self.definitions[one.name] = one
             for target in getattr(node, "targets", [getattr(node, "target", None)]):
-                for one in ast.walk(target) if target is not None else ():
+                for one in nodes(target) if target is not None else ():
                     if isinstance(one, ast.Name):
                         self.definitions.setdefault(one.id, node)
 
@@ -110,15 +124,15 @@ def meaning(module, name, own=None):
 @cache
 def uses(module, tree):
     """The definitions that a syntax tree names, and the attributes that it asks things for."""
-    own, mine, definitions, attributes = {}, set(), set(), set()
-    for node in ast.walk(tree):
+    own, mine, definitions, attributes, every = {}, set(), set(), set(), nodes(tree)
+    for node in every:
         own |= imported(node)
         if isinstance(node, ast.arg):
             mine.add(node.arg)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             mine.add(node.id)
     mine = mine - own.keys() if isinstance(tree, FUNCTIONS) else set()
-    for node in ast.walk(tree):
+    for node in every:
         if isinstance(node, ast.Name) and node.id not in mine:
             definitions.add(meaning(module, node.id, own))
         elif isinstance(node, ast.Attribute):
@@ -178,14 +192,15 @@ def reached(*start):
 @cache
 def literals(tree):
     """Return (text, whether it is an argument of `suggest`) of what a program says; not of what describes it."""
-    hidden = {id(node.body[0].value) for node in ast.walk(tree) if described(node)}
+    every = nodes(tree)
+    hidden = {id(node.body[0].value) for node in every if described(node)}
     filtered = {
         id(one)
-        for node in ast.walk(tree)
+        for node in every
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "suggest"
-        for one in ast.walk(node)
+        for one in nodes(node)
     }
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [node for node in every if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     return [(node.value, id(node) in filtered) for node in texts if id(node) not in hidden]
 
 

@@ -8,6 +8,7 @@ import shapely
 from affine import Affine
 from places import UTM
 from products import random_bands, write_safe
+from quick import skip_pictures
 from synthetic import recipe_for, segmenter, write_pair
 
 from segkit.data import applicability
@@ -141,7 +142,8 @@ def test_many_scenes_are_one_warning():
     assert describe_unlike_scenes([]) is None
 
 
-def test_a_training_stores_its_pixels_and_predict_and_evaluate_compare(folder, tmp_path):
+def test_a_training_stores_its_pixels_and_predict_and_evaluate_compare(folder, tmp_path, monkeypatch):
+    skip_pictures(monkeypatch.setattr)
     recipe = recipe_for(folder, "binary", train={"epochs": 1, "steps_per_epoch": 1})
     run = train(recipe, tmp_path / "run")
     model = load(run.model)
@@ -158,7 +160,8 @@ def test_a_training_stores_its_pixels_and_predict_and_evaluate_compare(folder, t
         evaluate(model, folder / "x.tif", tmp_path / "x_labels/x.tif", **options)
 
 
-def test_bands_are_found_by_name(folder, tmp_path):
+def test_bands_are_found_by_name(folder, tmp_path, monkeypatch):
+    skip_pictures(monkeypatch.setattr)
     recipe = recipe_for(folder, "binary", train={"epochs": 1, "steps_per_epoch": 1})
     model = load(train(recipe, tmp_path / "run").model)
     assert model.band_names == NAMES

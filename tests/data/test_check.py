@@ -7,6 +7,7 @@ import rasterio
 import shapely
 import yaml
 from affine import Affine
+from quick import skip_pictures
 from synthetic import SMALLEST, read_whole, segmenter
 
 from segkit.data import examination
@@ -423,7 +424,8 @@ def test_masks_that_declare_background_as_no_data_are_refused_in_check_and_train
     assert as_code.classes("train")[1].known == 2 * SIZE * SIZE
 
 
-def test_force_trains_in_spite_of_problems(place, capsys):
+def test_force_trains_in_spite_of_problems(place, capsys, monkeypatch):
+    skip_pictures(monkeypatch.setattr)
     write_raster(place / "labels" / "0.tif", codes(0), nodata=0)
     trial = recipe(place, model=SMALLEST, train={"tile_size": 8, "epochs": 1, "steps_per_epoch": 1, "batch_size": 2})
     run = train(trial, place / "run", force=True)

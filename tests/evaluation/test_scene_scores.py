@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import skip_pictures
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_score
 from synthetic import TASKS, recipe_for, segmenter, write_pair, write_raster
@@ -140,7 +141,8 @@ def test_distances_of_a_model_of_several_and_of_none(tmp_path):
     assert measure_distances(models[0], [two_bands, empty]) == [None, None]
 
 
-def test_check_train_and_evaluate_tell_the_same_distances(tmp_path):
+def test_check_train_and_evaluate_tell_the_same_distances(tmp_path, monkeypatch):
+    skip_pictures(monkeypatch.setattr)
     for seed, name in enumerate("abcde"):
         write_pair(tmp_path, "binary", name, height=64, width=64 + 8 * seed, seed=seed)
     split = {"val": {"by": "scene", "fraction": 0.4}}

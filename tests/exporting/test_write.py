@@ -25,11 +25,17 @@ pytest.importorskip("onnxscript")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A U-Net with calibration, its file, and the summary."""
+    """A U-Net with calibration, its file, and the summary; beside it, m.pt2 of the same trace, compared with torch."""
     folder = tmp_path_factory.mktemp("exported")
     model = moderate(folder, "multiclass")
     model.save(folder / "m.safetensors")
-    return model, folder / "m.onnx", write.export(folder / "m.safetensors", folder / "m.onnx", nodata=[0])
+    programs, trace = [], write.trace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "trace", lambda *given: programs.append(trace(*given)) or programs[0])
+        summary = write.export(folder / "m.safetensors", folder / "m.onnx", nodata=[0])
+        patch.setattr(write, "trace", lambda *given: programs[0])
+        assert write.export(folder / "m.safetensors", folder / "m.pt2", nodata=[0]).parity.difference < 1e-4
+    return model, folder / "m.onnx", summary
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 45), (8, 3), (1, 1), (200, 9)])

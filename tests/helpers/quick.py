@@ -1,5 +1,7 @@
 """Skip what takes most of the time of a tiny training, and is checked by tests of its own."""
 
+from types import SimpleNamespace
+
 from segkit.exporting.quantization import quantize_graph
 from segkit.models.receptive_field import measure_receptive_field
 
@@ -22,8 +24,8 @@ def skip_measurements(patch):
 def skip_pictures(patch):
     """Do not draw curves.png and worst.png; see `skip_measurements`."""
     patch("segkit.training.results.draw_worst_windows", lambda *_, **__: None)
-    patch("segkit.training.results.training_curves.curves", lambda log, epoch: f"{log} {epoch}")
-    patch("segkit.training.results.style.write_png", lambda text, path: path.write_text(text))
+    patch("segkit.training.results.training_curves", SimpleNamespace(curves=lambda log, epoch: f"{log} {epoch}"))
+    patch("segkit.training.results.style", SimpleNamespace(write_png=lambda text, path: path.write_text(text)))
 
 
 def _quantize_anyhow(model, path, tiles, *, min_agreement):

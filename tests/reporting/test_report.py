@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from matplotlib.image import imread
+from quick import skip_pictures
 from scipy.stats import spearmanr
 from synthetic import TASKS, recipe_for, write_pair, write_raster
 
@@ -37,7 +38,9 @@ def made(tmp_path_factory):
     task = TASKS["binary"] | {"classes": [{"name": MARKUP, "value": 7, "color": "#d7301f"}]}
     split = {"val": {"by": "scene", "fraction": 0.5}}
     recipe = recipe_for(root, "binary", task=task, data=split, train={"epochs": 6, "steps_per_epoch": 8})
-    run = segkit.train(recipe, root / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        skip_pictures(patch.setattr)  # reports draw their own
+        run = segkit.train(recipe, root / "run")
     scene, labels = root / "images" / "a.tif", root / "labels" / "a.tif"
     segkit.predict(run.model, scene, root / "map.tif", probabilities=root / "chances.tif", device="cpu")
     segkit.evaluate(run.model, scene, labels, root / "scores.json", device="cpu")
@@ -226,7 +229,8 @@ def test_all_sources_in_one_report(made, tmp_path):
     assert re.search(r"Training run, map, scores and estimated areas, \d+ [A-Z][a-z]+ \d{4}", page.text)
 
 
-def test_a_run_without_validation(made, tmp_path):
+def test_a_run_without_validation(made, tmp_path, monkeypatch):
+    skip_pictures(monkeypatch.setattr)
     recipe = recipe_for(
         made, "binary", data={"val": None}, train={"epochs": 1, "steps_per_epoch": 1, "checkpoint": "last"}
     )
@@ -313,7 +317,9 @@ def test_of_many_scenes_the_worst_and_the_best_are_shown(made, monkeypatch, tmp_
     monkeypatch.setattr(sys.modules[ReportBuilder.__module__], "_MAX_SCENES", 2)
     monkeypatch.setattr(sys.modules[ReportBuilder.__module__], "_N_TILES", 1)  # drawing them is slow
     split, train = {"val": {"by": "scene", "fraction": 0.75}}, {"epochs": 1, "steps_per_epoch": 1}
-    segkit.train(recipe_for(made, "binary", data=split, train=train), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        skip_pictures(patch.setattr)
+        segkit.train(recipe_for(made, "binary", data=split, train=train), tmp_path / "run")
     result = report(tmp_path / "run", png=tmp_path / "png", device="cpu")
     found = segkit.evaluate(
         tmp_path / "run" / "model.safetensors", made / "images", made / "labels", device="cpu"
