@@ -10,6 +10,7 @@
     |   +-- OutputExistsError        also a FileExistsError
     +-- DataError                    files that cannot be used as requested, a ValueError     exit code 1
     |   +-- RasterError              a raster that cannot be read, also an OSError
+    |   |   +-- UnreadableError      pixels of an open raster that cannot be read
     |   +-- GridError                two grids that must be equal and are not
     |   +-- LabelError               codes, fields or geometries of labels
     |   +-- ModelFileError           a model file, or a scene that does not match it
@@ -98,6 +99,10 @@ class DataError(SegkitError, ValueError):
 
 class RasterError(OSError, DataError):
     """A raster that cannot be opened or read."""
+
+
+class UnreadableError(RasterError):
+    """Pixels of an open raster that cannot be read."""
 
 
 class GridError(DataError):

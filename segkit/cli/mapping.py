@@ -41,6 +41,7 @@ from segkit.cli.options import (
     Overwrite,
     Precision,
     Protect,
+    ReadErrors,
     Regularize,
     Scale,
     SceneNoData,
@@ -243,6 +244,9 @@ def predict(
     tta: Annotated[
         Augmentation | None, typer.Option(help="Test-time augmentation; d4: mean of 8 rotations and flips.")
     ] = None,
+    on_read_error: Annotated[
+        ReadErrors, typer.Option("--on-read-error", help="Whether blocks that cannot be read are an error, or no data.")
+    ] = ReadErrors.FAIL,
     vrt: Annotated[
         bool, typer.Option("--vrt", help="Allow virtual rasters (.vrt); they can read any other file.")
     ] = False,
@@ -285,6 +289,7 @@ def predict(
         "exact": exact,
         "tta": None if tta is None else tta.value,
         "backend": None if backend is None else backend.value,
+        "on_read_error": on_read_error.value,
         "dates": dates,
         "vrt": vrt,
         "overwrite": overwrite,

@@ -47,6 +47,13 @@ class Augmentation(StrEnum):
     D4 = "d4"
 
 
+class ReadErrors(StrEnum):
+    """What a block of a scene that cannot be read is."""
+
+    FAIL = "fail"
+    NODATA = "nodata"
+
+
 class Uncertainty(StrEnum):
     """Measures of uncertainty."""
 

@@ -101,6 +101,8 @@ def print_summary(summary: Summary) -> None:
     print_areas("pixels", summary.pixels, summary.hectares)
     if summary.share_outside is not None:
         print(describe_share_outside(summary))
+    if summary.unreadable is not None:
+        print(f"{summary.unreadable.describe()} no data")
     choice = summary.choice
     print(f"tile {choice.tile}, overlap {choice.overlap}, {describe_computation(choice)}")
     if not done:

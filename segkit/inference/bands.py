@@ -27,6 +27,7 @@ from segkit.io.grid import Grid
 from segkit.io.raster import open_raster, read_window
 from segkit.io.region import Region
 from segkit.io.scene import Scene
+from segkit.io.unreadable import UnreadableBlock, blocks_to_json
 from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import background_writer
 from segkit.task import Task
@@ -62,12 +63,16 @@ def predict_band(
     -------
     dict
         Counts of the finished pixels, see `ClassTally.counts`; and of those of the `index`, see `_IndexWriter.counts`.
+        Blocks of the scene that could not be read are in `unreadable`, if there are any.
     """
     task, grid = runner.task, scene.grid
     blended = [one for one in outputs if not one.output.from_pixels]
     first, last = band.spans[0], band.spans[-1]
     shared = {"top": (first.start, first.blend_before), "bottom": (last.finished_stop, last.blend_after)}
-    blocks = predict_blocks(runner, scene, tiling, band, batch=batch, region=region, index=index, late=True)
+    lost: list[UnreadableBlock] = []
+    blocks = predict_blocks(
+        runner, scene, tiling, band, batch=batch, region=region, index=index, late=True, unreadable=lost
+    )
     with ExitStack() as stack:
         out = stack.enter_context(_OutputWriter(folder, task, grid, band.start, band.stop, blended))
         of_index = [
@@ -102,7 +107,7 @@ def predict_band(
     counts = out.tally.counts()
     for writer in of_index:
         counts |= writer.counts()
-    return counts
+    return counts | ({"unreadable": blocks_to_json(lost)} if lost else {})
 
 
 def merge_seam(

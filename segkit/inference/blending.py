@@ -26,6 +26,7 @@ from segkit.inference.runner_base import NonFiniteLogitsError, Runner
 from segkit.inference.tiling import Band, Span, Tiling, blend_weights
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
+from segkit.io.unreadable import UnreadableBlock
 from segkit.models.applicability_index import ApplicabilityIndex
 from segkit.runtime.prefetch import prefetch
 from segkit.task.array_library import library_of, to_numpy, without_gradients
@@ -75,6 +76,7 @@ def predict_blocks(
     region: Region | None = None,
     index: ApplicabilityIndex | None = None,
     late: bool = False,
+    unreadable: list[UnreadableBlock] | None = None,
 ) -> Generator[Block]:
     """Predict a scene, or a band of it, and yield each of its pixels once.
 
@@ -93,6 +95,8 @@ def predict_blocks(
     late
         Whether a GPU may continue before its windows are checked for NaN; the last blocks are then checked only at the
         end of the iteration.
+    unreadable
+        To which the blocks are added that could not be read, if the scene skips them.
 
     Raises
     ------
@@ -108,7 +112,16 @@ def predict_blocks(
     blender = _Blender(runner, tiling, band)
     # The threads of a network on a CPU wait for each other, so one that shares its core slows down all.
     reading = prefetch(
-        _read_windows(scene, tiling, band, region, dissimilarity, batch, runner.threads),
+        _read_windows(
+            scene,
+            tiling,
+            band,
+            region,
+            dissimilarity,
+            batch,
+            threads=runner.threads,
+            unreadable=[] if unreadable is None else unreadable,
+        ),
         depth=1,
         low_priority=runner.device.type == "cpu",
     )
@@ -227,9 +240,14 @@ def _read_windows(
     region: Region | None,
     dissimilarity: _PixelIndex | None,
     batch: int,
+    *,
     threads: int,
+    unreadable: list[UnreadableBlock],
 ) -> Generator[list[_ReadWindow]]:
-    """Read the windows of a band, `batch` at a time; GDAL decodes their blocks with several threads."""
+    """Read the windows of a band, `batch` at a time; at the end, add the blocks that could not be read.
+
+    GDAL decodes the blocks of a window with several threads.
+    """
     rows, columns = tiling.rows, tiling.columns
     with rasterio.Env(GDAL_NUM_THREADS=os.environ.get("GDAL_NUM_THREADS", threads)), scene.open() as reader:
 
@@ -256,6 +274,7 @@ def _read_windows(
         windows = (read(row, column) for group in tiling.column_groups for row in band.spans for column in group)
         while group := list(islice(windows, batch)):
             yield group
+        unreadable += reader.unreadable
 
 
 class _Blender:

@@ -85,7 +85,7 @@ def forecast(
         if summary is not None:
             found.append(Forecast(summary.path, finished=True, pixels=sum(summary.pixels.values())))
             continue
-        scene = prepared.network.open_scene(job.files, vrt=options.get("vrt", False))
+        scene = prepared.options.open_scene(prepared.network, job.files, vrt=options.get("vrt", False))
         region = None if prepared.polygons is None else PolygonRegion(prepared.polygons, scene.grid)
         outputs = tuple(job.rasters)
         found.append(_forecast_scene(prepared.network, scene, job.result, prepared.options, outputs, region))

@@ -126,6 +126,23 @@ class Journal:
             with self._as_output_error():
                 self._start(plan)
 
+    def refuse_gaps(self, *, overwrite: bool) -> None:
+        """Remove all bands of the request, of which some have no data where the scene could not be read.
+
+        Raises
+        ------
+        OutputExistsError
+            `overwrite` is false.
+        """
+        if not overwrite:
+            raise OutputExistsError(
+                f"{self._target}: {len(self._bands())} finished band(s) are in {self._folder}, but unreadable "
+                "blocks are no data in them"
+                + suggest("add --on-read-error nodata to continue", "add --overwrite to start afresh")
+            )
+        with self._as_output_error():
+            self._start(self._plan)
+
     def load_band(self, band: int) -> dict[str, Any] | None:
         """Return the data of a finished band; None if it has to be computed.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segkit.errors import ScenesError, SegkitError, UsageError, suggest
+from segkit.errors import SegkitError, UsageError, suggest
 from segkit.inference.in_memory import or_in_memory, with_memory_types
 from segkit.inference.outputs import OutputRequest
 from segkit.inference.request import describe_request, describe_scene, find_finished, find_mask_files, given_imagery
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Summary", "predict"]
 
-_MAX_LISTED_SCENES = 3  # in a warning
 _PROBABILITIES = OutputRequest("probabilities")
 
 
@@ -77,6 +76,7 @@ def predict(
     exact: bool = False,
     tta: str | None = None,
     backend: str | None = None,
+    on_read_error: str = "fail",
     dates: str | None = None,
     vrt: bool = False,
     overwrite: bool = False,
@@ -155,6 +155,8 @@ def predict(
         What computes the network: "torch", "onnxruntime", "openvino"; or "auto": the fastest of these on this machine
         that gives the same classes, found by a short measurement. Default: torch, and for an ONNX file a runtime that
         is installed. The others compute on the CPU; a model file is converted for them.
+    on_read_error
+        What a block of a scene that cannot be read is: "fail", an error; "nodata", no data in the map, with a warning.
     dates
         Pattern of the names of images of several dates, which are stacked to one scene for each place, as in a recipe's
         ``data.train``: "{}_{date:%Y%m%d}".
@@ -209,6 +211,7 @@ def predict(
         exact=exact,
         tta=tta,
         backend=backend,
+        on_read_error=on_read_error,
         dates=dates,
         vrt=vrt,
         overwrite=overwrite,
@@ -216,6 +219,7 @@ def predict(
         executor=executor,
     )
     from segkit.inference.executor import run_distributed, run_local
+    from segkit.inference.outcomes import summaries_or_raise
     from segkit.inference.tasks import WorkerContext
 
     scene_jobs = [
@@ -240,7 +244,7 @@ def predict(
     else:
         outcomes = run_distributed(scene_jobs, executor, prepared.inputs, show_progress=show_progress)
     trim_memory()
-    return _summaries_or_raise(prepared.jobs, outcomes, aoi)
+    return summaries_or_raise(prepared.jobs, outcomes, aoi)
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,7 @@ def prepare(
     exact: bool = False,
     tta: str | None = None,
     backend: str | None = None,
+    on_read_error: str = "fail",
     dates: str | None = None,
     vrt: bool = False,
     overwrite: bool = False,
@@ -316,7 +321,7 @@ def prepare(
     imagery = given_imagery(nodata, scale, offset, mask, mask_preset, layers)
     network = with_imagery(load_model(model), imagery)
     check_inputs_kept(jobs, [file for job in jobs for file in find_mask_files(job, network)])
-    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta, backend)
+    options = PredictOptions(tile, overlap, batch_size, device, precision, exact, tta, backend, on_read_error)
     _check_model(network, measures, wants_applicability=applicability is not None)
     polygons = None if aoi is None else read_aoi(aoi, aoi_layer)
     inputs: WorkerInputs | None = None
@@ -329,7 +334,11 @@ def prepare(
         options = submit_one(executor, inputs, CheckOptions("", options))
     shared = describe_request(network, options, polygons, imagery)
     requests = [shared | describe_scene(job, network) for job in jobs]
-    finished = [find_finished(job, request, overwrite=overwrite) for job, request in zip(jobs, requests, strict=True)]
+    skip = options.skip_unreadable
+    finished = [
+        find_finished(job, request, overwrite=overwrite, skip_unreadable=skip)
+        for job, request in zip(jobs, requests, strict=True)
+    ]
     if network.fixed_window_size is not None and not all(finished):
         warnings.warn(
             f"the network pools over its whole window, so it gets windows of {network.fixed_window_size} pixels as in "
@@ -337,7 +346,7 @@ def prepare(
             stacklevel=4,
         )
     opened = [
-        None if summary is not None else _open_scene(network, job.files, vrt=vrt)
+        None if summary is not None else _open_scene(network, options, job.files, vrt=vrt)
         for job, summary in zip(jobs, finished, strict=True)
     ]
     comparisons = [None if scene is None else _compare_scene(network, scene, polygons) for scene in opened]
@@ -356,34 +365,6 @@ def prepare(
     return PreparedRequest(jobs, network, options, polygons, inputs, requests, finished, comparisons)
 
 
-def _summaries_or_raise(
-    jobs: Sequence[PredictionFiles], outcomes: Sequence[Summary | Exception], aoi: PathLike | None
-) -> list[Summary]:
-    """Return the summaries if all scenes succeeded; warn about maps without data."""
-    from segkit.inference.executor import error_message
-
-    summaries = [outcome for outcome in outcomes if isinstance(outcome, Summary)]
-    names = [str(job.files[0]) for job in jobs]
-    empty = [
-        name
-        for name, outcome in zip(names, outcomes, strict=True)
-        if isinstance(outcome, Summary) and not outcome.valid
-    ]
-    if empty:
-        _warn_empty(empty, aoi)
-    failures = {name: outcome for name, outcome in zip(names, outcomes, strict=True) if isinstance(outcome, Exception)}
-    if failures and len(jobs) == 1:
-        raise next(iter(failures.values()))
-    if failures:
-        messages = {name: error_message(error) for name, error in failures.items()}
-        details = (text if text.startswith(name) else f"{name}: {text}" for name, text in messages.items())
-        others = "none is finished" if len(failures) == len(jobs) else "the others are finished"
-        raise ScenesError(
-            "\n  ".join([f"{len(failures)} of {len(jobs)} scenes failed, {others}:", *details]), summaries
-        )
-    return summaries
-
-
 def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicability: bool) -> None:
     """Raise a UsageError if an output is not possible with the model."""
     from segkit.models.applicability_index import ApplicabilityIndex
@@ -398,10 +379,10 @@ def _check_model(network: AnyModel, measures: Sequence[str], *, wants_applicabil
         ApplicabilityIndex.from_model(network)
 
 
-def _open_scene(network: AnyModel, files: tuple[Path, ...], *, vrt: bool) -> Scene | None:
+def _open_scene(network: AnyModel, options: PredictOptions, files: tuple[Path, ...], *, vrt: bool) -> Scene | None:
     """Open a scene to look at it before the work; None after any error, which its prediction meets and reports."""
     with suppress(Exception):
-        return network.open_scene(files, vrt=vrt)
+        return options.open_scene(network, files, vrt=vrt)
     return None
 
 
@@ -413,18 +394,6 @@ def _compare_scene(network: AnyModel, scene: Scene, polygons: Polygons | None) -
     with suppress(SegkitError):
         return compare_with_model(network, scene, None if polygons is None else PolygonRegion(polygons, scene.grid))
     return None
-
-
-def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
-    listed = ", ".join(scenes[:_MAX_LISTED_SCENES])
-    if len(scenes) > _MAX_LISTED_SCENES:
-        listed += f" and {len(scenes) - _MAX_LISTED_SCENES} more"
-    where = "" if aoi is None else f" inside {aoi}"
-    warnings.warn(
-        f"{len(scenes)} scene{'s' * (len(scenes) > 1)} without valid pixels{where}, so the map is all no data: "
-        f"{listed}; check the no-data value and the mask of the files",
-        stacklevel=6,
-    )
 
 
 def _worker_inputs(

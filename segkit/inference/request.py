@@ -61,7 +61,8 @@ def describe_request(
     # For an executor the device is resolved, and this machine may not have it.
     device = options.pick_device(network).type if options.device == "auto" else options.device.partition(":")[0]
     request = asdict(options) | {"device": device, "backend": options.backend or network.backend}
-    del request["batch_size"]
+    # Finished bands are the same, whatever is done about an error that did not occur in them.
+    del request["batch_size"], request["on_read_error"]
     return request | {
         "model": network.fingerprint(),
         "area of interest": None if polygons is None else aoi_fingerprint(polygons),
@@ -108,13 +109,16 @@ def _identify(name: str, facts: os.stat_result) -> str:
     return f"{name}, {facts.st_size} bytes of {changed}"
 
 
-def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: bool) -> Summary | None:
+def find_finished(
+    job: PredictionFiles, request: dict[str, Any], *, overwrite: bool, skip_unreadable: bool = False
+) -> Summary | None:
     """Return the summary of a map that the same request finished; None if there is work to do.
 
     Raises
     ------
     OutputExistsError
-        An output of another request exists, and `overwrite` is false.
+        An output of another request exists, or one in which unreadable blocks are no data without `skip_unreadable`;
+        and `overwrite` is false.
     """
     if overwrite:
         return None
@@ -132,7 +136,13 @@ def find_finished(job: PredictionFiles, request: dict[str, Any], *, overwrite: b
             if other is not None:
                 check_output(other, overwrite=False)
         return None
-    return _summary_from_tags(job.result, existing[paths[0]][1])
+    summary = _summary_from_tags(job.result, existing[paths[0]][1])
+    if summary.unreadable is not None and not skip_unreadable:
+        raise OutputExistsError(
+            f"{job.result} is there already, but {summary.unreadable.describe()} no data in it"
+            + suggest("add --on-read-error nodata to keep it", "add --overwrite to replace it")
+        )
+    return summary
 
 
 def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -16,7 +16,7 @@ from segkit.inference.journal import Journal
 from segkit.inference.outputs import OutputRequest
 from segkit.inference.runner_base import CompilationError, OutOfMemoryError
 from segkit.inference.settings import PredictOptions, ResolvedSettings
-from segkit.inference.summary import Summary, describe_counts, peak_memory, sum_counts
+from segkit.inference.summary import Summary, describe_counts, peak_memory, sum_counts, sum_unreadable
 from segkit.inference.tasks import Assemble, FindFinished, InspectScene, MergeSeam, PredictBand
 from segkit.inference.tiling import Band
 from segkit.io.class_table import map_tags
@@ -78,6 +78,9 @@ def predict_scene(
             bands = tiling.bands
             find = [FindFinished(name, journal, tuple(band.index for band in bands))]
             [counts] = results_or_raise(find, (yield find))
+            if not options.skip_unreadable and any("unreadable" in one for one in counts.values()):
+                journal.refuse_gaps(overwrite=overwrite)
+                counts = {}
             resumed = len(counts)
             remaining = [
                 PredictBand.from_tiling(scene, options, settings, journal, tiling, band, outputs)
@@ -104,7 +107,8 @@ def predict_scene(
         if seams:
             results = results_or_raise(seams, (yield seams))
             counts |= {item.index: data for item, data in zip(seams, results, strict=True)}
-        total = sum_counts([counts[index] for index in sorted(counts)])
+        ordered = [counts[index] for index in sorted(counts)]
+        total = sum_counts(ordered) | sum_unreadable(ordered, scene.grid)
         tags = _tags(model, request, settings, total, len(bands), sampled_share)
         assemble = [
             Assemble(

@@ -22,6 +22,7 @@ from segkit.inference.runner import (
 from segkit.inference.runner_base import CompilationError, OutOfMemoryError
 from segkit.inference.tiling import Tiling, check_tiling, plan_tiling
 from segkit.io.grid import Grid
+from segkit.io.paths import PathLike
 from segkit.io.region import Region
 from segkit.io.scene import Scene, Tile
 from segkit.models.backends import AUTO, candidate_backends, check_backend, is_quantized, possible_precisions
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 # In an overlap, each pixel takes the window with more context there, except in the narrow blending zone.
 TILE, OVERLAP, BLEND_WIDTH = 1536, 160, 64
 _MIN_TILE_PX = 256  # smallest tile if memory is short
+# What a block of a scene that cannot be read is: an error, or no data.
+FAIL, NODATA = "fail", "nodata"
 # With "auto", a model is converted for another backend from this many window pixels: converting and measuring take
 # some 15 s, which a third more speed gives back in 45 s at 6 Mpx/s. Another backend is taken if it is so many times
 # as fast: a single measurement varies.
@@ -72,6 +75,8 @@ class PredictOptions:
     backend
         "torch", "onnxruntime", "openvino", or "auto": the fastest one that gives the same classes. None: that of the
         model.
+    on_read_error
+        "fail": a block of a scene that cannot be read is an error; "nodata": it is no data in the map.
     """
 
     tile: int | None = None
@@ -82,6 +87,16 @@ class PredictOptions:
     exact: bool = False
     tta: str | None = None
     backend: str | None = None
+    on_read_error: str = FAIL
+
+    @property
+    def skip_unreadable(self) -> bool:
+        """Whether blocks of a scene that cannot be read are no data."""
+        return self.on_read_error == NODATA
+
+    def open_scene(self, model: AnyModel, files: Sequence[PathLike], *, vrt: bool) -> Scene:
+        """Open a scene for a model; raises as `segkit.recipe.imagery.open_scene`."""
+        return replace(model.open_scene(files, vrt=vrt), skip_unreadable=self.skip_unreadable)
 
     def check(self, model: AnyModel) -> None:
         """Check the options against a model and this machine, before any work.
@@ -103,6 +118,8 @@ class PredictOptions:
             raise UsageError(f"batch size is {self.batch_size}; it must be at least 1")
         if self.tta not in (None, "d4"):
             raise UsageError(f"tta {self.tta!r} is not known; use d4, or leave it out")
+        if self.on_read_error not in (FAIL, NODATA):
+            raise UsageError(f"on_read_error is {self.on_read_error!r}; it is {FAIL!r} or {NODATA!r}")
         if self.exact:
             _check_exact(self, model)
         _resolve_windows(self, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rasterio.windows import Window
 
 from segkit.io.grid import Grid
 from segkit.io.pixel_area import AreaTally
+from segkit.io.unreadable import UnreadableGround, blocks_from_json
 from segkit.task import Task
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Summary:
     share_is_sampled
         Whether `share_outside` is that of a small sample of the pixels. It is that of all pixels if the raster of
         applicability was written.
+    unreadable
+        The blocks of the scene that could not be read, which are no data in the map; None if there are none.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class Summary:
     choice: ResolvedSettings
     share_outside: float | None = None
     share_is_sampled: bool = False
+    unreadable: UnreadableGround | None = None
 
 
 class ClassTally:
@@ -105,6 +109,13 @@ def sum_counts(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return total | ({"outside": sum(outside)} if outside else {})
 
 
+def sum_unreadable(counts: Sequence[Mapping[str, Any]], grid: Grid) -> dict[str, Any]:
+    """Return {"unreadable": the fields of `UnreadableGround`} of the counts of row bands; nothing if all was read."""
+    blocks = (block for one in counts for block in blocks_from_json(one.get("unreadable", ())))
+    found = UnreadableGround.from_blocks(blocks, grid)
+    return {} if found is None else {"unreadable": asdict(found)}
+
+
 def describe_counts(counts: Mapping[str, Any], sampled_share: float | None) -> dict[str, Any]:
     """Return the fields of a `Summary` that follow from the counts of a map.
 
@@ -115,6 +126,8 @@ def describe_counts(counts: Mapping[str, Any], sampled_share: float | None) -> d
     """
     fields = dict(counts)
     outside = fields.pop("outside", None)
+    if "unreadable" in fields:
+        fields["unreadable"] = UnreadableGround(**fields["unreadable"])
     if outside is None:
         return fields | {"share_outside": sampled_share, "share_is_sampled": sampled_share is not None}
     share = outside / fields["valid"] if fields["valid"] else None

@@ -219,7 +219,7 @@ class InspectScene(WorkItem):
 
     def __call__(self, context: WorkerContext, advance: Advance) -> tuple[Scene, ResolvedSettings]:
         """Return the scene and its settings."""
-        scene = context.model.open_scene(self.files, vrt=self.vrt)
+        scene = self.options.open_scene(context.model, self.files, vrt=self.vrt)
         return scene, choose_settings(context, scene, self.options, self.outputs, self.plan)
 
 

@@ -20,8 +20,10 @@ from rasterio.io import DatasetReader, MemoryFile
 from rasterio.warp import transform
 from rasterio.windows import Window
 
+from segkit.errors import UnreadableError
 from segkit.io.grid import Grid, split_window
 from segkit.io.raster import read_grid, read_mask, read_window
+from segkit.io.unreadable import PartialRaster
 from segkit.io.warp import warp_to
 
 _BLOCK_PX = 512
@@ -121,11 +123,14 @@ class WarpedBlocks(ABC):
 
 
 class WarpedFile(WarpedBlocks):
-    """One file on another grid; parameters as for `segkit.io.warp.warp_to`."""
+    """One file on another grid; parameters as for `segkit.io.warp.warp_to`.
+
+    What a block needs of a `PartialRaster` is copied if it cannot be read in one piece.
+    """
 
     def __init__(
         self,
-        dataset: DatasetReader,
+        dataset: DatasetReader | PartialRaster,
         grid: Grid,
         bands: Sequence[int],
         resampling: Resampling,
@@ -136,8 +141,17 @@ class WarpedFile(WarpedBlocks):
         super().__init__(dataset, grid, bands, nodatavals, n_open)
         self._dataset, self._resampling, self._given_nodata = dataset, resampling, nodata
 
-    def _warp(self, block: Grid) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        return _read_warped(self._dataset, block, self._bands, self._resampling, nodata=self._given_nodata)
+    def _warp(self, block: Grid) -> tuple[NDArray[Any], NDArray[np.uint8]] | None:
+        partial = self._dataset if isinstance(self._dataset, PartialRaster) else None
+        whole = self._dataset if partial is None else partial.dataset
+        try:
+            return _read_warped(whole, block, self._bands, self._resampling, nodata=self._given_nodata)
+        except UnreadableError:
+            if partial is None:
+                raise
+        partial.open_again()
+        nodata = self.nodatavals[self._bands[0] - 1]
+        return MaskedFile(partial, self._grid, self._bands, self._resampling, nodata)._warp(block)
 
 
 class WarpedCopies(WarpedBlocks):
@@ -217,17 +231,19 @@ class WarpedCopies(WarpedBlocks):
 
 
 class MaskedFile(WarpedCopies):
-    """One file with a mask as well as a no-data value; what is masked has this value in the copies."""
+    """One file with a mask; if there is a no-data value, too, what is masked has this value in the copies."""
 
-    def _read_part(self, window: Window) -> tuple[NDArray[Any], None]:
+    def _read_part(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         values = read_window(self._dataset, self._bands, window)
-        for band, layer in zip(self._bands, values, strict=True):
-            layer[read_mask(self._dataset, band, window) == 0] = self._nodata
+        known = np.stack([read_mask(self._dataset, band, window) > 0 for band in self._bands])
+        if self._nodata is None:
+            return values, np.asarray(known.all(axis=0), dtype=bool)
+        values[~known] = self._nodata
         return values, None
 
 
 def warp_file(
-    dataset: DatasetReader,
+    dataset: DatasetReader | PartialRaster,
     grid: Grid,
     bands: Sequence[int],
     resampling: Resampling,
@@ -251,7 +267,7 @@ def _can_hold(dtype: str, value: float) -> bool:
     return float(value).is_integer() and limits.min <= value <= limits.max
 
 
-def _has_two_masks(dataset: DatasetReader, bands: Sequence[int], nodata: float | None) -> bool:
+def _has_two_masks(dataset: DatasetReader | PartialRaster, bands: Sequence[int], nodata: float | None) -> bool:
     """Return whether two things say what is no data, of which GDAL applies one only when it warps a file.
 
     They are a no-data value, which may be given (`nodata`), and a mask or an alpha band.

@@ -17,10 +17,12 @@ from segkit.errors import GridError, MissingFileError, suggest
 from segkit.io.band_choice import WantedBands
 from segkit.io.band_source import BandSource, open_source, stack_bands
 from segkit.io.grid import Grid
+from segkit.io.mosaic_dataset import with_unreadable
 from segkit.io.pixel_rules import PixelRules
 from segkit.io.placement import describe_extents
 from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import Remote
+from segkit.io.unreadable import UnreadableBlocks
 
 Values = NDArray[np.float64]
 
@@ -90,8 +92,18 @@ class SceneLayer:
     covered: float = 1.0
 
     @contextlib.contextmanager
-    def open(self, grid: Grid, numbers: Sequence[int], *, scaled: bool, vrt: bool) -> Iterator[BandSource | None]:
+    def open(
+        self,
+        grid: Grid,
+        numbers: Sequence[int],
+        *,
+        scaled: bool,
+        vrt: bool,
+        unreadable: UnreadableBlocks | None = None,
+    ) -> Iterator[BandSource | None]:
         """Open the source of those bands that are among the bands `numbers` of a scene; None if there are none.
+
+        Blocks that cannot be read are added to `unreadable`; without it, they are errors.
 
         Raises
         ------
@@ -104,7 +116,8 @@ class SceneLayer:
             yield None
             return
         places, indexes = [place for place, _ in used], [band for _, band in used]
-        with open_raster(self.declared.path, vrt=vrt) as dataset:
+        with open_raster(self.declared.path, vrt=vrt) as opened:
+            dataset = with_unreadable(opened, unreadable)
             rules = PixelRules(nodata=self.declared.nodata)
             resampling = Resampling[self.declared.resampling]
             yield open_source(

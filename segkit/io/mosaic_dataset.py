@@ -10,7 +10,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,14 @@ from segkit.io.block_warp import WarpedBlocks, warp_file
 from segkit.io.mosaic_layout import MosaicLayout, find_overlaps, tile_part
 from segkit.io.pixel_rules import AS_STORED
 from segkit.io.raster import open_raster, read_grid, read_mask, read_window
+from segkit.io.unreadable import PartialRaster, UnreadableBlocks
 
 # Files of a mosaic that are open at the same time: at most this many, and this share of what the system allows. Each
 # holds about a megabyte of decoding buffers, and is opened in 2 ms.
 _MAX_OPEN_FILES, _SHARE_OF_LIMIT = 32, 8
+
+
+_OpenTile: TypeAlias = DatasetReader | PartialRaster | WarpedBlocks
 
 
 class TilePool:
@@ -37,14 +41,17 @@ class TilePool:
     ----------
     bands, rules
         Bands that are read of files on another grid, and what means no data in them.
+    unreadable
+        Where blocks that cannot be read are noted; None: they are errors.
     """
 
     def __init__(self, layout: MosaicLayout, vrt: bool | None) -> None:
         self._layout, self._vrt = layout, vrt
-        self._open: OrderedDict[int, tuple[contextlib.ExitStack, DatasetReader | WarpedBlocks]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[contextlib.ExitStack, _OpenTile]] = OrderedDict()
         self._limit = _open_files_limit()
         self.bands: Sequence[int] = range(1, len(layout.tiles[0].dtypes) + 1)
         self.rules = AS_STORED
+        self.unreadable: UnreadableBlocks | None = None
 
     def get(self, index: int) -> Any:
         """Return a file, opened if necessary; it stays open until the next call. One on another grid is warped.
@@ -61,7 +68,7 @@ class TilePool:
         self._open.move_to_end(index)
         return self._open[index][1]
 
-    def _open_tile(self, index: int) -> tuple[contextlib.ExitStack, DatasetReader | WarpedBlocks]:
+    def _open_tile(self, index: int) -> tuple[contextlib.ExitStack, _OpenTile]:
         tile = self._layout.tiles[index]
         with contextlib.ExitStack() as stack:
             dataset = stack.enter_context(open_raster(tile.path, vrt=self._vrt))
@@ -70,11 +77,11 @@ class TilePool:
                 raise GridError(
                     f"{tile.path}: {difference or 'its bands have'} changed since the mosaic was opened; try again"
                 )
-            found: DatasetReader | WarpedBlocks = dataset
+            found = dataset if self.unreadable is None else PartialRaster(dataset, self.unreadable)
             if tile.resampled:
                 grid = self._layout.grid.subgrid(tile.window)
                 nodata = self.rules.resampling_nodata(str(tile.path), tile.nodatavals)
-                found = warp_file(dataset, grid, self.bands, Resampling.bilinear, nodata, self._limit)
+                return stack.pop_all(), warp_file(found, grid, self.bands, Resampling.bilinear, nodata, self._limit)
             return stack.pop_all(), found
 
     def close(self) -> None:
@@ -215,10 +222,12 @@ class MosaicDataset:
         return mask
 
     def read_coverage(self, window: Window) -> NDArray[np.bool_]:
-        """Return where there is a file, bool (H, W)."""
+        """Return where there is a file that can be read, bool (H, W)."""
         covered = np.zeros((int(window.height), int(window.width)), dtype=bool)
         for index in self.layout.find(window):
-            covered[tile_part(self.layout.tiles[index], window)[1]] = True
+            in_file, place = tile_part(self.layout.tiles[index], window)
+            partial = None if self.pool.unreadable is None else self.pool.get(index)
+            covered[place] |= True if partial is None else partial.read_coverage(in_file)
         return covered
 
     def require_stored_values(self) -> None:
@@ -261,6 +270,16 @@ def read_coverage(dataset: Any, window: Window) -> NDArray[np.bool_]:
         covered: NDArray[np.bool_] = dataset.read_coverage(window)
         return covered
     return np.ones((int(window.height), int(window.width)), dtype=bool)
+
+
+def with_unreadable(dataset: Any, unreadable: UnreadableBlocks | None) -> Any:
+    """Return an open raster of which blocks that cannot be read are no data, and are noted; the same one if None."""
+    if unreadable is None:
+        return dataset
+    if not isinstance(dataset, MosaicDataset):
+        return PartialRaster(dataset, unreadable)
+    dataset.pool.unreadable = unreadable
+    return dataset
 
 
 @contextlib.contextmanager

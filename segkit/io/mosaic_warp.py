@@ -16,18 +16,26 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from segkit.errors import UnreadableError
 from segkit.io.block_warp import WarpedBlocks, WarpedCopies, warp_file
 from segkit.io.grid import Grid
 from segkit.io.mosaic_dataset import MosaicDataset
 from segkit.io.raster import read_window
+from segkit.io.unreadable import PartialRaster
 from segkit.io.warp import warp_to
 
 
 class WarpedMosaic(WarpedCopies):
-    """A mosaic on another grid; see `MosaicDataset` for what it is to its users."""
+    """A mosaic, or a raster with holes, on another grid; see `MosaicDataset` for what it is to its users."""
 
     def __init__(
-        self, mosaic: MosaicDataset, grid: Grid, resampling: Resampling, *, ignore_nodata: bool, nodata: float | None
+        self,
+        mosaic: MosaicDataset | PartialRaster,
+        grid: Grid,
+        resampling: Resampling,
+        *,
+        ignore_nodata: bool,
+        nodata: float | None,
     ) -> None:
         mosaic.require_stored_values()
         # The files' own value is that of all of them.
@@ -49,6 +57,33 @@ class WarpedMosaic(WarpedCopies):
         for band in self._bands:
             covered &= self._dataset.read_masks(band, window=window) > 0
         return covered
+
+
+class PartialWarp:
+    """A `PartialRaster` on another grid; windows that cannot be warped from the file are warped from copies.
+
+    Its no-data value is ignored; the last band is 0 where there is no data.
+    """
+
+    def __init__(self, raster: PartialRaster, grid: Grid, resampling: Resampling) -> None:
+        self._raster, self._grid, self._resampling = raster, grid, resampling
+        self._warped = self._open()
+        self.name, self.count = self._warped.name, self._warped.count
+        self._copies = WarpedMosaic(raster, grid, resampling, ignore_nodata=True, nodata=None)
+
+    def _open(self) -> DatasetReader:
+        return warp_to(self._raster.dataset, self._grid, self._resampling, ignore_nodata=True)
+
+    def read(self, indexes: Sequence[int], *, window: Window) -> NDArray[Any]:
+        """Read bands of a window inside the grid, as (bands, H, W)."""
+        try:
+            return read_window(self._warped, indexes, window)
+        except UnreadableError:
+            self._raster.open_again()
+            self._warped = self._open()
+        found = {band: self._copies.read([band], window=window)[0] for band in indexes if band < self.count}
+        found[self.count] = self._copies.read_coverage(window).astype(np.uint8)
+        return np.stack([found[band] for band in indexes])
 
 
 def warp_bands(

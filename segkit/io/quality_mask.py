@@ -19,11 +19,12 @@ from segkit.io.band_choice import StackedBand
 from segkit.io.band_names import read_names
 from segkit.io.grid import Grid
 from segkit.io.memory_raster import MemoryRaster
-from segkit.io.mosaic_dataset import read_coverage
-from segkit.io.mosaic_warp import WarpedMosaic, warp_raster
+from segkit.io.mosaic_dataset import read_coverage, with_unreadable
+from segkit.io.mosaic_warp import PartialWarp, WarpedMosaic, warp_raster
 from segkit.io.paths import FileSet
 from segkit.io.raster import INTEGER_DTYPES, open_raster, read_grid, read_window
 from segkit.io.remote import Remote, as_path, join_path
+from segkit.io.unreadable import PartialRaster, UnreadableBlocks
 
 NAME_PLACEHOLDER = "{name}"
 
@@ -267,8 +268,12 @@ def find_masks(
 
 
 @contextlib.contextmanager
-def open_mask(mask: SceneMask, grid: Grid, *, vrt: bool | None) -> Iterator[MaskSource]:
+def open_mask(
+    mask: SceneMask, grid: Grid, *, vrt: bool | None, unreadable: UnreadableBlocks | None = None
+) -> Iterator[MaskSource]:
     """Open quality bands; on another grid, the nearest pixel counts, and pixels outside of the file are not valid.
+
+    Blocks that cannot be read are added to `unreadable`; without it, they are errors.
 
     Raises
     ------
@@ -278,7 +283,7 @@ def open_mask(mask: SceneMask, grid: Grid, *, vrt: bool | None) -> Iterator[Mask
         It is on another grid, and one of the two has no CRS.
     """
     with contextlib.ExitStack() as stack:
-        dataset = stack.enter_context(open_raster(mask.path, vrt=vrt))
+        dataset = with_unreadable(stack.enter_context(open_raster(mask.path, vrt=vrt)), unreadable)
         own = read_grid(dataset)
         difference = grid.describe_difference(own)
         if difference is None:
@@ -289,5 +294,9 @@ def open_mask(mask: SceneMask, grid: Grid, *, vrt: bool | None) -> Iterator[Mask
                 f"{mask.path}: is the quality mask of a scene on another grid ({difference}), and one of them has no "
                 "CRS, so it cannot be resampled; give both the same georeference"
             )
-        warped = stack.enter_context(warp_raster(dataset, grid, Resampling.nearest, ignore_nodata=True))
+        warped: Any = (
+            PartialWarp(dataset, grid, Resampling.nearest)
+            if isinstance(dataset, PartialRaster)
+            else stack.enter_context(warp_raster(dataset, grid, Resampling.nearest, ignore_nodata=True))
+        )
         yield MaskSource(warped, mask, None if isinstance(warped, WarpedMosaic) else warped.count)

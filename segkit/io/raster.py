@@ -25,7 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
-from segkit.errors import RasterError, suggest
+from segkit.errors import RasterError, UnreadableError, suggest
 from segkit.io.block_cache import limit_block_cache, raise_block_cache_limit
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, find_crs_problem
@@ -51,6 +51,8 @@ _DRIVERS = ("GTiff", "JP2OpenJPEG", "ENVI", "PNG", "JPEG", "WEBP")
 # them, which reads no other files.
 _SIDE_FILES = {".msk": "GTiff", ".ovr": "GTiff", ".aux": "HFA"}
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+# Their pixels are one stream from top to bottom.
+STREAM_DRIVERS = ("PNG", "JPEG", "WEBP")
 # What rasterio raises if GDAL fails: it passes some of GDAL's errors on unchanged.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 # Rows of windows overlap. For a remote raster the block cache may grow to hold this many rows and one row of tiles, so
@@ -66,6 +68,7 @@ _REVALIDATE_AFTER_S = 1.0  # then the server is asked whether the file has chang
 # other one reads would fail.
 _in_use: Counter[tuple[int, str]] = Counter()
 _in_use_lock = threading.Lock()
+_failed: set[int] = set()  # ids of open remote rasters that could not be read, which are not to be used again
 
 
 @contextlib.contextmanager
@@ -280,12 +283,29 @@ def _open_or_reuse(file: Remote, key: tuple[int, str, bool]) -> Iterator[Dataset
     except BaseException:
         dataset.close()
         raise
+    if id(dataset) in _failed:
+        _failed.remove(id(dataset))
+        dataset.close()
+        return
     if other := _open_remotes.pop(key, None):
         other[2].close()
     _open_remotes[key] = version, time.monotonic(), dataset
     while len(_open_remotes) > _MAX_OPEN_REMOTES:
         with contextlib.suppress(StopIteration, KeyError):  # another thread closed it first
             _open_remotes.pop(next(iter(_open_remotes)))[2].close()
+
+
+def open_again(dataset: DatasetReader) -> DatasetReader:
+    """Return the raster of a dataset that could not be read, opened again; the dataset stays open.
+
+    After an error, decoders of JPEG give other pixels without one.
+    """
+    is_remote = from_gdal_name(dataset.name) is not None
+    options = gdal_options() if is_remote else {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
+    if is_remote:
+        _failed.add(id(dataset))
+    with ignore_not_georeferenced, rasterio.Env(**options):
+        return DatasetReader(dataset.name, driver=[dataset.driver])
 
 
 def current_version(file: Remote) -> str:
@@ -342,20 +362,16 @@ def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, 
 
     Raises
     ------
-    RasterError
+    UnreadableError
         The file is damaged there.
+    RasterError
+        The server of a remote file does not answer.
     """
     return _read(dataset, window, lambda: dataset.read(list(indexes), window=window, **options))
 
 
 def read_mask(dataset: DatasetReader, band: int, window: Window) -> NDArray[np.uint8]:
-    """Read the mask of a band in a window inside the raster: uint8 (H, W), 0 is no data.
-
-    Raises
-    ------
-    RasterError
-        The file is damaged there.
-    """
+    """Read the mask of a band in a window inside the raster: uint8 (H, W), 0 is no data; raises as `read_window`."""
     return _read(dataset, window, lambda: dataset.read_masks(band, window=window), "its mask ")
 
 
@@ -363,20 +379,28 @@ def _read(dataset: DatasetReader, window: Window, read: Callable[[], NDArray[Any
     """Call `read`, for a remote file a second time if it fails; `what` is named in the error message."""
     file = from_gdal_name(dataset.name)
     try:
-        return read() if file is None else retry_once(read, lambda error: isinstance(error, GDAL_ERRORS))
+        if file is None or getattr(dataset, "driver", "") in STREAM_DRIVERS:  # see `open_again`
+            return read()
+        return retry_once(read, lambda error: isinstance(error, GDAL_ERRORS))
     except GDAL_ERRORS as error:
         place = f"{what}cannot be read at {window_text(window)}"
         if file is None:
-            raise RasterError(f"{dataset.name}: {place}; the file is damaged ({error})") from error
+            reason = str(error.__cause__ or error)  # rasterio's own text is the same for all errors
+            raise UnreadableError(f"{dataset.name}: {place}; the file is damaged ({reason}){_remedies()}") from error
         reason = error_text(error, file)
     # GDAL reports the server's answer only when it opens a file.
     try:
         _open_uncached(file, _DRIVERS).close()
     except GDAL_ERRORS as error:
         raise RasterError(f"{file}: {place}: {error_text(error, file)}") from None
-    raise RasterError(
+    raise UnreadableError(
         f"{file}: {place}; the server does not send all of it, or the file is damaged or has changed ({reason})"
+        f"{_remedies()}"
     )
+
+
+def _remedies() -> str:
+    return suggest("copy it again", "map what can be read of it: --on-read-error nodata")
 
 
 def _is_vrt(file: Path) -> bool:

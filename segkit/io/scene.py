@@ -24,7 +24,7 @@ from segkit.io.derived_bands import BandFormula, DerivedBand, DerivedSource, fin
 from segkit.io.grid import Grid
 from segkit.io.layers import Layer, SceneLayer, find_layers
 from segkit.io.mosaic import Mosaic
-from segkit.io.mosaic_dataset import MosaicDataset
+from segkit.io.mosaic_dataset import MosaicDataset, with_unreadable
 from segkit.io.paths import PathLike, list_files
 from segkit.io.pixel_rules import AS_STORED, PixelRules
 from segkit.io.product import Product, as_image
@@ -32,6 +32,7 @@ from segkit.io.product_band import ProductFile
 from segkit.io.quality_mask import QualityMask, SceneMask, find_masks, open_mask
 from segkit.io.raster import current_version, open_raster, read_grid
 from segkit.io.remote import Remote, as_path
+from segkit.io.unreadable import UnreadableBlock, UnreadableBlocks
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Tile:
 class Scene:
     """One or more rasters on one grid, whose bands are stacked; made by `Scene.from_files`.
 
-    Computed bands, and then those of layers, follow those of the files; so do their numbers.
+    Computed bands, and then those of layers, follow those of the files; so do their numbers. With `skip_unreadable`,
+    blocks of files that cannot be read are no data; else they are errors.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Scene:
     alpha_imagery: tuple[AlphaBand, ...] = ()
     derived: tuple[DerivedBand, ...] = ()
     layers: tuple[SceneLayer, ...] = ()
+    skip_unreadable: bool = False
 
     @classmethod
     def from_files(
@@ -214,30 +217,37 @@ class Scene:
         RasterError
             A file cannot be opened; or, at the end of the block, a remote file has changed since `from_files`.
         """
+        skipped = UnreadableBlocks(self.grid) if self.skip_unreadable else None
         with contextlib.ExitStack() as stack:
-            used: list[BandSource] = [*self._open_files(self.bands, stack)]
+            used: list[BandSource] = [*self._open_files(self.bands, stack, skipped)]
             for layer in self.layers:
-                found = stack.enter_context(layer.open(self.grid, self.bands, scaled=self.scaled, vrt=self.vrt))
+                found = stack.enter_context(
+                    layer.open(self.grid, self.bands, scaled=self.scaled, vrt=self.vrt, unreadable=skipped)
+                )
                 used += [] if found is None else [found]
-            used += [stack.enter_context(open_mask(mask, self.grid, vrt=self.vrt)) for mask in self.masks]
+            used += [
+                stack.enter_context(open_mask(mask, self.grid, vrt=self.vrt, unreadable=skipped)) for mask in self.masks
+            ]
             if computed := [band for band in self.derived if band.number in self.bands]:
                 inputs = dict.fromkeys(number for band in computed for _, number in band.inputs)
                 hidden = [number for number in inputs if number not in self.bands]
-                sources = self._open_files(hidden, stack) if hidden else []
+                sources = self._open_files(hidden, stack, skipped) if hidden else []
                 used.append(DerivedSource(computed, self.bands, hidden, sources))
-            yield SceneReader(self.grid, len(self.bands), used)
+            yield SceneReader(self.grid, len(self.bands), used, skipped)
             for file, version in zip(self.all_paths, self.versions, strict=True):
                 if version and (now := _remote_version(file)) and now != version:
                     raise RasterError(
                         f"{file}: has changed since the scene was opened ({version}, now {now}); try again"
                     )
 
-    def _open_files(self, numbers: Sequence[int], stack: contextlib.ExitStack) -> list[FileBands | MosaicBands]:
+    def _open_files(
+        self, numbers: Sequence[int], stack: contextlib.ExitStack, unreadable: UnreadableBlocks | None
+    ) -> list[FileBands | MosaicBands]:
         """Return the sources of bands; band `numbers[i]` of the scene's files goes to place i."""
         sources: list[FileBands | MosaicBands] = []
         first = 1
         for path in self.paths:
-            dataset = stack.enter_context(open_raster(path, vrt=self.vrt))
+            dataset = with_unreadable(stack.enter_context(open_raster(path, vrt=self.vrt)), unreadable)
             in_file = [*path.bands] if isinstance(path, ProductFile) else dataset.indexes
             last = first + len(in_file)
             placed = [(place, in_file[band - first]) for place, band in enumerate(numbers) if first <= band < last]
@@ -352,21 +362,30 @@ def _needs_resampling(first: Path, grid: Grid, file: Path, file_grid: Grid, *, r
 class SceneReader:
     """Reads windows of an open scene; made by `Scene.open`."""
 
-    def __init__(self, grid: Grid, count: int, sources: Sequence[BandSource]) -> None:
+    def __init__(
+        self, grid: Grid, count: int, sources: Sequence[BandSource], unreadable: UnreadableBlocks | None = None
+    ) -> None:
         self.grid = grid
         self._count = count
         self._sources = sources
+        self._unreadable = unreadable
+
+    @property
+    def unreadable(self) -> list[UnreadableBlock]:
+        """The blocks that could not be read so far, if they are skipped."""
+        return [] if self._unreadable is None else self._unreadable.blocks
 
     def read(self, window: Window) -> Tile:
         """Read one window; pixels outside the scene are no data.
 
         A pixel is valid if in every file at least one chosen band is not masked (by no-data value, mask band or alpha
         band), and all unmasked values of chosen bands are finite. A single band that is masked at a valid pixel is NaN.
+        A pixel in a block that cannot be read, of any file, is not valid if such blocks are skipped.
 
         Raises
         ------
-        RasterError
-            A file is damaged there.
+        UnreadableError
+            A file is damaged there, and such blocks are not skipped.
         """
         shape = int(window.height), int(window.width)
         tile = Tile(np.empty((self._count, *shape), dtype=np.float32), np.zeros(shape, dtype=bool))
@@ -382,4 +401,8 @@ class SceneReader:
         valid[:] = True
         for source in self._sources:
             valid &= source.read(inside, tile.pixels[:, top:bottom, left:right])
+        lost = None if self._unreadable is None else self._unreadable.mask(inside)
+        if lost is not None:
+            valid &= ~lost
+            tile.pixels[:, top:bottom, left:right][:, lost] = np.nan
         return tile

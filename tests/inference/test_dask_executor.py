@@ -223,6 +223,10 @@ def test_a_damaged_block_is_set_aside_until_it_is_whole(made, tmp_path, executor
     os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     with pytest.raises(ClusterError, match=r"work items failed(.|\n)*band \d, rows .*a\.tif"):
         mapped(tmp_path, tmp_path / "there", executor=executor, **FAST)
+    for name, options in (("rest here", {}), ("rest there", {"executor": executor})):
+        with pytest.warns(UserWarning, match=r"\d unreadable blocks? .* no data"):
+            mapped(tmp_path, tmp_path / name, on_read_error="nodata", **FAST, **options)
+    assert_same(tmp_path / "rest here", tmp_path / "rest there")
     scene.write_bytes(whole)
     os.utime(scene, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     [summary] = mapped(tmp_path, tmp_path / "there", executor=executor, **FAST)
