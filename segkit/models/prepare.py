@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,23 +14,27 @@ from segkit.models.receptive_field import outputs_match, try_forward
 
 
 @torch.no_grad()
-def fold_batch_norm(network: nn.Module, samples: Sequence[Tensor]) -> nn.Module:
-    """Return a copy with each BatchNorm2d folded into the Conv2d before it, or the network itself if that fails.
+def fold_batch_norm(network: nn.Module, samples: Sequence[Tensor]) -> bool:
+    """Fold each BatchNorm2d of a network into the Conv2d before it, in place.
 
-    Pairs of convolution and normalisation are found in a forward pass. The hooks only see modules, so the outputs of
-    the copy and of the network are compared, in case a convolution's output is also used elsewhere.
+    Pairs of convolution and normalisation are found in a forward pass. The hooks only see modules, so the outputs
+    before and after it are compared, in case a convolution's output is also used elsewhere.
 
     Parameters
     ----------
     samples
-        float32 (1, C, H, W); the first one that the network accepts is used.
+        float32 (1, C, H, W); the first one that the network accepts is used. If it accepts none, nothing is folded.
+
+    Returns
+    -------
+    bool
+        False if the network gives other outputs now, and is of no use.
     """
     from timm.layers.norm_act import BatchNormAct2d
 
-    folded = copy.deepcopy(network)
     # What replaces a normalisation that is folded.
     replacements: dict[nn.BatchNorm2d, nn.Module] = {}
-    for module in folded.modules():
+    for module in network.modules():
         if isinstance(module, BatchNormAct2d):
             replacements[module] = nn.Sequential(module.drop, module.act)
         elif type(module) is nn.BatchNorm2d:
@@ -52,14 +55,14 @@ def fold_batch_norm(network: nn.Module, samples: Sequence[Tensor]) -> nn.Module:
             if output._version == version:  # no activation changed it in place
                 pairs.append((conv, norm))
 
-    convolutions = [module for module in folded.modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     hooks = [conv.register_forward_hook(record_convolution) for conv in convolutions]
     hooks += [norm.register_forward_pre_hook(record_normalization) for norm in replacements]
-    accepted = try_forward(folded, samples)
+    accepted = try_forward(network, samples)
     for hook in hooks:
         hook.remove()
     if accepted is None:
-        return network  # the prediction will report which sizes it does not accept
+        return True  # the prediction will report which sizes it does not accept
     replaced: dict[nn.Module, nn.Module] = {}
     for conv, norm in pairs:
         if runs[conv] == runs[norm] == 1 and norm.running_mean is not None and norm.running_var is not None:
@@ -67,12 +70,12 @@ def fold_batch_norm(network: nn.Module, samples: Sequence[Tensor]) -> nn.Module:
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             replaced[norm] = replacements[norm]
-    for parent in list(folded.modules()):
+    for parent in list(network.modules()):
         for name, child in parent.named_children():
             if child in replaced:
                 setattr(parent, name, replaced[child])
     sample, before = accepted
-    return folded if outputs_match(folded(sample), before) else network
+    return outputs_match(network(sample), before)
 
 
 class Autocast(nn.Module):

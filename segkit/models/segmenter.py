@@ -227,6 +227,10 @@ class Segmenter(ModelBase, nn.Module):
         """Window size in pixels that a network with a global receptive field was trained with; None for others."""
         return self.recipe.train.tile_size if self.receptive_field is None else None
 
+    def _copied(self) -> Segmenter:
+        """Return a copy that predicts on the CPU in float32."""
+        return copy.deepcopy(self).cpu().float().eval()
+
     @torch.no_grad()
     def optimized_for_inference(self, device: torch.device, precision: str) -> Segmenter:
         """Return a faster copy for prediction, with the same results up to rounding; this segmenter does not change.
@@ -243,8 +247,9 @@ class Segmenter(ModelBase, nn.Module):
             learners compute in fp32.
         """
         if self._folded and precision == "fp32" and self.mean.device == device:
-            return copy.deepcopy(self, {id(self.network): self.network})  # which prediction only reads
-        prepared = copy.deepcopy(self).cpu().float().eval()
+            shared = (self.network, self.training_pixels)  # which prediction only reads
+            return copy.deepcopy(self, {id(one): one for one in shared})
+        prepared = self._copied()
         if self.is_classical:
             return prepared.to(device)
         # All architectures of smp accept 128 pixels; transformers of a fixed size only that size.
@@ -252,7 +257,8 @@ class Segmenter(ModelBase, nn.Module):
         noise = torch.Generator().manual_seed(0)
         samples = [torch.randn(1, self.bands, side, side, generator=noise) for side in sides]
         if not self._folded:
-            prepared.network = fold_batch_norm(prepared.network, samples).to(memory_format=torch.channels_last)
+            prepared = prepared if fold_batch_norm(prepared.network, samples) else self._copied()
+            prepared.network.to(memory_format=torch.channels_last)
             prepared._folded = True
         if precision == "bf16":
             # Weights are bf16 as well, because autocast would convert them in each pass; except if an operation needs
