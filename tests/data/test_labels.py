@@ -369,7 +369,7 @@ def test_polygons_of_one_class_need_no_field(tmp_path):
     overlapping = read(LabelSource(path=path, classes=("b",)), OVERLAPPING)
     assert (overlapping[0] == IGNORE).all()
     assert overlapping[1].sum() == 12
-    with pytest.raises(LabelError, match=r"these labels cover 2 classes; set labels\.field"):
+    with pytest.raises(LabelError, match=r"these labels cover 2 classes; labels\.field must name the field"):
         read(LabelSource(path=path, classes=("c", "a")), EXCLUSIVE)
     other = write_polygons(tmp_path / "q.gpkg", boxes((0, 0, 4, 3), (5, 5, 6, 6)), ["a", "c"])
     with pytest.raises(
