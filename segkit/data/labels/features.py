@@ -154,7 +154,7 @@ def open_features(
         polygons.append(shapes[used[near]])
         class_indices.append(of_layer[near[used[near]]])
         if layer.skipped:
-            notes.append(f"{layer.path}: features without geometry were skipped: {layer.skipped:,}")
+            notes.append(f"{layer.path}: features without geometry are skipped ({layer.skipped:,})")
         if not used.all():
             notes.append(f"{layer.path}: {int((~used).sum())} of {used.size} features are not of labels.period")
         if repaired:
