@@ -34,9 +34,10 @@ $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-# The documentation as a site: open site/index.html. The variable silences the theme's notice about mkdocs 2.
+# The documentation as a site: open site/index.html. The variable silences the theme's notice about mkdocs 2. With
+# --quiet, --strict would not see the warnings that it is for.
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build site *.egg-info

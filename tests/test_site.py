@@ -43,6 +43,13 @@ def test_the_navigation_has_every_page_once(docs_pages):
     assert sorted(entries(nav)) == sorted([*(page.name for page in DOCS.glob("*.md")), *docs_pages.PAGES])
 
 
+def test_warnings_fail_the_build_of_the_site():
+    """With --quiet, mkdocs drops warnings before --strict counts them."""
+    [line] = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "mkdocs build" in line]
+    assert "--strict" in line
+    assert "--quiet" not in line
+
+
 def test_links_of_pages_that_are_made_lead_to_pages(docs_pages):
     for name, make in docs_pages.PAGES.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", make()):

@@ -373,6 +373,8 @@ class _Totals:
         stratum, weight = sample["stratum"].to_numpy(), sample["weight"].to_numpy()
         if not (np.isfinite(weight) & (weight > 0)).all():
             raise DataError("the pixel area of a point is not a positive number")
+        if not self._number.sum():
+            raise DataError("no sample has a reference class yet; add one to each sample that can be interpreted")
         self._strata: list[_StratumSample] = []
         for index, one in enumerate(strata):
             rows = np.flatnonzero(stratum == index)

@@ -10,7 +10,7 @@ import pandas
 from numpy.typing import ArrayLike, NDArray
 from rasterio.windows import Window
 
-from segkit.errors import UsageError
+from segkit.errors import UsageError, suggest
 from segkit.io.grid import Grid
 from segkit.maps.class_map import ClassMap, ClassTotal
 from segkit.runtime.deprecation import renamed_keywords
@@ -67,8 +67,8 @@ def allocate(
     minima = np.minimum(available, min_per_stratum)
     if minima.sum() > samples:
         raise UsageError(
-            f"{samples} samples are too few for {len(available)} strata of at least {min_per_stratum} each; "
-            f"ask for {minima.sum()} or more, or for a smaller minimum"
+            f"{samples} samples are too few for {len(available)} strata of at least {min_per_stratum} each"
+            f"{suggest(f'ask for {minima.sum()} or more', 'for a smaller minimum (--min-per-stratum)')}"
         )
     share = np.asarray(available if shares is None else shares, dtype=np.float64)
     accuracy = np.asarray(np.full(len(available), 0.5) if accuracies is None else accuracies, dtype=np.float64)

@@ -132,7 +132,7 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         command, below = [*(argument for argument in arguments if not argument.startswith("-")), "", ""][:2]
         command += f" {below}" if f"{command} {below}" in _commands() else ""
         help_ = f"segkit {command} --help" if command in _commands() else "segkit --help"
-        return _fail(f"{error.format_message().rstrip('.')}; see {help_}", error.exit_code)
+        return _fail(f"{error.format_message().rstrip('.')}{_all_arguments(error)}; see {help_}", error.exit_code)
     except SegkitError as error:
         if debug:
             raise
@@ -141,6 +141,18 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         return _fail(_unforeseen(error), 1)
+
+
+_BRACES = str.maketrans("", "", "{}")  # in which the usage has arguments that are required
+
+
+def _all_arguments(error: TyperException) -> str:
+    """If an argument is missing, list all: a single one is taken for the last, behind a list of files."""
+    context = getattr(error, "ctx", None)
+    if context is None or not error.format_message().startswith("Missing argument"):
+        return ""
+    found = [one.translate(_BRACES) for one in context.command.collect_usage_pieces(context) if one != "[OPTIONS]"]
+    return f" (of {' '.join(found)})" if len(found) > 1 else ""
 
 
 def _with_new_names(arguments: list[str], options: set[str]) -> list[str]:

@@ -169,8 +169,11 @@ def _print_run(run: Run) -> None:
     from segkit.runtime.progress import format_duration
     from segkit.training.results import CURVES, WORST
 
-    print_metrics(run.metrics)
-    print_worst_scenes(run.metrics, 1)
+    if run.metrics["pixels"]:
+        print_metrics(run.metrics)
+        print_worst_scenes(run.metrics, 1)
+    else:
+        print("no validation data (data.val), so no scores: segkit evaluate scores the model on other labels")
     epochs = run.metrics.get("epochs")  # a classical learner has none
     trained = epochs and f"; {epochs['finished']} of {epochs['planned']} epochs, model of epoch {epochs['kept']}"
     print(f"\ntime {format_duration(run.seconds)}{trained or ''}")

@@ -194,12 +194,12 @@ class Report:
             )
         if isinstance(self.recipe.data.val, SpatialSplit):
             rule = self.recipe.data.val
-            share = f"{rule.fraction:.0%}" if rule.fold is None else f"fold {rule.fold}"
+            share = f"{100 * rule.fraction:.0f} %" if rule.fold is None else f"fold {rule.fold}"
             units = {"block": f"blocks of {rule.block} pixels", "appearance": "scenes ordered by appearance"}
             units["point"] = f"groups of points within {rule.distance or 0:g} m of each other"
             what = units.get(rule.by, f"{rule.by}s")
             share = share if rule.values is None else f"{rule.field} {' or '.join(rule.values)}"
-            gap = "" if rule.gap is None else f" with a gap of {rule.gap} pixels"
+            gap = "" if rule.gap is None else f" with a gap of {_count(rule.gap, 'pixel')}"
             yield f"val: {share} of train, in {what}{gap}"
         if self.trains and any(one.known for one in self.validates):
             yield ""
@@ -220,7 +220,8 @@ class Report:
         if self.nearest:
             one = self.nearest[0]
             ground = "" if one.metres is None else f" ({one.metres:,.0f} m)"
-            yield f"distance of training and validation: {one.pixels:,.0f} pixels{ground}, {one.shared:,} shared pixels"
+            apart = _count(round(one.pixels), "pixel")
+            yield f"distance of training and validation: {apart}{ground}, {one.shared:,} shared pixels"
         distances = [scene.appearance_distance for scene in self.scenes if scene.appearance_distance is not None]
         if distances:
             compared = f"{len(distances)} validation scene{'s' * (len(distances) != 1)}"
@@ -261,7 +262,7 @@ class Report:
         rows = []
         for scene in self.scenes[:_MAX_LISTED]:
             grid = scene.grid
-            size = " x ".join(f"{side:.4g}" for side in grid.pixel_size)
+            size = _pixel_size(grid)
             read = scene.pixels if scene.ranges is not None else 0
             shares = _percent(scene.valid, read), _percent(scene.labelled, read)
             shape = str(grid.height), str(grid.width)
@@ -527,8 +528,17 @@ def _percent(part: int, whole: int) -> str:
     return format_percent(part / whole if whole else None)
 
 
+def _pixel_size(grid: Grid) -> str:
+    """Return the sides of a pixel with the unit of the CRS, if it has one: "30 x 30 m"."""
+    size = " x ".join(f"{side:.4g}" for side in grid.pixel_size)
+    if grid.crs is None:
+        return size
+    unit = "degree" if grid.crs.is_geographic else grid.crs.linear_units
+    return f"{size} {'m' if unit == 'metre' else unit}"
+
+
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _list_names(names: Sequence[str]) -> str:

@@ -88,15 +88,16 @@ class Boundaries:
         self.counts += other.counts
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
-        """Return ``boundary_iou`` and ``boundary_f1`` by class name; None if there is no boundary."""
+        """Return ``boundary_iou`` and ``boundary_f1`` by class name; None if the truth has no boundary of the class."""
         both, either, predicted, matched_predicted, true, matched_true = self.counts.T
         scores = precision_recall_f1(matched_predicted, predicted, matched_true, true)
         precision, recall = np.nan_to_num(scores["precision"]), np.nan_to_num(scores["recall"])
         # The harmonic mean, because both contours do not match the same number of pixels. 0 if nothing matches.
-        f1 = np.where(predicted + true > 0, np.nan_to_num(ratio(2 * precision * recall, precision + recall)), np.nan)
+        f1 = np.where(true > 0, np.nan_to_num(ratio(2 * precision * recall, precision + recall)), np.nan)
+        iou = np.where(true > 0, ratio(both, either), np.nan)
         return {
-            name: {"boundary_iou": float_or_none(iou), "boundary_f1": float_or_none(score)}
-            for (name, _, _), iou, score in zip(self._task.scored_categories, ratio(both, either), f1, strict=True)
+            name: {"boundary_iou": float_or_none(overlap), "boundary_f1": float_or_none(score)}
+            for (name, _, _), overlap, score in zip(self._task.scored_categories, iou, f1, strict=True)
         }
 
 

@@ -73,7 +73,10 @@ def check_model_keys(architecture: str, given: Collection[str], features: Featur
         )
     for key in _KEYS_OF_NETWORKS if architecture in CLASSICAL else ():
         if key in given:
-            raise ValueError(f"{key} is for networks, and {architecture} is none; remove it")
+            raise ValueError(
+                f"{key} is for networks, and {architecture} is none; remove it, or give the whole section: "
+                f"model={{architecture: {architecture}}}"
+            )
 
 
 def keys_of_others(architecture: str) -> tuple[str, ...]:

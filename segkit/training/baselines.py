@@ -106,8 +106,8 @@ def compare_with_baselines(segmenter: Segmenter) -> str | None:
     what, advice = (
         "network",
         (
-            "a network should be. Try more labels, more steps (train.epochs, train.steps_per_epoch) or fewer stages "
-            "(model.options.encoder_depth)"
+            "a network should be. Try more labels, more steps (train.epochs, train.steps_per_epoch), fewer stages "
+            "(model.options.encoder_depth), or a classical learner (model={architecture: svm})"
         ),
     )
     if model.is_classical:

@@ -155,6 +155,7 @@ def test_unlabelled_points_are_counted():
         (lambda frame: frame.drop(columns="ref_class"), "no column ref_class; they have stratum, map_class"),
         (lambda frame: frame.assign(stratum="Z"), "stratum of a point is 'Z'; the strata are 'A', 'B'"),
         (lambda frame: frame[frame["stratum"] != "C"], "C: has no sample with a reference class"),
+        (lambda frame: frame.assign(ref_class=None), "no sample has a reference class yet"),
         (lambda frame: frame.assign(map_class=None), "a point has no stratum or no map class"),
         (lambda frame: frame.assign(ref_class="forrest"), "ref_class of a point is 'forrest'; the classes are"),
     ],

@@ -143,6 +143,7 @@ BAD = {
     ),
     "wrong option": (None, ("train", "recipe.yaml", "--epochs", "3"), 2, "No such option: --epochs"),
     "missing argument": (None, ("train",), 2, "Missing argument 'RECIPE'; see segkit train --help"),
+    "missing argument after files": (None, ("areas", "map.tif"), 2, "Missing argument 'MAP' (of MAP... ZONES); see"),
     "wrong choice": (None, ("demo", "--task", "trees"), 2, "'trees' is not one of "),
     "unknown command": (None, ("tarin",), 2, "No such command 'tarin'"),
     "other grids": (

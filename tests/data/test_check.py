@@ -103,7 +103,7 @@ def test_good_data_is_counted_without_messages(place):
     assert cleared.share == ones / pixels
     text = report.render()
     shares = f"{ones:,}", format_percent(ones / pixels)
-    for part in ("trial: binary task, softmax head, 2 channels", *shares, "EPSG:32622"):
+    for part in ("trial: binary task, softmax head, 2 channels", *shares, "10 x 10 m  EPSG:32622"):
         assert part in text
     assert text.endswith("problems: 0, warnings: 0")
 

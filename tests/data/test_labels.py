@@ -369,7 +369,7 @@ def test_polygons_of_one_class_need_no_field(tmp_path):
     overlapping = read(LabelSource(path=path, classes=("b",)), OVERLAPPING)
     assert (overlapping[0] == IGNORE).all()
     assert overlapping[1].sum() == 12
-    with pytest.raises(LabelError, match=r"these labels cover 2 classes; set labels\.field"):
+    with pytest.raises(LabelError, match=r"these labels cover 2 classes; labels\.field must name the field"):
         read(LabelSource(path=path, classes=("c", "a")), EXCLUSIVE)
     other = write_polygons(tmp_path / "q.gpkg", boxes((0, 0, 4, 3), (5, 5, 6, 6)), ["a", "c"])
     with pytest.raises(
@@ -672,7 +672,7 @@ def test_a_field_may_hold_codes_and_one_class_needs_none(tmp_path):
         target = read(LabelSource(path=path, field="kind"), EXCLUSIVE, ignore=[255])
         assert target[0, 0, :5].tolist() == [3, 2, 0, IGNORE, 0]
     assert read(path, BINARY).sum() == 4
-    with pytest.raises(LabelError, match=r"set labels\.field"):
+    with pytest.raises(LabelError, match=r"labels\.field must name"):
         read(path, EXCLUSIVE)
     with pytest.raises(LabelError, match=r"'255' \(1\); defined are 0, 1, 2, 7"):
         read(LabelSource(path=path, field="kind"), EXCLUSIVE)
@@ -686,7 +686,7 @@ def test_nulls_are_skipped_and_invalid_polygons_repaired_and_both_are_counted(tm
     path = write_polygons(tmp_path / "p.gpkg", [bowtie, None, shapely.Polygon(), line])
     labels = open_labels(LabelSource(path=path), BINARY, GRID)
     assert [note.split(": ")[1] for note in labels.notes] == [
-        "2 features without geometry were skipped",
+        "features without geometry are skipped (2)",
         "2 invalid polygons on this scene were repaired",
     ]
     columns, rows = np.arange(17) + 0.5, (np.arange(12) + 0.5)[:, None]

@@ -111,6 +111,8 @@ def test_what_is_nowhere_has_no_score_and_what_is_missed_has_0():
     found = Boundaries(task, 1.0)
     found.add(nothing, nothing, (1.0, 1.0))
     assert found.per_class()["a"] == {"boundary_iou": None, "boundary_f1": None}
+    found.add(something, nothing, (1.0, 1.0))  # sparse labels of one class each have no boundaries
+    assert found.per_class()["a"] == {"boundary_iou": None, "boundary_f1": None}
     found.add(nothing, something, (1.0, 1.0))
     assert found.per_class()["a"] == {"boundary_iou": 0, "boundary_f1": 0}
     everywhere = Boundaries(task, 1.0)

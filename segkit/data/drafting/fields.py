@@ -171,12 +171,13 @@ def _single_class(
     number = sum(len(layer.shapes) for layer in layers)
     why = f"all {number} polygons have {chosen.name} {name!r}" if chosen else "no field of the polygons has classes"
     notes.append(
-        "pixels outside the polygons are background; if nobody looked there, draw polygons of other land, too, and "
-        "set outside_polygons: ignore"
+        "pixels outside the polygons are background; if somebody looked everywhere, say so (outside_polygons: "
+        "background); if only in some areas, see docs/labels.md, annotated areas; if nowhere, draw polygons of other "
+        "land, too, and set outside_polygons: ignore"
     )
     task = {"type": "binary", "classes": class_rows([name], [1])}
-    labels = options | {"outside_polygons": "background"}
-    return LabelDraft(task, labels, why, tuple(notes), {name: f"{number} polygons"}, unit="block")
+    # outside_polygons is left open, so that `check` warns if most of the scene is background by default.
+    return LabelDraft(task, options, why, tuple(notes), {name: f"{number} polygons"}, unit="block")
 
 
 def _several_classes(

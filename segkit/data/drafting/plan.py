@@ -156,9 +156,10 @@ def _choose_training(
     why["model"] = (
         "a large network for many labelled pixels"
         if pixels >= _MANY_PIXELS
-        else f"a small network, for {pixels:,} labelled training pixels; or try a classical learner: "
-        "model: {architecture: svm}"
+        else f"a small network, for {pixels:,} labelled training pixels"
     )
+    if pixels < _MANY_PIXELS:
+        why["model.architecture"] = "or a classical learner, in place of this section: model: {architecture: svm}"
     if pixels < _FEW_PIXELS or bands > _MANY_BANDS:
         model["pixel_branch"] = True
         why["model.pixel_branch"] = "averaged with a linear discriminant of single pixels, which helps with few labels"

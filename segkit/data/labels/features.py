@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from segkit.data.labels.base import PartialLabels
-from segkit.errors import DataError, LabelError
+from segkit.errors import DataError, LabelError, suggest
 from segkit.io.features import Features, read_features
 from segkit.io.grid import Grid
 from segkit.io.points import (
@@ -154,7 +154,7 @@ def open_features(
         polygons.append(shapes[used[near]])
         class_indices.append(of_layer[near[used[near]]])
         if layer.skipped:
-            notes.append(f"{layer.path}: {layer.skipped} features without geometry were skipped")
+            notes.append(f"{layer.path}: features without geometry are skipped ({layer.skipped:,})")
         if not used.all():
             notes.append(f"{layer.path}: {int((~used).sum())} of {used.size} features are not of labels.period")
         if repaired:
@@ -235,8 +235,8 @@ def _feature_classes(
         if len(classes) > 1:
             what = "the task has" if source.classes is None else "these labels cover"
             raise LabelError(
-                f"{path}: {what} {len(classes)} classes; set labels.field to the field with the class (fields: "
-                f"{', '.join(map(str, layer.attributes)) or 'none'})"
+                f"{path}: {what} {len(classes)} classes; labels.field must name the field with the class (fields: "
+                f"{', '.join(map(str, layer.attributes)) or 'none'}){suggest('add --field NAME')}"
             )
         return np.full(len(layer.shapes), indices[classes[0]], dtype=np.intp)
     if source.values is not None:

@@ -191,7 +191,7 @@ def test_polygons_of_one_kind_are_a_class_and_background(tmp_path):
     write(tmp_path / "images" / "a.tif", image())
     features(tmp_path / "fields.gpkg", ["field"] * 20)
     draft = drafted(tmp_path, "fields.gpkg")
-    assert (draft.recipe.task.type, draft.recipe.data.train.labels.outside_polygons) == ("binary", "background")
+    assert (draft.recipe.task.type, draft.recipe.data.train.labels.outside_polygons) == ("binary", None)
 
 
 def test_polygons_of_different_classes_that_overlap_are_multilabel(tmp_path):
