@@ -12,7 +12,7 @@ import numpy as np
 from segkit.auditing.results import KINDS, Finding
 from segkit.errors import GridError
 from segkit.io import geopackage
-from segkit.io.files import atomic_write
+from segkit.io.files import as_output_error, atomic_write
 from segkit.io.grid import Grid, crs_name
 from segkit.io.qml import NULL_CHOICE, add_categories, add_choices, add_editable, add_symbol, new_style, style_text
 from segkit.vector.reproject import Projection, crs_of
@@ -46,7 +46,7 @@ def write_layer(path: Path, findings: Sequence[Finding], grids: Sequence[Grid]) 
     table = table.astype(types | {"area_ha": "float64"})
     crs, polygons = _project(findings, grids)
     frame = geopandas.GeoDataFrame(table, geometry=polygons, crs=crs)
-    with atomic_write(path) as part:
+    with atomic_write(path) as part, as_output_error(path, RuntimeError):  # pyogrio's errors are RuntimeErrors
         geopackage.write_layer(part, LAYER, frame, geometry_type="MultiPolygon")
         geopackage.write_styles(part, {LAYER: ("kinds", _style())})
 

@@ -67,6 +67,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     _open_streams()
     _find_folders()
+    if not debug:
+        os.environ.setdefault("CPL_LOG", os.devnull)  # what GDAL prints besides the errors that it raises
     warnings.showwarning = _warn
     with _ended_by_signals() as received, open_output() as output:
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -125,7 +127,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     arguments = _with_new_names(arguments, options)
     try:
         with limit_suggestions(options):
-            return _command()(args=arguments, prog_name="segkit", standalone_mode=False) or 0
+            code = _command()(args=arguments, prog_name="segkit", standalone_mode=False) or 0
+            sys.stdout.flush()
+            return int(code)
     except (KeyboardInterrupt, Abort):
         return _INTERRUPTED
     except TyperException as error:

@@ -34,7 +34,7 @@ class Output:
     """The streams of a running command; made by `open_output`."""
 
     def __init__(self) -> None:
-        self.out, self.err = CommandStream(sys.stdout), CommandStream(sys.stderr)
+        self.out, self.err = CommandStream(sys.stdout, holds_result=True), CommandStream(sys.stderr)
         self.as_json = False
 
     def configure(self, *, as_json: bool, quiet: bool, log: Path | None, prints_result: bool) -> None:
@@ -153,5 +153,5 @@ def _open_log(path: Path) -> LogFile:
             if not _LOG_START.match(start):
                 raise UsageError(f"{target} is there already and is no log of segkit; name another file for the log")
         log = LogFile(target.open("a", encoding="utf-8", errors="backslashreplace"))
-    log.add(f"$ segkit {shlex.join(map(str, redact(sys.argv[1:])))}")
+        log.start(f"$ segkit {shlex.join(map(str, redact(sys.argv[1:])))}")
     return log

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from segkit.errors import OutputError
 from segkit.inference.executor import SceneJob, results_or_raise
 from segkit.inference.journal import Journal
 from segkit.inference.outputs import OutputRequest
@@ -118,7 +119,10 @@ def predict_scene(
             for output, path in job.rasters.items()
             for part in job.parts(output) or [MapPart(path, None, scene.grid)]
         ]  # fmt: skip
-        results_or_raise(assemble, (yield assemble))
+        try:
+            results_or_raise(assemble, (yield assemble))
+        except OutputError as error:
+            raise OutputError(f"{error}; finished bands are kept, and the same command resumes") from error
         journal.remove()
     seconds = time.perf_counter() - started
     return Summary(

@@ -87,7 +87,7 @@ class TorchRunner(Runner[Tensor]):
                 raise CompilationError(
                     f"the network cannot be compiled for this {self.device.type} ({error})"
                 ) from error
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -123,7 +123,8 @@ class TorchRunner(Runner[Tensor]):
         return stacked.to(self.device, non_blocking=cuda)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error of torch or of Python says that no memory is left."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from segkit.errors import OutputError, RasterError
 from segkit.io.block_cache import limit_block_cache
 from segkit.io.class_table import parse_color
-from segkit.io.files import as_output_error, atomic_write, check_output, describe_obstacle, fsync
+from segkit.io.files import as_output_error, atomic_write, check_output, fsync, not_as_written
 from segkit.io.grid import Grid, split_window
 from segkit.io.paths import PathLike
 from segkit.io.pixel_statistics import PixelStatistics
@@ -346,8 +346,8 @@ def _as_read_back_error(path: Path) -> Iterator[None]:
     try:
         yield
     except RasterError as error:
-        raise OutputError(f"{path}: does not read back: {error}{describe_obstacle(path.parent)}") from error
+        raise not_as_written(path, f"does not read back: {error}") from error
 
 
 def _difference_error(path: Path, window: Window) -> OutputError:
-    return OutputError(f"{path}: reads back differently at {window_text(window)}{describe_obstacle(path.parent)}")
+    return not_as_written(path, f"reads back differently at {window_text(window)}")

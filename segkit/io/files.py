@@ -36,6 +36,8 @@ _ADVICE = {
     errno.ENAMETOOLONG: "shorten it",
 }
 _MAX_QUOTED_CHARS = 300  # of an error message of a library
+_TEMPORARY_NAME = re.compile(r"\.(.+)\.\w{8}\.part")
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of safetensors
 _TEST_WRITE_BYTES = 2**16
 # Characters with which a formula starts in a spreadsheet, or that are skipped before one.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -203,32 +205,60 @@ def _parent_identities(path: Path) -> set[object]:
 def describe_error(error: BaseException, folder: Path) -> str:
     """Return in a few words why a file in a folder could not be written.
 
-    This is the message of the system if the error has one, else that of the library and what a test file meets now.
+    This is the message of the system if the error has one, or if a test file meets one now; else that of the library.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno:
             return _errno_message(cause.errno)
+        if found := _RUST_ERROR.search(str(cause)):
+            return _errno_message(int(found[1]))
         cause = cause.__cause__
+    obstacle = describe_obstacle(folder)
+    if obstacle and folder.is_dir():
+        return obstacle
     lines = str(error).strip().splitlines() or [type(error).__name__]
     message = lines[0]
     if len(message) > _MAX_QUOTED_CHARS:
         message = f"{message[: _MAX_QUOTED_CHARS // 3]} ... {message[-_MAX_QUOTED_CHARS // 2 :]}"
-    return message.rstrip(".") + describe_obstacle(folder)
+    return message.rstrip(".") + (f"; {obstacle}" if obstacle else _size_limit())
 
 
 def describe_obstacle(folder: Path) -> str:
-    """Return, after a semicolon, why files cannot be written to a folder; empty if a test file can be."""
+    """Return why files cannot be written to a folder, which is what a test file meets; empty if it can be written."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_TEST_WRITE_BYTES))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"; {_errno_message(error.errno)}" if error.errno else ""
-    if sys.platform != "win32" and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
-        return f"; {_errno_message(errno.EFBIG)}"
+        return _errno_message(error.errno) if error.errno else ""
     return ""
+
+
+def not_as_written(path: Path, difference: str, *, name: str | None = None) -> OutputError:
+    """Return the error for a file that does not read back as it was written: a full disk, if it is one, else this.
+
+    `name` is as in `as_output_error`.
+    """
+    named = name or final_path(path)
+    if obstacle := describe_obstacle(path.parent):
+        return OutputError(f"{named} could not be written: {obstacle}")
+    return OutputError(f"{named}: {difference}{_size_limit()}")
+
+
+def _size_limit() -> str:
+    """Return, after a semicolon, that files may not be large, if the process has such a limit."""
+    limited = sys.platform != "win32" and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+    return f"; {_errno_message(errno.EFBIG)}" if limited else ""
+
+
+def final_path(path: Path) -> Path:
+    """Return the path of the output for which a file in a temporary folder is written; other paths as they are."""
+    for folder in path.parents:
+        if match := _TEMPORARY_NAME.fullmatch(folder.name):
+            return folder.with_name(match[1])
+    return path
 
 
 def _errno_message(number: int) -> str:
@@ -305,7 +335,9 @@ def as_output_error(path: Path, *others: type[Exception], name: str | None = Non
     except SegkitError:
         raise
     except caught as error:
-        raise OutputError(f"{name or path} could not be written: {describe_error(error, path.parent)}") from error
+        raise OutputError(
+            f"{name or final_path(path)} could not be written: {describe_error(error, path.parent)}"
+        ) from error
 
 
 @contextmanager
@@ -339,10 +371,9 @@ def remove_leftovers(parent: Path, name: str | None = None) -> None:
 
     Locked folders are in use and stay. Without locks (Windows, some file systems) all stay, since any may be in use.
     """
-    leftover = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\w{{8}}\.part")
     with suppress(OSError):
         for folder in parent.iterdir():
-            if leftover.fullmatch(folder.name):
+            if (found := _TEMPORARY_NAME.fullmatch(folder.name)) and name in (None, found[1]):
                 with suppress(OSError):
                     with lock_folder(folder) as locked:
                         if locked:

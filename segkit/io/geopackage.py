@@ -30,7 +30,23 @@ STYLE_MARK = "<!-- written by segkit -->"
 # The tables of a sample of points; version 0.2 wrote no metadata to it.
 _SAMPLE_TABLES = ("points", "pixels", "design", "strata", "classes")
 
+# A layer's name may not start with any of these, as GDAL declares.
+_NO_FIRST_CHARACTERS = "`~!@#$%^&*()+-={}|[]\\:\";'<>?,./ "
+# What pyogrio, which takes paths for URLs, cuts off: parameters behind a semicolon, an archive, line ends.
+_CUT_OFF = (";", "!", "\n", "\r", "\t")
+
 Contents = dict[tuple[str, str], Any]
+
+
+def check_vector_path(path: Path) -> None:
+    """Raise a UsageError if a vector file cannot be written to a path because of a character in it."""
+    if found := [character for character in _CUT_OFF if character in str(path)]:
+        raise UsageError(f"{str(path)!r}: vector files cannot be written to a path with {found[0]!r}; rename it")
+
+
+def layer_name(path: Path) -> str:
+    """Return the name of the layer of a file that has only one: that of the file, as far as a layer may have it."""
+    return path.stem.lstrip(_NO_FIRST_CHARACTERS) or "layer"
 
 
 def check_target(output: PathLike, layers: Sequence[str], what: str, *, overwrite: bool) -> Path:
@@ -49,6 +65,7 @@ def check_target(output: PathLike, layers: Sequence[str], what: str, *, overwrit
     target = check_output(output, overwrite=overwrite)
     if target.suffix.lower() != ".gpkg":
         raise UsageError(f"{target}: {what} written as a GeoPackage; give a file name that ends in .gpkg")
+    check_vector_path(target)
     check_layers(target, layers)
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -318,8 +319,10 @@ def _write_csv(table: pandas.DataFrame, path: Path) -> None:
 def _write_xlsx(table: pandas.DataFrame, path: Path) -> None:
     zones = table.columns[0]
     clean = table.assign(**{zones: table[zones].map(clean_text)}).rename(columns=clean_text)
-    with pandas.ExcelWriter(path, engine="openpyxl") as writer:
+    written = io.BytesIO()  # a file that a full disk ends stays open in openpyxl, with a traceback when it is collected
+    with pandas.ExcelWriter(written, engine="openpyxl") as writer:
         clean.to_excel(writer, sheet_name="areas", index=False, freeze_panes=(1, 1))
+    path.write_bytes(written.getbuffer())
 
 
 _TABLES: dict[str, Callable[[pandas.DataFrame, Path], None]] = {".csv": _write_csv, ".xlsx": _write_xlsx}

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segkit.errors import ModelFileError, first_line
-from segkit.io.files import atomic_write
+from segkit.io.files import as_output_error, atomic_write
 from segkit.io.paths import PathLike
 from segkit.io.remote import redact
 from segkit.models.calibration import Calibration
@@ -341,7 +342,7 @@ class Segmenter(ModelBase, nn.Module):
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if problem := describe_non_finite(weights):
             raise ModelFileError(f"{path}: is not written: it would hold {problem}; train the model again")
-        with atomic_write(path) as part:
+        with atomic_write(path) as part, as_output_error(part, SafetensorError):
             save_file(weights, part, metadata={HEADER_KEY: json.dumps(asdict(self.header))})
             part.chmod(0o644)  # safetensors makes files that only their owner can read
             read_header(part)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -12,18 +16,42 @@ class LogFile:
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def add(self, line: str) -> None:
-        """Add a line; it is in the file at once, so that it can be followed and a killed command leaves it."""
+    def start(self, line: str) -> None:
+        """Add the first line; an OSError says that the file cannot be written."""
         self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
         self._file.flush()
 
+    def add(self, line: str) -> None:
+        """Add a line; it is in the file at once, so that it can be followed and a killed command leaves it.
+
+        If the file cannot be written any more, as on a full disk, it ends with a warning, and the command goes on.
+        """
+        if self._file.closed:
+            return
+        try:
+            self.start(line)
+        except OSError as error:
+            with suppress(OSError):
+                self._file.close()
+            print(f"segkit: warning: {self._file.name}: the log ends here ({error.strerror})", file=sys.stderr)
+
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # of a full disk, which was said before
+            self._file.close()
 
 
 class CommandStream:
     """Stands in for stdout or stderr; attributes that it lacks are those of the stream behind it.
+
+    If nobody reads the stream any more (`segkit ... | head`), the command goes on without it.
+
+    Parameters
+    ----------
+    shown
+        The stream behind it.
+    holds_result
+        Whether it is an error if the stream cannot be written, since its disk is full.
 
     Attributes
     ----------
@@ -35,8 +63,8 @@ class CommandStream:
         Gets each complete line, whether or not it is shown.
     """
 
-    def __init__(self, shown: TextIO) -> None:
-        self.shown = shown
+    def __init__(self, shown: TextIO, *, holds_result: bool = False) -> None:
+        self.shown, self._holds_result = shown, holds_result
         self.silent = False
         self.log: LogFile | None = None
         self._line = ""
@@ -47,12 +75,31 @@ class CommandStream:
     def write(self, text: str) -> int:
         """Show a text unless silent, and log the lines that it completes."""
         if not self.silent:
-            self.shown.write(text)
+            with self._without_reader():
+                self.shown.write(text)
         if self.log is not None:
             *lines, self._line = (self._line + text).split("\n")
             for line in lines:
                 self.log.add(line)
         return len(text)
+
+    def flush(self) -> None:
+        """Show what was written so far."""
+        with self._without_reader():
+            self.shown.flush()
+
+    @contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        """Write what follows to nowhere if the stream cannot be written; raise an OSError if it holds a result."""
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.shown.fileno())  # what is left in buffers can be written, too
+                os.close(nowhere)
+            if self._holds_result and not isinstance(error, BrokenPipeError):
+                raise OSError(error.errno, error.strerror, "standard output") from error
 
     def isatty(self) -> bool:
         """Return whether a person sees it."""

@@ -27,8 +27,10 @@ from segkit.runtime import distributed
 from segkit.runtime.memory import retain_freed_memory, trim_memory
 from segkit.training.baselines import fit_pixel_branch
 from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinite
+from segkit.training.checkpoints import AtomicCheckpoints
 from segkit.training.finishing import count_epochs, load_epoch
 from segkit.training.loaders import CropLoaders
+from segkit.training.memory import explain_memory
 from segkit.training.module import TrainingModule
 from segkit.training.results import write_results
 from segkit.training.resume import explain_interruption, prepare_run_folder
@@ -95,6 +97,7 @@ def fit_network(
             precision=_PRECISIONS[precision],  # type: ignore[arg-type]
             max_epochs=recipe.train.epochs,
             callbacks=_callbacks(folder, recipe, precision, show_progress=show_progress),
+            plugins=[AtomicCheckpoints()],
             logger=TensorBoardLogger(folder, name="tensorboard", version="") if recipe.train.tensorboard else False,
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -105,7 +108,11 @@ def fit_network(
             use_distributed_sampler=False,
             log_every_n_steps=1,
         )
-        with explain_interruption(folder, recipe.train.epochs), _interruptible(trainer):
+        with (
+            explain_interruption(folder, recipe.train.epochs),
+            explain_memory(recipe.train, folder),
+            _interruptible(trainer),
+        ):
             trainer.fit(module, datamodule=data, ckpt_path=folder / LAST if resume else None, weights_only=True)
     broadcast = distributed.broadcaster()
     if trainer.is_global_zero:

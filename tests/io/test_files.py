@@ -24,6 +24,7 @@ from segkit.io.files import (
     escape_formula,
     fsync,
     lock_folder,
+    not_as_written,
     private_folder,
     remove_atomically,
     remove_leftovers,
@@ -398,14 +399,20 @@ def test_a_full_disk_is_reported_where_it_is_one_and_nowhere_else(tmp_path, monk
     error.__cause__ = OSError(122, "x")
     assert describe_error(error, tmp_path) == os.strerror(122)
     assert describe_obstacle(tmp_path) == ""
-    assert describe_obstacle(tmp_path / "gone") == "; No such file or directory"
+    assert describe_obstacle(tmp_path / "gone") == "No such file or directory"
+    part = tmp_path / ".map.tif.0123abcd.part" / "strip.tif"
+    assert str(not_as_written(tmp_path / "map.tif", "differs")) == f"{tmp_path}/map.tif: differs"
+    lost = f"{tmp_path}/map.tif could not be written: No such file or directory"
+    assert str(not_as_written(part, "differs")) == lost  # the folder, so no temporary name is shown
 
     def full(descriptor):
         raise OSError(28, "x")
 
     monkeypatch.setattr(os, "fsync", full)
-    messages = describe_error(RuntimeError("GDAL says."), tmp_path)
-    assert messages == "GDAL says; No space left on device: free some space, or write to another disk"
+    full_disk = "No space left on device: free some space, or write to another disk"
+    assert describe_error(RuntimeError("GDAL says much about SQL."), tmp_path) == full_disk
+    assert describe_error(RuntimeError("I/O error: (os error 28)"), tmp_path) == full_disk
+    assert str(not_as_written(tmp_path / "a.tif", "differs")) == f"{tmp_path}/a.tif could not be written: {full_disk}"
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import re
 import sys
 
@@ -38,6 +40,42 @@ def test_lines_are_logged_whole_whether_or_not_they_are_shown(stream, tmp_path):
     assert stream.shown.getvalue() == "a b\n of it\n"
     assert logged(tmp_path) == ["a b", "c", "no end of it", "last"]
     assert stream.encoding is None  # that of the stream behind it
+
+
+class Gone(io.StringIO):
+    """A stream that cannot be written."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.error, self.name = OSError(number, os.strerror(number)), "log.txt"
+
+    def write(self, text):
+        raise self.error
+
+    flush = write_through = lambda self: self.write("")
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_without_a_reader_a_command_goes_on_but_no_result_is_lost_unsaid(number):
+    messages, result = CommandStream(Gone(number)), CommandStream(Gone(number), holds_result=True)
+    messages.write("a")
+    messages.flush()
+    if number == errno.EPIPE:
+        assert result.write("a") == 1
+    else:
+        for attempt in (lambda: result.write("a"), result.flush):
+            with pytest.raises(OSError, match=r"No space left on device: 'standard output'"):
+                attempt()
+
+
+def test_a_log_that_cannot_be_written_ends_with_one_warning(capsys):
+    log = LogFile(Gone(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        log.start("first")
+    log.add("second")
+    log.add("third")
+    log.close()
+    assert capsys.readouterr().err == "segkit: warning: log.txt: the log ends here (No space left on device)\n"
 
 
 def test_a_bar_is_not_logged_but_its_progress_is(stream, tmp_path, monkeypatch):

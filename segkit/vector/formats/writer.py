@@ -15,8 +15,8 @@ import numpy as np
 
 from segkit.errors import OutputError, OutputExistsError, UsageError, suggest
 from segkit.io.class_table import Legend, MapClass
-from segkit.io.files import as_output_error, atomic_write, check_output, describe_obstacle
-from segkit.io.geopackage import copy_without_layers, verify_copy
+from segkit.io.files import as_output_error, atomic_write, check_output, not_as_written
+from segkit.io.geopackage import check_vector_path, copy_without_layers, layer_name, verify_copy
 from segkit.io.grid import Grid
 from segkit.io.paths import PathLike
 from segkit.io.qml import write_style
@@ -117,6 +117,7 @@ def check_target(path: PathLike, *, overwrite: bool) -> tuple[Path, Format]:
     """
     target = check_output(path, overwrite=overwrite)
     format_ = find_format(target)
+    check_vector_path(target)
     siblings = [ending.upper() if target.suffix.isupper() else ending for ending in format_.siblings]
     existing = [file.name for ending in siblings if (file := target.with_suffix(ending)).exists()]
     if existing and not overwrite:
@@ -187,16 +188,17 @@ def open_writer(
     target, format_ = check_target(path, overwrite=overwrite)
     project, crs, splits = _projection(target, format_, grid, to_crs)
     used_classes = {one for one in legend.classes if not one.background}
+    own_layer = layer_name(target) if format_.has_layers else target.stem
 
     def style(layer: str) -> str:
         ordered = [one for one in legend.classes if one in used_classes]
         ordered += sorted(used_classes.difference(ordered), key=lambda one: one.value)
-        return qml((one for one in ordered if layer in (one.name, target.stem)), translucent=legend.multilabel)
+        return qml((one for one in ordered if layer in (one.name, own_layer)), translucent=legend.multilabel)
 
     with atomic_write(target) as named, ExitStack() as stack:
         # For some formats GDAL needs an extension in lower case.
         part = named.with_suffix(named.suffix.lower())
-        names = tuple(layers) if format_.has_layers and layers else (target.stem,)
+        names = tuple(layers) if format_.has_layers and layers else (own_layer,)
         other_contents = copy_without_layers(target, part, names) if format_.has_layers else {}
         spec = FileSpec(
             part,
@@ -215,7 +217,7 @@ def open_writer(
             stack.close()
             _verify(spec, format_, writer.counts, target.name)
             verify_copy(part, names, other_contents)
-            write_style(style(target.stem), part.with_suffix(".qml"), target.with_suffix(".qml"))
+            write_style(style(own_layer), part.with_suffix(".qml"), target.with_suffix(".qml"))
         companions = format_.companions
         if part != named:
             companions += tuple(ending.upper() for ending in companions)
@@ -380,10 +382,8 @@ def _verify(spec: FileSpec, format_: Format, counts: Mapping[str, int], name: st
     for layer, count in counts.items():
         found = format_.inspect(spec.path, layer)
         if found.polygons != count:
-            raise OutputError(
-                f"{name}: {count} polygons were written and {found.polygons} read back"
-                + describe_obstacle(spec.path.parent)
-            )
+            difference = f"{count} polygons were written and {found.polygons} read back"
+            raise not_as_written(spec.path, difference, name=name)
         if count and found.columns != columns:
             raise OutputError(f"{name}: the columns {', '.join(columns)} read back as {', '.join(found.columns)}")
         if spec.crs is not None and not _same_crs(spec.crs, found.crs):
