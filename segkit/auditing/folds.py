@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from segkit.data.pairing import Sample
 from segkit.data.split import SceneCounts, group_overlapping, resolve_split
 from segkit.errors import DataError, UsageError, suggest
 from segkit.evaluation.decisions import ModelPredictor
-from segkit.models.run_folder import METRICS, MODEL, RECIPE, find_folds
+from segkit.models.run_folder import MODEL, RECIPE, find_folds, read_metrics
 from segkit.models.segmenter import Segmenter, load
 from segkit.recipe.schema import Recipe
 from segkit.recipe.sources import DatasetSource
@@ -282,7 +281,7 @@ def _check_same_labels(run: Path, found: Examination, advice: str) -> None:
     Folds are drawn by the labels, so with other labels another part would be predicted.
     """
     assert found.validation_counts is not None
-    matrix = json.loads((run / METRICS).read_text(encoding="utf-8")).get("confusion", {}).get("matrix", [])
+    matrix = read_metrics(run).get("confusion", {}).get("matrix", [])
     if matrix and _row_sums(matrix) != found.validation_counts.ravel().tolist():
         raise DataError(
             f"{run}: the labels have changed since this fold was trained, so its model may have seen some of those "

@@ -158,7 +158,7 @@ class Journal:
             if not folder.exists():
                 return None
             try:
-                record = _read_checked(folder / _RECORD)
+                record = _read_checked(folder / _RECORD, "key", "files", "data")
                 if record["key"] != self._key:
                     raise ValueError("it belongs to another request or plan")
                 for name, expected in record["files"].items():
@@ -254,7 +254,7 @@ class Journal:
 
     def _continue_or_start(self, *, overwrite: bool) -> None:
         try:
-            stored = _read_checked(self._folder / _REQUEST)
+            stored = _read_checked(self._folder / _REQUEST, "request", "plan")
         except (OSError, ValueError):
             stored = None
         if stored and _canonical_json(stored["request"]) == _canonical_json(self._request):
@@ -316,10 +316,13 @@ def _add_checksum(content: Mapping[str, Any]) -> str:
     return json.dumps({"sha256": _sha256(content), **content}, indent=1)
 
 
-def _read_checked(path: Path) -> dict[str, Any]:
-    """Read a file written by `_add_checksum`; raise a ValueError if it has changed."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.pop("sha256", None) != _sha256(content):
+def _read_checked(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a file written by `_add_checksum`; raise a ValueError if it has changed, or has other keys."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        content = None
+    if not isinstance(content, dict) or content.pop("sha256", None) != _sha256(content) or content.keys() != {*keys}:
         raise ValueError(f"{path.name} has changed")
     return content
 

@@ -177,9 +177,14 @@ def _check_types(fields: Mapping[str, Any]) -> None:
         sizes.add(len(values))
     if len(sizes) > 1:
         raise ValueError("mean, std and band_names are of different numbers of bands")
-    scores, per_class = fields["metrics"], fields["metrics"].get("per_class") or {}
+    check_metrics(fields["metrics"])
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raise a ValueError if scores, also those of classes, are not numbers or None."""
+    per_class = metrics.get("per_class") or {}
     if not isinstance(per_class, dict) or not all(isinstance(each, dict) for each in per_class.values()):
         raise ValueError("metrics.per_class has no scores for each class")
     of_classes = [value for each in per_class.values() for value in each.values()]
-    if not all(isinstance(value, int | float | None) for value in (*map(scores.get, SCORES), *of_classes)):
+    if not all(isinstance(value, int | float | None) for value in (*map(metrics.get, SCORES), *of_classes)):
         raise ValueError("a score in metrics is not a number")

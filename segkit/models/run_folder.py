@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from segkit.errors import OutputError, RecipeError
+from segkit.errors import DataError, OutputError, RecipeError, first_line
 from segkit.io.files import LOCK_FILE, as_output_error, lock_folder
+from segkit.models.model_file import check_metrics
 from segkit.recipe.schema import Recipe
 from segkit.recipe.yaml import parse_yaml
 
@@ -125,7 +127,42 @@ def baseline_scores(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, float 
     return {_OLD_BASELINES.get(name, name): scores for name, scores in metrics.get("baselines", {}).items()}
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read a run's metrics.json.
+
+    Raises
+    ------
+    DataError
+        It is damaged.
+    """
+    path = folder / METRICS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("confusion", {}), dict):
+            raise ValueError("no scores")  # noqa: TRY004 - of the file
+        check_metrics(found)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({first_line(error)}); copy it again, or train the run again"
+        ) from error
+    return found
+
+
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read a run's log.csv: one dict per epoch."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    """Read a run's log.csv: one dict per epoch.
+
+    Raises
+    ------
+    DataError
+        It is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        if any("epoch" not in row for row in rows):
+            raise ValueError("no column 'epoch'")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(
+            f"{path}: is no log of a training ({first_line(error)}); copy it again, or remove it if it is not needed"
+        ) from error
+    return rows

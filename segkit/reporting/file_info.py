@@ -191,12 +191,12 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _folder(folder: Path) -> dict[str, Any]:
     """Read the folder of a run or of a cross-validation."""
-    from segkit.models.run_folder import LOG, METRICS, MODEL, RECIPE, find_folds, read_log
+    from segkit.models.run_folder import LOG, MODEL, RECIPE, find_folds, read_log
 
     folds = find_folds(folder)
     if folds:
         rows = [
-            {"fold": f"{fold} of {number}", **_scores(_read_json(run / METRICS)), "finished": (run / MODEL).is_file()}
+            {"fold": f"{fold} of {number}", **_scores(_metrics(run)), "finished": (run / MODEL).is_file()}
             for (fold, number), run in folds.items()
         ]
         return {"kind": "folds", "folds": rows}
@@ -206,13 +206,13 @@ def _folder(folder: Path) -> dict[str, Any]:
 
     recipe = Recipe.load(folder / RECIPE)
     epochs = read_log(folder / LOG) if (folder / LOG).is_file() else []
-    metrics = _read_json(folder / METRICS)
+    metrics = _metrics(folder)
     return {
         "name": recipe.name,
         "task": recipe.task.type,
         "classes": [
             {"name": name, **{key: scores.get(key) for key in ("iou", "f1", "precision", "recall", "support")}}
-            for name, scores in metrics.get("per_class", {}).items()
+            for name, scores in (metrics.get("per_class") or {}).items()
         ],
         "architecture": recipe.model.architecture,
         "encoder": None if recipe.model.is_classical else recipe.model.encoder,
@@ -225,12 +225,11 @@ def _folder(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    return found if isinstance(found, dict) else {}
+def _metrics(run: Path) -> dict[str, Any]:
+    """Return the scores of a run; none if it is not finished."""
+    from segkit.models.run_folder import METRICS, read_metrics
+
+    return read_metrics(run) if (run / METRICS).is_file() else {}
 
 
 def _raster(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,9 +93,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     TrainingError
-        It is damaged.
+        It is damaged. The checksums of the zip file that it is are compared, which torch does not do here.
     """
     try:
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():
+                raise ValueError(f"{damaged} has changed")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise TrainingError(

@@ -6,12 +6,13 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from segkit.errors import OutputExistsError, suggest
 from segkit.io.files import atomic_write, check_folder, remove_atomically
-from segkit.models.run_folder import LAST, METRICS, lock_run
+from segkit.models.run_folder import LAST, lock_run, read_metrics
 from segkit.training.comparison import TIMES_FILE, Trial
 from segkit.training.train import train
 from segkit.training.variants import TrialPlan
@@ -57,13 +58,16 @@ def run_trial(plan: TrialPlan, *, overwrite: bool, show_progress: bool) -> Trial
         plan.folder.parent.mkdir(parents=True, exist_ok=True)
         with _measure_time(times_file, resume=resume), _explain_interruption():
             train(plan.recipe, plan.folder, resume=resume, overwrite=True, force=True, show_progress=show_progress)
-    times = (
-        json.loads(times_file.read_text(encoding="utf-8"))
-        if times_file.is_file()
-        else {"seconds": None, "cpu_seconds": None}
-    )
-    metrics = json.loads((plan.folder / METRICS).read_text(encoding="utf-8"))
-    return Trial(plan.variant, plan.seed, plan.fold, plan.folder, metrics, **times)
+    return Trial(plan.variant, plan.seed, plan.fold, plan.folder, read_metrics(plan.folder), **_read_times(times_file))
+
+
+def _read_times(path: Path) -> dict[str, float | None]:
+    """Return the seconds that a trial took; None where they are not known."""
+    found: Any = {}
+    with suppress(OSError, ValueError, RecursionError):  # they are only shown
+        found = json.loads(path.read_text(encoding="utf-8"))
+    known = {key: found.get(key) if isinstance(found, dict) else None for key in ("seconds", "cpu_seconds")}
+    return {key: value if isinstance(value, int | float) else None for key, value in known.items()}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Small files of each kind that segkit reads, and the commands that read them."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from exported import classical
 from faults import Case
 from maps import write_map
+from products import random_bands, write_item, write_safe
 from rasterio.errors import NotGeoreferencedWarning
 from synthetic import TASKS, recipe_for, segmenter, write_pair, write_raster
 
@@ -260,6 +262,97 @@ def journal_cases(folder):
             yield Case(f"journal {'/'.join(Path(file).parts[2:])}", own, file, run, checked=True)
 
 
+def product_cases(folder):
+    """A Sentinel-2 product and a STAC item, through `info` and `predict`."""
+    safe = folder / "safe"
+    product = write_safe(safe, random_bands(["B02", "B03", "B04"], side=40))
+    classical(folder, "binary").save(safe / MODEL)
+    xml = f"{product.name}/MTD_MSIL2A.xml"
+    band = str(next(product.rglob("*B03*.jp2")).relative_to(safe))
+    predict = ("predict", MODEL, product.name, "-o", "out/map.tif", *TILES)
+    yield Case("SAFE metadata", safe, xml, ("info", product.name), text=True, prints=True)
+    yield Case("SAFE metadata predict", safe, xml, predict, text=True)
+    yield Case("SAFE band", safe, band, predict)
+    own = folder / "item"
+    write_scene(own / "scene.tif", **_GTIFF | {"compress": "deflate"})
+    assets = {"data": {"href": "./scene.tif", "type": "image/tiff; application=geotiff", "roles": ["data"]}}
+    write_item(own / "item.json", assets, datetime="2024-07-01T00:00:00Z")
+    classical(folder, "binary").save(own / MODEL)
+    predict = ("predict", MODEL, "item.json", "-o", "out/map.tif", *TILES)
+    yield Case("STAC item", own, "item.json", ("info", "item.json"), text=True, prints=True)
+    yield Case("STAC item predict", own, "item.json", predict, text=True)
+    yield Case("STAC item's raster", own, "scene.tif", (*predict, "--on-read-error", "nodata"), text=True)
+
+
+def labelling_cases(folder):
+    """Windows to label, through `labels` and `suggest`."""
+    from faults import call
+    from labelling import label
+
+    own = folder / "windows"
+    write_scene(own / "scene.tif", driver="GTiff")
+    classical(folder, "binary").save(own / MODEL)
+    small = ("--size", "16px", "-n", "2", "--tile", "32", "--overlap", "8", "--precision", "fp32", "--device", "cpu")
+    made = call(("suggest", MODEL, "scene.tif", "-o", "done.gpkg", *small), own)
+    assert made.code == 0, made.said
+    label(own / "done.gpkg", zones().assign(**{"class": "cleared"}))
+    yield Case("windows labels", own, "done.gpkg", ("labels", "done.gpkg", "-o", "out/labels.gpkg"))
+    again = ("suggest", MODEL, "scene.tif", "--labelled", "done.gpkg", "-o", "out/more.gpkg", *small)
+    yield Case("windows suggest", own, "done.gpkg", again)
+
+
+def _train(folder, **keys):
+    """Write scenes and a recipe without unneeded work; return the recipe's content."""
+    for seed, name in enumerate("ab"):
+        write_pair(folder, "binary", name, seed=seed, height=64, width=64)
+    raw = recipe_for(folder, "binary").to_dict()
+    raw["data"] |= {"train": {"images": "images", "labels": "labels"}}
+    raw["train"] |= {"baselines": [], "fit_thresholds": False, "steps_per_epoch": 1, "batch_size": 2} | keys
+    return raw
+
+
+def run_cases(folder):
+    """The cache of a training and its run folder, through `train`, `info` and `report`; and scores."""
+    from faults import call
+
+    own = folder / "cached"
+    raw = _train(own)
+    raw["model"] = {"architecture": "lda"}
+    raw["data"]["cache"] = 1
+    _write_recipe(own / "recipe.yaml", raw)
+    train, cache = ("train", "recipe.yaml", "-o", "out/run", "--force"), (("SEGKIT_CACHE", "out/cache"),)
+    assert (made := call(train, own, cache)).code == 0, made.said
+    shutil.move(own / "out/run", own / "run")
+    for path in sorted(path for path in (own / "out/cache").glob("*/*") if path.name != ".lock")[:4]:
+        file = str(path.relative_to(own))
+        name = f"cache {path.name}"
+        yield Case(name, own, file, train, checked=True, judged="model.safetensors", environment=cache)
+    for name in ("metrics.json", "recipe.yaml", "model.safetensors"):
+        yield Case(f"run {name} info", own, f"run/{name}", ("info", "run"), text=True, prints=True)
+    report = ("report", "run/metrics.json", "-o", "out/report.html")
+    yield Case("metrics.json report", own, "run/metrics.json", report, text=True)
+
+
+def checkpoint_cases(folder):
+    """The checkpoints and the log of an interrupted training, through `finish`, `train --resume` and `info`."""
+    from faults import call
+
+    own = folder / "checkpoints"
+    raw = _train(own, epochs=2)
+    _write_recipe(own / "recipe.yaml", raw)
+    train = ("train", "recipe.yaml", "-o", "out/run", "--force")
+    assert (made := call(train, own)).code == 0, made.said
+    for name in ("model.safetensors", "metrics.json"):
+        (own / "out/run" / name).unlink()
+    yield Case("log.csv info", own, "out/run/log.csv", ("info", "out/run"), text=True, prints=True)
+    for name in ("best", "last"):
+        file = f"out/run/checkpoints/{name}.ckpt"
+        finish = ("finish", "out/run")
+        yield Case(f"{name}.ckpt finish", own, file, finish, checked=True, judged="run/model.safetensors")
+    more = (*train, "--resume", "--set", "train.epochs=3")
+    yield Case("last.ckpt resume", own, file, more, checked=True, judged="run/model.safetensors")
+
+
 def onnx_cases(folder):
     """An exported model, through `info` and `predict`."""
     from exported import moderate
@@ -287,5 +380,9 @@ KINDS = {
     "vectors": vector_cases,
     "points": point_cases,
     "journals": journal_cases,
+    "products": product_cases,
+    "windows": labelling_cases,
+    "runs": run_cases,
+    "checkpoints": checkpoint_cases,
     "onnx": onnx_cases,
 }

@@ -36,6 +36,7 @@ class MemoryScene:
     threads: set[int] = field(default_factory=set)
     bands: tuple[int, ...] = (1, 2)
     broken_from: int | None = None
+    unreadable: tuple = ()
 
     @property
     def grid(self):

@@ -1,7 +1,19 @@
+import pytest
 import yaml
 from synthetic import recipe_for
 
-from segkit.models.run_folder import RECIPE, baseline_scores, is_run_of, recipe_text, stored_recipe_text
+from segkit.errors import DataError
+from segkit.models.run_folder import (
+    LOG,
+    METRICS,
+    RECIPE,
+    baseline_scores,
+    is_run_of,
+    read_log,
+    read_metrics,
+    recipe_text,
+    stored_recipe_text,
+)
 
 OLD_KEYS = {"steps_per_epoch": "steps", "class_balanced_sampling": "oversample", "checkpoint": "keep"}
 
@@ -39,3 +51,24 @@ def test_baselines_of_earlier_runs_have_the_names_of_today():
         "forest": {},
     }
     assert baseline_scores({}) == {}
+
+
+def test_damaged_scores_and_logs_are_one_clear_error(tmp_path):
+    """Each text is an error that names the file, or what it says."""
+    log = "epoch,loss,val_iou\n1,0.5,0.1\n2,0.4,\n"
+    for text in (log, log.replace("epoch", "epocz"), "epoch\n1,2\n", "epoch,loss\n1\n", "epoch\nx\n"):
+        (tmp_path / LOG).write_text(text)
+        with pytest.raises(DataError, match=r"log\.csv: is no log of a training \("):
+            read_log(tmp_path / LOG)
+    (tmp_path / LOG).write_text(log.replace("0.4,", "0.4,nan"))
+    assert [row["loss"] for row in read_log(tmp_path / LOG)] == [0.5, 0.4]
+    others = '{"per_class": [1]}', '{"per_class": {"a": 3}}', '{"mean_iou": "x"}', '{"confusion": 1}'
+    for text in ("", "[]", "[" * 10**5, *others):
+        (tmp_path / METRICS).write_text(text)
+        with pytest.raises(DataError, match=r"metrics\.json: cannot be read \("):
+            read_metrics(tmp_path)
+    (tmp_path / METRICS).write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"metrics\.json: cannot be read \("):
+        read_metrics(tmp_path)
+    (tmp_path / METRICS).write_text('{"mean_iou": null, "per_class": {"a": {"iou": 0.5}}}')
+    assert read_metrics(tmp_path)["per_class"] == {"a": {"iou": 0.5}}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from faults import cuts, flips
 from safetensors.torch import load_file
 from synthetic import recipe_for, write_pair, write_pairs
 
@@ -14,7 +15,7 @@ from segkit.models.segmenter import load
 from segkit.recipe.schema import Recipe
 from segkit.training.finishing import finish
 from segkit.training.module import TrainingModule
-from segkit.training.resume import TrainingInterrupted, finished_epochs
+from segkit.training.resume import TrainingInterrupted, finished_epochs, read_checkpoint
 from segkit.training.train import train
 
 SHORT = {"steps_per_epoch": 2, "batch_size": 2, "baselines": [], "fit_thresholds": False}
@@ -221,6 +222,26 @@ def test_a_recipe_that_a_user_wrote_is_not_replaced(data, tmp_path):
             train(short(data), tmp_path)
         with pytest.raises(RecipeError, match=r"recipe\.yaml: (line 2|not YAML)"):
             train(short(data), tmp_path, resume=True)
+
+
+def test_a_checkpoint_with_a_changed_bit_is_refused_or_the_same(tmp_path):
+    """Its tensors are mapped from the disk, where torch compares no checksums."""
+    torch.manual_seed(0)
+    torch.save({"epoch": 1, "state_dict": {"weight": torch.randn(40, 20)}}, tmp_path / "a.ckpt")
+    content, refused = (tmp_path / "a.ckpt").read_bytes(), 0
+    whole = read_checkpoint(tmp_path / "a.ckpt")["state_dict"]["weight"].clone()
+    random = np.random.default_rng(0)
+    for damage, change in (*cuts(len(content), 5, random), *flips(len(content), 25, random)):
+        (tmp_path / "a.ckpt").write_bytes(change(content))
+        try:
+            found = read_checkpoint(tmp_path / "a.ckpt")
+        except TrainingError as error:
+            assert "a.ckpt: cannot be read" in str(error)  # noqa: PT017 - or it is the same
+            refused += 1
+            continue
+        assert found["epoch"] == 1, damage
+        assert torch.equal(found["state_dict"]["weight"], whole), damage
+    assert refused > 15
 
 
 def test_what_cannot_be_finished_or_resumed_says_why(data, tmp_path):
