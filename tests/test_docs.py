@@ -77,6 +77,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line, comments=True)
     words = words[: words.index(">")] if ">" in words else words
     skip_measurements(monkeypatch.setattr)
+    monkeypatch.setattr("segkit.reporting.sections._N_TILES", 1)  # drawing them is slow
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as end:
         cli.main()

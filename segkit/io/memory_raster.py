@@ -138,6 +138,7 @@ class MemoryRaster(FileSet):
         return PurePath.__new__(cls, label)
 
     def __init__(self, label: str, dataset: Any, file: Path | None = None) -> None:
+        super().__init__(label)
         self._label, self._dataset, self._file = label, dataset, file
 
     @property

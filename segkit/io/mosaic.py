@@ -58,6 +58,7 @@ class Mosaic(FileSet):
 
     def __init__(self, files: PathLike | Sequence[PathLike], overlap: str | None = None) -> None:
         self._given = _as_paths(files)
+        super().__init__(self._given[0])
         if overlap not in (None, *OVERLAPS):
             raise UsageError(f"overlap is {overlap!r}; it is one of {', '.join(OVERLAPS)}, or None")
         self.overlap = overlap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,10 @@ class FileSet(_SystemPath):
     """
 
     is_named = False
+
+    def __init__(self, path: PathLike) -> None:
+        if sys.version_info >= (3, 12):  # before, `__new__` sets the path
+            super().__init__(path)
 
     @property
     @abstractmethod

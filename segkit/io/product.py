@@ -49,6 +49,7 @@ class Product(FileSet):
         return PurePath.__new__(cls, os.fspath(path))
 
     def __init__(self, path: PathLike, item: str | None = None) -> None:
+        super().__init__(path)
         self._source, self._item = Path(path), item
 
     @functools.cached_property

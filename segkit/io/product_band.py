@@ -123,6 +123,7 @@ class ProductFile(FileSet):
     def __init__(
         self, path: PathLike, product: Path, bands: Mapping[int, ProductBand], grid: Grid, resampling: str
     ) -> None:
+        super().__init__(path)
         self._file, self.product, self.bands = Path(path), product, dict(bands)
         self.grid, self._resampling = grid, resampling
 

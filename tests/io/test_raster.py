@@ -1040,7 +1040,7 @@ def test_a_file_that_changes_its_grid_is_not_warped_unasked(write_raster):
 @pytest.mark.parametrize(("driver", "suffix"), [("JPEG", "jpg"), ("WEBP", "webp")])
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_pictures_are_read_and_cut_ones_refused(tmp_path, driver, suffix):
-    """A world file gives the place of a JPEG."""
+    """A world file gives the place of a JPEG, and with newer versions of GDAL also of a WebP."""
     from PIL import Image
 
     rows, columns = np.indices((64, 80))
@@ -1050,7 +1050,8 @@ def test_pictures_are_read_and_cut_ones_refused(tmp_path, driver, suffix):
     (tmp_path / "a.wld").write_text("0.5\n0\n0\n-0.5\n100.25\n199.75\n")
     with open_raster(path) as dataset:
         found = dataset.read()
-        assert dataset.transform == (Affine(0.5, 0, 100, 0, -0.5, 200) if driver == "JPEG" else Affine.identity())
+        placed = Affine(0.5, 0, 100, 0, -0.5, 200)
+        assert dataset.transform in ((placed,) if driver == "JPEG" else (placed, Affine.identity()))
     assert np.abs(found.transpose(1, 2, 0).astype(int) - pixels).max() < 12
     content = path.read_bytes()
     for length in range(10, len(content) - 1, max(1, len(content) // 20)):

@@ -25,6 +25,11 @@ FULL = task([["water", "building"], ["forest", "building"]], {"flooded forest": 
         ([], {"lake": ["water"]}, "task.implies.lake names 'lake'"),
         ([], {"water": ["water"]}, "names 'water' with itself"),
         ([], {"water": ["forest"], "forest": ["water"]}, r"'water' implies itself \(water, forest, water\)"),
+        (
+            [],
+            {"flooded forest": ["water"], "water": ["forest"], "forest": ["water"]},
+            r"'water' implies itself \(water, forest, water\)",
+        ),
         ([["water", "forest"]], {"flooded forest": ["forest", "water"]}, "a pixel of 'flooded forest' is water and fo"),
         (
             [["water", "building"]],

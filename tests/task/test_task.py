@@ -426,6 +426,29 @@ def test_fractions_become_soft_targets(task, data, rest):
 
 
 @every_task
+def test_a_fraction_of_0_is_known_and_only_ignore_is_not(task):
+    soft = torch.zeros((1, task.channels, 1, 2))
+    soft[:, -1, :, 1] = IGNORE
+    target, valid = task.onehot(soft)
+    assert (target == 0).all()
+    assert valid[..., 0].all()
+    assert valid[0, :, 0, 1].tolist() == [task.head == "sigmoid"] * (task.channels - 1) + [False]
+
+
+def test_where_no_class_is_probable_all_are_equally_so():
+    shares = TABLE["one-vs-rest without"][0].category_probabilities(torch.zeros((1, 3, 2, 2)))
+    torch.testing.assert_close(shares, torch.full((1, 1, 3, 2, 2), 1 / 3))
+
+
+@every_task
+def test_colours_are_those_of_maps_with_one_band(task):
+    if task.n_targets > 1:
+        assert task.colors is None
+    else:
+        assert task.colors.keys() == {row["value"] for row in task.legend}
+
+
+@every_task
 def test_fractions_of_0_and_1_harden_to_masks(task):
     random, k = np.random.default_rng(3), len(task.classes)
     masks = random.integers(0, 2, (k, 30, 40))
