@@ -67,7 +67,6 @@ def test_a_failed_check_of_a_gpu_is_reported_and_the_others_go_on(monkeypatch, c
 def test_the_check_of_a_large_scene_interrupts_and_resumes_a_small_one(tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(ROOT / "tools")
     check = importlib.import_module("check_large_scene")
-    monkeypatch.delitem(sys.modules, "check_large_scene")
     monkeypatch.setattr(check, "START", fork_server.SERVER)  # has imported most
     model = segmenter(tmp_path, bands=1, mean=[110.0], std=[50.0])
     model._receptive_field = 20
