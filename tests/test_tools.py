@@ -4,11 +4,12 @@ import importlib
 import re
 import sys
 
+import fork_server
 import numpy as np
 import pytest
 import rasterio
 from places import ROOT
-from synthetic import write_raster
+from synthetic import segmenter, write_raster
 
 from segkit.inference.predict import predict
 
@@ -61,3 +62,19 @@ def test_a_failed_check_of_a_gpu_is_reported_and_the_others_go_on(monkeypatch, c
 
     assert not check.run_checks({"first": fail, "second": lambda: "fine"})
     assert capsys.readouterr().out == "FAILED  first: 0.5 of the pixels\nok      second: fine\n"
+
+
+def test_the_check_of_a_large_scene_interrupts_and_resumes_a_small_one(tmp_path, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    check = importlib.import_module("check_large_scene")
+    monkeypatch.setattr(check, "START", fork_server.SERVER)  # has imported most
+    model = segmenter(tmp_path, bands=1, mean=[110.0], std=[50.0])
+    model._receptive_field = 20
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run" / "model.safetensors")
+    size = ["--width", "700", "--height", "600", "--side", "120", "--patches", "3", "--tile", "128", "--compare", "1"]
+    assert check.main([*size, "--band-pixels", "60000", "--stop-after", "1", "--folder", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    assert re.search(r"interrupted: exit code 130 .* [1-9]\d* windows computed", said)
+    assert re.search(r"resumed, [1-9] bands were finished: exit code 0", said)
+    assert said.endswith("ok\n")

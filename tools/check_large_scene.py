@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--stop-after", type=int, default=100, metavar="BANDS")
     parser.add_argument("--band-pixels", type=int, help="least pixels of a row band, to try this with a small scene")
+    parser.add_argument("--compare", type=int, default=3, metavar="N", help="patches predicted as scenes of their own")
     parser.add_argument("--folder", type=Path, help="where to work, and to go on; default: a temporary folder")
     given = parser.parse_args(arguments)
     if given.folder is None:
@@ -100,10 +101,8 @@ def check(given: argparse.Namespace, folder: Path) -> int:
         report(f"resumed, {before} bands were finished", call, megapixels)
         failed += [f"exit code {call.code} when resumed"] * (call.code != 0)
         failed += [f"{call.windows} windows of {with_data} with data"] * (call.windows > with_data)
-    shares = (
-        [compare(folder, number, patch, given) for number, patch in enumerate(patches[:3])] if done.exists() else []
-    )
-    for number, share in enumerate(shares):
+    for number, patch in enumerate(patches[: given.compare] if done.exists() else []):
+        share = compare(folder, number, patch, given)
         print(f"patch {number}: {share:.6%} of the pixels differ from those of a scene of its own", flush=True)
         failed += [f"patch {number} differs"] * (share > MAX_DIFFERENT)
     print("\n".join(f"FAILED: {one}" for one in failed) or "ok")

@@ -259,7 +259,10 @@ def _find_folders() -> None:
 
 def _can_be_written(folder: Path) -> bool:
     """Whether a folder, or its nearest existing parent, is writable."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError:  # another user's
+        return False
     return os.access(there, os.W_OK)
 
 

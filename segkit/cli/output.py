@@ -50,6 +50,7 @@ class Output:
         log = self.out.log
         for stream in (self.out, self.err):
             stream.end_log()
+        self.err.flush()
         if log is not None:
             log.add(f"exit code {code}")
             log.close()
@@ -87,7 +88,7 @@ def emit(result: Any) -> None:
         Dataclasses, dicts, lists, paths, arrays and numbers. NaN and infinity become null.
     """
     if _running is not None and _running.as_json:
-        print(json.dumps(to_json(result), indent=2, ensure_ascii=False), file=_running.out.shown)
+        _running.out.show(json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n")
 
 
 class CommandLine(typer.Typer):

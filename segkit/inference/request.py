@@ -98,7 +98,7 @@ def _identify_files(files: Sequence[Path]) -> list[str]:
             continue
         facts = require_file(file, "raster").stat()
         found.append(_identify(file.name, facts))
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it does not exist, or no file could have so long a name
             beside = file.with_name(f"{file.name}.msk")  # GDAL reads a mask there
             found.append(_identify(beside.name, beside.stat()))
     return found

@@ -194,8 +194,16 @@ def _side_files(file: Path) -> Iterator[tuple[Path, str]]:
         for name in names:
             side = file.with_name(name)
             # GDAL opens no other .aux files; LaTeX writes files of this name, too.
-            if side.exists() and (ending != ".aux" or _first_bytes(side, 15).upper() == b"EHFA_HEADER_TAG"):
+            if _exists(side) and (ending != ".aux" or _first_bytes(side, 15).upper() == b"EHFA_HEADER_TAG"):
                 yield side, driver
+
+
+def _exists(file: Path) -> bool:
+    """Return whether a file exists; none has a name that is too long."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def _check_opened(dataset: DatasetReader, name: str, *, vrt: bool) -> DatasetReader:

@@ -75,13 +75,17 @@ class CommandStream:
     def write(self, text: str) -> int:
         """Show a text unless silent, and log the lines that it completes."""
         if not self.silent:
-            with self._without_reader():
-                self.shown.write(text)
+            self.show(text)
         if self.log is not None:
             *lines, self._line = (self._line + text).split("\n")
             for line in lines:
                 self.log.add(line)
         return len(text)
+
+    def show(self, text: str) -> None:
+        """Show a text, also if the stream is silent, and do not log it."""
+        with self._without_reader():
+            self.shown.write(text)
 
     def flush(self) -> None:
         """Show what was written so far."""

@@ -30,8 +30,8 @@ from segkit.training.callbacks import EpochLog, ProgressCallback, StopOnNonFinit
 from segkit.training.checkpoints import AtomicCheckpoints
 from segkit.training.finishing import count_epochs, load_epoch
 from segkit.training.loaders import CropLoaders
-from segkit.training.memory import explain_memory
 from segkit.training.module import TrainingModule
+from segkit.training.out_of_memory import explain_memory
 from segkit.training.results import write_results
 from segkit.training.resume import explain_interruption, prepare_run_folder
 

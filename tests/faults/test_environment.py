@@ -1,43 +1,30 @@
 """Folders, permissions, names, streams, locales and limits of the system: a right result, or one clear error."""
 
+import contextlib
 import io
 import os
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
+import warnings
 from pathlib import Path
 from unittest import mock
 
-import geopandas
+import numpy as np
 import pytest
-from environment import FAST, MODEL, NAMES, WRITING, limited, write_place
+from environment import FAST, MODEL, NAMES, WRITING, limited
 from faults import call
 
 from segkit.cli import app
+from segkit.io.vector import read_layer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no such limits")
 NOBODY = 65534
-# Characters that shells, GDAL, pyogrio, SQLite, glob and typer take for something else; and the longest name of an input.
-ODD_NAMES = [
-    "my scene (1)",
-    "Wälder ß",
-    "森林地图",
-    "-scene",
-    "a[1]*?",
-    "50%20 {x} 'q' \"d\" #, a=b@c",
-    ".~x",
-    "n" * 250,
-]
-
-
-@pytest.fixture(scope="module")
-def place():
-    """The inputs of all commands, in a folder that other users can read."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        os.chmod(name, 0o755)
-        yield write_place(Path(name))
+# With what shells, GDAL, pyogrio, SQLite, glob and typer take for something else; and a long one.
+ODD_NAMES = (
+    "my scene (1) Wälder ß 森林地图", "-scene", ".~a[1]*? 50%20 {x} 'q' \"d\" #,=@", "n" * 250,
+)  # fmt: skip
 
 
 def test_a_missing_folder_is_named_before_the_work(place):
@@ -77,19 +64,20 @@ def test_a_file_of_another_user_is_named(place, request, file):
     request.addfinalizer(lambda: (place / file).chmod(0o644))
     request.getfixturevalue("nobody")
     run = call(("areas", "map.tif", "zones.gpkg", "--by", "name", *NAMES), place)
-    assert run.code in (1, 2)
-    assert run.said.splitlines()[-1].startswith(f"segkit: {file}"), run.said
-    assert "Permission denied" in run.said
+    assert run.code == 2
+    assert run.said.startswith("segkit: ")
+    assert f"'{file}' is not readable" in run.said
+    assert run.said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_files_may_have_any_name(place, tmp_path, name):
     for source in ("map.tif", "zones.gpkg", "names.csv", MODEL):
-        shutil.copy(place / source, tmp_path / f"{name[:230]}{Path(source).suffix}")
+        shutil.copy(place / source, tmp_path / f"{name[:150]}{Path(source).suffix}")
     (tmp_path / "images").mkdir()
     shutil.copy(place / "images" / "a.tif", tmp_path / "images" / f"{name}.tif")
     (tmp_path / "out").mkdir()
-    name, scene = name[:230], f"images/{name}.tif"
+    name, scene = name[:150], f"images/{name}.tif"  # SQLite opens no path of more than 512 bytes
     for expected, command in {
         f"{name}.tif": ("predict", "-o", f"out/{name}.tif", *FAST, "--", f"{name}.safetensors", scene),
         f"{name}.gpkg": ("vectorize", "--class-names", f"{name}.csv", "--", f"{name}.tif", f"out/{name}.gpkg"),
@@ -101,9 +89,8 @@ def test_files_may_have_any_name(place, tmp_path, name):
     # Equal to what files of plain names give.
     plain = call(WRITING["vectorize gpkg"], place)
     assert plain.code == 0, plain.said
-    found, other = (geopandas.read_file(path) for path in (tmp_path / "out" / f"{name}.gpkg", place / "out" / "v.gpkg"))
-    assert found.geometry.equals(other.geometry)
-    (place / "out" / "v.gpkg").unlink()
+    found, other = (read_layer(path) for path in (tmp_path / "out" / f"{name}.gpkg", place / "out" / "v.gpkg"))
+    assert np.array_equal(found.geometries, other.geometries)
 
 
 @pytest.mark.parametrize("name", ["a;b", "a!b", "a\nb"])
@@ -115,12 +102,10 @@ def test_names_that_pyogrio_cuts_are_refused_for_vector_files(place, name):
 
 
 def test_few_open_files_are_enough(place):
-    for command in ("predict", "vectorize gpkg", "evaluate", "train", "assess design"):
+    for command in ("predict", "vectorize shp", "evaluate"):
         with limited(resource.RLIMIT_NOFILE, 64):
             run = call(WRITING[command], place)
         assert run.code == 0, (command, run.said)
-        shutil.rmtree(place / "out")
-        (place / "out").mkdir()
 
 
 def run_with(arguments, folder, stdout, stderr):
@@ -129,15 +114,12 @@ def run_with(arguments, folder, stdout, stderr):
         mock.patch.object(sys, "argv", ["segkit", *arguments]),
         mock.patch.object(sys, "stdout", stdout),
         mock.patch.object(sys, "stderr", stderr),
-        mock.patch.object(os, "environ", dict(os.environ)),
-        pytest.raises(SystemExit) as end,
+        contextlib.chdir(folder),
+        warnings.catch_warnings(),
     ):
-        before = Path.cwd()
-        os.chdir(folder)
-        try:
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit) as end:
             app.main()
-        finally:
-            os.chdir(before)
     return end.value.code
 
 
@@ -153,31 +135,19 @@ def test_without_a_reader_of_its_messages_a_command_does_its_work(place, gone):
     streams = [unread() if gone in (name, "both") else io.StringIO() for name in ("stdout", "stderr")]
     assert run_with(("vectorize", "map.tif", "out/v.gpkg"), place, *streams) == 0  # with a warning
     assert (place / "out" / "v.gpkg").exists()
-    (place / "out" / "v.gpkg").unlink()
-    (place / "out" / "v.qml").unlink()
     for stream in streams:
         stream.close()  # nothing is left that cannot be written
 
 
 def test_a_result_that_standard_output_does_not_take_is_an_error(place):
     messages = io.StringIO()
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", buffering=1) as full:
         assert run_with(("info", "map.tif", "--json"), place, full, messages) == 1
     assert messages.getvalue() == (
         "segkit: standard output: No space left on device: free some space, or write to another disk\n"
     )
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", buffering=1) as full:
         assert run_with(("info", "none.tif"), place, io.StringIO(), full) == 2
-
-
-def test_a_log_on_a_full_disk_ends_and_the_command_does_not(place):
-    log, messages = place / "out" / "log.txt", io.StringIO()
-    words = ("vectorize", "map.tif", "out/v.fgb", *NAMES, "--log", "out/log.txt")
-    with limited(resource.RLIMIT_FSIZE, 130 + len(str(words))):
-        code = run_with(("vectorize", "map.tif", "out/v.fgb", "--log", "out/log.txt"), place, io.StringIO(), messages)
-    log.unlink()
-    assert code in (0, 1)
-    assert "Traceback" not in messages.getvalue()
 
 
 def test_a_locale_without_utf8_and_a_pipe_that_is_closed(place, tmp_path):

@@ -17,7 +17,8 @@ def test_a_checkpoint_is_whole_or_the_one_before_and_goes_through_no_other_folde
         assert torch.load(path, weights_only=True) == {"epoch": value}
 
     def full(file, content):
-        Path(file).open("wb").write(content[:20])
+        with Path(file).open("wb") as half:
+            half.write(content[:20])
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(Path, "write_bytes", full)

@@ -3,8 +3,8 @@ import torch
 from synthetic import recipe_for
 
 from segkit.errors import RasterError, TrainingError
-from segkit.training import memory
-from segkit.training.memory import explain_memory
+from segkit.training import out_of_memory
+from segkit.training.out_of_memory import explain_memory
 
 IN_WORKER = "Caught {} in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n{}: {}"
 SMALLER = r"of 32 x 32 pixels .*lower train\.batch_size or train\.tile_size"
@@ -31,7 +31,7 @@ def test_it_is_said_what_to_lower_and_what_is_kept(tmp_path, monkeypatch, error,
         explain(tmp_path, error)
     assert "kept" not in str(caught.value)
     assert str(caught.value).count("\n") == 0
-    monkeypatch.setattr(memory, "finished_epochs", lambda folder: 3)
+    monkeypatch.setattr(out_of_memory, "finished_epochs", lambda folder: 3)
     with pytest.raises(TrainingError, match=rf"{message}.*") as caught:
         explain(tmp_path, error)
     assert "; epoch 3 is kept; " in str(caught.value)

@@ -1,0 +1,21 @@
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from environment import write_place
+
+
+@pytest.fixture(scope="session")
+def _written():
+    with tempfile.TemporaryDirectory(prefix="segkit-faults-") as name:  # other users can read it
+        Path(name).chmod(0o755)
+        yield write_place(Path(name))
+
+
+@pytest.fixture
+def place(_written):
+    """A folder with the inputs of all commands, and an empty folder `out`."""
+    yield _written
+    shutil.rmtree(_written / "out")
+    (_written / "out").mkdir()
