@@ -40,18 +40,18 @@ def explain_memory(settings: Train, folder: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if _WORKER_ENDED.search(str(error)):
             what = "the system ended a process that reads training tiles, mostly for want of memory"
-            remedies = ["set a lower train.workers"]
+            remedy = "set a lower train.workers"
         elif is_out_of_memory(error):
             side = settings.tile_size
             what = f"not enough memory to train on {settings.batch_size} tiles of {side} x {side} pixels at a time"
             what += f" ({_reason(error)})"
-            remedies = ["set a lower train.batch_size or train.tile_size"]
+            remedy = "set a lower train.batch_size or train.tile_size"
         else:
             raise
-        if finished := finished_epochs(folder):
-            what += f"; epoch {finished} is kept"
-            remedies[0] += f" and resume after epoch {finished} (--resume)"
-        raise TrainingError(what + suggest(*remedies, "free some memory")) from error
+        finished = finished_epochs(folder)
+        kept = f"; epoch {finished} is kept" if finished else ""
+        resume = suggest(f"resume after epoch {finished} (--resume)") if finished else ""
+        raise TrainingError(what + kept + suggest(remedy, "free some memory") + resume) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -35,6 +35,7 @@ def check(run, place, whole, command):
     assert last.startswith("segkit: "), (command, run.said)
     assert "No space left on device" in last or "may not be that large (ulimit -f" in last, (command, last)
     assert "Traceback" not in run.said
+    assert "segkit: unexpected" not in run.said
     assert ".part/" not in last, last
     assert left.keys() <= whole.keys(), (command, left)
     return True
