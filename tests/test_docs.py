@@ -262,21 +262,55 @@ def test_python_of_documents_runs(
         exec(compile(code, document, "exec"), names)
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, with a small landscape: a kernel would import everything again."""
+def run_notebook(name: str, parameters: dict[str, object]) -> tuple[list[object], list[dict[str, object]]]:
+    """Run a notebook in this process, since a kernel would import everything again; return its values and outputs."""
+    cells = json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
+    run_cells = importlib.import_module("run_notebook").run_cells
+    values = [value for _, value in run_cells(cells, parameters)]
+    return values, [output for cell in cells["cells"] for output in cell.get("outputs", ())]
+
+
+@pytest.fixture
+def for_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to run in."""
     monkeypatch.syspath_prepend(ROOT / "tools")
     monkeypatch.chdir(tmp_path)
     skip_measurements(monkeypatch.setattr)
+    monkeypatch.setattr("segkit.training.results.draw_worst_windows", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("for_notebooks")
+def test_the_notebook_of_a_first_map_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     skip_pictures(monkeypatch.setattr)
-    run_cells = importlib.import_module("run_notebook").run_cells
     small = ["train.epochs=1", "train.steps_per_epoch=2", "data.val.block=32", "data.val.gap=2"]
-    notebook = json.loads((ROOT / "docs" / "first-map.ipynb").read_text())
-    values = [value for _, value in run_cells(notebook, {"width": 288, "height": 256, "changes": small})]
-    shown = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    values, shown = run_notebook("first-map.ipynb", {"width": 288, "height": 256, "changes": small})
     assert sum("image/png" in output["data"] for output in shown) == 3
     assert any("mean IoU" in "".join(output["data"].get("text/html", "")) for output in shown)
     assert any(getattr(value, "name", None) == "land_cover" for value in values)
     assert (values[-1]["sum"] > 0).all()
+
+
+@pytest.mark.usefixtures("for_notebooks")
+def test_the_notebook_of_land_cover_runs() -> None:
+    small = {"width": 288, "height": 256, "points": 80, "model": "model={architecture: lda}"}
+    areas = run_notebook("land-cover.ipynb", small)[0][-1]
+    assert areas["mapped ha"].sum() == pytest.approx(areas["estimated ha"].sum(), abs=0.5)  # rounded to 0.1 each
+    assert ((areas["from"] <= areas["estimated ha"]) & (areas["estimated ha"] <= areas["to"])).all()
+
+
+@pytest.mark.usefixtures("for_notebooks")
+def test_the_notebook_of_better_labels_runs() -> None:
+    values, _ = run_notebook("improve-labels.ipynb", {"width": 288, "height": 256, "number": 3})
+    scores = next(value for value in values if list(getattr(value, "columns", ())) == ["first", "second"])
+    assert ((scores > 0) & (scores < 1)).all(axis=None)
+    assert Path("loop.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_show_what_they_computed(notebook: Path) -> None:
+    cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]) >= 2
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,7 +1,7 @@
 """Pages of the site that are made when it is built: a hook of mkdocs (see mkdocs.yml).
 
 The command reference comes from the command line, the API reference from the public names (mkdocstrings fills in their
-docstrings), the tutorial from the notebook with its outputs.
+docstrings), the tutorials from the notebooks with their outputs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from segkit.cli import root
 from segkit.cli.app import app  # with all commands registered
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = "first-map.ipynb"
+NOTEBOOKS = sorted(path.name for path in (ROOT / "docs").glob("*.ipynb"))
 COMMON = """The commands as `segkit COMMAND --help` describes them, in the order of the work. All of them have
 `--json`, `--quiet` and `--log`, too: see [Commands in scripts](commands.md)."""
 COMMON_OPTIONS = {"--json", "--quiet", "--log", "--help"}
@@ -92,16 +93,16 @@ def _output(output: dict[str, Any], cell: str) -> str:
     return f"```text\n{''.join(output.get('text') or data['text/plain'])}\n```"
 
 
-def notebook_page() -> str:
-    """Return the notebook with the outputs that it holds."""
-    notebook = json.loads((ROOT / "docs" / NOTEBOOK).read_text(encoding="utf-8"))
+def notebook_page(name: str) -> str:
+    """Return a notebook with the outputs that it holds."""
+    notebook = json.loads((ROOT / "docs" / name).read_text(encoding="utf-8"))
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         is_code = cell["cell_type"] == "code"
         parts.append(f"```python\n{source}\n```" if is_code else source)
         parts += [_output(one, source) for one in cell.get("outputs", ())]
-    return "\n\n".join([*parts, f"This page is a notebook: [download it]({NOTEBOOK})."]) + "\n"
+    return "\n\n".join([*parts, f"This page is a notebook: [download it]({name})."]) + "\n"
 
 
 def root_page(name: str) -> Callable[[], str]:
@@ -111,7 +112,7 @@ def root_page(name: str) -> Callable[[], str]:
 
 # The pages that are made: {file among the pages: what makes its Markdown}.
 PAGES: dict[str, Callable[[], str]] = {
-    "first-map.md": notebook_page,
+    **{name.replace(".ipynb", ".md"): partial(notebook_page, name) for name in NOTEBOOKS},
     "command-reference.md": command_page,
     "api.md": api_page,
     "changelog.md": root_page("CHANGELOG.md"),
@@ -129,8 +130,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Draw flowcharts, and let links to the notebook lead to its page."""
+    """Draw flowcharts, and let links to notebooks lead to their pages."""
     markdown = re.sub(
         r"^```mermaid\n(.*?)^```", lambda found: draw_svg(found[1]), markdown, flags=re.DOTALL | re.MULTILINE
     )
-    return markdown if page.file.src_uri == "first-map.md" else markdown.replace(f"]({NOTEBOOK})", "](first-map.md)")
+    for name in NOTEBOOKS:
+        made = name.replace(".ipynb", ".md")
+        if page.file.src_uri != made:  # which has a link to download it
+            markdown = markdown.replace(f"]({name})", f"]({made})")
+    return markdown
