@@ -147,7 +147,8 @@ def _digest(path):
             return sha256(b"".join(name.encode() + array.tobytes() for name, array in arrays)).hexdigest()
     if path.suffix == ".gpkg":  # the file holds dates
         with contextlib.suppress(Exception):
-            layers = [pyogrio.read_dataframe(path, layer=layer) for layer, _ in pyogrio.list_layers(path)]
+            names = sorted({name for name, _ in pyogrio.list_layers(path)} - {"layer_styles"})
+            layers = [pyogrio.read_dataframe(path, layer=name) for name in names]
             return sha256(repr([layer.to_csv() for layer in layers]).encode()).hexdigest()
     return sha256(path.read_bytes()).hexdigest()
 
