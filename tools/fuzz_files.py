@@ -24,12 +24,12 @@ from faults import CHANGED, REFUSED, SAME, damages, run_damaged, undamaged
 _MEMORY, _SECONDS = 4 * 2**30, 20
 
 
-def _child(pipe, case, work, n_cuts, n_flips, start):
+def _child(pipe, case, work, n_cuts, n_flips, seed, start):
     """Run the damages from number `start` on; write a line for each."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))
     whole = undamaged(case, work)
-    for number, (damage, change) in enumerate(damages(case, n_cuts, n_flips)):
+    for number, (damage, change) in enumerate(damages(case, n_cuts, n_flips, seed)):
         if number >= start:
             os.write(pipe, f"start\t{damage}\n".encode())
             end, said = run_damaged(case, whole, work, damage, change)
@@ -39,7 +39,7 @@ def _child(pipe, case, work, n_cuts, n_flips, start):
     os._exit(0)
 
 
-def run(case, work, n_cuts, n_flips):
+def run(case, work, n_cuts, n_flips, seed=0):
     """Yield (end, damage, last line of the message) of each damage."""
     done = 0
     while True:
@@ -48,7 +48,7 @@ def run(case, work, n_cuts, n_flips):
         if not child:
             os.close(reading)
             try:
-                _child(writing, case, work, n_cuts, n_flips, done)
+                _child(writing, case, work, n_cuts, n_flips, seed, done)
             except BaseException as error:  # noqa: BLE001
                 print(f"{case.name}: {type(error).__name__}: {error}", file=sys.__stderr__)
             os._exit(3)
@@ -103,6 +103,7 @@ def main():
     parser.add_argument("kinds", nargs="*", default=list(KINDS), help=", ".join(KINDS))
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--cuts", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other damages")
     parser.add_argument("--only", default="", help="part of the name of a case")
     given = parser.parse_args()
     found = 0
@@ -112,7 +113,7 @@ def main():
                 if given.only not in case.name:
                     continue
                 ends, shown = Counter(), Counter()
-                for end, damage, said in run(case, Path(folder) / "work", given.cuts, given.flips):
+                for end, damage, said in run(case, Path(folder) / "work", given.cuts, given.flips, given.seed):
                     ends[end] += 1
                     if end not in (SAME, CHANGED, REFUSED):
                         found += 1

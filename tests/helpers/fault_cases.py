@@ -302,11 +302,10 @@ def labelling_cases(folder):
 
 
 def _train(folder, **keys):
-    """Write scenes and a recipe without unneeded work; return the recipe's content."""
+    """Write scenes; return a recipe without unneeded work, with absolute paths, as the run folder stores them."""
     for seed, name in enumerate("ab"):
         write_pair(folder, "binary", name, seed=seed, height=64, width=64)
     raw = recipe_for(folder, "binary").to_dict()
-    raw["data"] |= {"train": {"images": "images", "labels": "labels"}}
     raw["train"] |= {"baselines": [], "fit_thresholds": False, "steps_per_epoch": 1, "batch_size": 2} | keys
     return raw
 
@@ -320,6 +319,7 @@ def run_cases(folder):
     raw["model"] = {"architecture": "lda"}
     raw["data"]["cache"] = 1
     _write_recipe(own / "recipe.yaml", raw)
+    (own / "out").mkdir()
     train, cache = ("train", "recipe.yaml", "-o", "out/run", "--force"), (("SEGKIT_CACHE", "out/cache"),)
     assert (made := call(train, own, cache)).code == 0, made.said
     shutil.move(own / "out/run", own / "run")
@@ -340,6 +340,7 @@ def checkpoint_cases(folder):
     own = folder / "checkpoints"
     raw = _train(own, epochs=2)
     _write_recipe(own / "recipe.yaml", raw)
+    (own / "out").mkdir()
     train = ("train", "recipe.yaml", "-o", "out/run", "--force")
     assert (made := call(train, own)).code == 0, made.said
     for name in ("model.safetensors", "metrics.json"):
