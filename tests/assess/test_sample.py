@@ -189,7 +189,7 @@ def test_points_and_counts_that_do_not_match_the_map_are_errors(place, tmp_path)
     folder, truth, shown = place
     path = tmp_path / "points.gpkg"
     design(folder / "map.tif", path, samples=60, min_per_stratum=10)
-    with pytest.raises(DataError, match="no sample with a reference class"):
+    with pytest.raises(DataError, match="no sample has a reference class yet"):
         estimate_sample(folder / "map.tif", path)
     fill(path, truth)
     other = write_map(
