@@ -245,9 +245,8 @@ def _to_cylinder(wkt: str, a: float, b: float, middle: int) -> pyproj.Transforme
 def find_crs_problem(wkt: str) -> str | None:
     """Return why coordinates in a CRS cannot be converted to degrees, as with damaged parameters; None if they can."""
     try:
-        crs = pyproj.CRS.from_wkt(wkt)
-        if crs.geodetic_crs is not None:
-            pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+        if _parse_crs(wkt).geodetic_crs is not None:
+            _to_degrees(wkt)
     except ProjError as error:
         return (str(error).strip().splitlines() or ["unknown"])[0]
     return None
@@ -258,7 +257,7 @@ def crs_name(crs: CRS | None) -> str:
     if crs is None:
         return "none"
     code = crs.to_epsg()
-    return f"EPSG:{code}" if code else pyproj.CRS.from_wkt(crs.to_wkt()).name
+    return f"EPSG:{code}" if code else _parse_crs(crs.to_wkt()).name
 
 
 def _format_transform(transform: Affine) -> str:

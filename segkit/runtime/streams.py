@@ -18,8 +18,7 @@ class LogFile:
 
     def start(self, line: str) -> None:
         """Add the first line; an OSError says that the file cannot be written."""
-        self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
-        self._file.flush()
+        self._write(line)
 
     def add(self, line: str) -> None:
         """Add a line; it is in the file at once, so that it can be followed and a killed command leaves it.
@@ -29,7 +28,7 @@ class LogFile:
         if self._file.closed:
             return
         try:
-            self.start(line)
+            self._write(line)
         except OSError as error:
             with suppress(OSError):
                 self._file.close()
@@ -39,6 +38,10 @@ class LogFile:
         """Close the file."""
         with suppress(OSError):  # of a full disk, which was said before
             self._file.close()
+
+    def _write(self, line: str) -> None:
+        self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+        self._file.flush()
 
 
 class CommandStream:
