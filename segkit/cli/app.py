@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from io import TextIOWrapper
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import typer
@@ -70,7 +71,7 @@ def main() -> None:
     if not debug:
         os.environ.setdefault("CPL_LOG", os.devnull)  # what GDAL prints besides the errors that it raises
     warnings.showwarning = _warn
-    with _ended_by_signals() as received, open_output() as output:
+    with _ended_by_signals() as received, _without_log_errors(), open_output() as output:
         arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
         code, kept = 1, _KEPT.get(" ".join(arguments[:1]), "no partial output is left")
         try:
@@ -87,6 +88,26 @@ def main() -> None:
         finally:
             output.close(code)
         sys.exit(code)
+
+
+@contextmanager
+def _without_log_errors() -> Iterator[None]:
+    """Do not print that rasterio cannot decode a text of a damaged file that GDAL would log; Cython uses both hooks."""
+    hook, unraisable_hook = sys.excepthook, sys.unraisablehook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not isinstance(error, UnicodeDecodeError):
+            hook(kind, error, traceback)
+
+    def show_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, UnicodeDecodeError):
+            unraisable_hook(unraisable)
+
+    sys.excepthook, sys.unraisablehook = show, show_unraisable
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hook, unraisable_hook
 
 
 @contextmanager

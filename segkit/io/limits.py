@@ -38,5 +38,5 @@ def _block_bytes(dataset: Any) -> int:
         height * width * (np.dtype(dtype).itemsize if dtype in dtype_rev else 8)
         for (height, width), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True)
     ]
-    is_together = str(dataset.profile.get("interleave", "")).lower() == "pixel"
+    is_together = dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
     return sum(sizes) if is_together else max(sizes, default=0)

@@ -68,7 +68,7 @@ class PartialWarp:
     def __init__(self, raster: PartialRaster, grid: Grid, resampling: Resampling) -> None:
         self._raster, self._grid, self._resampling = raster, grid, resampling
         self._warped = self._open()
-        self.name, self.count = self._warped.name, self._warped.count
+        self.name, self.count, self.dtypes = self._warped.name, self._warped.count, self._warped.dtypes
         self._copies = WarpedMosaic(raster, grid, resampling, ignore_nodata=True, nodata=None)
 
     def _open(self) -> DatasetReader:

@@ -134,6 +134,7 @@ def _open(file: Path, *, vrt: bool | None) -> DatasetReader:
         with ignore_not_georeferenced, rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
             if not vrt:
                 return _open_plain(file, drivers)
+            _check_vrt_text(file)
             return _check_opened(DatasetReader(str(file), driver=drivers), str(file), vrt=True)
     except GDAL_ERRORS as error:
         if file.is_dir():
@@ -214,8 +215,17 @@ def _check_opened(dataset: DatasetReader, name: str, *, vrt: bool) -> DatasetRea
     RasterioError, CPLE_BaseError
         The file, or a side file, is damaged.
     RasterError
-        Its metadata, in the file or in an .aux.xml, refer to another file for its overviews, and `vrt` is false.
+        The name of a band is not UTF-8; or its metadata, in the file or in an .aux.xml, refer to another file for its
+        overviews, and `vrt` is false.
     """
+    try:
+        _ = dataset.descriptions
+    except UnicodeDecodeError as error:
+        dataset.close()
+        raise RasterError(
+            f"{name}: the name of a band is not UTF-8 ({error}); name the bands again "
+            "(rasterio: dataset.descriptions = [...], or the .hdr of an ENVI file)"
+        ) from error
     if not vrt and dataset.tags(ns="OVERVIEWS"):
         dataset.close()
         raise RasterError(
@@ -366,7 +376,7 @@ def vrt_description(dataset: DatasetReader) -> ElementTree.Element:
 
 
 def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, **options: Any) -> NDArray[Any]:
-    """Read bands of a window inside the raster, as (bands, H, W) with the raster's dtype.
+    """Read bands of a window inside the raster, as (bands, H, W) with a dtype that holds the values of all of them.
 
     Raises
     ------
@@ -375,7 +385,21 @@ def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, 
     RasterError
         The server of a remote file does not answer.
     """
+    if len({dataset.dtypes[band - 1] for band in indexes}) > 1:
+        return _read_several_types(dataset, indexes, window, **options)
     return _read(dataset, window, lambda: dataset.read(list(indexes), window=window, **options))
+
+
+def _read_several_types(
+    dataset: DatasetReader, indexes: Sequence[int], window: Window, out: NDArray[Any] | None = None, **options: Any
+) -> NDArray[Any]:
+    """Read bands that do not have the same dtype, as those of a VRT; rasterio reads them one by one only."""
+    if out is None:
+        bands = [read_window(dataset, [band], window, **options) for band in indexes]
+        return np.concatenate(bands) if not options.get("masked") else np.ma.concatenate(bands)  # type: ignore[no-untyped-call]
+    for band, target in zip(indexes, out, strict=True):
+        read_window(dataset, [band], window, out=target[np.newaxis], **options)
+    return out
 
 
 def read_mask(dataset: DatasetReader, band: int, window: Window) -> NDArray[np.uint8]:
@@ -413,6 +437,17 @@ def _remedies() -> str:
 
 def _is_vrt(file: Path) -> bool:
     return b"<VRTDataset" in _first_bytes(file, 1024)  # as GDAL recognises it
+
+
+def _check_vrt_text(file: Path) -> None:
+    """Refuse a virtual raster that is not UTF-8: rasterio loses GDAL's errors about names that it cannot decode."""
+    if _is_vrt(file):
+        try:
+            file.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise RasterError(
+                f"{file}: is not UTF-8 ({error}); save it as UTF-8, or make it again (gdalbuildvrt)"
+            ) from error
 
 
 def _first_bytes(file: Path, size: int) -> bytes:

@@ -20,7 +20,7 @@ from segkit.errors import DataError, RasterError
 from segkit.io.band_names import SENTINEL_2, normalize_name
 from segkit.io.paths import is_there
 from segkit.io.product_band import BandFile, ProductBand
-from segkit.io.raster import open_raster
+from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import as_path, is_remote
 from segkit.io.safe import OFFSET_BASELINE
 from segkit.io.stac import BAND_KEYS, COMMON_NAME_KEYS
@@ -202,7 +202,7 @@ def _asset_bands(path: Path, key: str, asset: Mapping[str, Any], sensor: _Sentin
     if not problem:
         try:
             with open_raster(file) as dataset:
-                count, resolution = dataset.count, math.sqrt(abs(dataset.transform.determinant))
+                count, resolution = dataset.count, math.sqrt(abs(read_grid(dataset).transform.determinant))
         except RasterError as error:
             problem = str(error)
     plain = _plain_key(key)

@@ -583,6 +583,18 @@ def test_a_warning_is_one_line(segkit, place):
     assert line.startswith("segkit: warning: map.tif: area_ha and perim_m are empty")
 
 
+def test_a_log_entry_that_cannot_be_decoded_is_not_printed(segkit, place):
+    """GDAL logs a bad number of the CRS, which rasterio cannot decode."""
+    rasterio.shutil.copy(
+        write_raster(place / "a.tif", np.ones((4, 4), np.uint8), crs="EPSG:32622"), place / "a.dat", driver="ENVI"
+    )
+    header = place / "a.hdr"
+    header.write_bytes(header.read_bytes().replace(b'Origin",0.0', b'Origin",0\xae0'))
+    code, _, said = segkit("info", "a.dat")
+    assert "decode" not in said
+    assert code == 0
+
+
 # A command that writes, and goes on until it is ended.
 WAITS = """
 import time

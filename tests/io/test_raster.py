@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -37,7 +38,7 @@ from segkit.errors import (
 from segkit.io import cog
 from segkit.io.cog import MapProfile, MapStrip, build_cog, open_strip_writer
 from segkit.io.grid import Grid
-from segkit.io.raster import ignore_not_georeferenced, open_raster, read_grid, vrt_description
+from segkit.io.raster import ignore_not_georeferenced, open_raster, read_grid, read_window, vrt_description
 from segkit.io.scene import Scene
 from segkit.io.warp import warp_to
 
@@ -89,6 +90,36 @@ def test_a_virtual_raster_is_read_on_request_only(tmp_path, write_raster):
     for trust in (True, False):
         with pytest.raises(RasterError, match="not a raster that segkit reads"):
             Scene.from_files(tmp_path / "text.tif", vrt=trust)
+
+
+def test_bands_of_a_virtual_raster_may_have_different_types(tmp_path, write_raster):
+    vrt, counts, rest = tmp_path / "a.vrt", COUNT[0].astype("uint16"), COUNT[0] + np.float32(0.25)
+    write_raster("b.tif", rest)
+    rasterio.shutil.copy(write_raster("a.tif", counts), vrt, driver="VRT")
+    text = vrt.read_text().replace(f"{tmp_path}/", "").replace(">BAND<", ">OTHER<")
+    assert ">OTHER<" in text
+    band = re.search(r"(?s)  <VRTRasterBand.*</VRTRasterBand>\n", text)[0]
+    second = band.replace("a.tif", "b.tif").replace('"UInt16"', '"Float32"').replace('band="1"', 'band="2"')
+    vrt.write_text(text.replace(band, band + second))
+    scene = Scene.from_files(vrt, vrt=True)
+    assert np.array_equal(scene.read().pixels, [counts, rest])
+    with open_raster(vrt, vrt=True) as dataset:
+        found = read_window(dataset, [2, 1], Window(1, 0, 3, 2), masked=True)
+    assert np.array_equal(found, [rest[:2, 1:4], counts[:2, 1:4]])
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path, write_raster):
+    """GDAL passes their bytes on, and rasterio loses errors whose text it cannot decode."""
+    path, vrt = write_raster("a.tif", COUNT), tmp_path / "a.vrt"
+    rasterio.shutil.copy(path, vrt, driver="VRT")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.set_band_description(1, "hQhe")
+    path.write_bytes(path.read_bytes().replace(b"hQhe", "höhe".encode("latin-1")))
+    with pytest.raises(RasterError, match=r"a\.tif: the name of a band is not UTF-8 .*name the bands again"):
+        Scene.from_files(path)
+    vrt.write_bytes(vrt.read_bytes().replace(b"a.tif", b"\xe4.tif"))
+    with pytest.raises(RasterError, match=r"a\.vrt: is not UTF-8 .*byte 0xe4.*gdalbuildvrt"):
+        Scene.from_files(vrt, vrt=True)
 
 
 def test_complex_numbers_and_control_points_are_refused(tmp_path, write_raster):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from products import item, write_item, write_jp2
 from synthetic import write_raster
 
@@ -187,6 +189,10 @@ def test_only_known_rasters_are_read(tmp_path):
         Scene.from_files(path, bands=["b"])
     with pytest.raises(RasterError, match=r"is incomplete, ./c.tif \(asset 'c'\) is missing"):
         Scene.from_files(path, bands=["c"])
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.transform = Affine(5e-324, 0, 0, 0, -5e-324, 0)
+    with pytest.raises(RasterError, match=r"a\.tif: its pixels have no size"):
+        Scene.from_files(path, bands=["a"])
 
 
 @pytest.mark.parametrize(
