@@ -21,10 +21,15 @@ _RASTERS = (".tif", ".tiff")
 
 @dataclass(frozen=True)
 class JsonResult:
-    """The content of a JSON file, and its title in the report."""
+    """The content of a JSON file of scores or areas."""
 
-    title: str
+    path: Path
     content: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Its title in the report."""
+        return self.path.stem
 
 
 @dataclass(frozen=True)
@@ -140,4 +145,4 @@ def _read_result(path: Path) -> JsonResult:
         raise DataError(
             f"{path}: holds neither scores nor areas; give a result of segkit evaluate -o or segkit assess estimate -o"
         )
-    return JsonResult(path.stem, content)
+    return JsonResult(path, content)

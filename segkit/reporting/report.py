@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from segkit.errors import OutputExistsError, SegkitError, UsageError, suggest
+from segkit.errors import DataError, OutputExistsError, SegkitError, UsageError, first_line, suggest
 from segkit.io.files import atomic_write, check_distinct, check_folder, check_output
 from segkit.io.paths import PathLike, list_files
 from segkit.io.remote import as_path
@@ -20,6 +20,7 @@ from segkit.runtime.deprecation import renamed_keywords
 if TYPE_CHECKING:
     from segkit.io.scene import Scene
     from segkit.recipe.label_source import LabelSource
+    from segkit.reporting.sections import ReportBuilder
 
 __all__ = ["Report", "report"]
 
@@ -134,9 +135,11 @@ def report(
         if inputs.map is not None:
             builder.add_map(inputs.map, images, labels, probabilities, class_names, ignore)
         for result in inputs.evaluations:
-            builder.add_scores(result.title, result.content)
+            with _refusing_damage(result.path, builder):
+                builder.add_scores(result.title, result.content)
         for result in inputs.estimates:
-            builder.add_estimate(result.title, result.content)
+            with _refusing_damage(result.path, builder):
+                builder.add_estimate(result.title, result.content)
         for path in inputs.windows:
             builder.add_windows(path, None if images is None else _scenes(images, stacked=inputs.map is not None))
         for audited in inputs.audits:
@@ -149,6 +152,25 @@ def report(
             with atomic_write(target) as temporary:
                 temporary.write_text(page, encoding="utf-8")
     return Report(target, pictures)
+
+
+@contextmanager
+def _refusing_damage(path: Path, builder: ReportBuilder) -> Iterator[None]:
+    """Raise a DataError if the last section, which is added here, cannot be shown with the values of a JSON file."""
+    from jinja2 import TemplateError
+
+    from segkit.reporting.html import render_page
+
+    try:
+        yield
+        render_page("", "", builder.sections[-1:], [], [])
+    except (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError) as error:
+        if isinstance(error, SegkitError):
+            raise
+        raise DataError(
+            f"{path}: its scores or areas are damaged ({first_line(error)}); write them again with segkit evaluate -o "
+            "or segkit assess estimate -o"
+        ) from error
 
 
 def _files_of_run(run: Path) -> list[Path]:

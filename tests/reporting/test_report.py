@@ -198,6 +198,25 @@ def test_scores_of_before_have_no_distance(made, tmp_path):
         assert "Scenes with the lowest accuracy" in page.text
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scores.json", {"pixels": None}),
+        ("scores.json", {"per_class": {"a": {}}}),
+        ("scores.json", {"confusion": {"labels": [], "matrix": []}}),
+        ("scores.json", {"scenes": [{"scene": "a"}]}),
+        ("scores.json", {"scenes": [{"overall_accuracy": 0.5, "mean_iou": 0.5, "pixels": 1}]}),
+        ("areas.json", {"samples": []}),
+        ("areas.json", {"per_class": {"a": {"users": "b"}}}),
+    ],
+)
+def test_values_that_are_damaged_are_one_line_and_no_page(made, tmp_path, name, change):
+    (tmp_path / name).write_text(json.dumps(json.loads((made / name).read_text()) | change))
+    with pytest.raises(DataError, match=rf"{name}: its scores or areas are damaged \(.+write them again with segkit"):
+        report([made / "scores.json", tmp_path / name], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_areas_with_their_intervals(made, tmp_path):
     page = Page(report([made / "areas.json"], tmp_path / "areas.html").path)
     row = json.loads((made / "areas.json").read_text())["per_class"][MARKUP]
