@@ -67,11 +67,17 @@ def describe_errors(
     places = [each["loc"] for each in errors]
     found = [each for each in errors if each["type"] != "too_short" or not _has_error_inside(each["loc"], places)]
     first, *others = sorted(found, key=lambda each: each["type"] not in UNKNOWN)
-    place = tuple(part for part in first["loc"] if not str(part).startswith("<"))
+    place = _without_tags(first)
     origin = next((text for at, text in origins.items() if place[: len(at)] == at), source)
     more = f" (and {len(others)} more)" if others else ""
     text = f"{origin}: {readable_error(first, place, schema)}{more}"
     return " ".join(text.splitlines())  # a key may hold a line break
+
+
+def _without_tags(error: ErrorDetails) -> Location:
+    """Return the place of an error without the tags of union members; the end of an unknown key's place is the key."""
+    key = len(error["loc"]) - 1 if error["type"] in UNKNOWN else None
+    return tuple(part for at, part in enumerate(error["loc"]) if at == key or not str(part).startswith("<"))
 
 
 def _has_error_inside(place: Location, others: Iterable[Location]) -> bool:

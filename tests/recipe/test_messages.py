@@ -139,6 +139,7 @@ def test_a_wrong_file_is_refused_in_one_line(valid, data, tmp_path_factory):
     [
         ("? !!timestamp 2020-01-01\n: 3", "tags (!!timestamp) are not supported"),
         ('"a\\nb": 3', "a b: unknown key"),
+        ("<^: 3", "odd.yaml: <^: unknown key; known: "),
         ("train: {loss: {}}", "odd.yaml: train.loss: is empty; give at least one"),
         ("model: {encoder_weights: x, encoder_bands: [[]]}", "odd.yaml: model.encoder_bands.0: found []; must be"),
     ],
