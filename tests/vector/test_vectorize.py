@@ -272,8 +272,10 @@ def test_a_code_that_the_legend_lacks_is_called_by_its_number(tmp_path):
     assert set(polygons(path)["class"]) == {"forest", "Água ✓", "0", "5"}
 
 
-def test_a_mask_band_is_no_data(tmp_path):
-    path = write_raster(tmp_path / "masked.tif", CODES, nodata=None)
+@pytest.mark.parametrize("nodata", [None, 250])
+def test_a_mask_band_is_no_data(tmp_path, nodata):
+    """Also beside a no-data value."""
+    path = write_raster(tmp_path / "masked.tif", CODES, nodata=nodata)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
         dataset.write_mask(CODES == 5)
     assert polygons(path)["class_id"].tolist() == [5]

@@ -59,6 +59,18 @@ def test_noise_keeps_its_detail_where_it_must():
     assert shapely.get_num_coordinates(built).sum() < 0.95 * shapely.get_num_coordinates(before).sum()
 
 
+def test_the_column_does_not_matter():
+    """Columns are kept as bits of words."""
+    noise, found = np.random.default_rng(3).integers(1, 4, (40, 40), dtype=np.uint8), []
+    for left in (1, 40, 64, 130):
+        codes = np.zeros((42, 180), dtype=np.uint8)
+        codes[1:-1, left : left + 40] = noise
+        polygons, own = traced(codes, simplify="3px")
+        inside = shapely.transform(to_shapely(polygons)[own > 0], lambda at, by=left: at - (NORTH_UP.a * by, 0))
+        found.append(sorted(shapely.to_wkb(inside)))
+    assert found[0] == found[1] == found[2] == found[3]
+
+
 def staircase(size):
     rows, columns = np.indices((size, size))
     return (columns > rows).astype(np.uint8)
