@@ -75,7 +75,7 @@ def assess_design(
         (part.name, f"{part.pixels:,}", f"{part.hectares:,.2f}", f"{expected:.2f}", str(number))
         for part, number, expected in zip(made.strata, made.samples, made.expected_users_accuracy, strict=True)
     ]
-    print_table(("stratum", "pixels", "hectares", "expected", "points"), rows)
+    print_table(("stratum", "pixels", "hectares", "expected user's accuracy", "points"), rows)
     print(f"\nexpected standard error of the overall accuracy {made.expected_error:.4f}")
     again = " ".join(shlex.quote(str(path)) for path in map_)
     again = f"--mosaic {again}" if mosaic else again

@@ -14,6 +14,8 @@ from segkit.cli.printing import print_table
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
 
+_ROWS_SHOWN = 20  # zones that areas prints if it writes all of them to a file
+
 
 @app.command(epilog=examples("segkit clean map.tif cleaned.tif --min-area 0.5ha --protect deforestation"))
 def clean(
@@ -180,7 +182,9 @@ def areas(
     )
     table = result.table()
     rows = [(str(name), *(f"{value:,.4f}" for value in row)) for name, *row in table.itertuples(index=False)]
-    print_table(tuple(table.columns), rows)
+    print_table(tuple(table.columns), rows if result.path is None else rows[:_ROWS_SHOWN])
+    if result.path is not None and len(rows) > _ROWS_SHOWN:
+        print(f"... {len(rows) - _ROWS_SHOWN:,} more zones in the file")
     if result.path is not None:
         print(f"\n{result.path}")
     emit({"by": by, "path": result.path, "zones": table})

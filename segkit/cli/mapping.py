@@ -163,6 +163,8 @@ def evaluate(
     )
     print_metrics(result)
     print_worst_scenes(result, _WORST_SCENES)
+    if output is not None:
+        print(f"\n{output}")
     emit(result)
 
 

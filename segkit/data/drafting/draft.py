@@ -124,7 +124,8 @@ def init(
     source = find_source(os.fspath(images), None if labels is None else os.fspath(labels))
     if not source.labels:
         return _draft_unlabelled(source, target, field)
-    paired = [pair for pair in pair_files(DatasetSource.model_validate(source.keys())).pairs if pair.labels]
+    pairing = pair_files(DatasetSource.model_validate(source.keys()))
+    paired = [pair for pair in pairing.pairs if pair.labels]
     label_paths = list(dict.fromkeys(as_path(path) for pair in paired for each in pair.labels for path in each.paths))
     check_distinct([target], [file for pair in paired for file in (*pair.images, *label_paths)])
     scenes = [open_scene(pair.images, _AS_STORED, vrt=None, name=pair.name) for pair in paired]
@@ -138,7 +139,15 @@ def init(
     samples, raw, grid_notes = _open(raw)
     samples, counts, raw, band_notes = _count(samples, raw, show_progress=show_progress)
     plan = plan_training(raw, samples, counts, draft)
-    notes = (*source.notes, *imagery_notes, *band_notes, *draft.notes, *grid_notes, *_shared_labels(samples))
+    notes = (
+        *source.notes,
+        *_describe_unmatched(pairing.unmatched),
+        *imagery_notes,
+        *band_notes,
+        *draft.notes,
+        *grid_notes,
+        *_shared_labels(samples),
+    )
     facts = _describe_images(source, samples[0].scene, len(paired))
     found = _describe_labels(label_paths, draft)
     text = compose_recipe(raw, plan, draft, facts, found, notes, target)
@@ -245,6 +254,13 @@ def _describe_images(source: DataSource, scene: Scene, number: int) -> str:
         f"{number} scene{'s' * (number != 1)}, {size} pixels{metres}, {crs_name(grid.crs)}; {bands}"
         f"{', alpha' if first.alpha else ''}; {nodata}"
     )
+
+
+def _describe_unmatched(paths: Sequence[Path]) -> list[str]:
+    if not paths:
+        return []
+    files = f"{len(paths)} file{'s have' if len(paths) > 1 else ' has'}"
+    return [f"{files} no matching image or label, such as {paths[0]}; labels are paired with images by file name"]
 
 
 def _describe_labels(paths: Sequence[Path], draft: LabelDraft) -> str:
