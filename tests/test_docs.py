@@ -45,9 +45,9 @@ BEFORE = {
 }
 
 
-# Documents whose Python continues their commands. README.md, python.md and labels.md have tests of their own, report.md
-# repeats a command, and the others need a cluster or are about torch.
-PYTHON_AFTER_COMMANDS = {"applicability.md", "mosaics.md", "predict.md", "stac.md", "vectorize.md"}
+# Documents whose Python continues their commands. README.md, python.md and labels.md have tests of their own; that of mosaics.md,
+# report.md and stac.md repeats commands; cluster.md needs a cluster, and the other one is about torch.
+PYTHON_AFTER_COMMANDS = {"applicability.md", "predict.md", "vectorize.md"}
 # Commands whose results no other example of the help takes.
 RESULTS_NOBODY_READS = {
     "areas",
