@@ -44,9 +44,8 @@ BEFORE = {
     "areas.md": ["segkit predict forest.safetensors scene.tif -o predicted.tif --probabilities probabilities.tif"],
 }
 
-
-# Documents whose Python continues their commands. README.md, python.md and labels.md have tests of their own; that of mosaics.md,
-# report.md and stac.md repeats commands; cluster.md needs a cluster, and the other one is about torch.
+# Documents whose Python continues their commands. README.md, python.md and labels.md have tests of their own. That
+# of mosaics.md, report.md and stac.md repeats commands, that of cluster.md needs a cluster, the last is about torch.
 PYTHON_AFTER_COMMANDS = {"applicability.md", "predict.md", "vectorize.md"}
 # Commands whose results no other example of the help takes.
 RESULTS_NOBODY_READS = {

@@ -80,7 +80,9 @@ def reclassify(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help='For maps, first: "clearing to forest outside before.tif:forest". Repeatable.'
+            metavar="TEXT",
+            help='For maps: change a class, before all else: "clearing to forest outside before.tif:forest".'
+            " Repeatable.",
         ),
     ] = None,
     class_names: ClassNames = None,
@@ -157,7 +159,9 @@ def areas(
         str | None, typer.Option(metavar="FIELD", help="Field that names the zones; equal names are one zone.")
     ] = None,
     layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of ZONES, if it has several.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the table: .csv or .xlsx.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the table (.csv or .xlsx).")
+    ] = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map: also sum expected areas.")
     ] = None,
