@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.folder is None:
         with tempfile.TemporaryDirectory() as name:
             return check(given, Path(name))
-    given.folder.mkdir(exist_ok=True)
-    return check(given, given.folder)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    return check(given, given.folder.resolve())  # the processes that predict work in it
 
 
 def check(given: argparse.Namespace, folder: Path) -> int:

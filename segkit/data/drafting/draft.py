@@ -123,7 +123,7 @@ def init(
         raise UsageError(f"{target}: a recipe ends in .yaml or .yml; name it so")
     source = find_source(os.fspath(images), None if labels is None else os.fspath(labels))
     if not source.labels:
-        return _draft_unlabelled(source, target, field)
+        return _draft_unlabelled(str(as_path(images)), source, target, field)
     pairing = pair_files(DatasetSource.model_validate(source.keys()))
     paired = [pair for pair in pairing.pairs if pair.labels]
     label_paths = list(dict.fromkeys(as_path(path) for pair in paired for each in pair.labels for path in each.paths))
@@ -276,7 +276,7 @@ def _store(text: str, target: Path) -> Recipe:
     return recipe
 
 
-def _draft_unlabelled(source: DataSource, target: Path, field: str | None) -> Draft:
+def _draft_unlabelled(images: str, source: DataSource, target: Path, field: str | None) -> Draft:
     """Write a recipe with a placeholder for the labels."""
     if field is not None:
         raise UsageError("--field names the class of labels, and there are none; give LABELS, too")
@@ -290,7 +290,7 @@ def _draft_unlabelled(source: DataSource, target: Path, field: str | None) -> Dr
         "path": os.fspath(target.parent / LABELS_TO_DRAW), "field": "class", "outside_polygons": "ignore"
     }  # fmt: skip
     facts = _describe_images(source, scenes[0], len(scenes))
-    to_do = what_to_draw(crs_name(grid.crs), labels["path"], target)
+    to_do = what_to_draw(images, crs_name(grid.crs), labels["path"], target)
     task: dict[str, Any] = {
         "type": "multiclass",
         "background": False,

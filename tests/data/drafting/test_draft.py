@@ -283,7 +283,7 @@ def test_without_labels_the_recipe_says_what_to_draw(tmp_path):
     text = (tmp_path / "r.yaml").read_text()
     assert "Draw polygons in a GIS" in text
     assert "EPSG:32721" in text
-    assert f"segkit init IMAGES {tmp_path}/polygons.gpkg -o {tmp_path}/r.yaml --overwrite" in draft.render()
+    assert f"segkit init {tmp_path}/images {tmp_path}/polygons.gpkg -o {tmp_path}/r.yaml --overwrite" in draft.render()
     [problem] = check(tmp_path / "r.yaml").problems
     assert "polygons.gpkg" in problem
     features(tmp_path / "polygons.gpkg", KINDS)
