@@ -439,7 +439,7 @@ def report(
         list[Path] | None,
         typer.Option(
             parser=as_path,
-            help="Imagery of the map (repeat it for files of bands or dates); without a map: scenes of windows, or of "
+            help="Imagery of the map, or the files of its bands or dates; without a map: scenes of windows, or of "
             "--labels. Repeatable.",
         ),
     ] = None,
