@@ -44,7 +44,9 @@ BEFORE = {
     "areas.md": ["segkit predict forest.safetensors scene.tif -o predicted.tif --probabilities probabilities.tif"],
 }
 
-
+# Documents whose Python continues their commands. README.md, python.md and labels.md have tests of their own. That
+# of mosaics.md, report.md and stac.md repeats commands, that of cluster.md needs a cluster, the last is about torch.
+PYTHON_AFTER_COMMANDS = {"applicability.md", "predict.md", "vectorize.md"}
 # Commands whose results no other example of the help takes.
 RESULTS_NOBODY_READS = {
     "areas",
@@ -63,6 +65,16 @@ RESULTS_NOBODY_READS = {
 def commands(document: Path) -> list[str]:
     fences = re.findall(r"^```bash\n(.*?)^```", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [line for fence in fences for line in fence.splitlines() if line.startswith("segkit ")]
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def run_python(document: Path) -> None:
+    names: dict[str, object] = {}
+    for code in python_blocks(document):
+        exec(compile(code, document.name, "exec"), names)
 
 
 def examples() -> list[str]:
@@ -218,6 +230,8 @@ def test_commands_run(document: Path, workplace: Path, tmp_path: Path, monkeypat
         if "filled.gpkg" in line and "design" in line:
             points = geopandas.read_file("filled.gpkg", layer="points")
             points.assign(ref_class="deforestation").to_file("filled.gpkg", layer="points")
+    if document.name in PYTHON_AFTER_COMMANDS:
+        run_python(document)
 
 
 def test_commands_of_the_quickstart_run_elsewhere() -> None:
@@ -257,9 +271,37 @@ def test_python_of_documents_runs(
     document: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shutil.copytree(workplace, tmp_path / "here"))
-    names: dict[str, object] = {}
-    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE):
-        exec(compile(code, document, "exec"), names)
+    run_python(ROOT / document)
+
+
+def test_python_of_annotated_areas_labels_the_areas_alone(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields that reach out of an area are cut; the rest of the areas is background, and all else is unlabelled."""
+    monkeypatch.chdir(shutil.copytree(workplace, tmp_path / "here"))
+    east, north = 500_000, 8_900_000  # of the scene: 96 x 96 pixels of 10 m
+    rectangles = {
+        "areas": [(0, 0, 300, 400), (500, 500, 900, 700)],
+        "fields": [(200, 100, 500, 300), (0, 800, 90, 900)],
+    }
+    for name, corners in rectangles.items():
+        boxes = [
+            shapely.box(east + left, north - bottom, east + right, north - top) for left, top, right, bottom in corners
+        ]
+        frame = geopandas.GeoDataFrame({"class": "field"}, geometry=boxes, index=range(len(boxes)), crs=32721)
+        (frame.drop(columns="class").to_crs(4326) if name == "areas" else frame).to_file(f"{name}.gpkg")
+    run_python(ROOT / "docs" / "labels.md")
+    section = (ROOT / "docs" / "labels.md").read_text().partition("### Annotated areas")[2].partition("## Points")[0]
+    keys = yaml.safe_load(re.search(r"```yaml\n(.*?)```", section, flags=re.DOTALL)[1])  # type: ignore[index]
+    recipe = {
+        "name": "fields",
+        "task": {"type": "binary", "classes": [{"name": "field", "value": 1}]},
+        "data": {"train": {"images": "scene.tif", **keys}, "val": None},
+        "model": {"architecture": "lda"},
+    }
+    Path("fields.yaml").write_text(yaml.safe_dump(recipe))
+    counts = {one.name: one.pixels for one in importlib.import_module("segkit").check("fields.yaml").trains}
+    assert counts == {"background": 30 * 40 + 40 * 20 - 10 * 20, "field": 10 * 20}
 
 
 def run_notebook(name: str, parameters: dict[str, object]) -> tuple[list[object], list[dict[str, object]]]:

@@ -5,8 +5,9 @@
 
 The scene is a sparse BigTIFF, of which only some squares are stored. The tool predicts it with a tiny U-Net, presses
 Ctrl-C after some row bands, and runs the same command again; with the --folder of an earlier run it goes on from where
-that ended. It prints seconds, memory and windows of each call. Exit code 1 if the network computed windows without
-data, a call ended with another exit code than it should, or a patch differs from its prediction as a scene of its own.
+that ended. It prints seconds, memory and windows of each call. Exit code 1 if the network computed more windows than
+can show data, a call ended with another exit code than it should, or a patch differs from its prediction as a scene of
+its own.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.folder is None:
         with tempfile.TemporaryDirectory() as name:
             return check(given, Path(name))
-    given.folder.mkdir(exist_ok=True)
-    return check(given, given.folder)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    return check(given, given.folder.resolve())  # the processes that predict work in it
 
 
 def check(given: argparse.Namespace, folder: Path) -> int:
@@ -238,7 +239,8 @@ def compare(folder: Path, number: int, patch: Window, given: argparse.Namespace)
         with rasterio.open(folder / f"{name}.tif", "w", **PROFILE, **size) as part:
             part.write(dataset.read(window=around))
         expected = whole.read(1, window=around)
-    predict(folder, f"{name}.tif", f"{name}_map.tif", given)
+    if predict(folder, f"{name}.tif", f"{name}_map.tif", given).code != 0:
+        return 1.0  # there is no map
     with rasterio.open(folder / f"{name}_map.tif") as found:
         return float((found.read(1) != expected).sum() / (patch.width * patch.height))
 

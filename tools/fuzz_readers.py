@@ -4,8 +4,8 @@
 
 Readers: recipe, model (the header of a model file), journal. It needs atheris, which is not installed with segkit:
 python -m pip install --target FOLDER atheris, and then PYTHONPATH=FOLDER. It starts from tests/faults/seeds/; inputs
-that led to new code are written to --corpus, and an input with a finding to crash-* in the current folder. Add what is
-worth keeping to the seeds, which tests/faults/test_readers.py reads.
+that led to new code are written to --corpus, and an input with a finding to crash-*, timeout-* or oom-* in the current
+folder. Add what is worth keeping to the seeds, which tests/faults/test_readers.py reads.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main():
     """Fuzz one reader; the exit code is not 0 if there was a finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reader", choices=_KINDS)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
     parser.add_argument("--corpus", type=Path, help="folder of inputs that led to new code (default: a temporary one)")
     given = parser.parse_args()
     try:
@@ -36,7 +36,7 @@ def main():
     with atheris.instrument_imports(include=["segkit", "yaml"]):
         from reader_checks import READERS
 
-    os.fsync = lambda descriptor: None
+    os.fsync = lambda descriptor: None  # of thousands of tiny files a second; a disk is not what is tested
     check, work = READERS[given.reader], Path(tempfile.mkdtemp())
     corpus = given.corpus or Path(tempfile.mkdtemp())
     corpus.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def design(
     target = check_target(output, LAYERS, "sample points are", overwrite=overwrite)
     check_distinct([target], [map_path, class_names])
     if (samples is None) == (target_se is None):
-        raise UsageError("give either the number of samples or the target standard error of the overall accuracy")
+        raise UsageError("give either the number of points or the target standard error of the overall accuracy")
     with open_class_map(map_path, class_names=class_names, class_name=class_name, buffer=buffer) as source:
         strata = source.stratum_totals()
         given = expected_users_accuracy or {}

@@ -374,7 +374,7 @@ class _Totals:
         if not (np.isfinite(weight) & (weight > 0)).all():
             raise DataError("the pixel area of a point is not a positive number")
         if not self._number.sum():
-            raise DataError("no sample has a reference class yet; add one to each sample that can be interpreted")
+            raise DataError("no point has a reference class yet; interpret the points, and fill in their class")
         self._strata: list[_StratumSample] = []
         for index, one in enumerate(strata):
             rows = np.flatnonzero(stratum == index)
@@ -385,11 +385,11 @@ class _Totals:
                 if one.hectares == 0:
                     continue
                 raise DataError(
-                    f"{one.name}: has no sample with a reference class; every stratum needs two; label more points, or "
-                    "merge it with another stratum"
+                    f"{one.name}: has no point with a reference class; every stratum needs two; interpret more points, "
+                    "or merge it with another stratum"
                 )
             if one.pixels is not None and number > one.pixels:
-                raise DataError(f"{one.name}: has {number:.0f} samples, but {one.pixels:.0f} pixels")
+                raise DataError(f"{one.name}: has {number:.0f} points, but only {one.pixels:.0f} pixels")
             not_sampled = 1.0 if one.pixels is None else 1 - number / one.pixels
             relative = weight[rows] / np.average(weight[rows], weights=self._number[rows])
             self._strata.append(_StratumSample(index, one.hectares, not_sampled, rows, relative))

@@ -177,4 +177,7 @@ def _class_names(values: pandas.Series, aliases: dict[str, str], file: Path) -> 
             raise DataError(f"{file}: ref_class of a point is {text!r}; the classes are {classes}")
         return aliases[text] if text else None
 
-    return values.map(name)
+    found = values.map(name)
+    if found.isna().all():
+        raise DataError(f"{file}: no point has a reference class yet; interpret the points, and fill in their class")
+    return found

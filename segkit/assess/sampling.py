@@ -63,11 +63,11 @@ def allocate(
     """
     available = np.asarray(pixels, dtype=np.int64)
     if samples > available.sum():
-        raise UsageError(f"{samples} samples, but only {available.sum()} pixels; ask for fewer samples")
+        raise UsageError(f"{samples} points are asked for, but there are only {available.sum()} pixels; ask for fewer")
     minima = np.minimum(available, min_per_stratum)
     if minima.sum() > samples:
         raise UsageError(
-            f"{samples} samples are too few for {len(available)} strata of at least {min_per_stratum} each"
+            f"{samples} points are too few for {len(available)} strata of at least {min_per_stratum} each"
             f"{suggest(f'ask for {minima.sum()} or more', 'for a smaller minimum (--min-per-stratum)')}"
         )
     share = np.asarray(available if shares is None else shares, dtype=np.float64)

@@ -22,11 +22,13 @@ def assess_design(
     map_: Annotated[
         list[Path], typer.Argument(metavar="MAP", help="Map of class values (.tif); several with --mosaic.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Sample points to interpret (.gpkg).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Sample points to interpret (.gpkg).")],
     samples: Annotated[int | None, typer.Option("-n", "--samples", min=1, help="Number of sample points.")] = None,
     error: Annotated[
         float | None,
-        typer.Option("--target-se", help="Instead of -n: standard error of the overall accuracy to reach: 0.01."),
+        typer.Option(
+            "--target-se", metavar="SHARE", help="Instead of -n: standard error of the overall accuracy to reach: 0.01."
+        ),
     ] = None,
     allocation: Annotated[Allocation, typer.Option(help="How points are allocated to strata.")] = (
         Allocation.PROPORTIONAL
@@ -37,7 +39,7 @@ def assess_design(
         typer.Option(
             "--expected-users-accuracy",
             metavar="CLASS=SHARE",
-            help="Expected user's accuracy (default 0.9). Repeatable.",
+            help="Expected user's accuracy of a class (default: 0.9). Repeatable.",
         ),
     ] = None,
     buffer: Annotated[
@@ -75,7 +77,7 @@ def assess_design(
         (part.name, f"{part.pixels:,}", f"{part.hectares:,.2f}", f"{expected:.2f}", str(number))
         for part, number, expected in zip(made.strata, made.samples, made.expected_users_accuracy, strict=True)
     ]
-    print_table(("stratum", "pixels", "hectares", "expected", "points"), rows)
+    print_table(("stratum", "pixels", "hectares", "expected user's accuracy", "points"), rows)
     print(f"\nexpected standard error of the overall accuracy {made.expected_error:.4f}")
     again = " ".join(shlex.quote(str(path)) for path in map_)
     again = f"--mosaic {again}" if mosaic else again
@@ -109,19 +111,31 @@ def _named_number(text: str, between: str, option: str, form: str) -> tuple[str,
     epilog=examples("segkit assess estimate map.tif filled.gpkg -o areas.csv -o areas.png"),
 )
 def assess_estimate(
-    map_: Annotated[list[Path], typer.Argument(metavar="MAP", help="The map from which the points were drawn.")],
+    map_: Annotated[
+        list[Path],
+        typer.Argument(metavar="MAP", help="The map from which the points were drawn; several files with --mosaic."),
+    ],
     points: Annotated[Path, typer.Argument(metavar="POINTS", help="Interpreted points, or counts (.csv).")],
     output: Annotated[
-        list[Path] | None, typer.Option("-o", "--output", help=".json, .csv or .png. Repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Also write the estimate (.json, .csv or .png). Repeatable."
+        ),
     ] = None,
-    field: Annotated[str, typer.Option("--field", help="Column of the points with the reference class.")] = "ref_class",
+    field: Annotated[
+        str, typer.Option("--field", metavar="NAME", help="Column of the points with the reference class.")
+    ] = "ref_class",
     crs: PointsCrs = None,
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
     class_: OverlappingClass = None,
     class_names: ClassNames = None,
     finite: Annotated[
-        bool, typer.Option("--finite-population-correction", help="For samples of a large part of a stratum.")
+        bool,
+        typer.Option(
+            "--finite-population-correction",
+            help="Correct the variances for points that are a large part of a stratum.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:

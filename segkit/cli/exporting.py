@@ -29,18 +29,23 @@ def export(
         Path, typer.Argument(metavar="MODEL", help="Model file (.safetensors), or the folder of all folds: their mean.")
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PATH", help="File to write: .onnx, or .pt2 for torch.export.")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="File to write (.onnx, or .pt2 for torch.export).")
     ],
     average_with: AverageWith = None,
     decide: Annotated[
         bool, typer.Option("--decide", help="Give the values of the map in place of probabilities.")
     ] = False,
     tile: Annotated[
-        int | None, typer.Option(help="Window size in pixels, for programs that need a fixed one (default: any size).")
+        int | None,
+        typer.Option(metavar="PIXELS", help="Window size, for programs that need a fixed one (default: any size)."),
     ] = None,
     nodata: Annotated[
         list[float] | None,
-        typer.Option("--nodata", help="Stored value that means no data (default: that of the recipe). Repeatable."),
+        typer.Option(
+            "--nodata",
+            metavar="VALUE",
+            help="Stored value that means no data (default: that of the recipe). Repeatable.",
+        ),
     ] = None,
     check_on: Annotated[
         Path | None,
@@ -59,7 +64,10 @@ def export(
         typer.Option(metavar="SCENES", parser=as_path, help="Scenes, folders or globs to calibrate int8. Repeatable."),
     ] = None,
     min_agreement: Annotated[
-        float, typer.Option("--min-agreement", help="Share of held-out pixels that int8 must decide like fp32.")
+        float,
+        typer.Option(
+            "--min-agreement", metavar="SHARE", help="Share of held-out pixels that int8 must decide like fp32."
+        ),
     ] = 0.99,
     overwrite: Overwrite = False,
 ) -> None:

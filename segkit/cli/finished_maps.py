@@ -14,6 +14,8 @@ from segkit.cli.printing import print_table
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
 
+_ROWS_SHOWN = 20  # zones that areas prints if it writes all of them to a file
+
 
 @app.command(epilog=examples("segkit clean map.tif cleaned.tif --min-area 0.5ha --protect deforestation"))
 def clean(
@@ -78,7 +80,9 @@ def reclassify(
     rule: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help='For maps, first: "clearing to forest outside before.tif:forest". Repeatable.'
+            metavar="TEXT",
+            help='For maps: change a class, before all else: "clearing to forest outside before.tif:forest".'
+            " Repeatable.",
         ),
     ] = None,
     class_names: ClassNames = None,
@@ -155,7 +159,9 @@ def areas(
         str | None, typer.Option(metavar="FIELD", help="Field that names the zones; equal names are one zone.")
     ] = None,
     layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of ZONES, if it has several.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the table: .csv or .xlsx.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the table (.csv or .xlsx).")
+    ] = None,
     probabilities: Annotated[
         Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map: also sum expected areas.")
     ] = None,
@@ -180,7 +186,9 @@ def areas(
     )
     table = result.table()
     rows = [(str(name), *(f"{value:,.4f}" for value in row)) for name, *row in table.itertuples(index=False)]
-    print_table(tuple(table.columns), rows)
+    print_table(tuple(table.columns), rows if result.path is None else rows[:_ROWS_SHOWN])
+    if result.path is not None and len(rows) > _ROWS_SHOWN:
+        print(f"... {len(rows) - _ROWS_SHOWN:,} more zones in the file")
     if result.path is not None:
         print(f"\n{result.path}")
     emit({"by": by, "path": result.path, "zones": table})

@@ -52,25 +52,31 @@ def suggest(
             metavar="MODEL|RECIPE", help="Model file, or folder of all folds; without a model the recipe (.yaml)."
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Windows to label (.gpkg).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Windows to label (.gpkg).")],
     scenes: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="[SCENE...]",
             parser=as_path,
-            help="Rasters, folders or globs of them, or URLs; default: the training images of the recipe.",
+            help="Rasters, folders or globs of them, or URLs (default: the training images of the recipe).",
         ),
     ] = None,
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="Number of windows.")] = 30,
-    size: Annotated[str, typer.Option(help="Side of a window: 128px, 500m.")] = "128px",
+    size: Annotated[str, typer.Option(metavar="LENGTH", help="Side of a window: 128px, 500m.")] = "128px",
     recipe: Annotated[
         Path | None,
-        typer.Option("--recipe", help="With a model: ground that the labels of this recipe cover is left out."),
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="With a model: leave out the ground that the labels of this recipe cover.",
+        ),
     ] = None,
     labelled: Annotated[
         list[Path] | None,
         typer.Option(
-            "--labelled", help="Polygons of labelled ground, or an earlier file of windows: left out, too. Repeatable."
+            "--labelled",
+            metavar="FILE",
+            help="Also leave out labelled ground: polygons, or an earlier file of windows. Repeatable.",
         ),
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The files are bands or dates of one scene.")] = False,
@@ -79,7 +85,7 @@ def suggest(
     average_with: AverageWith = None,
     uncertainty: Annotated[
         Uncertainty | None,
-        typer.Option(help="Measure (default: entropy; of several models disagreement)."),
+        typer.Option(help="Measure of uncertainty (default: entropy; of several models disagreement)."),
     ] = None,
     min_valid: Annotated[
         float, typer.Option("--min-valid", min=0, max=1, help="Share of the pixels of a window that must have data.")
@@ -157,9 +163,9 @@ def labels(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Files of segkit suggest, edited; also of several people.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Labels (.gpkg).")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Labels (.gpkg).")],
     differing: Annotated[
-        Differing, typer.Option(help="What ground is on which files differ: unlabelled, or as in the first file.")
+        Differing, typer.Option(help="Where files differ: unlabelled, or as in the first file.")
     ] = Differing.UNLABELLED,
     overwrite: Overwrite = False,
 ) -> None:

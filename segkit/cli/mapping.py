@@ -80,9 +80,11 @@ def evaluate(
         Path,
         typer.Argument(metavar="MODEL|MAP", help="Model file, or folder of all folds; map, or folder of maps."),
     ],
-    labels: Annotated[str, typer.Option(help="Folder, file or glob of labels, paired by file stem.")],
+    labels: Annotated[
+        str, typer.Option(metavar="PATH", help="Labels: file, folder or glob, paired with images by file name.")
+    ],
     images: Annotated[
-        list[str] | None, typer.Option(help="For a model: folder, file or glob of scenes. Repeatable.")
+        list[str] | None, typer.Option(metavar="PATH", help="For a model: scenes; file, folder or glob. Repeatable.")
     ] = None,
     stack: Annotated[bool, typer.Option("--stack", help="The images are bands or dates of one scene.")] = False,
     mosaic: AsMosaic = False,
@@ -105,7 +107,9 @@ def evaluate(
     mask: MaskFile = None,
     mask_preset: MaskMeaning = None,
     layer: LayerFiles = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write the scores (.json).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the scores (.json).")
+    ] = None,
     tile: Tile = None,
     overlap: Overlap = None,
     precision: InPrecision = Precision.AUTO,
@@ -163,6 +167,8 @@ def evaluate(
     )
     print_metrics(result)
     print_worst_scenes(result, _WORST_SCENES)
+    if output is not None:
+        print(f"\n{output}")
     emit(result)
 
 
@@ -214,7 +220,11 @@ def predict(
     ] = None,
     uncertainty: Annotated[
         list[Uncertainty] | None,
-        typer.Option(help="Also write it to MAP_uncertainty.tif; disagreement is that of several models. Repeatable."),
+        typer.Option(
+            metavar="entropy|margin|disagreement",
+            help="Also write this measure of uncertainty to MAP_uncertainty.tif; disagreement needs several models. "
+            "Repeatable.",
+        ),
     ] = None,
     applicability: Annotated[
         str | None, typer.Option(metavar="PATH", help="Also write how unlike the training data each pixel is.")
@@ -223,7 +233,8 @@ def predict(
     stac: Annotated[str | None, typer.Option(metavar="PATH", help="Also write a STAC item of the map (.json).")] = None,
     average_with: AverageWith = None,
     aoi: Annotated[
-        Path | None, typer.Option(help="Area of interest: polygons outside of which the map is no data.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Area of interest: polygons outside of which the map is no data."),
     ] = None,
     aoi_layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of --aoi, if it has several.")] = None,
     nodata: SceneNoData = None,
@@ -235,7 +246,7 @@ def predict(
     tile: Tile = None,
     overlap: Overlap = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Windows per batch (default: automatic).")
+        int | None, typer.Option("--batch-size", metavar="N", help="Windows per batch (default: automatic).")
     ] = None,
     precision: InPrecision = Precision.AUTO,
     device: OnDevice = Device.AUTO,
@@ -330,7 +341,7 @@ def vectorize(
     map_: Annotated[
         list[Path], typer.Argument(metavar="MAP", help="Map of class values (.tif); several with --mosaic.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help=".gpkg, .shp, .parquet, .fgb or .geojson")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Polygons (.gpkg, .shp, .parquet, .fgb or .geojson).")],
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
     min_area: MinArea = None,
@@ -349,11 +360,13 @@ def vectorize(
     min_confidence: MinConfidence = None,
     attributes: Attributes = None,
     dissolve: Annotated[bool, typer.Option("--dissolve", help="One multipolygon per class.")] = False,
-    classes: Annotated[list[str] | None, typer.Option(help="Only this class (name or value). Repeatable.")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS", help="Only this class (name or value). Repeatable.")
+    ] = None,
     background: Annotated[bool, typer.Option("--background", help="Also write polygons of background.")] = False,
     class_names: ClassNames = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="Probabilities of the map; fills the column mean_conf.")
+        Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map; fills the column mean_conf.")
     ] = None,
     to_crs: Annotated[
         str | None, typer.Option("--to-crs", metavar="CRS", help="Reproject the polygons: EPSG:4326.")
@@ -418,7 +431,7 @@ def report(
             "(.gpkg), folder of audit.",
         ),
     ],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Report (.html).")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Report (.html).")] = None,
     png: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the pictures as PNG, too, or only these.")
     ] = None,
@@ -426,14 +439,15 @@ def report(
         list[Path] | None,
         typer.Option(
             parser=as_path,
-            help="Imagery of the map; repeatable: files of its bands or dates. Without a map: scenes of windows, or of "
-            "--labels.",
+            help="Imagery of the map, or the files of its bands or dates; without a map: scenes of windows, or of "
+            "--labels. Repeatable.",
         ),
     ] = None,
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
     labels: Annotated[
-        Path | None, typer.Option(parser=as_path, help="Labels to score the map, or without a map several runs.")
+        Path | None,
+        typer.Option(metavar="PATH", parser=as_path, help="Labels to score the map, or without a map several runs."),
     ] = None,
     field: LabelField = None,
     nodata: LabelNoData = None,
@@ -500,8 +514,10 @@ def _join_maps(sources: list[Path], overlap: MosaicOverlap | None) -> list[Path]
 def change(
     old: Annotated[Path, typer.Argument(metavar="MAP_OLD", help="Map of class values (.tif).")],
     new: Annotated[Path, typer.Argument(metavar="MAP_NEW", help="A later map on the same grid.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Map of transitions (.tif).")],
-    table: Annotated[Path | None, typer.Option(help="Also write the hectares of each transition (.csv).")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Map of transitions (.tif).")],
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the hectares of each transition (.csv).")
+    ] = None,
     mosaic: AsMosaic = False,
     mosaic_overlap: OfOverlap = None,
     class_: OverlappingClass = None,

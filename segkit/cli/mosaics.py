@@ -24,7 +24,10 @@ AsMosaic = Annotated[
 ]
 OfOverlap = Annotated[
     MosaicOverlap | None,
-    typer.Option("--mosaic-overlap", help="Where files of a mosaic overlap: use one of them, or the mean (images)."),
+    typer.Option(
+        "--mosaic-overlap",
+        help="Where files of a mosaic overlap: use one of them, or the mean (images); default: an error.",
+    ),
 ]
 
 

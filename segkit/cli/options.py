@@ -125,18 +125,27 @@ LabelNoData = Annotated[
 ]
 SceneNoData = Annotated[
     list[float] | None,
-    typer.Option("--nodata", help="Value that means no data in the scenes, if they do not declare it. Repeatable."),
+    typer.Option(
+        "--nodata",
+        metavar="VALUE",
+        help="Value that means no data in the scenes, if they do not declare it. Repeatable.",
+    ),
 ]
 ImageNoData = Annotated[
     list[float] | None,
-    typer.Option("--image-nodata", help="Value that means no data in the images, if undeclared. Repeatable."),
+    typer.Option(
+        "--image-nodata", metavar="VALUE", help="Value that means no data in the images, if undeclared. Repeatable."
+    ),
 ]
 Scale = Annotated[
     list[float] | None,
-    typer.Option("--scale", help="Units of the scenes: value = stored * scale + offset. Repeat for each band."),
+    typer.Option(
+        "--scale", metavar="NUMBER", help="Units of the scenes: value = stored * scale + offset. Repeat for each band."
+    ),
 ]
 Offset = Annotated[
-    list[float] | None, typer.Option("--offset", help="Offset of the units, see --scale. Repeat for each band.")
+    list[float] | None,
+    typer.Option("--offset", metavar="NUMBER", help="Offset of the units, see --scale. Repeat for each band."),
 ]
 MaskFile = Annotated[
     str | None,
@@ -149,8 +158,10 @@ LayerFiles = Annotated[
     list[str] | None,
     typer.Option("--layer", metavar="NAME=PATH", help="Another file for a layer of the model: elevation=dem.tif."),
 ]
-Tile = Annotated[int | None, typer.Option(help="Maximum window size in pixels.")]
-Overlap = Annotated[int | None, typer.Option(help="Minimum overlap of neighbouring windows in pixels.")]
+Tile = Annotated[int | None, typer.Option(metavar="PIXELS", help="Maximum window size (default: automatic).")]
+Overlap = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Minimum overlap of neighbouring windows (default: automatic).")
+]
 OnDevice = Annotated[Device, typer.Option(help="Device that computes.")]
 InPrecision = Annotated[Precision, typer.Option(help="Precision; bf16 is faster if the hardware supports it.")]
 InBackend = Annotated[
@@ -179,14 +190,14 @@ Split = Annotated[
 ]
 SplitBy = Annotated[
     SplitCriterion | None,
-    typer.Option("--split-by", help="Split where objects are narrow, or where --probabilities fall. [default: shape]"),
+    typer.Option("--split-by", help="Split where objects are narrow, or where --probabilities fall (default: shape)."),
 ]
 SplitDepth = Annotated[
     str | None,
     typer.Option(
         "--split-depth",
         metavar="DEPTH",
-        help="How much an object narrows, or its probability falls, where it is split: 2m, 0.2. [default: 1.5px, 0.1]",
+        help="How much an object narrows, or its probability falls, where it is split: 2m, 0.2 (default: 1.5px, 0.1).",
     ),
 ]
 BoundaryClass = Annotated[
@@ -197,10 +208,14 @@ MaxArea = Annotated[
     str | None, typer.Option("--max-area", metavar="AREA", help="Leave out larger polygons: 500ha, 90000px.")
 ]
 MinConfidence = Annotated[
-    float | None, typer.Option("--min-confidence", help="Leave out polygons with a lower mean_conf, 0 to 1.")
+    float | None,
+    typer.Option("--min-confidence", metavar="SHARE", help="Leave out polygons with a lower mean_conf, 0 to 1."),
 ]
 Attributes = Annotated[
-    list[Attribute] | None, typer.Option(help="Add columns: centroid_x and centroid_y, or compact. Repeatable.")
+    list[Attribute] | None,
+    typer.Option(
+        metavar="centroid|compactness", help="Add columns: centroid_x and centroid_y, or compact. Repeatable."
+    ),
 ]
 BoundaryWidth = Annotated[
     str, typer.Option("--boundary-width", metavar="WIDTH", help="Width of the boundary zone: 20m, 2px.")
@@ -209,12 +224,15 @@ MinObjectArea = Annotated[
     str, typer.Option("--min-object-area", metavar="AREA", help="Smallest object that counts: 0.5ha, 12px.")
 ]
 IgnoredCodes = Annotated[
-    list[int] | None, typer.Option("--ignore", help="For maps: a label code that means unlabelled. Repeatable.")
+    list[int] | None,
+    typer.Option("--ignore", metavar="CODE", help="For maps: a label code that means unlabelled. Repeatable."),
 ]
 OverlappingClass = Annotated[
     str | None, typer.Option("--class", metavar="NAME", help="The class to use, if classes overlap (multilabel).")
 ]
-LabelField = Annotated[str | None, typer.Option("--field", help="Field of vector labels that holds the class.")]
+LabelField = Annotated[
+    str | None, typer.Option("--field", metavar="NAME", help="Field of vector labels that holds the class.")
+]
 SetLabels = Annotated[
     list[str] | None,
     typer.Option(
@@ -222,7 +240,8 @@ SetLabels = Annotated[
     ),
 ]
 PointsCrs = Annotated[
-    str | None, typer.Option("--crs", help="POINTS is a .csv of points, with coordinates in this CRS: EPSG:4326.")
+    str | None,
+    typer.Option("--crs", metavar="CRS", help="POINTS is a .csv of points, with coordinates in this CRS: EPSG:4326."),
 ]
 ImageDates = Annotated[
     str | None,

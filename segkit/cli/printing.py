@@ -98,6 +98,8 @@ def print_summary(summary: Summary) -> None:
 
     done = not summary.seconds
     print(f"{summary.path}" + (" is finished already (same request); nothing to do" if done else ""))
+    for name, path in summary.outputs.items():
+        print(f"{name} {path}")
     print_areas("pixels", summary.pixels, summary.hectares)
     if summary.share_outside is not None:
         print(describe_share_outside(summary))

@@ -52,6 +52,15 @@ class _Grouped(TyperGroup):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(1000)) for name in names])
 
 
+class _InFull(TyperGroup):
+    """Lists commands with all of their first sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for all commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.get_short_help_str(1000)) for name, one in self.commands.items()])
+
+
 def examples(*lines: str) -> str:
     """Return the end of a command's help: examples, each on a line of its own."""
     return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
@@ -66,6 +75,7 @@ app = CommandLine(
     rich_markup_mode=None,
 )
 assess_app = CommandLine(
+    cls=_InFull,
     help="Estimate the areas and the accuracy of a map, with confidence intervals, from a random sample.",
     rich_markup_mode=None,
 )

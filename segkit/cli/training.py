@@ -38,7 +38,9 @@ def init(
         str | None,
         typer.Argument(metavar="[LABELS]", help="Labels: rasters, polygons or points; file, folder or glob."),
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="RECIPE", help="The recipe.")] = Path("recipe.yaml"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="RECIPE", help="Recipe to write (.yaml).")] = Path(
+        "recipe.yaml"
+    ),
     field: LabelField = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -99,7 +101,9 @@ def check(
 )
 def train(
     recipe: RecipeFile,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder; default runs/NAME.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="Run folder (default: runs/NAME).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False,
     fold: Annotated[
         str | None,
@@ -242,7 +246,10 @@ def _train_folds(
 def compare(
     recipe: RecipeFile,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of runs and results; default runs/NAME-compare.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Folder of runs and results (default: runs/NAME-compare)."
+        ),
     ] = None,
     heads: Annotated[str | None, typer.Option(metavar="HEAD,...", help="Heads to compare: softmax,sigmoid.")] = None,
     vary: Annotated[

@@ -466,4 +466,4 @@ def _scene_job(
         results_or_raise(polygons, (yield polygons))
     if job.stac is not None:
         write_map_item(job, network, overwrite=overwrite)
-    return summary
+    return replace(summary, outputs=job.beside_map)

@@ -58,6 +58,13 @@ class PredictionFiles:
         rasters = [path for output in self.rasters for path in self.written(output)]
         return [*rasters, *(path for path in (self.vector, self.stac) if path is not None)]
 
+    @property
+    def beside_map(self) -> dict[str, Path]:
+        """What is written with the map, by the name of the output; a raster that is cut into parts is their folder."""
+        rasters = {one.name: path.parent if self.tiles else path for one, path in self.rasters.items() if one != MAP}
+        others = {"polygons": self.vector, "STAC item": self.stac}
+        return rasters | {name: path for name, path in others.items() if path is not None}
+
     def parts(self, output: OutputRequest) -> tuple[MapPart, ...]:
         """Return the files into which a raster output is cut, named after those of the scene; none for one file."""
         path = self.rasters[output]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ class Summary:
         applicability was written.
     unreadable
         The blocks of the scene that could not be read, which are no data in the map; None if there are none.
+    outputs
+        The other outputs that were asked for, by name: "probabilities", "polygons" and others.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Summary:
     share_outside: float | None = None
     share_is_sampled: bool = False
     unreadable: UnreadableGround | None = None
+    outputs: Mapping[str, Path] = field(default_factory=dict)
 
 
 class ClassTally:

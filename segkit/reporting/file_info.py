@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rasterio.io import DatasetReader
 
 from segkit.errors import DataError, GridError, RecipeError, SegkitError, UsageError, suggest
-from segkit.io.class_table import OUTPUT_TAG, Legend
+from segkit.io.class_table import OUTPUT_TAG, Legend, MapClass
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, crs_name
 from segkit.io.paths import FileSet, PathLike
@@ -312,12 +312,17 @@ def _map_classes(legend: Legend, tags: Mapping[str, str]) -> list[dict[str, Any]
         counts = {}
     of_all = (counts.get(key) if isinstance(counts, dict) else None for key in ("pixels", "hectares"))
     pixels, hectares = (one if isinstance(one, dict) else {} for one in of_all)
-    found = legend.classes or tuple(legend.value_table.values())
+    # A colour table has 256 colours, most of which no value of the map has.
+    found = legend.classes or tuple(one for one in legend.value_table.values() if not _is_filling(one))
     return [
         {"name": one.name, "value": one.value, "color": one.color, "background": one.background}
         | ({"pixels": pixels.get(one.name), "hectares": hectares.get(one.name)} if pixels else {})
         for one in found
     ]
+
+
+def _is_filling(one: MapClass) -> bool:
+    return one.name == str(one.value) and one.color in (None, "#000000")
 
 
 def _storage(dataset: DatasetReader) -> dict[str, Any]:

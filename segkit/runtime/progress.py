@@ -16,6 +16,7 @@ _LINE_INTERVAL_S = 10.0
 _SPEED_WINDOW_S, _MIN_OBSERVED_S = 60.0, 5.0
 # Characters that the text beside a bar takes, and limits of the bar. Terminals of fewer characters show no speed.
 _TEXT_WIDTH, _MIN_BAR_WIDTH, _MAX_BAR_WIDTH, _MIN_WIDTH_WITH_SPEED = 80, 8, 40, 100
+_shown = 0  # blocks of `progress` that are running and show something
 
 
 class Advance(Protocol):
@@ -32,13 +33,25 @@ def progress(label: str, total: float, unit: str = "", *, show: bool = True) -> 
     Progress is written to stderr, so that stdout holds results only. If stderr is not a terminal, a line is printed
     every 10 s. Speed and time left are shown once they can be estimated.
     """
+    global _shown
     if not show:
         yield lambda step, note="": None
-    elif sys.stderr.isatty():
-        with _bar(label, total, unit) as advance:
-            yield advance
-    else:
-        yield _Lines(label, total, unit, _print_message).advance
+        return
+    _shown += 1
+    try:
+        if sys.stderr.isatty():
+            with _bar(label, total, unit) as advance:
+                yield advance
+        else:
+            yield _Lines(label, total, unit, _print_message).advance
+    finally:
+        _shown -= 1
+
+
+def announce(line: str) -> None:
+    """Print a line to stderr if progress is shown now: for work that takes long before a step is done."""
+    if _shown:
+        _print_message(line)
 
 
 class _Pace:

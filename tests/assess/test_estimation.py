@@ -154,8 +154,8 @@ def test_unlabelled_points_are_counted():
     [
         (lambda frame: frame.drop(columns="ref_class"), "no column ref_class; they have stratum, map_class"),
         (lambda frame: frame.assign(stratum="Z"), "stratum of a point is 'Z'; the strata are 'A', 'B'"),
-        (lambda frame: frame[frame["stratum"] != "C"], "C: has no sample with a reference class"),
-        (lambda frame: frame.assign(ref_class=None), "no sample has a reference class yet"),
+        (lambda frame: frame[frame["stratum"] != "C"], "C: has no point with a reference class"),
+        (lambda frame: frame.assign(ref_class=None), "no point has a reference class yet"),
         (lambda frame: frame.assign(map_class=None), "a point has no stratum or no map class"),
         (lambda frame: frame.assign(ref_class="forrest"), "ref_class of a point is 'forrest'; the classes are"),
     ],
@@ -173,7 +173,7 @@ def test_invalid_points_are_errors(change, said):
         ([[3, 1], [0, 2]], [1.0], "counts has 2 classes, mapped_area 1"),
         ([[3, -1], [0, 2]], [1.0, 1.0], "values that are not counts"),
         ([[3, 0.5], [0, 2]], [1.0, 1.0], "values that are not counts"),
-        ([[3, 1], [0, 0]], [1.0, 1.0], "2: has no sample with a reference class"),
+        ([[3, 1], [0, 0]], [1.0, 1.0], "2: has no point with a reference class"),
         ([[3, 1], [0, 2]], [1.0, np.nan], "2: its area is nan"),
         ([[3, 1], [0, 2]], [0.0, 0.0], "the strata have no area"),
     ],
@@ -181,7 +181,7 @@ def test_invalid_points_are_errors(change, said):
 def test_invalid_counts_are_errors(counts, areas, said):
     with pytest.raises(DataError, match=said):
         estimate(counts, areas)
-    with pytest.raises(DataError, match="A: has 4 samples, but 3 pixels"):
+    with pytest.raises(DataError, match="A: has 4 points, but only 3 pixels"):
         estimate([[3, 1], [0, 2]], [1.0, 1.0], classes=["A", "B"], population=[3, 9])
 
 

@@ -189,7 +189,7 @@ def test_points_and_counts_that_do_not_match_the_map_are_errors(place, tmp_path)
     folder, truth, shown = place
     path = tmp_path / "points.gpkg"
     design(folder / "map.tif", path, samples=60, min_per_stratum=10)
-    with pytest.raises(DataError, match="no sample has a reference class yet"):
+    with pytest.raises(DataError, match="no point has a reference class yet"):
         estimate_sample(folder / "map.tif", path)
     fill(path, truth)
     other = write_map(
@@ -237,8 +237,8 @@ def test_points_and_counts_that_do_not_match_the_map_are_errors(place, tmp_path)
 def test_invalid_designs_are_errors(place, tmp_path):
     folder, _, _ = place
     for options, said in (
-        ({}, "either the number of samples or the target standard error"),
-        ({"samples": 10, "target_se": 0.1}, "either the number of samples or the target standard error"),
+        ({}, "either the number of points or the target standard error"),
+        ({"samples": 10, "target_se": 0.1}, "either the number of points or the target standard error"),
         (
             {"samples": 100, "expected_users_accuracy": {"rock": 0.5}},
             "has no stratum 'rock'; its strata are forest, clearing, water",

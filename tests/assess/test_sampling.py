@@ -64,8 +64,8 @@ def test_known_allocations():
     shares = np.array(pixels) / 1e7 * np.sqrt([0.21, 0.24, 0.09, 0.0475])
     np.testing.assert_allclose(neyman, 1000 * shares / shares.sum(), atol=1)
     for samples, minimum, said in (
-        (100, 50, "100 samples are too few for 4 strata of at least 50"),
-        (10**8, 0, "but only 10000000 pixels"),
+        (100, 50, "100 points are too few for 4 strata of at least 50"),
+        (10**8, 0, "there are only 10000000 pixels"),
     ):
         with pytest.raises(UsageError, match=said):
             allocate(pixels, samples, min_per_stratum=minimum)

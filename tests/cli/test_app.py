@@ -307,16 +307,16 @@ def test_a_map_is_assessed(segkit, place):
         "clearing:20m",
     )
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].split() == ["stratum", "pixels", "hectares", "expected", "points"]
+    assert out.splitlines()[0].split() == ["stratum", "pixels", "hectares", "expected", "user's", "accuracy", "points"]
     assert "within 20 m of clearing" in out
     for words, said in (
-        (("-n", "2"), "2 samples are too few for 2 strata"),
+        (("-n", "2"), "2 points are too few for 2 strata"),
         (
             ("-n", "60", "--expected-users-accuracy", "clearing"),
             "'clearing' is not CLASS=SHARE, as forest=0.95; see segkit assess design --help",
         ),
         (("-n", "60", "--buffer", ":60"), "is not CLASS:METRES"),
-        ((), "give either the number of samples or the target standard error"),
+        ((), "give either the number of points or the target standard error"),
     ):
         code, _, err = segkit(*design, "--overwrite", *words)
         assert (code, said in err, len(err.splitlines())) == (2, True, 1), err
@@ -459,9 +459,11 @@ def test_the_whole_job(segkit, place):
     assert err == "warning: these labels also trained the model (labels/a.tif), so the scores are too good\n"
     assert "cleared" in again
     assert [line.split()[:4] for line in again.splitlines() if "worst" in line] == [["worst", "of", "2", "scenes"]]
+    assert again.endswith("\nm.json\n")
     assert json.loads((place / "m.json").read_text())["pixels"] > 10_000
     code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "map.tif", "--vector", "v.gpkg")
     assert (code, err) == (0, "")
+    assert out.startswith("map.tif\npolygons v.gpkg\n")
     assert "Mpx/s" in out
     assert re.search(r"unlike the training data .*: [\d.< ]+ % of a sample of the map's pixels", out)
     code, _, err = segkit("evaluate", "map.tif", "--labels", "labels/a.tif", "--ignore", "255")
@@ -470,6 +472,7 @@ def test_the_whole_job(segkit, place):
     code, out, err = segkit("predict", "run/model.safetensors", "images/a.tif", "-o", "more.tif", *more)
     assert (code, err) == (0, "")
     assert re.search(r"unlike the training data .*: [\d.< ]+ % of the map's pixels", out)
+    assert out.startswith("more.tif\napplicability index.tif\nuncertainty more_uncertainty.tif\n")
     with rasterio.open(place / "more_uncertainty.tif") as uncertainty:
         assert uncertainty.descriptions == ("entropy", "1 - margin")
     code, out, err = segkit("vectorize", "map.tif", "out.shp", "--background")

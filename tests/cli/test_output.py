@@ -215,6 +215,17 @@ def test_a_problem_is_json_with_an_exit_code(segkit, place, monkeypatch):
     assert json.loads(out)["problems"]
 
 
+def test_areas_shows_the_first_of_many_zones_that_it_writes(segkit, place):
+    zones = [shapely.box(500_005 + 10 * i, 8_999_500, 500_015 + 10 * i, 8_999_995) for i in range(25)]
+    geopandas.GeoDataFrame(geometry=zones, crs=32622).to_file(place / "many.gpkg")
+    code, out, _ = segkit("areas truth.tif many.gpkg --class-names names.csv")
+    assert (code, len(out.splitlines())) == (0, 1 + 25)
+    code, out, _ = segkit("areas truth.tif many.gpkg --class-names names.csv -o many.csv")
+    assert (code, out.splitlines()[-3:]) == (0, ["... 5 more zones in the file", "", "many.csv"])
+    assert len(out.splitlines()) == 1 + 20 + 3
+    assert len((place / "many.csv").read_text().splitlines()) == 1 + 25
+
+
 def test_a_log_is_only_appended_to_a_log(segkit, place):
     shutil.copy(place / "map.tif", place / "other.tif")
     content = (place / "other.tif").read_bytes()

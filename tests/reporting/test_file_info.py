@@ -85,6 +85,18 @@ def test_rasters(place, tmp_path):
     assert (plain["crs"], plain["pixel_metres"]) == ("none", None)
 
 
+def test_a_color_table_of_256_colors_is_not_256_classes(tmp_path):
+    path = write_map(tmp_path / "map.tif", np.ones((4, 5), np.uint8))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {1: (0, 0, 255), 7: (255, 0, 0)})
+    names = "<CategoryNames><Category>none</Category><Category>water</Category></CategoryNames>"
+    (tmp_path / "map.tif.aux.xml").write_text(
+        f'<PAMDataset><PAMRasterBand band="1">{names}</PAMRasterBand></PAMDataset>'
+    )
+    found = [(one["value"], one["name"]) for one in facts(path, "map")["classes"]]
+    assert found == [(0, "none"), (1, "water"), (7, "7")]
+
+
 def test_a_vector_file(tmp_path):
     frame = geopandas.GeoDataFrame({"name": ["a", "b"]}, geometry=shapely.points([[0, 1], [2, 3]]), crs=4326)
     frame.to_file(tmp_path / "v.gpkg", layer="one")

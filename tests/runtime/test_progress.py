@@ -1,11 +1,14 @@
+import functools
 import io
 import re
 import sys
 
+import numba
 import pytest
 
 from segkit.runtime import progress as module
 from segkit.runtime.progress import progress
+from segkit.vector.tracing import jit
 
 
 class Terminal(io.StringIO):
@@ -54,6 +57,26 @@ def test_a_terminal_shows_a_bar_on_stderr(monkeypatch, capsys):
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "scene[red]" in shown  # brackets in a file name are no markup
     assert "8/8 Mpx" in shown
+
+
+def add_one(number):
+    return number + 1
+
+
+def test_compilation_is_announced_once_while_progress_is_shown(tmp_path, monkeypatch, capsys):
+    """A first run compiles for many seconds, in which no step is done."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jit, "_announce_compilation", functools.cache(jit._announce_compilation.__wrapped__))
+    with progress("silent", 10, show=False):
+        assert jit.compiled(add_one)(1) == 2
+    assert capsys.readouterr().err == ""
+    jit._announce_compilation.cache_clear()
+    with progress("shown", 10):
+        function = jit.compiled(add_one)
+        assert function(1) == 2
+        assert capsys.readouterr().err == ""  # it was in the cache
+        assert (function(1.5), function(1j)) == (2.5, 1 + 1j)
+    assert capsys.readouterr().err.count("segkit: compiling") == 1
 
 
 def read_seconds(line):

@@ -183,7 +183,10 @@ def _draft_single_band(found: CodeCounts) -> LabelDraft:
         _unique(named.get(code, f"class_{value}"), code, named) for code, value in zip(classes, values, strict=True)
     ]
     if missing := [name for code, name in zip(classes, names, strict=True) if code not in named]:
-        notes.append(f"the files do not name their classes, so they are called {', '.join(missing[:3])}; rename them")
+        notes.append(
+            f"the files do not name their classes, so they are called {', '.join(missing[:3])}; "
+            "rename them in task.classes"
+        )
     colors = [found.table[code].color if code in found.table else None for code in classes]
     if is_mask:
         labels["values"] = {str(background): "background", str(classes[0]): names[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,16 +109,17 @@ def _relative(value: Any, target: Path, key: str = "") -> Any:
     return relative.as_posix() if relative.parts.count(os.pardir) <= _MAX_PARENTS else absolute
 
 
-def what_to_draw(crs: str, labels: str, target: Path) -> tuple[str, str]:
+def what_to_draw(images: str, crs: str, labels: str, target: Path) -> tuple[str, str]:
     """Return what to draw if there are no labels, and what to do then."""
     draw = (
         f"There are no labels yet. Draw polygons in a GIS: the layer {labels} in {crs}, with a text field `class`. "
         "Draw 10 or more polygons of each class, each of 20 pixels or more and of one class only, spread over all "
         "scenes; also of what is easily confused with a class."
     )
+    command = shlex.join(["segkit", "init", images, labels, "-o", str(target), "--overwrite"])
     then = (
-        f"Then `segkit init IMAGES {labels} -o {target} --overwrite` writes the classes and all other keys that "
-        "depend on labels. Those in the recipe are placeholders."
+        f"Then `{command}` writes the classes and all other keys that depend on labels. Those in the recipe are "
+        "placeholders."
     )
     return draw, then
 

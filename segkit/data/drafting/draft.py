@@ -123,8 +123,9 @@ def init(
         raise UsageError(f"{target}: a recipe ends in .yaml or .yml; name it so")
     source = find_source(os.fspath(images), None if labels is None else os.fspath(labels))
     if not source.labels:
-        return _draft_unlabelled(source, target, field)
-    paired = [pair for pair in pair_files(DatasetSource.model_validate(source.keys())).pairs if pair.labels]
+        return _draft_unlabelled(str(as_path(images)), source, target, field)
+    pairing = pair_files(DatasetSource.model_validate(source.keys()))
+    paired = [pair for pair in pairing.pairs if pair.labels]
     label_paths = list(dict.fromkeys(as_path(path) for pair in paired for each in pair.labels for path in each.paths))
     check_distinct([target], [file for pair in paired for file in (*pair.images, *label_paths)])
     scenes = [open_scene(pair.images, _AS_STORED, vrt=None, name=pair.name) for pair in paired]
@@ -138,7 +139,15 @@ def init(
     samples, raw, grid_notes = _open(raw)
     samples, counts, raw, band_notes = _count(samples, raw, show_progress=show_progress)
     plan = plan_training(raw, samples, counts, draft)
-    notes = (*source.notes, *imagery_notes, *band_notes, *draft.notes, *grid_notes, *_shared_labels(samples))
+    notes = (
+        *source.notes,
+        *_describe_unmatched(pairing.unmatched),
+        *imagery_notes,
+        *band_notes,
+        *draft.notes,
+        *grid_notes,
+        *_shared_labels(samples),
+    )
     facts = _describe_images(source, samples[0].scene, len(paired))
     found = _describe_labels(label_paths, draft)
     text = compose_recipe(raw, plan, draft, facts, found, notes, target)
@@ -247,6 +256,13 @@ def _describe_images(source: DataSource, scene: Scene, number: int) -> str:
     )
 
 
+def _describe_unmatched(paths: Sequence[Path]) -> list[str]:
+    if not paths:
+        return []
+    files = f"{len(paths)} file{'s have' if len(paths) > 1 else ' has'}"
+    return [f"{files} no matching image or label, such as {paths[0]}; labels are paired with images by file name"]
+
+
 def _describe_labels(paths: Sequence[Path], draft: LabelDraft) -> str:
     what = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, such as {paths[0]}"
     return f"{what}: {', '.join(f'{name} {count}' for name, count in draft.counts.items())}"
@@ -260,7 +276,7 @@ def _store(text: str, target: Path) -> Recipe:
     return recipe
 
 
-def _draft_unlabelled(source: DataSource, target: Path, field: str | None) -> Draft:
+def _draft_unlabelled(images: str, source: DataSource, target: Path, field: str | None) -> Draft:
     """Write a recipe with a placeholder for the labels."""
     if field is not None:
         raise UsageError("--field names the class of labels, and there are none; give LABELS, too")
@@ -274,7 +290,7 @@ def _draft_unlabelled(source: DataSource, target: Path, field: str | None) -> Dr
         "path": os.fspath(target.parent / LABELS_TO_DRAW), "field": "class", "outside_polygons": "ignore"
     }  # fmt: skip
     facts = _describe_images(source, scenes[0], len(scenes))
-    to_do = what_to_draw(crs_name(grid.crs), labels["path"], target)
+    to_do = what_to_draw(images, crs_name(grid.crs), labels["path"], target)
     task: dict[str, Any] = {
         "type": "multiclass",
         "background": False,

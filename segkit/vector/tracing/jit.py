@@ -18,6 +18,7 @@ import numba
 from numba.core.caching import FunctionCache
 
 from segkit.io.files import private_folder
+from segkit.runtime.progress import announce
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -59,9 +60,21 @@ class _Cache(FunctionCache):
         self._cache_file._source_stamp = sources
         self._cache_file._version = f"{numba.__version__} {sources}"
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _announce_compilation()
+        return found
+
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError):  # a full disk is not an error here
             super().save_overload(sig, data)
+
+
+@functools.cache
+def _announce_compilation() -> None:
+    """Say once that functions are compiled; without it a command seems to hang when it runs for the first time."""
+    announce("segkit: compiling, which is needed only the first time (up to a minute) ...")
 
 
 @functools.cache

@@ -72,9 +72,11 @@ def pairs(tmp_path, codes, *, number=2, suffix=".tif", **profile):
 
 def test_one_code_and_zero_are_a_binary_task(tmp_path):
     pairs(tmp_path, [0, 1])
+    spare = write(tmp_path / "images" / "spare.tif", image(9), column=900)
     draft = drafted(tmp_path)
     assert draft.recipe.task.type == "binary"
     assert of_class(draft) == {"class_1": (1, "#d55e00")}
+    assert draft.notes[0].startswith(f"1 file has no matching image or label, such as {spare}; labels are paired")
     counted = sum((blobs([0, 1], seed) == 1).sum() for seed in range(2))
     text = (tmp_path / "r.yaml").read_text()
     assert f"class_1 {counted:,} pixels" in draft.labels
@@ -281,7 +283,7 @@ def test_without_labels_the_recipe_says_what_to_draw(tmp_path):
     text = (tmp_path / "r.yaml").read_text()
     assert "Draw polygons in a GIS" in text
     assert "EPSG:32721" in text
-    assert f"segkit init IMAGES {tmp_path}/polygons.gpkg -o {tmp_path}/r.yaml --overwrite" in draft.render()
+    assert f"segkit init {tmp_path}/images {tmp_path}/polygons.gpkg -o {tmp_path}/r.yaml --overwrite" in draft.render()
     [problem] = check(tmp_path / "r.yaml").problems
     assert "polygons.gpkg" in problem
     features(tmp_path / "polygons.gpkg", KINDS)
