@@ -258,7 +258,9 @@ def test_python_of_documents_runs(
 ) -> None:
     monkeypatch.chdir(shutil.copytree(workplace, tmp_path / "here"))
     names: dict[str, object] = {}
-    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE):
+    codes = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert codes
+    for code in codes:
         exec(compile(code, document, "exec"), names)
 
 
@@ -314,9 +316,14 @@ def test_notebooks_show_what_they_computed(notebook: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    links = [
+        (document, target)
+        for document in DOCUMENTS
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
+    ]
+    assert len(links) > len(DOCUMENTS)
+    for document, target in links:
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
 def test_every_recipe_is_valid() -> None:
