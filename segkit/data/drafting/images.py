@@ -23,6 +23,7 @@ from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import as_path
 from segkit.io.vector import is_vector
 from segkit.recipe.sources import DatasetSource
+from segkit.runtime.tables import list_some
 
 
 @dataclass(frozen=True)
@@ -230,9 +231,3 @@ def _join_mosaic(source: DataSource) -> DataSource | None:
 def _same_grids(source: DataSource, stacks: Sequence[Sequence[Path]]) -> bool:
     grids = {each.path: each.grid for each in source.facts}
     return all(grids[stack[0]].describe_difference(grids[file]) is None for stack in stacks for file in stack)
-
-
-def list_some(names: Sequence[str], maximum: int = 4) -> str:
-    """Return the first of some names, and how many others there are."""
-    more = f" and {len(names) - maximum} more" if len(names) > maximum else ""
-    return ", ".join(names[:maximum]) + more

@@ -228,6 +228,24 @@ def test_images_and_labels_in_one_folder_are_told_apart_by_name(tmp_path):
         assert (train.pair, train.labels.pair) == ("{}_sat", "{}_mask")
 
 
+def test_names_in_two_folders_are_paired_by_what_they_share(tmp_path):
+    for seed in range(2):
+        write(tmp_path / "images" / f"{seed}_sat.tif", image(seed), column=200 * seed)
+        write(tmp_path / "labels" / f"{seed}_mask.tif", blobs([0, 1], seed), column=200 * seed)
+    draft = drafted(tmp_path)
+    assert (draft.recipe.data.train.pair, draft.recipe.data.train.labels.pair) == ("{}_sat", "{}_mask")
+    assert "images ({}_sat) and labels ({}_mask) are paired by the part {} of their names" in draft.notes
+
+
+def test_rasters_unlike_the_others_are_no_images(tmp_path):
+    pairs(tmp_path, [0, 1])
+    write(tmp_path / "images" / "elevation.tif", image(bands=1))
+    draft = drafted(tmp_path)
+    assert "not used as images: elevation.tif (labels, or another number of bands)" in draft.notes
+    with pytest.raises(DataError, match=r"0\.tif: is given as image and as label; give the images first"):
+        init(tmp_path / "labels/0.tif", tmp_path / "labels/0.tif", tmp_path / "q.yaml")
+
+
 def test_dates_of_one_place_are_stacked(tmp_path):
     for day in ("20200101", "20200301"):
         write(tmp_path / "images" / f"north_{day}.tif", image(int(day) % 7))
@@ -235,6 +253,10 @@ def test_dates_of_one_place_are_stacked(tmp_path):
     draft = drafted(tmp_path, "p.gpkg")
     assert draft.recipe.data.train.date_series.pattern == "{date:%Y%m%d}"
     assert len(check(draft.recipe).scenes[0].bands) == 6
+    write(tmp_path / "images" / "south_20200101.tif", image(3), row=200)
+    draft = init(tmp_path / "images", tmp_path / "p.gpkg", tmp_path / "r.yaml", overwrite=True)
+    assert any("and places with fewer are left out" in note for note in draft.notes)
+    assert [len(scene.bands) for scene in check(draft.recipe).scenes] == [6]
 
 
 def test_files_of_one_band_are_stacked(tmp_path):
