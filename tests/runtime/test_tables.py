@@ -55,13 +55,13 @@ class Page(HTMLParser):
 def test_facts_are_lines_and_the_rows_of_a_table_in_which_names_are_text():
     class Found(Described):
         def _describe(self):
-            facts = [("scene", "<b>a</b> & b"), ("  forest", "2 ha"), ("empty", "")]
+            facts = [("<i>", "<b>a</b> & b"), ("  forest", "2 ha"), ("empty", "")]
             return "Map <1>", facts, {"  forest": "#1b7837"}
 
-    assert repr(Found()).split("\n") == ["Map <1>", "  scene     <b>a</b> & b", "    forest  2 ha", "  empty"]
+    assert repr(Found()).split("\n") == ["Map <1>", "  <i>       <b>a</b> & b", "    forest  2 ha", "  empty"]
     page = Page(Found()._repr_html_())
     assert [text.strip() for text in page.texts if text.strip()] == [
-        "Map <1>", "scene", "<b>a</b> & b", "forest", "\N{BLACK SQUARE}", "2 ha", "empty",
+        "Map <1>", "<i>", "<b>a</b> & b", "forest", "\N{BLACK SQUARE}", "2 ha", "empty",
     ]  # fmt: skip
     assert "color:#1b7837" in page.attributes
     assert "text-align:left;padding-left:2em" in page.attributes
