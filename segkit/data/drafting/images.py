@@ -112,8 +112,9 @@ def _pairs_in_one_folder(images: str, labels: str | None) -> DataSource | None:
     if labels not in (None, images) or not folder.is_dir():
         return None
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in {*IMAGE_SUFFIXES, *LABEL_SUFFIXES})
-    if labels is not None and (vector := next((file for file in files if is_vector(file)), None)) is not None:
-        return find_source(images, os.fspath(folder / f"*{vector.suffix}"))
+    if labels is not None and (vectors := [file for file in files if is_vector(file)]):
+        # A single file is of all images, several are named like theirs.
+        return find_source(images, os.fspath(vectors[0] if len(vectors) == 1 else folder / f"*{vectors[0].suffix}"))
     if (found := find_named_pairs(files)) is None:
         if labels is None:
             return None

@@ -1,6 +1,7 @@
 """`segkit init`: the recipe says what the files say, and check accepts it."""
 
 import importlib
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -146,11 +147,11 @@ def test_a_band_of_0_and_1_for_each_class_is_multilabel(tmp_path, classes):
     assert draft.recipe.task.type == "multilabel"
 
 
-def features(path, kinds, *, size=80, crs=32721, points=False, shift=0.0, **columns):
+def features(path, kinds, *, size=80, crs=32721, points=False, shift=0.0, down=0.0, **columns):
     """Squares (or points) on a lattice of 5 x 5 places of a scene of 96 pixels."""
     shapes = []
     for number in range(len(kinds)):
-        x, y = LEFT + 20 + 180 * (number % 5) + shift, TOP - 20 - 180 * (number // 5)
+        x, y = LEFT + 20 + 180 * (number % 5) + shift, TOP - 20 - 180 * (number // 5) - down
         shapes.append(shapely.Point(x, y) if points else shapely.box(x, y - size, x + size, y))
     frame = geopandas.GeoDataFrame({**columns, "kind": kinds}, geometry=shapes, crs=crs)
     path.parent.mkdir(exist_ok=True)
@@ -226,6 +227,26 @@ def test_images_and_labels_in_one_folder_are_told_apart_by_name(tmp_path):
         draft = drafted(tmp_path, labels, "all", overwrite=True)
         train = draft.recipe.data.train
         assert (train.pair, train.labels.pair) == ("{}_sat", "{}_mask")
+
+
+@pytest.mark.parametrize("labels", ["all", None])
+def test_labels_named_like_their_image_and_more_are_no_images(tmp_path, labels):
+    for seed in range(2):
+        write(tmp_path / "all" / f"{seed}.tif", image(seed), column=200 * seed)
+        write(tmp_path / "all" / f"{seed}_mask.tif", blobs([0, 1], seed), column=200 * seed)
+    train = drafted(tmp_path, labels, "all").recipe.data.train
+    assert [Path(file).name for file in train.images] == ["0.tif", "1.tif"]
+    assert train.labels.pair == "{}_mask"
+
+
+@pytest.mark.parametrize(("names", "found"), [("p", "p.gpkg"), ("01", "*.gpkg")])
+def test_polygons_in_the_folder_of_the_images_are_the_labels(tmp_path, names, found):
+    """One file is of all images; otherwise each is of the image with its name."""
+    for seed in range(2):
+        write(tmp_path / "all" / f"{seed}.tif", image(seed), row=200 * seed)
+    for name in names:
+        features(tmp_path / "all" / f"{name}.gpkg", KINDS, down=2000 * (name == "1"))
+    assert drafted(tmp_path, "all", "all").recipe.data.train.labels.path == str(tmp_path / "all" / found)
 
 
 def test_names_in_two_folders_are_paired_by_what_they_share(tmp_path):
