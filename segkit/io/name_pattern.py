@@ -34,8 +34,8 @@ class NamePattern:
     ----------
     text
         ``{}`` stands for the place, ``{date:%Y%m%d}`` for a date in the codes of Python's strftime, ``*`` for any
-        characters, ``?`` for one. Without ``{}``, the place is all of the name but the date. A pattern with slashes is
-        about as many of the last folders, too.
+        characters, ``?`` for one. Without ``{}``, the place is what the pattern leaves of the name. A pattern with
+        slashes is about as many of the last folders, too.
 
     Raises
     ------

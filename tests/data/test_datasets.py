@@ -76,7 +76,7 @@ def test_a_crop_is_the_same_in_any_order_and_process(areas):
     for number in reversed(numbers):
         assert same(as_arrays(again[number]), straight[number])
     loader = DataLoader(tiles, batch_size=1, sampler=numbers, num_workers=2)
-    for number, batch in enumerate(loader):
+    for number, batch in zip(numbers, loader, strict=True):
         assert same([part[0] for part in as_arrays(batch)], straight[number])
 
 

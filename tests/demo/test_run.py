@@ -4,6 +4,7 @@ import geopandas
 import pyogrio
 import pytest
 import rasterio
+from quick import skip_drawing_of_pages
 
 from segkit.demo.run import demo
 from segkit.errors import UsageError
@@ -25,6 +26,7 @@ TINY = [
 @pytest.mark.parametrize("task", ["deforestation", "landcover", "overlapping"])
 def test_a_miniature_demo_writes_all_files(tmp_path, task, monkeypatch):
     monkeypatch.setattr(sections, "_N_TILES", 1)  # drawing them is slow
+    skip_drawing_of_pages(monkeypatch.setattr)
     result = demo(tmp_path / "demo", task=task, width=288, height=256, overrides=TINY)
     assert result.folder == tmp_path / "demo"
     for path in (result.model, result.map, result.layer, result.shapefile, result.picture, result.report):

@@ -28,6 +28,12 @@ def skip_pictures(patch):
     patch("segkit.training.results.style", SimpleNamespace(write_png=lambda text, path: path.write_text(text)))
 
 
+def skip_drawing_of_pages(patch):
+    """Make the figures of reports, but neither render nor encode them; see `skip_measurements`."""
+    patch("segkit.reporting.html.to_svg", lambda figure: "<svg></svg>")
+    patch("segkit.reporting.html._data_uri", lambda picture: "data:,")
+
+
 def _quantize_anyhow(model, path, tiles, *, min_agreement):
     """What a tiny training decides may change with the last bit."""
     return quantize_graph(model, path, tiles, min_agreement=0)

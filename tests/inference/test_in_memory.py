@@ -381,9 +381,13 @@ ARRAY = np.ones((2, 8, 9), np.uint16)
         (ARRAY, {"output": "map.tif", "vector": "map.gpkg"}, "output, vector: not for a scene in memory"),
         (ARRAY, {"aoi_layer": "a"}, "aoi_layer is given, but aoi is not"),
         (ARRAY, {"tta": "d5"}, "tta 'd5' is not known"),
+        (ARRAY, {"band_names": ["red"]}, "band_names is red, but the array has 2 bands; name each"),
+        (ARRAY, {"band_names": "ab"}, "band_names is ab, but the array has 2 bands"),
         ([ARRAY, ARRAY], {}, "several scenes in memory"),
         (torch.ones(2, 8, 9), {}, "is a torch.Tensor; give a numpy array"),
         (xarray.DataArray(ARRAY), {}, "has the axes dim_0, dim_1, dim_2"),
+        (xarray.DataArray(ARRAY, dims=("band", "row", "x")), {}, "band, row, x; those of rows and columns must be"),
+        (xarray.DataArray(ARRAY[:, :0], dims=("band", "y", "x")), {}, "so it has no pixels"),
         (xarray.DataArray(ARRAY[None], dims=("time", "band", "y", "x")), {}, "a scene has one besides y and x"),
         (xarray.Dataset({"red": (("y", "x"), ARRAY[0])}), {}, "is an xarray.Dataset; make its variables bands"),
         (

@@ -17,7 +17,7 @@ from segkit.data.split import spatial_split
 from segkit.errors import DataError, GridError
 from segkit.io.grid import Grid
 from segkit.io.polygons import project_to_grid, rasterize_shapes, read_polygons
-from segkit.io.region import PolygonRegion, read_aoi
+from segkit.io.region import PolygonRegion, aoi_fingerprint, read_aoi
 from segkit.io.scene import Scene
 from segkit.recipe.label_source import LabelSource
 from segkit.recipe.splits import SpatialSplit
@@ -207,3 +207,22 @@ def test_polygons_that_do_not_meet_the_grid_are_left_out(tmp_path):
     assert numbers.tolist() == [1]
     assert len(shapes) == 1
     assert not repaired
+
+
+def test_an_area_of_interest_has_polygons_and_a_name_that_changes_with_them(tmp_path):
+    path = tmp_path / "aoi.gpkg"
+
+    def fingerprint(shapes, crs):
+        geopandas.GeoDataFrame(geometry=shapes, crs=crs).to_file(path)
+        return aoi_fingerprint(read_aoi(path))
+
+    here, there = shapely.box(0, 0, 1, 1), shapely.box(0, 0, 1, 2)
+    found = [
+        fingerprint(*given) for given in (([here], 32618), ([there], 32618), ([here], 4326), ([here, there], 4326))
+    ]
+    assert len(set(found)) == 4
+    assert fingerprint([here], 32618) == found[0]
+    assert {one.partition(" ")[0] for one in found} == {"aoi.gpkg"}
+    pyogrio.write_dataframe(geopandas.GeoDataFrame(geometry=[], crs=4326), path, geometry_type="Polygon")
+    with pytest.raises(DataError, match=r"aoi\.gpkg: has no polygon; an area of interest must have polygons"):
+        read_aoi(path)

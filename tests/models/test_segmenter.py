@@ -35,6 +35,12 @@ ARCHITECTURES = {
     "pan": "mobilenet_v2",
     "upernet": "tu-mobilenetv3_small_050",
 }
+# Of decoders whose own numbers of channels take seconds.
+SLIM = {
+    "unet": SMALLEST["options"],
+    "segformer": {"decoder_segmentation_channels": 16},
+    "dpt": {"decoder_intermediate_channels": [16] * 4, "decoder_fusion_channels": 16},
+}
 
 
 def an_image(bands=3, height=32, width=40, seed=0):
@@ -51,7 +57,7 @@ def logits(model, pixels, valid):
 
 @pytest.mark.parametrize(("architecture", "encoder"), ARCHITECTURES.items(), ids=ARCHITECTURES)
 def test_every_architecture_maps_any_size_and_heeds_only_valid_pixels(tmp_path, architecture, encoder):
-    options = SMALLEST["options"] if architecture == "unet" else {}
+    options = SLIM.get(architecture, {})
     model = segmenter(tmp_path, "multiclass", architecture=architecture, encoder=encoder, options=options)
     pixels, valid = an_image(height=135, width=141)
     found = logits(model, pixels, valid)
@@ -264,13 +270,16 @@ def test_published_weights_without_a_network(tmp_path, monkeypatch, encoder, opt
 CPU = torch.device("cpu")
 SCSE = {"encoder_depth": 3, "decoder_channels": [32, 16, 16], "decoder_attention_type": "scse"}
 PREPARED = {
-    **{architecture: (architecture, encoder, {}) for architecture, encoder in ARCHITECTURES.items()},
+    **{
+        architecture: (architecture, encoder, SLIM.get(architecture, {}))
+        for architecture, encoder in ARCHITECTURES.items()
+    },
     "unet": ("unet", "resnet18", {}),
     "unet-scse": ("unet", "tu-resnet10t", SCSE),
     "unet-efficientnet": ("unet", "efficientnet-b0", {}),
     "unet-mobilenetv3": ("unet", "tu-mobilenetv3_small_100", {}),
     "unet-convnext": ("unet", "tu-convnext_atto", {}),
-    "dpt": ("dpt", "tu-vit_tiny_patch16_224", {}),  # takes 224 pixels only
+    "dpt": ("dpt", "tu-vit_tiny_patch16_224", SLIM["dpt"]),  # takes 224 pixels only
 }
 
 
@@ -496,9 +505,8 @@ WHOLE = {"unetplusplus": False, "linknet": False, "segformer": True, "pan": True
 @pytest.mark.parametrize(("architecture", "everything"), WHOLE.items(), ids=WHOLE)
 def test_networks_that_look_at_all_of_their_window_are_recognised(tmp_path, architecture, everything):
     """Also segformer with a convolutional encoder, whose interpolation is pinned to the window's corners."""
-    assert (
-        segmenter(tmp_path, architecture=architecture, encoder="mobilenet_v2", options={}).receptive_field is None
-    ) == everything
+    model = segmenter(tmp_path, architecture=architecture, encoder="mobilenet_v2", options=SLIM.get(architecture, {}))
+    assert (model.receptive_field is None) == everything
 
 
 def test_attention_over_the_window_is_recognised(tmp_path):

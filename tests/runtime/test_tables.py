@@ -1,8 +1,10 @@
+from html.parser import HTMLParser
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segkit.runtime.tables import format_table
+from segkit.runtime.tables import Described, format_table, list_some
 
 WORD = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30)
 
@@ -26,3 +28,40 @@ def test_cells_are_text_and_no_markup(cell):
 
 def test_empty_cells_and_spaces_before_a_name_stay():
     assert format_table(("", "a"), [("  x", ""), ("y", "1")]) == "     a\n  x\ny    1"
+
+
+@given(st.lists(WORD, max_size=6), st.integers(1, 4))
+def test_a_list_names_some_and_counts_the_others(texts, maximum):
+    said, _, more = list_some(texts, maximum).partition(" and ")
+    assert said == ", ".join(texts[:maximum])
+    assert more == (f"{len(texts) - maximum} more" if len(texts) > maximum else "")
+
+
+class Page(HTMLParser):
+    """Text and attributes of the elements of some HTML."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.texts, self.attributes = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [value for _, value in attrs]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_facts_are_lines_and_the_rows_of_a_table_in_which_names_are_text():
+    class Found(Described):
+        def _describe(self):
+            facts = [("<i>", "<b>a</b> & b"), ("  forest", "2 ha"), ("empty", "")]
+            return "Map <1>", facts, {"  forest": "#1b7837"}
+
+    assert repr(Found()).split("\n") == ["Map <1>", "  <i>       <b>a</b> & b", "    forest  2 ha", "  empty"]
+    page = Page(Found()._repr_html_())
+    assert [text.strip() for text in page.texts if text.strip()] == [
+        "Map <1>", "<i>", "<b>a</b> & b", "forest", "\N{BLACK SQUARE}", "2 ha", "empty",
+    ]  # fmt: skip
+    assert "color:#1b7837" in page.attributes
+    assert "text-align:left;padding-left:2em" in page.attributes

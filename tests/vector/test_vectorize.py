@@ -420,7 +420,7 @@ def noise(tmp_path, **profile):
     )
     codes = np.kron(codes, np.ones((2, 3), dtype=np.uint8))
     values = np.random.default_rng(5).random((3, *codes.shape))
-    values[:, 7:9] = np.nan
+    values[:, 7:10] = np.nan  # of a row of blocks, and of a part of another
     path = write_raster(tmp_path / "noise.tif", codes, legend=[BACKGROUND, FOREST, WATER], **profile)
     names = ("background", "forest", "Água ✓")
     probabilities = write_raster(tmp_path / "noise_p.tif", stored(values), names=names, scale=1 / 254, **profile)
@@ -439,6 +439,7 @@ def test_confidence_is_that_in_what_became_of_a_region(tmp_path, monkeypatch, ho
             assert np.isnan(row["mean_conf"])
         else:
             assert row["mean_conf"] == pytest.approx(np.nanmean(own), abs=1e-12)
+    assert whole["mean_conf"].isna().any() == (not how)  # larger regions reach where it is known
     monkeypatch.setattr("segkit.vector.tracing.runs._READ_PIXELS", 1)
     monkeypatch.setattr("segkit.vector.tracing.runs._WORK_PIXELS", 1)
     assert_frame_equal(polygons(path, probabilities=probabilities, background=True, **how), whole)

@@ -23,6 +23,7 @@ from segkit.io.raster import open_raster, read_grid
 from segkit.io.remote import as_path
 from segkit.io.vector import is_vector
 from segkit.recipe.sources import DatasetSource
+from segkit.runtime.tables import list_some
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def _pairs_in_one_folder(images: str, labels: str | None) -> DataSource | None:
     if labels not in (None, images) or not folder.is_dir():
         return None
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in {*IMAGE_SUFFIXES, *LABEL_SUFFIXES})
-    if labels is not None and (vector := next((file for file in files if is_vector(file)), None)) is not None:
-        return find_source(images, os.fspath(folder / f"*{vector.suffix}"))
+    if labels is not None and (vectors := [file for file in files if is_vector(file)]):
+        # A single file is of all images, several are named like theirs.
+        return find_source(images, os.fspath(vectors[0] if len(vectors) == 1 else folder / f"*{vectors[0].suffix}"))
     if (found := find_named_pairs(files)) is None:
         if labels is None:
             return None
@@ -230,9 +232,3 @@ def _join_mosaic(source: DataSource) -> DataSource | None:
 def _same_grids(source: DataSource, stacks: Sequence[Sequence[Path]]) -> bool:
     grids = {each.path: each.grid for each in source.facts}
     return all(grids[stack[0]].describe_difference(grids[file]) is None for stack in stacks for file in stack)
-
-
-def list_some(names: Sequence[str], maximum: int = 4) -> str:
-    """Return the first of some names, and how many others there are."""
-    more = f" and {len(names) - maximum} more" if len(names) > maximum else ""
-    return ", ".join(names[:maximum]) + more

@@ -1,6 +1,7 @@
 """`segkit init`: the recipe says what the files say, and check accepts it."""
 
 import importlib
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -148,11 +149,11 @@ def test_a_band_of_0_and_1_for_each_class_is_multilabel(tmp_path, classes):
     assert draft.recipe.task.type == "multilabel"
 
 
-def features(path, kinds, *, size=80, crs=32721, points=False, shift=0.0, **columns):
+def features(path, kinds, *, size=80, crs=32721, points=False, shift=0.0, down=0.0, **columns):
     """Squares (or points) on a lattice of 5 x 5 places of a scene of 96 pixels."""
     shapes = []
     for number in range(len(kinds)):
-        x, y = LEFT + 20 + 180 * (number % 5) + shift, TOP - 20 - 180 * (number // 5)
+        x, y = LEFT + 20 + 180 * (number % 5) + shift, TOP - 20 - 180 * (number // 5) - down
         shapes.append(shapely.Point(x, y) if points else shapely.box(x, y - size, x + size, y))
     frame = geopandas.GeoDataFrame({**columns, "kind": kinds}, geometry=shapes, crs=crs)
     path.parent.mkdir(exist_ok=True)
@@ -230,6 +231,44 @@ def test_images_and_labels_in_one_folder_are_told_apart_by_name(tmp_path):
         assert (train.pair, train.labels.pair) == ("{}_sat", "{}_mask")
 
 
+@pytest.mark.parametrize("labels", ["all", None])
+def test_labels_named_like_their_image_and_more_are_no_images(tmp_path, labels):
+    for seed in range(2):
+        write(tmp_path / "all" / f"{seed}.tif", image(seed), column=200 * seed)
+        write(tmp_path / "all" / f"{seed}_mask.tif", blobs([0, 1], seed), column=200 * seed)
+    train = drafted(tmp_path, labels, "all").recipe.data.train
+    assert [Path(file).name for file in train.images] == ["0.tif", "1.tif"]
+    assert train.labels.pair == "{}_mask"
+
+
+@pytest.mark.parametrize(("names", "found"), [("p", "p.gpkg"), ("01", "*.gpkg")])
+def test_polygons_in_the_folder_of_the_images_are_the_labels(tmp_path, names, found):
+    """One file is of all images; otherwise each is of the image with its name."""
+    for seed in range(2):
+        write(tmp_path / "all" / f"{seed}.tif", image(seed), row=200 * seed)
+    for name in names:
+        features(tmp_path / "all" / f"{name}.gpkg", KINDS, down=2000 * (name == "1"))
+    assert drafted(tmp_path, "all", "all").recipe.data.train.labels.path == str(tmp_path / "all" / found)
+
+
+def test_names_in_two_folders_are_paired_by_what_they_share(tmp_path):
+    for seed in range(2):
+        write(tmp_path / "images" / f"{seed}_sat.tif", image(seed), column=200 * seed)
+        write(tmp_path / "labels" / f"{seed}_mask.tif", blobs([0, 1], seed), column=200 * seed)
+    draft = drafted(tmp_path)
+    assert (draft.recipe.data.train.pair, draft.recipe.data.train.labels.pair) == ("{}_sat", "{}_mask")
+    assert "images ({}_sat) and labels ({}_mask) are paired by the part {} of their names" in draft.notes
+
+
+def test_rasters_unlike_the_others_are_no_images(tmp_path):
+    pairs(tmp_path, [0, 1])
+    write(tmp_path / "images" / "elevation.tif", image(bands=1))
+    draft = drafted(tmp_path)
+    assert "not used as images: elevation.tif (labels, or another number of bands)" in draft.notes
+    with pytest.raises(DataError, match=r"0\.tif: is given as image and as label; give the images first"):
+        init(tmp_path / "labels/0.tif", tmp_path / "labels/0.tif", tmp_path / "q.yaml")
+
+
 def test_dates_of_one_place_are_stacked(tmp_path):
     for day in ("20200101", "20200301"):
         write(tmp_path / "images" / f"north_{day}.tif", image(int(day) % 7))
@@ -237,6 +276,10 @@ def test_dates_of_one_place_are_stacked(tmp_path):
     draft = drafted(tmp_path, "p.gpkg")
     assert draft.recipe.data.train.date_series.pattern == "{date:%Y%m%d}"
     assert len(check(draft.recipe).scenes[0].bands) == 6
+    write(tmp_path / "images" / "south_20200101.tif", image(3), row=200)
+    draft = init(tmp_path / "images", tmp_path / "p.gpkg", tmp_path / "r.yaml", overwrite=True)
+    assert any("and places with fewer are left out" in note for note in draft.notes)
+    assert [len(scene.bands) for scene in check(draft.recipe).scenes] == [6]
 
 
 def test_files_of_one_band_are_stacked(tmp_path):

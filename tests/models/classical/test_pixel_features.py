@@ -31,7 +31,10 @@ def test_without_declared_features_there_are_the_bands():
 def test_texture_is_that_of_the_pixels_with_data_around(side):
     features, (pixels, valid) = make(texture=[side]), scene()
     assert (features.count, features.radius) == (9, side // 2)
+    valid[..., :7] = False  # so that a window has no data at all
+    pixels[..., :7] = 0
     found = features(pixels, valid)[0].numpy()
+    seen = set()
     for row in range(9):
         for column in range(12):
             part = (
@@ -39,11 +42,13 @@ def test_texture_is_that_of_the_pixels_with_data_around(side):
                 slice(max(0, column - side // 2), column + side // 2 + 1),
             )
             around = pixels[0, :, *part].numpy()[:, valid[0, *part].numpy()].astype(np.float64)
+            seen.add(around.size > 0)
             if around.size:
                 np.testing.assert_allclose(found[3:6, row, column], around.mean(axis=1), atol=1e-6)
                 np.testing.assert_allclose(found[6:, row, column], around.std(axis=1), atol=1e-6)
             else:
                 assert (found[3:, row, column] == 0).all()
+    assert seen == {False, True}
 
 
 def test_texture_does_not_depend_on_what_lies_farther_away():
