@@ -1,9 +1,15 @@
 """Damaged files of each kind end in a right result or one clear error; tools/fuzz_files.py does this at length."""
 
+import os
+import re
 import shutil
 
+import numpy as np
 import pytest
-from fault_cases import KINDS
+import rasterio
+from broken_blocks import break_block
+from exported import classical
+from fault_cases import KINDS, MODEL, TILES
 from faults import CHANGED, REFUSED, SAME, Case, call, damages, run_damaged, undamaged
 from places import SHARED
 
@@ -45,6 +51,49 @@ def test_odd_rasters_give_facts_or_one_clear_error(tmp_path):
         assert run.code == 0 or (run.code == 1 and last.startswith("segkit: ")), (path.name, run.said)
         assert "segkit: unexpected" not in run.said, run.said
         assert path.read_bytes() == before
+
+
+def _cut(path, row, column):
+    """Cut off the file after the block before this one, which is the first of its row."""
+    assert column == 0
+    with rasterio.open(path) as dataset:
+        end = int(dataset.get_tag_item(f"BLOCK_OFFSET_0_{row}", "TIFF", bidx=1))
+    os.truncate(path, end)
+
+
+REAL = {  # rows as JPEG, and rows that are not compressed
+    "zurich/images/1091-322_00.tif": (1, 0, lambda path, *block: break_block(path, *block, share=0.5)),
+    "denmark_fields/RGB_small.tif": (60, 0, _cut),
+}
+
+
+@pytest.mark.skipif(not ODD, reason="the shared files are not here")
+@pytest.mark.parametrize("name", REAL)
+def test_a_damaged_block_of_a_real_scene(tmp_path, name):
+    """An error that names the window, or no data; all other pixels are those of the undamaged scene."""
+    row, column, damage = REAL[name]
+    classical(tmp_path, "binary").save(tmp_path / MODEL)
+    shutil.copyfile(SHARED / name, tmp_path / "scene.tif")
+    predict = ("predict", MODEL, "scene.tif", *TILES)
+    assert call((*predict, "-o", "whole.tif"), tmp_path).code == 0
+    with rasterio.open(tmp_path / "scene.tif") as dataset:
+        height, width = dataset.block_shapes[0]
+    damage(tmp_path / "scene.tif", row, column)
+    damaged = (tmp_path / "scene.tif").read_bytes()
+    run = call((*predict, "-o", "map.tif"), tmp_path)
+    last = run.said.splitlines()[-1]
+    assert run.code == 1
+    assert re.match(r"segkit: scene\.tif: cannot be read at rows \d+ to \d+, columns \d+ to \d+; the file is dam", last)
+    assert not (tmp_path / "map.tif").exists()
+    assert call((*predict, "-o", "map.tif", "--on-read-error", "nodata"), tmp_path).code == 0
+    found, expected = (rasterio.open(tmp_path / f"{one}.tif") for one in ("map", "whole"))
+    with found, expected:
+        codes, whole = found.read(1), expected.read(1)
+        lost = np.zeros(codes.shape, bool)
+        last_row = None if damage is _cut else (row + 1) * height
+        lost[row * height : last_row, column * width : (column + 1) * width] = True
+        np.testing.assert_array_equal(codes, np.where(lost, found.nodata, whole))
+    assert (tmp_path / "scene.tif").read_bytes() == damaged
 
 
 def test_a_broken_promise_is_found(tmp_path):
