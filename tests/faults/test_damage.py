@@ -17,7 +17,7 @@ CUTS, FLIPS = 1, 1
 ODD = sorted((SHARED / "odd").rglob("*.tif*")) if SHARED.is_dir() else []
 
 
-SLOW = {"onnx", "windows", "runs", "checkpoints"}  # an export, a prediction and trainings take seconds
+SLOW = {"onnx", "runs", "checkpoints"}  # an export and trainings take seconds
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in SLOW])
