@@ -48,7 +48,10 @@ def require_undamaged(read: Callable[[], T]) -> T:
     """
     of_thread = _listener().of_thread
     of_thread.damage = None
-    found = read()
-    if of_thread.damage:
-        raise RasterioIOError(of_thread.damage)
+    try:
+        found = read()
+    finally:  # a raster that reads others by this function has dealt with their damage
+        damage, of_thread.damage = of_thread.damage, None
+    if damage:
+        raise RasterioIOError(damage)
     return found
