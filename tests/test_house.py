@@ -132,7 +132,7 @@ def test_tests_lie_in_folders_like_the_modules_they_test():
     """A few test what has no module of its own: the public functions of packages, and what all modules promise."""
     others = {"vector/test_vectorize", "data/test_labels", "demo/test_landscape", "cli/test_advice"}
     others |= {"faults/test_damage", "faults/test_readers", "faults/test_trust"}
-    others |= {"faults/test_environment", "faults/test_full_disk"}
+    others |= {"faults/test_environment", "faults/test_full_disk", "faults/test_interruption"}
     for file in (HOUSE.parent / "tests").glob("*/**/test_*.py"):
         name = file.relative_to(HOUSE.parent / "tests").with_suffix("")
         module = HOUSE / name.parent / f"{name.name.removeprefix('test_')}.py"

@@ -115,7 +115,7 @@ def recipes_of_map(tags: Mapping[str, str]) -> list[Recipe]:
         Metadata of the map.
     """
     recipes = []
-    with suppress(ValueError):  # another program wrote the list
+    with suppress(ValueError, RecursionError):  # another program wrote the list
         for path in map(str, json.loads(tags.get("segkit_model_files", "[]"))):
             # A map may come from others: only a file of this machine, as its checksum says it is.
             if path.startswith(("//", "\\\\")) or not Path(path).is_file():

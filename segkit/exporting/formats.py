@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ def _open_onnx(path: Path) -> Graph:
 def _write_pt2(
     program: torch.export.ExportedProgram, outputs: list[str], metadata: Mapping[str, Any], path: Path
 ) -> None:
-    torch.export.save(program, path, extra_files={CARD_KEY: json.dumps(metadata[CARD_KEY])})
+    content = io.BytesIO()  # if torch cannot write a file, it ends the process
+    torch.export.save(program, content, extra_files={CARD_KEY: json.dumps(metadata[CARD_KEY])})
+    path.write_bytes(content.getbuffer())
 
 
 def _open_pt2(path: Path) -> Graph:

@@ -151,7 +151,7 @@ def _read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with open_raster(path) as dataset:
             tags = dataset.tags()
             return json.loads(tags.get("segkit_request", "{}")), tags
-    except (RasterError, ValueError):
+    except (RasterError, ValueError, RecursionError):
         return {}, {}
 
 

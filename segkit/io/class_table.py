@@ -322,7 +322,7 @@ def _facts_from_tag(map_name: str, text: str) -> _Facts:
             int(row["value"]): {**_facts(str(row["name"]), row.get("color")), "background": bool(row.get("background"))}
             for row in json.loads(text)
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{map_name}: its tag segkit_classes is not a list of classes with name and value ({error!r}); "
             "remove the tag (gdal_edit.py -unsetmd) or predict the map again"

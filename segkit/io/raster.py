@@ -27,6 +27,7 @@ from rasterio.windows import Window
 
 from segkit.errors import RasterError, UnreadableError, suggest
 from segkit.io.block_cache import limit_block_cache, raise_block_cache_limit
+from segkit.io.decoder_warnings import require_undamaged
 from segkit.io.files import require_file
 from segkit.io.grid import Grid, find_crs_problem
 from segkit.io.limits import describe_excess
@@ -68,7 +69,6 @@ _REVALIDATE_AFTER_S = 1.0  # then the server is asked whether the file has chang
 # other one reads would fail.
 _in_use: Counter[tuple[int, str]] = Counter()
 _in_use_lock = threading.Lock()
-_failed: set[int] = set()  # ids of open remote rasters that could not be read, which are not to be used again
 
 
 @contextlib.contextmanager
@@ -301,10 +301,6 @@ def _open_or_reuse(file: Remote, key: tuple[int, str, bool]) -> Iterator[Dataset
     except BaseException:
         dataset.close()
         raise
-    if id(dataset) in _failed:
-        _failed.remove(id(dataset))
-        dataset.close()
-        return
     if other := _open_remotes.pop(key, None):
         other[2].close()
     _open_remotes[key] = version, time.monotonic(), dataset
@@ -314,15 +310,11 @@ def _open_or_reuse(file: Remote, key: tuple[int, str, bool]) -> Iterator[Dataset
 
 
 def open_again(dataset: DatasetReader) -> DatasetReader:
-    """Return the raster of a dataset that could not be read, opened again; the dataset stays open.
+    """Return the raster of a local file that could not be read, opened again; the dataset stays open.
 
     After an error, decoders of JPEG give other pixels without one.
     """
-    is_remote = from_gdal_name(dataset.name) is not None
-    options = gdal_options() if is_remote else {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE"}
-    if is_remote:
-        _failed.add(id(dataset))
-    with ignore_not_georeferenced, rasterio.Env(**options):
+    with ignore_not_georeferenced, rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
         return DatasetReader(dataset.name, driver=[dataset.driver])
 
 
@@ -383,7 +375,8 @@ def read_window(dataset: DatasetReader, indexes: Sequence[int], window: Window, 
     UnreadableError
         The file is damaged there.
     RasterError
-        The server of a remote file does not answer.
+        A remote file, or one of a virtual raster, cannot be read there: whether it is damaged or the network failed
+        cannot be told.
     """
     if len({dataset.dtypes[band - 1] for band in indexes}) > 1:
         return _read_several_types(dataset, indexes, window, **options)
@@ -412,27 +405,27 @@ def _read(dataset: DatasetReader, window: Window, read: Callable[[], NDArray[Any
     file = from_gdal_name(dataset.name)
     try:
         if file is None or getattr(dataset, "driver", "") in STREAM_DRIVERS:  # see `open_again`
-            return read()
-        return retry_once(read, lambda error: isinstance(error, GDAL_ERRORS))
+            return require_undamaged(read)
+        return require_undamaged(lambda: retry_once(read, lambda error: isinstance(error, GDAL_ERRORS)))
     except GDAL_ERRORS as error:
         place = f"{what}cannot be read at {window_text(window)}"
-        if file is None:
+        source = file or next(filter(None, map(from_gdal_name, getattr(dataset, "files", ()))), None)
+        if source is None:
             reason = str(error.__cause__ or error)  # rasterio's own text is the same for all errors
-            raise UnreadableError(f"{dataset.name}: {place}; the file is damaged ({reason}){_remedies()}") from error
-        reason = error_text(error, file)
+            remedies = suggest("copy it again", "map what can be read of it: --on-read-error nodata")
+            raise UnreadableError(f"{dataset.name}: {place}; the file is damaged ({reason}){remedies}") from error
+        reason = error_text(error, source)
     # GDAL reports the server's answer only when it opens a file.
     try:
-        _open_uncached(file, _DRIVERS).close()
+        _open_uncached(source, _DRIVERS).close()
     except GDAL_ERRORS as error:
-        raise RasterError(f"{file}: {place}: {error_text(error, file)}") from None
-    raise UnreadableError(
-        f"{file}: {place}; the server does not send all of it, or the file is damaged or has changed ({reason})"
-        f"{_remedies()}"
+        raise RasterError(f"{file or dataset.name}: {place}: {error_text(error, source)}") from None
+    server = "the server" if file else f"the server of {source}"
+    remedies = suggest("try again", "download it: damage of a local file can be skipped (--on-read-error nodata)")
+    raise RasterError(
+        f"{file or dataset.name}: {place}; {server} does not send all of it, or the file is damaged or has changed "
+        f"({reason}){remedies}"
     )
-
-
-def _remedies() -> str:
-    return suggest("copy it again", "map what can be read of it: --on-read-error nodata")
 
 
 def _is_vrt(file: Path) -> bool:

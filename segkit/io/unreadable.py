@@ -19,7 +19,6 @@ from segkit.errors import UnreadableError
 from segkit.io.grid import Grid
 from segkit.io.pixel_area import has_areas
 from segkit.io.raster import STREAM_DRIVERS, open_again, read_grid, read_mask, read_window, window_text
-from segkit.io.remote import from_gdal_name
 
 Place = tuple[int, int, int, int]  # first row, first column, rows, columns
 _EDGE_POINTS = 21  # of a block that are transformed to find its place on another grid
@@ -75,7 +74,8 @@ class UnreadableBlocks:
 class PartialRaster:
     """An open raster, of which blocks that cannot be read are no data; other attributes are those of the dataset.
 
-    A window is read by blocks only if reading it failed, or if it holds a block that is known.
+    A window is read by blocks only if reading it failed, or if it holds a block that is known. What fails in a remote
+    file is an error: a network that is down for a moment must not become no data.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class PartialRaster:
         self.dataset, self.grid = dataset, read_grid(dataset)
         self._unreadable, self._known = unreadable, set[Place]()
         self._end = dataset.height  # rows from here on cannot be read
-        self._name = str(from_gdal_name(dataset.name) or Path(dataset.name))
+        self._name = str(Path(dataset.name))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dataset, name)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from rasterio.crs import CRS
 from segkit.errors import DataError
 from segkit.io.files import require_file
 from segkit.io.grid import find_crs_problem
+from segkit.io.wkb import MAX_NESTING, is_too_deep
 
 if TYPE_CHECKING:
     import pandas
@@ -187,7 +188,10 @@ def _read_parquet(file: Path, layer: str | None, option: str | None) -> Layer:
         # PROJ would take other texts for file names.
         if any(isinstance(crs := one.get("crs"), str) and not _WKT.match(crs) for one in columns.values()):
             raise _unreadable_error(file)
-        _check_texts(file, parquet.read_table(file))
+        table = parquet.read_table(file)
+        _check_texts(file, table)
+        for name in columns.keys() & table.column_names:
+            _check_nesting(file, table.column(name).to_pylist())
         frame = geopandas.read_parquet(file)
         crs = None if frame.crs is None else CRS.from_user_input(frame.crs.to_wkt())
         geometries = _force_2d(frame.geometry.to_numpy())
@@ -210,6 +214,13 @@ def _check_texts(file: Path, table: pyarrow.Table) -> None:
                 f"{file}: field {name!r} holds text that is not in the encoding that the file declares; of a "
                 "shapefile, correct or remove its .cpg; else the file is damaged"
             ) from error
+
+
+def _check_nesting(file: Path, geometries: Iterable[Any]) -> None:
+    if is_too_deep(one for one in geometries if isinstance(one, bytes)):
+        raise DataError(
+            f"{file}: a geometry holds collections inside each other, more than {MAX_NESTING}; write it flat"
+        )
 
 
 def _force_2d(geometries: Any) -> NDArray[Any]:
@@ -250,7 +261,9 @@ class _Dataset:
             geometries = None
             if b"ogc.wkb" in marks:
                 place = marks.index(b"ogc.wkb")
-                geometries = _force_2d(shapely.from_wkb(table.column(place).to_numpy()))
+                wkb = table.column(place).to_numpy()
+                _check_nesting(self._file, wkb)
+                geometries = _force_2d(shapely.from_wkb(wkb))
                 table = table.remove_column(place)
             attributes = table.to_pandas() if table.num_columns else pandas.DataFrame(index=range(rows))
             crs = self._crs(layer) if geometries is not None else None

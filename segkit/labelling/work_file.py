@@ -172,7 +172,7 @@ def _read_task(file: Path) -> Task:
         declared = json.loads(read_layer(file, TASK).attributes["task"][0])
         classes = tuple(LandCoverClass(**one) for one in declared.pop("classes"))
         return Task(classes=classes, **declared)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file}: its table {TASK!r} cannot be read ({error}); restore it from the suggested file"
         ) from error

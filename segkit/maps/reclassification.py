@@ -154,7 +154,7 @@ def map_profile(
     if legend.multilabel:
         names = tuple(one.name for one in classes)
         return MapProfile(np.dtype("uint8"), _UNKNOWN, names, map_tags(kind, rows) | kept)
-    largest = max(one.value for one in classes)
+    largest = max((one.value for one in classes), default=0)  # a map that is all no data may have none
     dtype = map_dtype(largest)
     named = (dataset.descriptions[0] or "class",)
     colors = {one.value: format_color(*class_rgb(one)) for one in classes} if dtype == np.uint8 else None

@@ -308,7 +308,7 @@ def _map_classes(legend: Legend, tags: Mapping[str, str]) -> list[dict[str, Any]
     """Return the classes of a map; with pixels and hectares if it was predicted, which counts them."""
     try:
         counts = json.loads(tags.get("segkit_counts", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         counts = {}
     of_all = (counts.get(key) if isinstance(counts, dict) else None for key in ("pixels", "hectares"))
     pixels, hectares = (one if isinstance(one, dict) else {} for one in of_all)

@@ -139,7 +139,7 @@ def _read_result(path: Path) -> JsonResult:
     file = require_file(path, "file of scores")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); give a result of segkit evaluate or assess estimate") from error
     if not isinstance(content, dict) or "per_class" not in content or not content.keys() & {"confusion", "proportions"}:
         raise DataError(

@@ -210,7 +210,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in ("learner", "folds", "scenes", "label_error") if key not in found]
         missing += [] if missing else [key for one in found["label_error"].values() for key in _ERROR_KEYS - one.keys()]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); repeat the audit") from error
     if missing:
         raise DataError(f"{path}: has no {missing[0]}, so it is no result of an audit; give the folder of segkit audit")

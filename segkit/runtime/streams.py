@@ -9,6 +9,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+# What a terminal would act on, in names from files, as JSON writes it: control characters, and orders of direction.
+_ESCAPES = {
+    code: f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n\r"
+}
+
 
 class LogFile:
     """Lines with the time (UTC) before each, in a file that stays open."""
@@ -47,7 +54,8 @@ class LogFile:
 class CommandStream:
     """Stands in for stdout or stderr; attributes that it lacks are those of the stream behind it.
 
-    If nobody reads the stream any more (`segkit ... | head`), the command goes on without it.
+    If nobody reads the stream any more (`segkit ... | head`), the command goes on without it. Control characters are
+    escaped, so that a name in a file cannot command the terminal.
 
     Parameters
     ----------
@@ -80,7 +88,7 @@ class CommandStream:
         if not self.silent:
             self.show(text)
         if self.log is not None:
-            *lines, self._line = (self._line + text).split("\n")
+            *lines, self._line = (self._line + text.translate(_ESCAPES)).split("\n")
             for line in lines:
                 self.log.add(line)
         return len(text)
@@ -88,7 +96,7 @@ class CommandStream:
     def show(self, text: str) -> None:
         """Show a text, also if the stream is silent, and do not log it."""
         with self._without_reader():
-            self.shown.write(text)
+            self.shown.write(text.translate(_ESCAPES))
 
     def flush(self) -> None:
         """Show what was written so far."""

@@ -12,6 +12,7 @@ import shapely
 from affine import Affine
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from places import SHARED
 from rasterio.crs import CRS
 from rasterio.windows import Window
@@ -86,6 +87,43 @@ def test_codes_become_targets_and_masked_pixels_are_unlabelled(tmp_path):
     assert read(path, EXCLUSIVE, ignore=[255])[0, 0, :6].tolist() == [1, 2, 3, IGNORE, IGNORE, 0]
     with pytest.raises(LabelError, match=r"l\.tif: code 255 \(1 pixels\)"):
         read(path, EXCLUSIVE)
+
+
+@st.composite
+def coded(draw):
+    """Return a task, a band of its codes and others, the no-data value, and codes to ignore."""
+    dtype = np.dtype(draw(st.sampled_from(["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32"])))
+    low, high = (0, 1000) if dtype.kind == "f" else (max(-1000, np.iinfo(dtype).min), min(60_000, np.iinfo(dtype).max))
+    code = st.integers(low, high)
+    values = draw(st.lists(code.filter(lambda one: one > 0), min_size=1, max_size=4, unique=True))
+    kind = "binary" if len(values) == 1 else "multiclass"
+    task = Task(kind, classes(**{f"c{number}": value for number, value in enumerate(values)}))
+    others = st.lists(code.filter(lambda one: one and one not in values), max_size=2, unique=True)
+    nodata, ignored = draw(others)[:1], draw(others)
+    unknown = draw(others)
+    band = draw(arrays(dtype, st.tuples(st.integers(1, 9), st.integers(1, 9)),
+                       elements=st.sampled_from([0, *values, *nodata, *ignored, *unknown])))  # fmt: skip
+    return task, band, nodata, ignored
+
+
+@settings(max_examples=25)
+@given(coded(), st.sampled_from([GRID, ROTATED]), st.integers(1, 4))
+def test_each_code_is_a_class_unlabelled_or_an_error(tmp_path_factory, drawn, grid, side):
+    """Of random numbers, data types and grids, read in windows of any size."""
+    task, band, nodata, ignored = drawn
+    grid = Grid(*band.shape, grid.transform, grid.crs)
+    path = write_raster(tmp_path_factory.mktemp("codes") / "a.tif", band, grid, nodata=nodata[0] if nodata else None)
+    labels = open_labels(LabelSource(path=path), task, grid, ignore=ignored)
+    targets = {0: 0} | {one.value: number for number, one in enumerate(task.classes, 1)}
+    targets |= dict.fromkeys([*nodata, *ignored], IGNORE)
+    if strange := sorted(set(band.ravel().astype(int).tolist()) - targets.keys()):
+        with pytest.raises(LabelError) as message:
+            labels.read(grid.full_window)
+        assert all(f"{code} ({(band == code).sum()} pixels)" in str(message.value) for code in strange)
+        return
+    expected = np.vectorize(targets.get, otypes=[np.int16])(band.astype(int))
+    for window in grid.tiles(side):
+        np.testing.assert_array_equal(labels.read(window)[0], expected[window.toslices()])
 
 
 def test_a_mask_band_and_nan_are_unlabelled(tmp_path):

@@ -14,8 +14,9 @@ def _written():
 
 
 @pytest.fixture
-def place(_written):
-    """A folder with the inputs of all commands, and an empty folder `out`."""
+def place(_written, monkeypatch):
+    """A folder with the inputs of all commands, and an empty folder `out`; trainings draw no worst windows."""
+    monkeypatch.setattr("segkit.training.results.draw_worst_windows", lambda *_, **__: None)
     yield _written
     shutil.rmtree(_written / "out")
     (_written / "out").mkdir()

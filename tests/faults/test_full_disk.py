@@ -1,26 +1,14 @@
 """On a full disk each command that writes ends with one clear line, and leaves nothing half-written."""
 
 import resource
-import shutil
 import sys
 
 import pytest
-from environment import WRITING, fill, limited, small_disk, used
+from environment import KEPT, WRITING, empty, fill, inputs, limited, small_disk, used
 from faults import call
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no such limits")
-# What commands keep so that they can be continued; of a training these are whole files, too.
-KEPT = ("map.tif.bands", "run")
 EARLY = ("predict", "vectorize gpkg", "areas csv")  # also with no space at all
-
-
-def inputs(place):
-    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "out" not in path.parts}
-
-
-def empty(folder):
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check(run, place, whole, command):

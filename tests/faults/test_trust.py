@@ -5,15 +5,20 @@ import os
 import pickle
 import socket
 import sqlite3
+import struct
+from contextlib import closing
 
 import geopandas
 import numpy as np
+import pyarrow
 import pytest
 import rasterio
 import shapely
 import torch
-from fault_cases import zones
+from fault_cases import codes, zones
 from faults import call
+from maps import write_map
+from pyarrow import parquet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from synthetic import recipe_for, segmenter
@@ -227,3 +232,38 @@ def test_a_recipe_names_no_network_that_is_not_known(tmp_path):
     run = call(("check", "r.yaml", "--set", "model.encoder=tu-hf-hub:a/b"), tmp_path)
     assert run.code
     assert "Traceback" not in run.said
+
+
+@pytest.mark.parametrize("ending", ["gpkg", "parquet"])
+def test_collections_inside_each_other_end_no_process(tmp_path, ending):
+    """The parser of shapely calls itself for each, until the stack ends."""
+    deep, path = struct.pack("<BII", 1, 7, 1) * 100_000 + struct.pack("<BII", 1, 7, 0), tmp_path / f"zones.{ending}"
+    if ending == "gpkg":
+        zones().to_file(path)
+        with closing(sqlite3.connect(path)) as file, file:
+            for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                file.execute(f'DROP TRIGGER "{name}"')
+            file.execute("UPDATE zones SET geom = ? WHERE fid = 1", (b"GP\0\1" + struct.pack("<i", 32622) + deep,))
+    else:
+        zones().to_parquet(path)
+        table = parquet.read_table(path)
+        column = pyarrow.array([deep, None], pyarrow.binary())
+        parquet.write_table(table.set_column(table.column_names.index("geometry"), "geometry", column), path)
+    with pytest.raises(DataError, match="a geometry holds collections inside each other, more than 32"):
+        read_layer(path)
+
+
+def test_deep_lists_in_metadata_and_scores_are_one_line_or_left_out(tmp_path):
+    with rasterio.open(write_map(tmp_path / "map.tif", codes()), "r+") as dataset:
+        dataset.update_tags(segkit_classes="[" * 100_000)
+    (tmp_path / "out").mkdir()
+    run = call(("vectorize", "map.tif", "out/map.gpkg"), tmp_path)
+    assert (run.code, run.outputs) == (1, {})
+    assert "segkit: map.tif: its tag segkit_classes is not a list of classes" in run.said
+    with rasterio.open(write_map(tmp_path / "map.tif", codes()), "r+") as dataset:
+        dataset.update_tags(**dict.fromkeys(("segkit_counts", "segkit_request", "segkit_model_files"), "[" * 100_000))
+    assert call(("info", "map.tif"), tmp_path).code == 0
+    (tmp_path / "scores.json").write_text("[" * 100_000)
+    run = call(("report", "scores.json", "-o", "out/scores.html"), tmp_path)
+    assert (run.code, run.outputs) == (1, {})
+    assert "segkit: scores.json: not JSON" in run.said

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -42,8 +43,13 @@ WRITING = {
     "init": ("init", "images", "labels", "-o", "out/r.yaml"),
     "info": ("info", MODEL, "--stac", "out/m.json"),
     "train": ("train", "recipe.yaml", "-o", "out/run"),
+    "compare": ("compare", "recipe.yaml", "-o", "out/compared", "--vary", "data.val.seed=0,1", "--seeds", "0"),
+    "export": ("export", MODEL, "-o", "out/model.pt2"),
     "audit": ("audit", "recipe.yaml", "-o", "out/audited", "--learner", "lda", "--folds", "2"),
 }  # fmt: skip
+
+# What commands keep so that they can be continued; of a training these are whole files, too.
+KEPT = ("map.tif.bands", "run", "compared")
 
 
 def write_place(folder):
@@ -64,6 +70,17 @@ def write_place(folder):
     label(folder / "done.gpkg", truth_polygons(folder / "labels" / "a.tif", {7: "cleared"}))
     (folder / "out").mkdir()
     return folder
+
+
+def inputs(place):
+    """Return {path: content} of the inputs."""
+    return {path: path.read_bytes() for path in place.rglob("*") if path.is_file() and "out" not in path.parts}
+
+
+def empty(folder):
+    """Remove all that is in a folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

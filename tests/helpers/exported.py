@@ -24,11 +24,11 @@ def moderate(folder, kind, shift=0):
     return model
 
 
-def classical(folder, kind="binary", architecture="lda", **features):
+def classical(folder, kind="binary", architecture="lda", bands=3, **features):
     """Return a classical learner, with random numbers if it is lda."""
     raw = segmenter(folder, kind).recipe.to_dict()
     raw["model"] = {"architecture": architecture, "features": features or None}
-    model = Segmenter(Recipe.from_dict(raw), [500.0] * 3, [50.0] * 3, ["r", "g", "b"]).eval()
+    model = Segmenter(Recipe.from_dict(raw), [500.0] * bands, [50.0] * bands, list("rgb")[:bands]).eval()
     random = np.random.default_rng(0)
     for learner in model.network.learners if architecture == "lda" else ():
         shape = learner.categories, learner.features

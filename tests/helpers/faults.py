@@ -21,7 +21,7 @@ from segkit.cli import app
 # Ends of a run that break no promise; the others are findings.
 SAME, CHANGED, REFUSED = "right", "changed", "refused"
 # What a message must not hold: an error that nobody foresaw, and signs of a huge allocation or a traceback.
-_FINDINGS = {
+FINDINGS = {
     "segkit: unexpected ": "unforeseen error",
     "Traceback": "traceback",
     "not enough memory": "huge allocation",
@@ -179,7 +179,7 @@ def classify(case, run, whole, before, work, damage, present=None):
     `present` are the contents of `out/` before the run, which must stay if it fails.
     """
     present = present or {}
-    for words, finding in _FINDINGS.items():
+    for words, finding in FINDINGS.items():
         if words in run.said:
             return finding
     if _bytes(work) != before:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,31 @@ def test_what_keeps_failing_is_reported_and_can_be_had_later(server, how, said, 
         server.failing(0, how)
     assert same(Scene.from_files(url).read(WINDOW), expected)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("how", [500, "short", "reset"])
+def test_a_network_that_fails_is_not_a_block_without_data(server, cog, tmp_path, how):
+    """Of a file, of one on another grid, and of a virtual raster; also if damaged blocks are to be no data."""
+    url, coarse = f"{server.url(cog.name)}?sig=SECRET", tmp_path / "coarse.tif"
+    with rasterio.open(cog) as dataset:
+        options = {"width": 350, "height": 350, "transform": dataset.transform @ Affine.scale(2), "driver": "GTiff"}
+        with rasterio.open(coarse, "w", **dataset.profile | options) as file:
+            file.write(dataset.read(out_shape=(3, 350, 350)))
+        rasterio.shutil.copy(dataset, tmp_path / "scene.vrt", driver="VRT")
+    virtual = (tmp_path / "scene.vrt").read_text().replace('relativeToVRT="1"', "")
+    (tmp_path / "scene.vrt").write_text(virtual.replace("served/scene.tif", remote.gdal_name(url)))
+    given = [url], [coarse, url], [tmp_path / "scene.vrt"]
+    scenes = [Scene.from_files(files, resample=True, vrt=True) for files in given]
+    for scene in scenes:
+        assert same(replace(scene, skip_unreadable=True).read(WINDOW), scene.read(WINDOW))
+    server.fail = lambda path, range_: how if range_ and range_[1] > 70_000 else None  # the header can be read
+    for scene, name in zip(scenes, ["http://127", "http://127", str(tmp_path / "scene.vrt: ")], strict=True):
+        raster._open_remotes.clear()
+        remote.clear_gdal_cache(url)
+        with pytest.raises(RasterError, match=r"cannot be read at rows .* does not send .* download it") as messages:
+            replace(scene, skip_unreadable=True).read(WINDOW)
+        assert str(messages.value).startswith(name)
+        assert "SECRET" not in str(messages.value)
 
 
 def test_a_file_that_was_not_there_can_be_had_later(server, tmp_path):

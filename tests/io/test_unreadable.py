@@ -165,6 +165,18 @@ def test_what_is_left_of_a_cut_file_is_right(tmp_path, name):
             np.testing.assert_array_equal(values[:, valid], whole.pixels[:, valid])
 
 
+def test_damage_that_a_decoder_only_warns_of(tmp_path):
+    """The second half of a JPEG block is missing; GDAL fills in pixels."""
+    path = tmp_path / "a.tif"
+    write_blocks(path, pixels(bands=1, dtype=np.uint8), nodata=None, compress="jpeg")
+    whole = Scene.from_files(path).read()
+    break_block(path, 1, 2, share=0.5)
+    lost = lost_pixels(SHAPE, (1, 2))
+    assert_lost(Scene.from_files(path), whole, lost)
+    tile = skipping(Scene.from_files(path)).read(Window(0, 0, 48, 32))  # the damaged block is the last one
+    np.testing.assert_array_equal(tile.valid, ~lost[:32, :48])
+
+
 PLACES = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 9), st.integers(1, 9))
 
 

@@ -80,6 +80,12 @@ def test_the_bands_of_overlapping_classes_are_cleaned_one_by_one(tmp_path):
     assert result.pixels == {"trees": (found[0] == 1).sum(), "wet": (found[1] == 1).sum()}
 
 
+def test_a_map_without_data_stays_one(tmp_path):
+    empty = write_map(tmp_path / "map.tif", np.zeros((5, 6), np.uint8), nodata=0)
+    cleaned = clean(empty, tmp_path / "cleaned.tif", min_area="4px")
+    assert set(read(cleaned.path).ravel()) == {255}
+
+
 def test_what_cannot_be_is_refused(path, tmp_path):
     with pytest.raises(UsageError, match="nothing to clean"):
         clean(path, tmp_path / "c.tif")

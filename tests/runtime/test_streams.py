@@ -1,5 +1,6 @@
 import errno
 import io
+import json
 import os
 import re
 import sys
@@ -101,3 +102,14 @@ def test_silence_is_no_terminal(stream, tmp_path, monkeypatch):
         advance(5)
     assert stream.shown.getvalue() == ""
     assert logged(tmp_path) == ["predict: 5/10 Mpx"]
+
+
+def test_a_name_cannot_command_the_terminal(stream, tmp_path):
+    """Colours, titles, and text from right to left; what is shown is valid JSON still."""
+    name = "a\x1b[31m\x9b1m\x07\x7f\u202eb\u2066c\r\té"
+    print(name, file=stream)
+    stream.show(f'"{name[:-3]}"')
+    escaped = "a\\u001b[31m\\u009b1m\\u0007\\u007f\\u202eb\\u2066c"
+    assert stream.shown.getvalue() == f'{escaped}\r\té\n"{escaped}"'
+    assert json.loads(f'"{escaped}"') == name[:-3]
+    assert logged(tmp_path)[0].startswith(escaped)
