@@ -76,9 +76,9 @@ class Remote(Path, PurePosixPath):
         """Return this path."""
         return self
 
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
-        return Path(*segments)
+    def with_segments(self, *segments: PathLike) -> Any:
+        """Return parents and siblings as paths of URLs; Python 3.11 does the same without this."""
+        return as_path(PurePosixPath(*segments))
 
     def __fspath__(self) -> str:
         return self._url or _normalize(PurePosixPath.__str__(self))

@@ -118,6 +118,13 @@ def test_a_url_is_a_path_that_shows_no_secrets(url, name, shown):
     assert not file.exists()
 
 
+def test_what_lies_beside_a_url_is_a_url():
+    path = Remote("https://me:pw@host/a/b.tif?sig=1")
+    for found, text in ((path.parent, "a"), (path.with_name("c.tif"), "a/c.tif"), (path.parent.parent / "d", "d")):
+        assert isinstance(found, Remote)
+        assert os.fspath(found) == str(found) == f"https://host/{text}"
+
+
 def test_two_queries_are_two_files():
     one, other = as_path("https://host/get.tif?id=1"), as_path("https://host/get.tif?id=2")
     assert one != other
