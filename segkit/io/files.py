@@ -105,7 +105,7 @@ def check_parent(path: Path) -> None:
         exists = path.parent.is_dir()
     if not exists:
         raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first (mkdir -p {path.parent})")
-    longest = 255 if sys.platform == "win32" else os.pathconf(path.parent, "PC_NAME_MAX")
+    longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     allowed = longest - _TEMPORARY_SUFFIX_BYTES
     if (size := len(os.fsencode(path.name))) > allowed:
         raise UsageError(
@@ -119,6 +119,8 @@ def _as_usage_error(path: Path) -> Iterator[None]:
     """Turn errors of the system about a name into a UsageError."""
     try:
         os.fspath(path).encode()
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.stat(path)  # noqa: PTH116 - from Python 3.14 on, `Path.exists` hides other errors
         yield
     except UnicodeEncodeError:
         raise UsageError(

@@ -31,6 +31,7 @@ from segkit.io.files import (
     require_file,
     temporary_folder,
 )
+from segkit.io.paths import is_there
 
 
 def test_existing_returns_the_path_or_says_where_it_looked(tmp_path, monkeypatch):
@@ -384,6 +385,18 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
         with pytest.raises(UsageError, match=r"not UTF-8.* rename it") as caught:
             refuse()
         str(caught.value).encode()
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_file_that_the_system_does_not_look_for_is_not_called_missing(tmp_path, monkeypatch, hidden):
+    """From Python 3.14 on, `Path.exists` is `os.path.exists`, which hides errors."""
+    if hidden:
+        monkeypatch.setattr(Path, "exists", is_there)
+    with pytest.raises(UsageError, match="File name too long: shorten it"):
+        require_file(tmp_path / ("n" * 300))
+    for absent in (tmp_path / "a", tmp_path / "a" / "b", __file__ + "/a", "a\0b"):
+        with pytest.raises(MissingFileError, match="no such file"):
+            require_file(absent)
 
 
 def test_a_full_disk_is_reported_where_it_is_one_and_nowhere_else(tmp_path, monkeypatch):

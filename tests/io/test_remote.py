@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import warnings
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -132,7 +132,8 @@ def test_two_queries_are_two_files():
 
 
 def test_what_pathlib_folded_is_a_url_again():
-    assert as_path(Path("https://host/a.tif")) == as_path("https://host/a.tif")
+    for kind in (Path, PureWindowsPath):
+        assert as_path(kind("https://host/a.tif?b=c")) == as_path("https://host/a.tif?b=c")
 
 
 @pytest.mark.parametrize("path", ["a.tif", "/data/a.tif", "ftp://host/a.tif", "s3", "c:/a.tif", "s3:", "xs3://a/b"])
