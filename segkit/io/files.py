@@ -101,7 +101,7 @@ def check_output(path: PathLike, *, overwrite: bool) -> Path:
 def check_parent(path: Path) -> None:
     """Raise a UsageError if the folder of an output does not exist, or the output is a URL or has too long a name."""
     require_local(path, "outputs")
-    with _as_usage_error(path):
+    with _as_usage_error(path, path.parent):
         exists = path.parent.is_dir()
     if not exists:
         raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first (mkdir -p {path.parent})")
@@ -115,12 +115,12 @@ def check_parent(path: Path) -> None:
 
 
 @contextmanager
-def _as_usage_error(path: Path) -> Iterator[None]:
-    """Turn errors of the system about a name into a UsageError."""
+def _as_usage_error(path: Path, asked: Path | None = None) -> Iterator[None]:
+    """Turn errors of the system about a name into a UsageError; `asked` is the path that is looked for, if another."""
     try:
         os.fspath(path).encode()
         with suppress(FileNotFoundError, NotADirectoryError, ValueError):
-            os.stat(path)  # noqa: PTH116 - from Python 3.14 on, `Path.exists` hides other errors
+            os.stat(asked or path)  # noqa: PTH116 - from Python 3.14 on, `Path.exists` hides other errors
         yield
     except UnicodeEncodeError:
         raise UsageError(
