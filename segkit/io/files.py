@@ -53,6 +53,18 @@ if sys.platform != "win32":
 
     os.register_at_fork(after_in_child=_drop_locks)
 
+    def _lock(descriptor: int, file: Path, *, shared: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return False
+        # Between opening and locking, one process may have removed the folder, and another one made it again.
+        if not os.path.samestat(os.fstat(descriptor), file.stat()):
+            raise BlockingIOError(f"{file} was replaced")
+        return True
+
 
 def require_file(path: PathLike, what: str = "file") -> Path:
     """Return the path of a local file or folder that must exist.
@@ -437,19 +449,6 @@ def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[bool]:
         if descriptor in _lock_descriptors:  # a forked child has closed it
             _lock_descriptors.remove(descriptor)
             os.close(descriptor)
-
-
-def _lock(descriptor: int, file: Path, *, shared: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    # Between opening and locking, one process may have removed the folder, and another one made it again.
-    if not os.path.samestat(os.fstat(descriptor), file.stat()):
-        raise BlockingIOError(f"{file} was replaced")
-    return True
 
 
 def _temporary_path(parent: Path, name: str) -> Path:
