@@ -53,6 +53,18 @@ if sys.platform != "win32":
 
     os.register_at_fork(after_in_child=_drop_locks)
 
+    def _lock(descriptor: int, file: Path, *, shared: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return False
+        # Between opening and locking, one process may have removed the folder, and another one made it again.
+        if not os.path.samestat(os.fstat(descriptor), file.stat()):
+            raise BlockingIOError(f"{file} was replaced")
+        return True
+
 
 def require_file(path: PathLike, what: str = "file") -> Path:
     """Return the path of a local file or folder that must exist.
@@ -101,11 +113,11 @@ def check_output(path: PathLike, *, overwrite: bool) -> Path:
 def check_parent(path: Path) -> None:
     """Raise a UsageError if the folder of an output does not exist, or the output is a URL or has too long a name."""
     require_local(path, "outputs")
-    with _as_usage_error(path):
+    with _as_usage_error(path, path.parent):
         exists = path.parent.is_dir()
     if not exists:
         raise UsageError(f"{path}: its folder {path.parent} does not exist; make it first (mkdir -p {path.parent})")
-    longest = 255 if sys.platform == "win32" else os.pathconf(path.parent, "PC_NAME_MAX")
+    longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     allowed = longest - _TEMPORARY_SUFFIX_BYTES
     if (size := len(os.fsencode(path.name))) > allowed:
         raise UsageError(
@@ -115,10 +127,12 @@ def check_parent(path: Path) -> None:
 
 
 @contextmanager
-def _as_usage_error(path: Path) -> Iterator[None]:
-    """Turn errors of the system about a name into a UsageError."""
+def _as_usage_error(path: Path, asked: Path | None = None) -> Iterator[None]:
+    """Turn errors of the system about a name into a UsageError; `asked` is the path that is looked for, if another."""
     try:
         os.fspath(path).encode()
+        with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.stat(asked or path)  # noqa: PTH116 - from Python 3.14 on, `Path.exists` hides other errors
         yield
     except UnicodeEncodeError:
         raise UsageError(
@@ -435,19 +449,6 @@ def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[bool]:
         if descriptor in _lock_descriptors:  # a forked child has closed it
             _lock_descriptors.remove(descriptor)
             os.close(descriptor)
-
-
-def _lock(descriptor: int, file: Path, *, shared: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    # Between opening and locking, one process may have removed the folder, and another one made it again.
-    if not os.path.samestat(os.fstat(descriptor), file.stat()):
-        raise BlockingIOError(f"{file} was replaced")
-    return True
 
 
 def _temporary_path(parent: Path, name: str) -> Path:

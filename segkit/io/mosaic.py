@@ -137,7 +137,7 @@ class Mosaic(FileSet):
         return Path(self._given[0].name).suffix or ".tif"
 
     @property
-    def parent(self) -> Path:  # type: ignore[override]
+    def parent(self) -> Any:
         """The folder of the first path."""
         return self._given[0].parent
 
@@ -154,10 +154,6 @@ class Mosaic(FileSet):
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there are such files; raises an error that names the path if not."""
         return bool(self.files)
-
-    def with_name(self, name: str) -> Path:  # type: ignore[override]
-        """Return a path in the folder of the files."""
-        return self.parent / name
 
     def __str__(self) -> str:
         more = len(self._given) - 1

@@ -51,8 +51,17 @@ class FileSet(_SystemPath):
         """Return false."""
         return False
 
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
+    @property
+    def parent(self) -> Any:
+        """The folder, as a plain path."""
+        return Path(os.fspath(self)).parent
+
+    def with_name(self, name: str) -> Any:
+        """Return a plain path in the same folder."""
+        return self.parent / name
+
+    def with_segments(self, *segments: PathLike) -> Any:
+        """Return what else is derived as a plain path; Python 3.11 does not call this."""
         return Path(*segments)
 
 

@@ -200,11 +200,6 @@ class Product(FileSet):
         """That of the folder or file."""
         return self._source.suffix
 
-    @property
-    def parent(self) -> Path:  # type: ignore[override]
-        """The folder of the product."""
-        return self._source.parent
-
     def absolute(self) -> Product:
         """Return the product with an absolute path, for other processes."""
         return Product(self._source.absolute(), self._item)
@@ -212,10 +207,6 @@ class Product(FileSet):
     def resolve(self, strict: bool = False) -> Product:
         """Return the product with a resolved path."""
         return Product(self._source.resolve(strict), self._item)
-
-    def with_name(self, name: str) -> Path:  # type: ignore[override]
-        """Return a path in the folder of the product."""
-        return self.parent / name
 
     def __str__(self) -> str:
         inside = self._item is not None and self._item != self._source.stem

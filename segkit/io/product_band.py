@@ -185,10 +185,6 @@ class ProductFile(FileSet):
             return dataset.scales[index - 1], dataset.offsets[index - 1]
         return band.scale, band.offset
 
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
-        return Path(*segments)
-
     def __str__(self) -> str:
         return str(self.product)
 

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Self, TypeVar
 
 from segkit.errors import UsageError
@@ -76,9 +76,9 @@ class Remote(Path, PurePosixPath):
         """Return this path."""
         return self
 
-    def with_segments(self, *segments: PathLike) -> Path:
-        """Return parents and siblings as plain paths."""
-        return Path(*segments)
+    def with_segments(self, *segments: PathLike) -> Any:
+        """Return parents and siblings as paths of URLs; Python 3.11 does the same without this."""
+        return as_path(PurePosixPath(*segments))
 
     def __fspath__(self) -> str:
         return self._url or _normalize(PurePosixPath.__str__(self))
@@ -98,14 +98,14 @@ class Remote(Path, PurePosixPath):
 
 def is_remote(path: PathLike) -> bool:
     """Whether a path is a URL with a scheme that segkit reads."""
-    return _URL.match(os.fspath(path)) is not None
+    return _URL.match(_text(path)) is not None
 
 
 def as_path(path: PathLike) -> Path:
     """Convert a path to a Path, and a URL to a Remote; a path of several files is returned unchanged."""
     if isinstance(path, FileSet | Remote):
         return path
-    text = os.fspath(path)
+    text = _text(path)
     return Remote(_normalize(text)) if is_remote(text) else Path(text)
 
 
@@ -116,7 +116,7 @@ def join_path(folder: Path, path: str) -> Path:
 
 def absolute_text(path: PathLike) -> str:
     """Return a path, which may be a pattern, as absolute text; a URL is returned unchanged."""
-    text = os.fspath(path)
+    text = _text(path)
     return text if is_remote(text) else os.path.abspath(text)  # noqa: PTH100 - keeps links
 
 
@@ -229,6 +229,11 @@ def _gdal_function(name: str, result: Any) -> Any:
         "VSICurlPartialClearCache": [ctypes.c_char_p],
     }[name]
     return found
+
+
+def _text(path: PathLike) -> str:
+    """Return a path as text; on Windows pathlib turns the slashes of a URL around, too."""
+    return path.as_posix() if isinstance(path, PureWindowsPath) else os.fspath(path)
 
 
 def _normalize(text: str) -> str:

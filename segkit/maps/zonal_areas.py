@@ -322,7 +322,7 @@ def _write_xlsx(table: pandas.DataFrame, path: Path) -> None:
     written = io.BytesIO()  # a file that a full disk ends stays open in openpyxl, with a traceback when it is collected
     with pandas.ExcelWriter(written, engine="openpyxl") as writer:
         clean.to_excel(writer, sheet_name="areas", index=False, freeze_panes=(1, 1))
-    path.write_bytes(written.getbuffer())
+    path.write_bytes(written.getvalue())
 
 
 _TABLES: dict[str, Callable[[pandas.DataFrame, Path], None]] = {".csv": _write_csv, ".xlsx": _write_xlsx}

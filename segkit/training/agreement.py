@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from segkit.data.area import LabelledArea, iter_windows
 from segkit.data.areas import examine_recipe
@@ -136,14 +137,21 @@ def _count_agreement(
         for index, area in enumerate(validation):
             shape = (recipe.task.n_targets, *area.sample.scene.grid.shape)
             files = [temporary / f"{number}-{index}" for number in range(len(plans))]
-            maps = [np.memmap(file, dtype, "r", shape=shape) for file in files]
-            for window in iter_windows(area.windows, _WINDOW_SIZE):
-                decided = [np.asarray(each[:, *window.toslices()]) for each in maps]
+            for decided in _read_decisions(files, dtype, shape, iter_windows(area.windows, _WINDOW_SIZE)):
                 for number, (a, b) in enumerate(pairs):
                     both = (decided[a] > 0) & (decided[b] > 0)
                     total[number] += both.sum()
                     agreeing[number] += (both & (decided[a] == decided[b])).sum()
     return agreeing, total
+
+
+def _read_decisions(
+    files: Sequence[Path], dtype: np.dtype[Any], shape: tuple[int, ...], windows: Iterable[Window]
+) -> Iterator[list[NDArray[Any]]]:
+    """Yield the decisions of all models in each window; at the end no file is mapped, so that it can be removed."""
+    maps = [np.memmap(file, dtype, "r", shape=shape) for file in files]
+    for window in windows:  # copies, which do not keep the files mapped
+        yield [np.array(each[:, *window.toslices()]) for each in maps]
 
 
 def store_decisions(path: Path, predictor: ModelPredictor, area: LabelledArea, dtype: np.dtype[Any]) -> None:

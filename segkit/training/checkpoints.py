@@ -30,4 +30,4 @@ class AtomicCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(exist_ok=True)
         with atomic_write(path) as part:
-            part.write_bytes(content.getbuffer())
+            part.write_bytes(content.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from segkit.training.resume import finished_epochs
 
 # Messages of torch's loader: an error in a worker process, with its traceback; and a process that ended.
 _WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
+# What a script needs where a new process is no fork: it first runs the script again.
+GUARD = 'put the call under `if __name__ == "__main__":`'
 _WORKER_ENDED = re.compile(r"DataLoader worker \(pid(\(s\))? [\d, ]+\) (is killed by|exited)")
 
 
@@ -40,18 +43,20 @@ def explain_memory(settings: Train, folder: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if _WORKER_ENDED.search(str(error)):
             what = "the system ended a process that reads training tiles, mostly for want of memory"
-            remedy = "set a lower train.workers"
+            remedies = ["set a lower train.workers", "free some memory"]
+            if multiprocessing.get_start_method() != "fork":
+                remedies.append(f"in a script, {GUARD}")
         elif is_out_of_memory(error):
             side = settings.tile_size
             what = f"not enough memory to train on {settings.batch_size} tiles of {side} x {side} pixels at a time"
             what += f" ({_reason(error)})"
-            remedy = "set a lower train.batch_size or train.tile_size"
+            remedies = ["set a lower train.batch_size or train.tile_size", "free some memory"]
         else:
             raise
         finished = finished_epochs(folder)
         kept = f"; epoch {finished} is kept" if finished else ""
         resume = suggest(f"resume after epoch {finished} (--resume)") if finished else ""
-        raise TrainingError(what + kept + suggest(remedy, "free some memory") + resume) from error
+        raise TrainingError(what + kept + suggest(*remedies) + resume) from error
 
 
 def _reason(error: BaseException) -> str:

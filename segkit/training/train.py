@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import sys
@@ -34,6 +35,7 @@ from segkit.recipe.schema import Recipe
 from segkit.runtime import distributed
 from segkit.runtime.garbage_collection import pause_collection
 from segkit.training.classical import describe_fit, fit_learners
+from segkit.training.out_of_memory import GUARD
 from segkit.training.results import Run, write_results
 from segkit.training.resume import (
     check_run_folder,
@@ -90,7 +92,8 @@ def train(
     Raises
     ------
     UsageError, DataError
-        The recipe, the data or the folder cannot be used. Problems of the data are worded as by `segkit.check`.
+        The recipe, the data or the folder cannot be used. Problems of the data are worded as by `segkit.check`. Or a
+        process that is to read tiles runs the script again.
     TrainingError
         A loss, gradient or weight is not a finite number. The checkpoints of earlier epochs are kept.
     OutputError
@@ -99,6 +102,7 @@ def train(
         Ctrl-C, a KeyboardInterrupt; the message says what is kept.
     """
     started = time.monotonic()
+    _refuse_in_worker()
     file = None if isinstance(recipe, Recipe) else recipe
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe, overrides)
     if fold is not None:
@@ -125,6 +129,12 @@ def train(
             recipe, folder, precision, accelerator, resume=resume, force=force, show_progress=show_progress
         )
     return Run(folder, folder / MODEL, metrics, time.monotonic() - started)
+
+
+def _refuse_in_worker() -> None:
+    """Raise a UsageError in a process that is about to read tiles, and before runs the main script once more."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UsageError(f"a process that is to read tiles runs this script again, and would train, too; {GUARD}")
 
 
 def _train_locked(

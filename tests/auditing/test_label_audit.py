@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import geopandas
@@ -109,7 +110,7 @@ def test_the_files_hold_the_list(result, planted):
     assert table["rank"].tolist() == [one.rank for one in result.findings]
     assert table.crs.to_epsg() == 32622
     assert shapely.area(table.geometry.to_numpy()[2:]).tolist() == [100 * one.pixels for one in result.findings[2:]]
-    with sqlite3.connect(result.layer) as database:
+    with closing(sqlite3.connect(result.layer)) as database:
         ((style,),) = database.execute("SELECT styleQML FROM layer_styles").fetchall()
     assert "label wrong" in style
     assert "categorizedSymbol" in style

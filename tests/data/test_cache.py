@@ -1,5 +1,6 @@
 """Decoded scenes and labels read as their files do, and the cache keeps to its rules."""
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -402,6 +403,16 @@ def test_several_at_once_share_an_entry(write_raster):
     assert len(list(cache_folder().iterdir())) == 1
 
 
+@pytest.fixture
+def _started_by_a_server():
+    """Processes start as they do by default from Python 3.14 on: with what is pickled, not as forks."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.usefixtures("_started_by_a_server")
 @pytest.mark.parametrize(("workers", "caches"), [(0, (0, GIGABYTES, GIGABYTES)), (2, (0, GIGABYTES))])
 def test_training_is_the_same_from_the_cache_and_from_files(tmp_path, monkeypatch, workers, caches):
     skip_measurements(monkeypatch.setattr)

@@ -1,11 +1,15 @@
 """On a full disk each command that writes ends with one clear line, and leaves nothing half-written."""
 
+import os
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 from environment import KEPT, WRITING, empty, fill, inputs, limited, small_disk, used
 from faults import call
+
+from segkit.io.files import LOCK_FILE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no such limits")
 EARLY = ("predict", "vectorize gpkg", "areas csv")  # also with no space at all
@@ -29,6 +33,21 @@ def check(run, place, whole, command):
     return True
 
 
+@pytest.fixture
+def _closed_before_removed(monkeypatch):
+    """Windows removes no folder with an open file."""
+    real = shutil.rmtree
+
+    def remove(folder, **options):
+        opened = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir()]
+        inside = f"{os.path.realpath(folder)}{os.sep}"
+        assert not [file for file in opened if file.startswith(inside) and LOCK_FILE not in file]  # locks: Unix only
+        real(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+
+
+@pytest.mark.usefixtures("_closed_before_removed")
 @pytest.mark.parametrize("command", WRITING)
 def test_on_a_full_disk_a_command_writes_all_or_says_why_it_does_not(place, command):
     """If no file system can be mounted, files that may not grow stand for a full one."""

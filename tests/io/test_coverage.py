@@ -37,7 +37,8 @@ def intersections(shape, window):
 @given(POINTS, POINTS, st.sampled_from([Window(0, 0, 12, 11), Window(-4, -4, 20, 20), Window(5, 3, 1, 6)]))
 def test_fractions_are_the_areas_of_the_intersections(outer, hole, window):
     shape = shapely.difference(polygon(outer), polygon(hole))
-    shape = shapely.union_all([each for each in shapely.get_parts(shape) if each.area])
+    # GEOS intersects slivers without an area with a pixel and returns the whole pixel.
+    shape = shapely.union_all([each for each in shapely.get_parts(shape) if each.area > 1e-9])
     if not shape.is_empty:
         np.testing.assert_allclose(Coverage(shape).fractions(window), intersections(shape, window), atol=1e-7)
 

@@ -1,6 +1,7 @@
 import errno
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from house import modules
 from killing import alone, forked, killed_at_every_step, names, unix
 
 import segkit
@@ -31,6 +33,7 @@ from segkit.io.files import (
     require_file,
     temporary_folder,
 )
+from segkit.io.paths import is_there
 
 
 def test_existing_returns_the_path_or_says_where_it_looked(tmp_path, monkeypatch):
@@ -386,6 +389,18 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
         str(caught.value).encode()
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_file_that_the_system_does_not_look_for_is_not_called_missing(tmp_path, monkeypatch, hidden):
+    """From Python 3.14 on, `Path.exists` is `os.path.exists`, which hides errors."""
+    if hidden:
+        monkeypatch.setattr(Path, "exists", is_there)
+    with pytest.raises(UsageError, match="File name too long: shorten it"):
+        require_file(tmp_path / ("n" * 300))
+    for absent in (tmp_path / "a", tmp_path / "a" / "b", __file__ + "/a", "a\0b"):
+        with pytest.raises(MissingFileError, match="no such file"):
+            require_file(absent)
+
+
 def test_a_full_disk_is_reported_where_it_is_one_and_nowhere_else(tmp_path, monkeypatch):
     assert (
         describe_error(OSError(28, "x"), tmp_path)
@@ -480,11 +495,21 @@ def test_windows_waits_for_files_only(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "content"
 
 
-@pytest.mark.parametrize("name", ["io/files", "io/mosaic_dataset", "inference/summary"])
+UNIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
+UNIX_USERS = ["io/files", "io/mosaic_dataset", "inference/summary"]
+
+
+def test_no_other_module_needs_what_only_unix_has():
+    imports = re.compile(rf"^\s*(import|from) ({'|'.join(UNIX_MODULES)})\b", re.MULTILINE)
+    found = {name for name, file in modules().items() if imports.search(file.read_text(encoding="utf-8"))}
+    assert found == {name.replace("/", ".") for name in UNIX_USERS}
+
+
+@pytest.mark.parametrize("name", UNIX_USERS)
 def test_modules_load_without_what_only_unix_has(tmp_path, monkeypatch, name):
     """As on Windows; the modules get another name, so those in use stay as they are."""
     importlib.import_module(f"segkit.{name.replace('/', '.')}")  # with other libraries, which are of this system
-    for module in ("fcntl", "resource", "pwd", "grp"):
+    for module in UNIX_MODULES:
         monkeypatch.setitem(sys.modules, module, None)  # an import fails
     for function in ("fork", "getuid", "pathconf", "register_at_fork", "sched_getaffinity", "setpriority", "sysconf"):
         monkeypatch.delattr(os, function, raising=False)

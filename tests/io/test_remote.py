@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -119,6 +119,13 @@ def test_a_url_is_a_path_that_shows_no_secrets(url, name, shown):
     assert not file.exists()
 
 
+def test_what_lies_beside_a_url_is_a_url():
+    path = Remote("https://me:pw@host/a/b.tif?sig=1")
+    for found, text in ((path.parent, "a"), (path.with_name("c.tif"), "a/c.tif"), (path.parent.parent / "d", "d")):
+        assert isinstance(found, Remote)
+        assert os.fspath(found) == str(found) == f"https://host/{text}"
+
+
 def test_two_queries_are_two_files():
     one, other = as_path("https://host/get.tif?id=1"), as_path("https://host/get.tif?id=2")
     assert one != other
@@ -126,7 +133,8 @@ def test_two_queries_are_two_files():
 
 
 def test_what_pathlib_folded_is_a_url_again():
-    assert as_path(Path("https://host/a.tif")) == as_path("https://host/a.tif")
+    for kind in (Path, PureWindowsPath):
+        assert as_path(kind("https://host/a.tif?b=c")) == as_path("https://host/a.tif?b=c")
 
 
 @pytest.mark.parametrize("path", ["a.tif", "/data/a.tif", "ftp://host/a.tif", "s3", "c:/a.tif", "s3:", "xs3://a/b"])

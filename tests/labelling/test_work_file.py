@@ -1,6 +1,7 @@
 """The file in which windows are labelled: what QGIS finds in it, and what is refused when it is read back."""
 
 import sqlite3
+from contextlib import closing
 from xml.etree import ElementTree
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_what_is_written_is_read_back(file):
 @pytest.mark.parametrize("task", [FOREST, LAYERS])
 def test_qgis_finds_forms_with_the_choices(tmp_path, task):
     write(tmp_path / "todo.gpkg", task)
-    with sqlite3.connect(tmp_path / "todo.gpkg") as database:
+    with closing(sqlite3.connect(tmp_path / "todo.gpkg")) as database:
         rows = database.execute("SELECT f_table_name, styleQML FROM layer_styles WHERE useAsDefault").fetchall()
     styles = {layer: ElementTree.fromstring(text) for layer, text in rows}
     offered = {
@@ -87,7 +88,7 @@ def test_a_class_may_not_have_the_name_of_unlabelled_ground(tmp_path):
 
 def drop(layer):
     def edit(file):
-        with sqlite3.connect(file) as database:
+        with closing(sqlite3.connect(file)) as database, database:
             database.execute(f"DELETE FROM gpkg_contents WHERE table_name = '{layer}'")
 
     return edit

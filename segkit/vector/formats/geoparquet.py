@@ -72,7 +72,10 @@ def geoparquet_sink(spec: FileSpec) -> Iterator[Sink]:
             runs.append(_sort_tables(held))
         metadata = dict(spec.metadata) | {"geo": json.dumps(_geo_metadata(spec, bounds))}
         schema = spec.schema.append(pa.field("bbox", pa.struct(dict.fromkeys(_SIDES, pa.float64()))))
-        with parquet.ParquetWriter(spec.path, schema.with_metadata(metadata), compression="zstd") as file:
+        with (
+            pa.OSFile(str(spec.path), "wb") as opened,  # closed also if a full disk ends it
+            parquet.ParquetWriter(opened, schema.with_metadata(metadata), compression="zstd") as file,
+        ):
             for group in _group_rows(_merge_runs(runs)):
                 file.write_table(group.select(schema.names), row_group_size=group.num_rows)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -313,7 +314,7 @@ def test_a_geopackage_shows_its_colours_at_once(tmp_path):
     with open_writer(path, GRID, LEGEND, layers=NAMES, confidence=True) as out:
         for name in NAMES:
             out.write(frame[frame["class"] == name], name)
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database:
         database.row_factory = sqlite3.Row
         rows = [dict(row) for row in database.execute("SELECT * FROM layer_styles ORDER BY id")]
         geometry = dict(database.execute("SELECT table_name, column_name FROM gpkg_geometry_columns").fetchall())
@@ -637,7 +638,7 @@ def write_until_full(path, vertices):
 def test_a_geopackage_that_misses_rows_is_seen(tmp_path, table):
     path = write(tmp_path / "out.gpkg", frame_of())
     assert FORMATS[".gpkg"].inspect(path, "out").polygons == len(frame_of())
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{name}"')
         database.execute(f"DELETE FROM {table} WHERE rowid = 7")
