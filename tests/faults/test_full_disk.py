@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
