@@ -1,20 +1,165 @@
-"""Commands that work with finished maps: clean, reclassify, areas."""
+"""Commands that work with finished maps: vectorize, change, clean, reclassify, areas."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from segkit.cli.mosaics import AsMosaic, OfOverlap, each_raster, one_raster
-from segkit.cli.options import ClassNames, FillHoles, MinArea, Overwrite, Protect
+from segkit.cli.options import (
+    Attributes,
+    BoundaryClass,
+    ClassNames,
+    FillHoles,
+    MaxArea,
+    MinArea,
+    MinConfidence,
+    OverlappingClass,
+    Overwrite,
+    Protect,
+    Regularize,
+    Split,
+    SplitBy,
+    SplitDepth,
+)
 from segkit.cli.output import emit
-from segkit.cli.printing import print_table
+from segkit.cli.printing import print_areas, print_table
 from segkit.cli.root import app, examples
 from segkit.io.remote import as_path
 
 _ROWS_SHOWN = 20  # zones that areas prints if it writes all of them to a file
+
+
+@app.command(
+    epilog=examples(
+        "segkit vectorize map.tif forest.gpkg --min-area 0.5ha --simplify 10m",
+        "segkit vectorize --mosaic tiled all.gpkg",
+    )
+)
+def vectorize(
+    map_: Annotated[
+        list[Path], typer.Argument(metavar="MAP", help="Map of class values (.tif); several with --mosaic.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Polygons (.gpkg, .shp, .parquet, .fgb or .geojson).")],
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
+    min_area: MinArea = None,
+    fill_holes: FillHoles = None,
+    protect: Protect = None,
+    simplify: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Simplify borders by at most this distance: 10m, 1.5px.")
+    ] = None,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Round corners.")] = False,
+    regularize: Regularize = None,
+    split: Split = None,
+    split_by: SplitBy = None,
+    split_depth: SplitDepth = None,
+    boundary_class: BoundaryClass = None,
+    max_area: MaxArea = None,
+    min_confidence: MinConfidence = None,
+    attributes: Attributes = None,
+    dissolve: Annotated[bool, typer.Option("--dissolve", help="One multipolygon per class.")] = False,
+    classes: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS", help="Only this class (name or value). Repeatable.")
+    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Also write polygons of background.")] = False,
+    class_names: ClassNames = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(metavar="FILE.tif", help="Probabilities of the map; fills the column mean_conf.")
+    ] = None,
+    to_crs: Annotated[
+        str | None, typer.Option("--to-crs", metavar="CRS", help="Reproject the polygons: EPSG:4326.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a map into polygons with true areas and shared borders."""
+    from segkit.vector import vectorize as run
+
+    summary = run(
+        one_raster(map_, mosaic_overlap, mosaic=mosaic, what="MAP"),
+        output,
+        min_area=min_area,
+        fill_holes=fill_holes,
+        protect=protect or (),
+        simplify=simplify,
+        smooth=smooth,
+        regularize=regularize or (),
+        split=split or (),
+        split_by=split_by and split_by.value,
+        split_depth=split_depth,
+        boundary_class=boundary_class,
+        max_area=max_area,
+        min_confidence=min_confidence,
+        attributes=[one.value for one in attributes or ()],
+        dissolve=dissolve,
+        classes=classes,
+        background=background,
+        class_names=class_names,
+        probabilities=probabilities and each_raster([probabilities], mosaic_overlap, mosaic=mosaic)[0],
+        to_crs=to_crs,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    print_areas("polygons", summary.polygons, summary.hectares)
+    if split:
+        print(f"\n{summary.areas_split:,} areas split into {summary.objects_split:,} objects")
+        if summary.too_large_to_split:
+            from segkit.vector.tracing.splitter import MAX_AREA_PIXELS
+
+            print(f"not split, longer or wider than {MAX_AREA_PIXELS:,} pixels: {summary.too_large_to_split:,}")
+    if regularize:
+        print(f"\nright-angled outlines: {summary.right_angled:,}; ordinary ones: {summary.not_right_angled:,}")
+    count = summary.left_out
+    print(f"\n{count:,} polygon{'s' if count > 1 else ''} left out" if count else "")
+    print(summary.path)
+    emit(summary)
+
+
+@app.command(
+    epilog=examples(
+        "segkit change map_2019.tif map_2024.tif -o change.tif --table change.csv",
+    )
+)
+def change(
+    old: Annotated[Path, typer.Argument(metavar="MAP_OLD", help="Map of class values (.tif).")],
+    new: Annotated[Path, typer.Argument(metavar="MAP_NEW", help="A later map on the same grid.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Map of transitions (.tif).")],
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the hectares of each transition (.csv).")
+    ] = None,
+    mosaic: AsMosaic = False,
+    mosaic_overlap: OfOverlap = None,
+    class_: OverlappingClass = None,
+    class_names: ClassNames = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare two maps: a map of transitions between classes, and their hectares."""
+    from segkit.maps.change import change as run
+
+    before, after = each_raster([old, new], mosaic_overlap, mosaic=mosaic)
+    result = run(
+        before,
+        after,
+        output,
+        class_name=class_,
+        class_names=class_names,
+        table=table,
+        overwrite=overwrite,
+        show_progress=True,
+    )
+    hectares = result.table()
+    rows = [
+        (str(name), *(f"{value:,.2f}" for value in row))
+        for name, row in zip(hectares.index, hectares.to_numpy(), strict=True)
+    ]
+    print_table(("hectares from / to", *map(str, hectares.columns)), rows)
+    if result.unmatched_pixels:
+        print(f"\n{result.unmatched_pixels:,} pixels have data in only one of the maps; they are no data in the result")
+    print(f"\n{result.path}" + ("" if table is None else f"\n{table}"))
+    emit({field.name: getattr(result, field.name) for field in fields(result)} | {"table": table})
 
 
 @app.command(epilog=examples("segkit clean map.tif cleaned.tif --min-area 0.5ha --protect deforestation"))
