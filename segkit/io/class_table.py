@@ -219,11 +219,10 @@ class ClassSelection:
 
     def _raise_if_any(self, missing: set[str]) -> None:
         if missing:
+            found = [f"{one.name} ({one.value})" if one.name != str(one.value) else one.name for one in self._found]
             raise UsageError(
                 f"{self._legend.map_name} has no class {', '.join(sorted(missing))}; it has "
-                + ", ".join(
-                    f"{one.name} ({one.value})" if one.name != str(one.value) else one.name for one in self._found
-                )
+                f"{', '.join(found) or 'no classes'}"
             )
 
 

@@ -125,7 +125,7 @@ def find_class(classes: Sequence[MapClass], alias: str, owner: str) -> int:
     listed = ", ".join(
         name if name == value else f"{name} ({value})" for name, value in zip(names, values, strict=True)
     )
-    raise UsageError(f"{owner} has no class {alias!r}; it has {listed}")
+    raise UsageError(f"{owner} has no class {alias!r}; it has {listed or 'no classes'}")
 
 
 def _check_values(found: Sequence[NewClass]) -> None:

@@ -42,3 +42,8 @@ def test_merged_classes_have_the_value_of_the_first_named_unless_their_name_exis
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         changes.apply(CLASSES, "map.tif")
+
+
+def test_a_map_may_have_no_classes():
+    with pytest.raises(UsageError, match=r"map.tif has no class 'wood'; it has no classes"):
+        ClassChanges({"a": ["wood"]}).apply([], "map.tif")
