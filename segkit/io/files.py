@@ -439,16 +439,16 @@ def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[bool]:
     """
     if sys.platform == "win32":
         yield False
-        return
-    file = folder / LOCK_FILE
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    _lock_descriptors.add(descriptor)
-    try:
-        yield _lock(descriptor, file, shared=shared)
-    finally:
-        if descriptor in _lock_descriptors:  # a forked child has closed it
-            _lock_descriptors.remove(descriptor)
-            os.close(descriptor)
+    else:
+        file = folder / LOCK_FILE
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        _lock_descriptors.add(descriptor)
+        try:
+            yield _lock(descriptor, file, shared=shared)
+        finally:
+            if descriptor in _lock_descriptors:  # a forked child has closed it
+                _lock_descriptors.remove(descriptor)
+                os.close(descriptor)
 
 
 def _temporary_path(parent: Path, name: str) -> Path:

@@ -31,6 +31,6 @@ def test_a_checkpoint_is_whole_or_the_one_before_and_goes_through_no_other_folde
     caught.value.itself = caught.value  # so that it is the garbage collector that frees its traceback
     del caught
     gc.collect()  # crashes Python 3.12.1 if the traceback holds a part of the buffer
-    assert not unraisable
+    assert BufferError not in [each.exc_type for each in unraisable]  # others are of tests before
     assert torch.load(path, weights_only=True) == {"epoch": 2}
     assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
