@@ -220,9 +220,9 @@ class Cache:
 
     def _lock(self, entry: Path) -> str | None:
         """Lock an intact entry against removal; else return what is damaged, "" if the entry does not exist."""
-        if not entry.is_dir():
-            return ""
         try:
+            if not entry.is_dir():
+                return ""
             with ExitStack() as lock:
                 lock.enter_context(lock_folder(entry, shared=True))
                 os.utime(entry)
@@ -230,7 +230,7 @@ class Cache:
                 if damage is None:
                     self._locks.enter_context(lock.pop_all())
                 return damage
-        except OSError:  # it is being removed, or belongs to another user
+        except OSError:  # it is being removed, or it or its folder belongs to another user
             return ""
 
     def _free_space(self, size: int) -> bool:

@@ -291,7 +291,7 @@ def check_folder(path: PathLike, what: str) -> Path:
     Raises
     ------
     UsageError
-        It is a file or a URL, or its parent does not exist.
+        It is a file or a URL, its parent does not exist, or it cannot be written to.
     """
     require_local(path, what)
     folder = Path(path)
@@ -303,6 +303,8 @@ def check_folder(path: PathLike, what: str) -> Path:
         )
     if exists and not is_folder:
         raise UsageError(f"{folder} is a file; name a folder for the {what}")
+    if not os.access(folder if exists else folder.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{folder}{'' if exists else f': its folder {folder.parent}'} is not writable")
     return folder
 
 

@@ -40,7 +40,9 @@ def test_a_missing_folder_is_named_before_the_work(place):
 
 @pytest.fixture
 def nobody():
-    """Be a user without any rights for a while."""
+    """Be a user without any rights for a while, who may not read Python's own files either."""
+    import encodings.utf_8_sig  # noqa: F401 - with which recipes are read
+
     if os.getuid():
         pytest.skip("only root can be another user")
     os.setresuid(NOBODY, NOBODY, 0)
