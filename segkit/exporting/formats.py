@@ -49,7 +49,7 @@ def _write_pt2(
 ) -> None:
     content = io.BytesIO()  # if torch cannot write a file, it ends the process
     torch.export.save(program, content, extra_files={CARD_KEY: json.dumps(metadata[CARD_KEY])})
-    path.write_bytes(content.getbuffer())
+    path.write_bytes(content.getvalue())
 
 
 def _open_pt2(path: Path) -> Graph:
