@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pandas
@@ -319,9 +320,14 @@ def _write_csv(table: pandas.DataFrame, path: Path) -> None:
 def _write_xlsx(table: pandas.DataFrame, path: Path) -> None:
     zones = table.columns[0]
     clean = table.assign(**{zones: table[zones].map(clean_text)}).rename(columns=clean_text)
-    written = io.BytesIO()  # a file that a full disk ends stays open in openpyxl, with a traceback when it is collected
-    with pandas.ExcelWriter(written, engine="openpyxl") as writer:
-        clean.to_excel(writer, sheet_name="areas", index=False, freeze_panes=(1, 1))
+    from openpyxl.writer.excel import ExcelWriter
+
+    written = io.BytesIO()
+    frame_writer = pandas.ExcelWriter(written, engine="openpyxl")
+    clean.to_excel(frame_writer, sheet_name="areas", index=False, freeze_panes=(1, 1))
+    # If a full disk stops it, openpyxl would leave an archive open, with a traceback when it is collected.
+    with ZipFile(written, "w", ZIP_DEFLATED) as archive:
+        ExcelWriter(frame_writer.book, archive).save()
     path.write_bytes(written.getvalue())
 
 

@@ -75,6 +75,6 @@ def test_public_functions_take_old_names(tmp_path, monkeypatch, name, renamed, a
         value = parameters[new].default
         with (
             pytest.warns(DeprecationWarning, match=f"^argument {old}= is now called {new}=$"),
-            pytest.raises((segkit.SegkitError, TypeError), match=r"no such|samples|map\.tif"),
+            pytest.raises((segkit.SegkitError, TypeError), match=r"no such|points|map\.tif"),
         ):
             function(*arguments, **{old: value})
