@@ -272,6 +272,7 @@ def test_multiplications_are_counted():
     assert operations_per_pixel(Model(mixed)) == 3 * 2 * 9
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch, on Python 3.13.0
 def test_a_compiled_network_says_the_same(tmp_path):
     # A few layers in the place of a U-Net: each takes a second to compile.
     model = segmenter(tmp_path)

@@ -14,12 +14,12 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 FAULTS = """
 import os, resource, sys, threading
-import torch
 from segkit.runtime.memory import retain_freed_memory
 
 def work(words):
     if "keep" in words:
         retain_freed_memory()
+    import torch
     rounds = []
     for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -28,6 +28,8 @@ def work(words):
         rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     print(min(rounds), flush=True)
 
+if len(sys.argv) > 2:
+    import torch
 for words in sys.argv[1:]:
     if child := os.fork():
         os.waitpid(child, 0)
@@ -45,7 +47,8 @@ for words in sys.argv[1:]:
 def faults(*ways, **environment):
     """Pages that the system has to hand out to large tensors after others like them: the best of a few rounds.
 
-    Each way is a process of its own, forked from one that has imported torch, which takes most of the time.
+    Each way is a process of its own; several are forked from one that has imported torch, which takes most of the
+    time.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
     command = [sys.executable, "-c", FAULTS, *ways]
