@@ -6,7 +6,7 @@ import colorsys
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,11 +219,15 @@ class ClassSelection:
 
     def _raise_if_any(self, missing: set[str]) -> None:
         if missing:
-            found = [f"{one.name} ({one.value})" if one.name != str(one.value) else one.name for one in self._found]
             raise UsageError(
-                f"{self._legend.map_name} has no class {', '.join(sorted(missing))}; it has "
-                f"{', '.join(found) or 'no classes'}"
+                f"{self._legend.map_name} has no class {', '.join(sorted(missing))}; it has {list_classes(self._found)}"
             )
+
+
+def list_classes(classes: Iterable[MapClass]) -> str:
+    """Return the names of classes, and their values where they are other texts, for messages."""
+    texts = (one.name if one.name == str(one.value) else f"{one.name} ({one.value})" for one in classes)
+    return ", ".join(texts) or "no classes"
 
 
 def map_tags(map_type: str, classes: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from segkit.errors import UsageError
-from segkit.io.class_table import MapClass, parse_color
+from segkit.io.class_table import MapClass, list_classes, parse_color
 from segkit.task.classes import MAX_VALUE
 
 
@@ -122,10 +122,7 @@ def find_class(classes: Sequence[MapClass], alias: str, owner: str) -> int:
     for known in (names, values):
         if alias in known:
             return known.index(alias)
-    listed = ", ".join(
-        name if name == value else f"{name} ({value})" for name, value in zip(names, values, strict=True)
-    )
-    raise UsageError(f"{owner} has no class {alias!r}; it has {listed or 'no classes'}")
+    raise UsageError(f"{owner} has no class {alias!r}; it has {list_classes(classes)}")
 
 
 def _check_values(found: Sequence[NewClass]) -> None:
