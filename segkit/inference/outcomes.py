@@ -11,8 +11,7 @@ from segkit.inference.scene_files import PredictionFiles
 from segkit.inference.summary import Summary
 from segkit.io.paths import PathLike
 from segkit.io.unreadable import UnreadableGround
-
-_MAX_LISTED_SCENES = 3  # in a warning
+from segkit.runtime.tables import list_some
 
 
 def summaries_or_raise(
@@ -43,13 +42,10 @@ def summaries_or_raise(
 
 
 def _warn_empty(scenes: Sequence[str], aoi: PathLike | None) -> None:
-    listed = ", ".join(scenes[:_MAX_LISTED_SCENES])
-    if len(scenes) > _MAX_LISTED_SCENES:
-        listed += f" and {len(scenes) - _MAX_LISTED_SCENES} more"
     where = "" if aoi is None else f" inside {aoi}"
     warnings.warn(
         f"{len(scenes)} scene{'s' * (len(scenes) > 1)} without valid pixels{where}, so the map is all no data: "
-        f"{listed}; check the no-data value and the mask of the files",
+        f"{list_some(scenes)}; check the no-data value and the mask of the files",
         stacklevel=6,
     )
 

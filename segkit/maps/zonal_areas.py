@@ -30,6 +30,7 @@ from segkit.io.raster import open_raster
 from segkit.maps.class_map import ClassMap, open_class_map
 from segkit.maps.probabilities import ClassProbabilities, open_probabilities
 from segkit.runtime.progress import progress
+from segkit.runtime.tables import list_some
 
 _BLOCK_PX = 1024
 _ROUNDING = 1e-6  # of a zone's area: how well the areas of pixels are known
@@ -292,9 +293,8 @@ def _warn(found: ZonalAreas) -> None:
     ):
         names = [found.zones[index] for index in np.flatnonzero(which)]
         if names:
-            more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
             count = f"{len(names)} of {len(found.zones)} zones"
-            warnings.warn(f"{count} are {what}: {', '.join(names[:_MAX_LISTED])}{more}", stacklevel=3)
+            warnings.warn(f"{count} are {what}: {list_some(names, _MAX_LISTED)}", stacklevel=3)
 
 
 def _check_table(output: PathLike, *, overwrite: bool) -> Path:
